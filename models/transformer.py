@@ -1,0 +1,247 @@
+"""One decoder family: tokens -> hidden states -> logits, with keys and values going in and coming out.
+
+Flax linen declares the parameters and names their axes; all else is functions of (config, params, arrays):
+
+    init_params, parameter_axes     the parameters, and their logical axes for sharding
+    forward                         whole sequences, layers scanned: prompts, completions after a prompt, supervised text
+    split_layers, decode            one token at a time, one cache array per layer
+    unembed                         hidden states -> logits, for as few positions as the caller needs
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from rl_reason.models.attention import KeyValues, apply_rope, attention, rope_tables, visible
+from rl_reason.models.config import ModelConfig
+from rl_reason.types import Params
+
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,  # Keep every activation: fastest, largest.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # Keep the matrix products, recompute the rest.
+    "full": jax.checkpoint_policies.nothing_saveable,  # Keep only each layer's input: slowest, smallest.
+}
+
+
+def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], config: ModelConfig) -> Float[Array, "... D"]:
+  """x / rms(x) * scale (Zhang & Sennrich 2019, arXiv:1910.07467), in float32."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_eps)
+  scale = scale.astype(jnp.float32)
+  return (y * (1.0 + scale if config.norm_plus_one else scale)).astype(x.dtype)
+
+
+class Block(nn.Module):
+  """One layer: pre-norm attention and a gated feed-forward block (Shazeer 2020, arXiv:2002.05202)."""
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Float[Array, "B T E"],
+      per_layer: tuple[Bool[Array, ""], Sequence[tuple[Array, Array]]],
+      rope: Float[Array, "2 2 B T D/2"],
+      masks: Sequence[Bool[Array, "2 N G T S"]],
+  ) -> tuple[Float[Array, "B T E"], tuple[Array, Array]]:
+    """Args:
+      x: the residual stream.
+      per_layer: (is this layer local, [(k, v), ...] of earlier tokens).
+      rope: tables of x's own positions (attention.rope_tables).
+      masks: per part, earlier ones first and x's own last: what global [0] and local [1] layers may see.
+
+    Returns: the residual stream and this layer's (k, v) of x's own tokens.
+    """
+    c = self.config
+    is_local, past = per_layer
+    kind = jnp.asarray(is_local, jnp.int32)
+
+    def weight(name, shape, axes, fan_in):
+      init = nn.with_logical_partitioning(nn.initializers.normal(fan_in ** -0.5), axes)
+      return self.param(name, init, shape).astype(x.dtype)
+
+    def bias(name, shape, axes):
+      return self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape).astype(x.dtype)
+
+    def norm(name, x, size=None, axis="embed"):
+      init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
+      return rms_norm(x, self.param(name, nn.with_logical_partitioning(init, (axis,)), (size or c.width,)), c)
+
+    heads = (("q", c.num_heads, "heads"), ("k", c.num_kv_heads, "kv_heads"), ("v", c.num_kv_heads, "kv_heads"))
+    h = norm("attention_norm", x)
+    qkv = []
+    for name, count, axis in heads:
+      y = jnp.einsum("bte,ehd->bthd", h, weight(name, (c.width, count, c.head_dim), ("embed", axis, "head_dim"), c.width))
+      if c.qkv_bias:
+        y += bias(f"{name}_bias", (count, c.head_dim), (axis, "head_dim"))
+      qkv.append(nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim")))
+    q, k, v = qkv
+    if c.qk_norm:
+      q, k = norm("q_norm", q, c.head_dim, "head_dim"), norm("k_norm", k, c.head_dim, "head_dim")
+    q, k = apply_rope(q, rope[kind]), apply_rope(k, rope[kind])
+    parts = [(*kv, mask[kind]) for kv, mask in zip((*past, (k, v)), masks, strict=True)]
+    h = attention(q, parts, scale=c.query_scale, softcap=c.attention_softcap)
+    o = weight("o", (c.num_heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), c.num_heads * c.head_dim)
+    h = jnp.einsum("bthd,hde->bte", h, o)
+    if c.output_bias:
+      h += bias("o_bias", (c.width,), ("embed",))
+    x += norm("attention_post_norm", h) if c.post_norms else h
+
+    h = norm("mlp_norm", x)
+    gate = h @ weight("gate", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width)
+    up = h @ weight("up", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width)
+    if c.mlp_bias:
+      gate += bias("gate_bias", (c.mlp_hidden,), ("mlp",))
+      up += bias("up_bias", (c.mlp_hidden,), ("mlp",))
+    h = (nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)) * up
+    h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
+    h = h @ weight("down", (c.mlp_hidden, c.width), ("mlp", "embed"), c.mlp_hidden)
+    if c.mlp_bias:
+      h += bias("down_bias", (c.width,), ("embed",))
+    x += norm("mlp_post_norm", h) if c.post_norms else h
+    return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), (k, v)
+
+
+class Transformer(nn.Module):
+  """Declares every parameter of the model. `forward` and `unembed` below are its entrances."""
+  config: ModelConfig
+  remat: str = "none"
+
+  def setup(self):
+    c = self.config
+    table = nn.with_logical_partitioning(nn.initializers.normal(c.width ** -0.5), ("vocab", "embed"))
+    self.embedding = self.param("embedding", table, (c.vocab_size, c.width))
+    if not c.tied_embeddings:
+      self.unembedding = self.param("unembedding", table, (c.vocab_size, c.width))
+    init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
+    self.final_norm = self.param("final_norm", nn.with_logical_partitioning(init, ("embed",)), (c.width,))
+    block = Block
+    if self.remat != "none":
+      block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
+    self.layers = nn.scan(
+        block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
+        in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"})(c)
+
+  def embed(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T E"]:
+    x = jnp.take(self.embedding, tokens, axis=0).astype(dtype) * self.config.embedding_scale
+    return nn.with_logical_constraint(x.astype(dtype), ("batch", "length", "embed_activation"))
+
+  def __call__(self, tokens, positions, valid, prefix, dtype):
+    c = self.config
+    keys = [(positions, valid)] if prefix is None else [(prefix.positions, prefix.valid), (positions, valid)]
+    masks = [_masks(c, positions, *key) for key in keys]
+    past = () if prefix is None else ((prefix.k, prefix.v),)
+    per_layer = (jnp.asarray(c.layer_is_local), past)
+    x, (k, v) = self.layers(self.embed(tokens, dtype), per_layer, rope_tables(c, positions), masks)
+    return rms_norm(x, self.final_norm, c), KeyValues(k, v, positions, valid)
+
+  def normalise(self, x):
+    return rms_norm(x, self.final_norm, self.config)
+
+  def unembed(self, hidden):
+    c = self.config
+    table = self.embedding if c.tied_embeddings else self.unembedding
+    logits = jnp.einsum("...e,ve->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+
+
+def _masks(config: ModelConfig, query_positions, key_positions, key_valid) -> Bool[Array, "2 N G T S"]:
+  everything = visible(query_positions, key_positions, key_valid)
+  if config.sliding_window is None:
+    return jnp.stack([everything, everything])
+  return jnp.stack([everything, visible(query_positions, key_positions, key_valid, config.sliding_window)])
+
+
+def _init(config: ModelConfig, key: PRNGKeyArray):
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  return Transformer(config).init(key, tokens, tokens, tokens == 0, None, jnp.float32)["params"]
+
+
+def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
+  """Random float32 parameters: normal, variance 1 / fan-in; norms one, biases zero. Layers are stacked on axis 0."""
+  return nn.meta.unbox(_init(config, key))
+
+
+def abstract_params(config: ModelConfig) -> Params:
+  """The parameters' shapes and dtypes, without computing them."""
+  return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
+def parameter_axes(config: ModelConfig) -> Params:
+  """Per parameter, a PartitionSpec of logical axis names: layers, vocab, embed, heads, kv_heads, head_dim, mlp."""
+  return nn.get_partition_spec(jax.eval_shape(functools.partial(_init, config), jax.random.key(0)))
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    prefix: KeyValues | None = None,
+    *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> tuple[Float[Array, "B T E"], KeyValues]:
+  """Runs whole right-padded sequences through the model.
+
+  Args:
+    tokens: row b holds `lengths[b]` real tokens; the rest may be anything.
+    prefix: keys and values that come before, from an earlier call: N rows, of which each serves B / N adjacent rows.
+      Positions go on where the prefix's real tokens end. None: the sequences start here.
+    dtype: of the computation; the softmax, norms and logits stay float32.
+    remat: what the backward pass recomputes, a key of REMAT_POLICIES.
+
+  Returns: (hidden states after the final norm, keys and values of these tokens for all layers).
+  """
+  start = jnp.zeros((), jnp.int32) if prefix is None else _repeat(prefix.valid.sum(1), tokens.shape[0])[:, None]
+  positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
+  return Transformer(config, remat).apply({"params": params}, tokens, positions, valid, prefix, dtype)
+
+
+def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
+  """Logits in float32, soft-capped where the model says so."""
+  return Transformer(config).apply({"params": params}, hidden, method="unembed")
+
+
+def split_layers(config: ModelConfig, params: Params) -> list[Params]:
+  """Per layer, its own parameter arrays: a decode loop would otherwise slice the stacked ones at every token."""
+  return [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(config.num_layers)]
+
+
+def decode(
+    config: ModelConfig,
+    params: Params,
+    layers: Sequence[Params],
+    tokens: Int[Array, "B"],
+    positions: Int[Array, "B"],
+    past: Sequence[Sequence[tuple[Array, Array]]],
+    past_keys: Sequence[tuple[Int[Array, "N S"], Bool[Array, "N S"]]],
+    *, dtype: jnp.dtype = jnp.float32,
+) -> tuple[Float[Array, "B E"], list[tuple[Float[Array, "B 1 K D"], Float[Array, "B 1 K D"]]]]:
+  """One more token for each of B sequences.
+
+  Args:
+    layers: from split_layers.
+    tokens, positions: the token to read and where it stands in its sequence.
+    past: per layer, the (k, v) of each stretch of earlier tokens.
+    past_keys: per stretch, its (positions, valid); the same for all layers.
+
+  Returns: (hidden states after the final norm, per layer the (k, v) to append to the cache).
+  """
+  apply = functools.partial(Transformer(config).apply, {"params": params})
+  positions = positions[:, None]
+  keys = (*past_keys, (positions, jnp.ones_like(positions, bool)))
+  masks = [_masks(config, positions, *key) for key in keys]
+  rope = rope_tables(config, positions)
+  x, new = apply(tokens[:, None], dtype, method="embed"), []
+  for layer, is_local, layer_past in zip(layers, config.layer_is_local, past, strict=True):
+    x, kv = Block(config).apply({"params": layer}, x, (is_local, layer_past), rope, masks)
+    new.append(kv)
+  return apply(x[:, 0], method="normalise"), new
+
+
+def _repeat(x: Array, rows: int) -> Array:
+  return jnp.repeat(x, rows // x.shape[0], axis=0)
