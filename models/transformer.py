@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rl_reason.models.attention import KeyValues, apply_rope, attention, rope_tables, visible
 from rl_reason.models.config import ModelConfig
+from rl_reason.sharding import constrain
 from rl_reason.types import Params
 
 REMAT_POLICIES: dict[str, Any] = {
@@ -78,7 +79,7 @@ class Block(nn.Module):
       y = jnp.einsum("bte,ehd->bthd", h, weight(name, (c.width, count, c.head_dim), ("embed", axis, "head_dim"), c.width))
       if c.qkv_bias:
         y += bias(f"{name}_bias", (count, c.head_dim), (axis, "head_dim"))
-      qkv.append(nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim")))
+      qkv.append(constrain(y, ("batch", "length", axis, "head_dim")))
     q, k, v = qkv
     if c.qk_norm:
       q, k = norm("q_norm", q, c.head_dim, "head_dim"), norm("k_norm", k, c.head_dim, "head_dim")
@@ -98,12 +99,12 @@ class Block(nn.Module):
       gate += bias("gate_bias", (c.mlp_hidden,), ("mlp",))
       up += bias("up_bias", (c.mlp_hidden,), ("mlp",))
     h = (nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)) * up
-    h = nn.with_logical_constraint(h, ("batch", "length", "mlp"))
+    h = constrain(h, ("batch", "length", "mlp"))
     h = h @ weight("down", (c.mlp_hidden, c.width), ("mlp", "embed"), c.mlp_hidden)
     if c.mlp_bias:
       h += bias("down_bias", (c.width,), ("embed",))
     x += norm("mlp_post_norm", h) if c.post_norms else h
-    return nn.with_logical_constraint(x, ("batch", "length", "embed_activation")), (k, v)
+    return constrain(x, ("batch", "length", "embed_activation")), (k, v)
 
 
 class Transformer(nn.Module):
@@ -127,8 +128,10 @@ class Transformer(nn.Module):
         in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"})(c)
 
   def embed(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T E"]:
-    x = jnp.take(self.embedding, tokens, axis=0).astype(dtype) * self.config.embedding_scale
-    return nn.with_logical_constraint(x.astype(dtype), ("batch", "length", "embed_activation"))
+    # Whole rows first: a gather from a table split over its columns would be replicated and split again.
+    table = constrain(self.embedding, ("vocab", "embed_activation"))
+    x = jnp.take(table, tokens, axis=0).astype(dtype) * self.config.embedding_scale
+    return constrain(x.astype(dtype), ("batch", "length", "embed_activation"))
 
   def __call__(self, tokens, positions, valid, prefix, dtype):
     c = self.config

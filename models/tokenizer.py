@@ -1,0 +1,329 @@
+"""Text to token ids and back: one protocol, a character tokenizer, and the tokenizers of pretrained models."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+
+from rl_reason.models import tokenizer_files
+from rl_reason.types import Message
+
+# Unicode noncharacters, never part of a text: they mark tokens while a prompt is put together.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_NOT_TEXT = re.compile(f"[\ud800-\udfff{_OPEN}{_CLOSE}]")
+
+
+class Tokenizer(Protocol):
+  """What the rest of the library asks of a tokenizer.
+
+  Half a surrogate pair, as broken JSON escapes give, is no text and is read as U+FFFD (the character tokenizer refuses
+  it like any character that it does not know).
+  """
+
+  @property
+  def vocab_size(self) -> int:
+    """Every id is below it."""
+
+  @property
+  def eos_id(self) -> int:
+    """Written after a completion that is to be imitated; also the first of `stop_ids`."""
+
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    """The ids that end a completion when sampled: end of sequence and, for chat models, end of turn."""
+
+  @property
+  def pad_id(self) -> int:
+    """Any valid id, possibly eos_id: masks are made from lengths, never from ids."""
+
+  def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    """Ids of a text, with nothing added at either end.
+
+    allow_special: read "<|im_end|>" and its like as control tokens. Otherwise they are spelt out in ordinary tokens, so
+      that neither a user nor the policy can write a control token with text.
+    """
+
+  def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+    """Ids that a completion continues.
+
+    Text is encoded as it is, control tokens written in it included (its author may have filled in a template), after
+    the model's begin-of-sequence token if it expects one and the text lacks it. Messages go through the chat template
+    up to where the assistant speaks: control tokens of the template count, those in messages are spelt out.
+    """
+
+  def render_prompt(self, prompt: str | Sequence[Message]) -> str:
+    """The text that `encode_prompt` reads, without a begin-of-sequence token that it adds."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of ids: special and stop tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+
+  def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+    """`decode` for many sequences at once, in parallel where the tokenizer can."""
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """Writes a directory that `load` and transformers.AutoTokenizer read."""
+
+
+def load(path: str | os.PathLike, *, chat_template: str | None = None,
+         template_arguments: Mapping[str, Any] | None = None) -> "CharacterTokenizer | PretrainedTokenizer":
+  """Reads the tokenizer of a pretrained model, or one that `save` wrote.
+
+  Args:
+    path: a Hugging Face directory or a GGUF file.
+    chat_template: Jinja source to use instead of the model's own, or the name of one of the model's several.
+    template_arguments: more variables for the template, e.g. {"enable_thinking": False}. A template that prints today's
+      date makes a run unrepeatable: such templates take the date as an argument too (Llama 3: {"date_string": ...}).
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    characters = tokenizer_files.read_json(path / "tokenizer_config.json").get("characters")
+    if isinstance(characters, str):
+      return CharacterTokenizer(characters)
+    files = tokenizer_files.read_directory(path)
+  elif not path.is_file():
+    raise FileNotFoundError(f"No tokenizer at {path}: give a Hugging Face directory or a GGUF file.")
+  else:
+    with open(path, "rb") as file:
+      if file.read(4) != b"GGUF":
+        raise ValueError(f"{path} is not a GGUF file: give one, or the Hugging Face directory (not a file in it).")
+    files = tokenizer_files.read_gguf(path)
+  if chat_template is None and files.chat_templates:
+    if "default" not in files.chat_templates:
+      raise ValueError(f"{path} has several chat templates, none of them the default: choose one with chat_template="
+                       f" from {', '.join(sorted(files.chat_templates))}.")
+    chat_template = "default"
+  return PretrainedTokenizer(files, files.chat_templates.get(chat_template, chat_template), template_arguments or {},
+                             str(path))
+
+
+class CharacterTokenizer:
+  """One id per character, in the order given, after id 0 for end of sequence, which also pads: for small tasks."""
+  EOS = "<eos>"
+
+  def __init__(self, characters: str):
+    repeated = sorted({c for c in characters if characters.count(c) > 1})
+    if not characters or repeated or _NOT_TEXT.search(characters):
+      raise ValueError(f"characters must be some distinct characters of text, got {characters!r}"
+                       + (f", where {repeated[0]!r} comes twice." if repeated else "."))
+    self.characters = characters
+    self.vocab_size = len(characters) + 1
+    self.eos_id = self.pad_id = 0
+    self.stop_ids = (0,)
+    self._ids = {character: i for i, character in enumerate(characters, 1)}
+
+  def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    if allow_special and self.EOS in text:
+      first, *rest = (self.encode(part) for part in text.split(self.EOS))
+      return first + [i for part in rest for i in (self.eos_id, *part)]
+    try:
+      return [self._ids[character] for character in text]
+    except KeyError as error:
+      place = text.index(error.args[0])
+      raise ValueError(f"Character {error.args[0]!r} at position {place} of {text[max(0, place - 20):place + 20]!r} has"
+                       f" no id: the tokenizer knows {self.characters!r}. Add it to CharacterTokenizer(characters=...),"
+                       " or keep it out of the task.") from None
+
+  def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+    return self.encode(self.render_prompt(prompt), allow_special=True)
+
+  def render_prompt(self, prompt: str | Sequence[Message]) -> str:
+    if not isinstance(prompt, str):
+      raise ValueError(f"A character tokenizer has no chat template for the messages {_roles(prompt)}: make the task's"
+                       " prompt a text.")
+    return prompt
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return "".join(self.characters[i - 1] for i in _checked(ids, self.vocab_size) if i)
+
+  def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+    return [self.decode(ids) for ids in batch]
+
+  def save(self, directory: str | os.PathLike) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({self.EOS: 0, **self._ids}))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    backend.add_special_tokens([self.EOS])
+    config = {"eos_token": self.EOS, "pad_token": self.EOS, "characters": self.characters}
+    tokenizer_files.write_directory(pathlib.Path(directory), backend, config, self.stop_ids, self.pad_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedTokenizer:
+  """A model's own tokenizer, run by the `tokenizers` library; `load` makes it.
+
+  files: what the model's files say.
+  chat_template: Jinja source, or None for models that were never taught to chat.
+  template_arguments: further variables of the template.
+  source: where it was read, for error messages.
+  """
+  files: tokenizer_files.TokenizerFiles
+  chat_template: str | None = None
+  template_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  source: str = "the tokenizer"
+
+  @property
+  def vocab_size(self) -> int:
+    return self.files.vocab_size
+
+  @functools.cached_property
+  def eos_id(self) -> int:
+    return self.files.backend.token_to_id(self.files.named_tokens["eos_token"])
+
+  @functools.cached_property
+  def pad_id(self) -> int:
+    pad = self.files.named_tokens.get("pad_token")
+    return self.eos_id if pad is None else self.files.backend.token_to_id(pad)
+
+  @functools.cached_property
+  def stop_ids(self) -> tuple[int, ...]:
+    """What the files say, and the token that the chat template writes after an assistant's message."""
+    ids = list(self.files.stop_ids)
+    if self.chat_template is not None:
+      answer = "the assistant's answer"
+      try:
+        chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+        text = self._render(chat, add_generation_prompt=False)
+      except ValueError:  # Raised again for the first real messages; text prompts do not need the template.
+        text = ""
+      after = text.partition(answer)[2].lstrip()
+      added = self.files.backend.get_added_tokens_decoder()
+      ids += sorted((i for i, token in added.items() if after.startswith(token.content)),
+                    key=lambda i: len(added[i].content))[-1:]
+    return tuple(dict.fromkeys(ids))
+
+  def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    text = _NOT_TEXT.sub("\ufffd", text)
+    safe = allow_special or not self._may_hold_control(text)
+    return (self.files.backend if safe else self._guarded).encode(text, add_special_tokens=False).ids
+
+  def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+    if isinstance(prompt, str):
+      ids = self.encode(prompt, allow_special=True)
+      bos_id = self.files.backend.token_to_id(self.files.named_tokens["bos_token"]) if self.files.adds_bos else None
+      return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
+    if not any(map(self._may_hold_control, _strings(prompt))):
+      return self.encode(self._render(prompt), allow_special=True)
+    # The messages' own control tokens are marked, rendered and unmarked; the template's get the spelling of _guarded.
+    def mark(text: str) -> str:
+      return self._control.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", _NOT_TEXT.sub("\ufffd", text))
+    def swap(match: re.Match) -> str:
+      return match[1] or (f"{_OPEN}{match[2]}{_CLOSE}" if match[2] else "")
+    control, text = self._control.pattern, self._render(_map_strings(prompt, mark))
+    text = re.sub(f"{_OPEN}({control}){_CLOSE}|({control})|[{_OPEN}{_CLOSE}]", swap, text)
+    return self._guarded.encode(text, add_special_tokens=False).ids
+
+  def render_prompt(self, prompt: str | Sequence[Message]) -> str:
+    def clean(text: str) -> str:
+      return _NOT_TEXT.sub("\ufffd", text)
+    return clean(prompt) if isinstance(prompt, str) else self._render(_map_strings(prompt, clean))
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self.files.backend.decode(self._visible(ids), skip_special_tokens=True)
+
+  def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+    return self.files.backend.decode_batch([self._visible(ids) for ids in batch], skip_special_tokens=True)
+
+  def save(self, directory: str | os.PathLike) -> None:
+    config = {**self.files.named_tokens, "add_bos_token": self.files.adds_bos}
+    if self.chat_template is not None:
+      config["chat_template"] = self.chat_template
+    tokenizer_files.write_directory(pathlib.Path(directory), self.files.backend, config, self.stop_ids, self.pad_id)
+
+  def _visible(self, ids: Sequence[int]) -> list[int]:
+    ids = _checked(ids, self.vocab_size)
+    return [i for i in ids if i not in self._plain_stop_ids] if self._plain_stop_ids else ids
+
+  @functools.cached_property
+  def _plain_stop_ids(self) -> frozenset[int]:
+    """Stop ids that the backend does not call special, and would therefore print."""
+    added = self.files.backend.get_added_tokens_decoder()
+    return frozenset(i for i in self.stop_ids if not (i in added and added[i].special))
+
+  @functools.cached_property
+  def _control_tokens(self) -> tuple[str, ...]:
+    """What text must not be able to write: special and stop tokens, and turn marks that are not called special
+    (DeepSeek's <｜User｜>). Others, such as <think> and <tool_call>, are for the policy and the user to write."""
+    stop = {self.files.backend.id_to_token(i) for i in self.stop_ids}
+    return tuple(token.content for token in self.files.backend.get_added_tokens_decoder().values()
+                 if token.special or token.content in stop or token.content.startswith(("<|", "<｜")))
+
+  @functools.cached_property
+  def _control(self) -> re.Pattern:
+    longest_first = sorted(self._control_tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+  def _may_hold_control(self, text: str) -> bool:
+    return bool(self._control.search(text)) or self._matches_normalised
+
+  @functools.cached_property
+  def _matches_normalised(self) -> bool:
+    """Some control token is looked for after normalisation, which could make it out of other characters."""
+    added = self.files.backend.get_added_tokens_decoder().values()
+    return any(token.normalized and token.content in self._control_tokens for token in added)
+
+  @functools.cached_property
+  def _guarded(self) -> tokenizers.Tokenizer:
+    """The same tokenizer with its control tokens spelt between noncharacters, where no text can reach them."""
+    names = {token: f"{_OPEN}{token}{_CLOSE}" for token in self._control_tokens}
+    state = json.loads(self.files.backend.to_str())
+    for token in state["added_tokens"]:
+      token["content"] = names.get(token["content"], token["content"])
+    model, vocab = state["model"], state["model"]["vocab"]
+    if isinstance(vocab, dict):
+      model["vocab"] = {names.get(token, token): i for token, i in vocab.items()}
+    else:  # Unigram: pairs of token and score, in the order of ids.
+      model["vocab"] = [[names.get(token, token), score] for token, score in vocab]
+    if model.get("unk_token") is not None:
+      model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    state["post_processor"] = None
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+  def _render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    if self.chat_template is None:
+      raise ValueError(f"{self.source} has no chat template for the messages {_roles(messages)}. Give one with"
+                       " load(..., chat_template=...), use the instruct model's files, or make the prompt a text.")
+    if not messages:
+      raise ValueError("A prompt of messages needs at least one message, got none.")
+    variables = {"tools": None, "documents": None, **self.files.named_tokens, **self.template_arguments}
+    try:
+      return tokenizer_files.compile_template(self.chat_template).render(
+          **variables, messages=_map_strings(messages, str), add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # The template is a program from a file: it may fail in any way.
+      raise ValueError(f"The chat template of {self.source} fails on the messages {_roles(messages)}:"
+                       f" {type(error).__name__}: {error}. Change the messages to what it accepts, or give another with"
+                       " load(..., chat_template=...).") from error
+
+
+def _strings(value: Any) -> list[str]:
+  found = []
+  _map_strings(value, lambda text: found.append(text) or text)
+  return found
+
+
+def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
+  """A copy in plain dicts and lists with `function` applied to every string but the keys."""
+  if isinstance(value, str):
+    return function(value)
+  if isinstance(value, Mapping):
+    return {key: _map_strings(each, function) for key, each in value.items()}
+  return [_map_strings(each, function) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _roles(messages: Sequence[Message]) -> str:
+  return repr([message.get("role") if isinstance(message, Mapping) else message for message in messages])
+
+
+def _checked(ids: Sequence[int], vocab_size: int) -> list[int]:
+  ids = np.asarray(ids, np.int64 if len(ids) == 0 else None)
+  if ids.size and not (0 <= ids.min() and ids.max() < vocab_size):
+    wrong = next(i for i in ids.tolist() if not 0 <= i < vocab_size)
+    raise ValueError(f"Token id {wrong} is outside the tokenizer's 0 ... {vocab_size - 1}: the ids come from a model"
+                     " with another vocabulary, or include padding. Load the model's tokenizer, and cut at the length.")
+  return ids.tolist()

@@ -1,0 +1,307 @@
+"""Tokenizers as other libraries store them: Hugging Face directories, the metadata of GGUF files, chat templates."""
+
+import collections
+from collections.abc import Mapping, Sequence
+import dataclasses
+import datetime
+import functools
+import json
+import pathlib
+from typing import Any
+
+import gguf
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+
+NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFiles:
+  """What a tokenizer's files say, in whichever format.
+
+  backend: the `tokenizers` object; truncation and padding are off.
+  named_tokens: the texts of bos_token, eos_token, pad_token, unk_token, as far as the model has them; eos_token always.
+  stop_ids: the ids that the files call ends of a completion, eos first.
+  adds_bos: whether plain text is preceded by bos_token.
+  chat_templates: Jinja sources by name; the usual one is "default".
+  vocab_size: the model's, where it is known: often more than the tokenizer's, as embeddings are padded.
+  """
+  backend: tokenizers.Tokenizer
+  named_tokens: Mapping[str, str]
+  stop_ids: tuple[int, ...]
+  adds_bos: bool
+  chat_templates: Mapping[str, str]
+  vocab_size: int
+
+
+def read_directory(path: pathlib.Path) -> TokenizerFiles:
+  """Reads tokenizer.json and, where they exist, tokenizer_config.json, special_tokens_map.json, generation_config.json,
+  config.json and chat_template.jinja (which wins over a template in tokenizer_config.json).
+
+  An explicit add_bos_token wins over the post-processor of tokenizer.json, as in the model classes of transformers 4;
+  transformers 5 reads the post-processor alone.
+  """
+  file = path / "tokenizer.json"
+  if not file.is_file():
+    raise FileNotFoundError(
+        f"{path} holds no tokenizer.json. Where only tokenizer.model or vocab.json exist, write one with transformers:"
+        " AutoTokenizer.from_pretrained(directory).save_pretrained(directory).")
+  try:
+    backend = tokenizers.Tokenizer.from_file(str(file))
+  except Exception as error:  # The library raises nothing narrower.
+    raise ValueError(f"{file} cannot be read by tokenizers {tokenizers.__version__}: {error}. It may be cut off (fetch"
+                     " it again) or need a newer tokenizers.") from error
+  backend.no_truncation()  # Files may carry the settings of a training run, and would cut prompts silently.
+  backend.no_padding()
+  config, special_map, generation, model = (
+      read_json(path / name)
+      for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"))
+
+  named = {}
+  for name in NAMED_TOKENS:
+    token = config.get(name, special_map.get(name))
+    token = token["content"] if isinstance(token, Mapping) else token
+    if token is not None and backend.token_to_id(token) is not None:
+      named[name] = token
+  stop_ids = generation.get("eos_token_id", model.get("eos_token_id"))
+  stop_ids = [] if stop_ids is None else [stop_ids] if isinstance(stop_ids, int) else list(stop_ids)
+  named, stop_ids = _with_eos(backend, named, stop_ids, path)
+
+  templates = config.get("chat_template") or {}
+  if isinstance(templates, str):
+    templates = {"default": templates}
+  elif isinstance(templates, Sequence):
+    templates = {each["name"]: each["template"] for each in templates}
+  if (path / "chat_template.jinja").is_file():
+    templates = {**templates, "default": (path / "chat_template.jinja").read_text(encoding="utf-8")}
+
+  bos_id = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
+  processor_adds = bos_id is not None and backend.encode("", add_special_tokens=True).ids[:1] == [bos_id]
+  adds_bos = config.get("add_bos_token")
+  adds_bos = processor_adds if adds_bos is None or bos_id is None else adds_bos
+  if adds_bos != processor_adds:
+    backend.post_processor = _post_processor(named.get("bos_token"), bos_id, adds_bos)
+  model_vocab = model.get("vocab_size") or model.get("text_config", {}).get("vocab_size") or 0
+  vocab_size = max(1 + max(backend.get_vocab(with_added_tokens=True).values()), model_vocab)
+  return TokenizerFiles(backend, named, stop_ids, adds_bos, templates, vocab_size)
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+  """{} where there is no such file."""
+  if not file.is_file():
+    return {}
+  try:
+    return json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{file} is not JSON: {error}. Fetch it again.") from error
+
+
+def _with_eos(backend, named: dict[str, str], stop_ids: list[int], path) -> tuple[dict[str, str], tuple[int, ...]]:
+  """Names eos_token after the first stop id if nothing else does, and puts it first among the stop ids."""
+  for token_id in stop_ids:
+    if backend.id_to_token(token_id) is None:
+      raise ValueError(f"{path} says that id {token_id} ends a completion, but its tokenizer has no such id. Correct"
+                       " eos_token_id in generation_config.json (or config.json) there.")
+  if "eos_token" not in named:
+    if not stop_ids:
+      raise ValueError(f"{path} names no end-of-sequence token, so no completion would ever end. Set eos_token in its"
+                       " tokenizer_config.json to a token of its vocabulary.")
+    named["eos_token"] = backend.id_to_token(stop_ids[0])
+  return named, tuple(dict.fromkeys([backend.token_to_id(named["eos_token"]), *stop_ids]))
+
+
+def _post_processor(bos_token: str | None, bos_id: int | None, adds_bos: bool):
+  """So that a saved tokenizer.json adds BOS in other libraries exactly where this one does."""
+  if not adds_bos:
+    return processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+  return processors.TemplateProcessing(
+      single=f"{bos_token}:0 $A:0", pair=f"{bos_token}:0 $A:0 {bos_token}:1 $B:1", special_tokens=[(bos_token, bos_id)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _PreTokenizer:
+  """How a byte-level BPE cuts text into words before merging.
+
+  splits: regular expressions, each applied to the pieces that the previous ones left.
+  ignore_merges: a word that is a token is taken whole, even where no merges lead to it.
+  adds_bos: where the file does not say.
+  nfc: text is brought to Unicode's composed form first.
+  """
+  splits: tuple[str, ...]
+  ignore_merges: bool = False
+  adds_bos: bool = False
+  nfc: bool = False
+
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+           r"|\s+(?!\S)|\s+")
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+           r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+_DEEPSEEK3 = (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
+              r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+              r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+# tokenizer.ggml.pre -> the pre-tokenizer of that model's own tokenizer.json. "default" is what llama.cpp applies to
+# files from before the field existed.
+PRE_TOKENIZERS = {
+    "default": _PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "gpt-2": _PreTokenizer((_GPT2,)),
+    "phi-2": _PreTokenizer((_GPT2,)),
+    "smollm": _PreTokenizer((r"\p{N}", _GPT2)),
+    "starcoder": _PreTokenizer((r"\p{N}", _GPT2)),
+    "refact": _PreTokenizer((r"\p{N}", _GPT2)),
+    "llama-bpe": _PreTokenizer((_LLAMA3,), ignore_merges=True, adds_bos=True),
+    "smaug-bpe": _PreTokenizer((_LLAMA3,)),
+    "dbrx": _PreTokenizer((_LLAMA3,)),
+    "qwen2": _PreTokenizer((_QWEN2,), nfc=True),
+    "deepseek-r1-qwen": _PreTokenizer((_QWEN2,)),
+    "deepseek-v3": _PreTokenizer(_DEEPSEEK3),
+    "tekken": _PreTokenizer((_TEKKEN,), ignore_merges=True, adds_bos=True),
+}
+
+
+def read_gguf(path: pathlib.Path) -> TokenizerFiles:
+  """Reads the tokenizer out of a GGUF file: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
+  try:
+    fields = gguf.GGUFReader(path).fields
+  except Exception as error:  # A damaged file fails anywhere in the library.
+    raise ValueError(f"{path} cannot be read as GGUF: {error}. It may be cut off: fetch it again.") from error
+  def get(key, default=None):
+    return fields[f"tokenizer.{key}"].contents() if f"tokenizer.{key}" in fields else default
+  kind, tokens = get("ggml.model"), get("ggml.tokens")
+  if tokens is None:
+    raise ValueError(f"{path} holds no tokenizer (no tokenizer.ggml.tokens). Load the model's Hugging Face directory.")
+  if kind not in ("gpt2", "llama"):
+    raise ValueError(f"{path} has a tokenizer of kind {kind!r}; gpt2 (byte-level BPE) and llama (SentencePiece BPE) are"
+                     " read. Load the model's Hugging Face directory instead.")
+  if len(set(tokens)) < len(tokens):
+    repeated = collections.Counter(tokens).most_common(1)[0][0]
+    raise ValueError(f"{path} lists the token {repeated!r} twice, so its ids are ambiguous. Load the model's Hugging"
+                     " Face directory instead.")
+  types = get("ggml.token_type", [gguf.TokenType.NORMAL] * len(tokens))
+  if kind == "gpt2":
+    backend, adds_bos = _byte_level_bpe(tokens, get, path)
+  else:
+    backend, adds_bos = _sentencepiece_bpe(tokens, types, get, path)
+  # UNUSED ids only fill up the embedding matrix: special, so that decoding leaves them out.
+  special = (gguf.TokenType.CONTROL, gguf.TokenType.UNUSED)
+  added = [tokenizers.AddedToken(token, special=t in special, normalized=False)
+           for token, t in zip(tokens, types) if t in (*special, gguf.TokenType.USER_DEFINED)]
+  backend.add_tokens(added)
+
+  ids = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+  ids = {name: get(f"ggml.{key}_token_id") for name, key in ids.items()}
+  named = {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
+  stop_ids = [get(f"ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+  named, stop_ids = _with_eos(backend, named, [i for i in stop_ids if i is not None], path)
+  adds_bos = get("ggml.add_bos_token", adds_bos) and "bos_token" in named
+  if adds_bos:
+    backend.post_processor = _post_processor(named["bos_token"], ids["bos_token"], adds_bos)
+  templates = {name: get(f"chat_template.{name}") for name in get("chat_templates", [])}
+  if get("chat_template"):
+    templates["default"] = get("chat_template")
+  return TokenizerFiles(backend, named, stop_ids, adds_bos, templates, len(tokens))
+
+
+def _byte_level_bpe(tokens, get, path) -> tuple[tokenizers.Tokenizer, bool]:
+  """Returns the tokenizer, and whether it adds BOS where the file does not say."""
+  name = get("ggml.pre", "default")
+  if name not in PRE_TOKENIZERS:
+    raise ValueError(
+        f"{path} wants the pre-tokenizer {name!r}, which is not among {', '.join(PRE_TOKENIZERS)}: a guess would give"
+        " other tokens than the model was trained on. Load the model's Hugging Face directory instead, or add the"
+        " pre-tokenizer of its tokenizer.json to PRE_TOKENIZERS.")
+  merges = get("ggml.merges")
+  if merges is None:
+    raise ValueError(f"{path} holds no tokenizer.ggml.merges, without which BPE cannot run. Load the model's Hugging"
+                     " Face directory instead.")
+  pre = PRE_TOKENIZERS[name]
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE(
+      vocab={token: i for i, token in enumerate(tokens)}, merges=[tuple(merge.split(" ", 1)) for merge in merges],
+      ignore_merges=pre.ignore_merges))
+  splits = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in pre.splits]
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+      [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+  backend.decoder = decoders.ByteLevel()
+  if pre.nfc:
+    backend.normalizer = normalizers.NFC()
+  return backend, pre.adds_bos
+
+
+def _sentencepiece_bpe(tokens, types, get, path) -> tuple[tokenizers.Tokenizer, bool]:
+  """SentencePiece's BPE merges whichever neighbours give the piece of the highest score; `tokenizers` merges by a list.
+
+  The list: every way to cut a piece into two pieces, by the piece's score. Texts come out as in SentencePiece but for
+  ties between cuts of one piece, where `tokenizers` cannot say "leftmost"; conversions by transformers share this. The
+  space before a text is also put after control tokens, as by llama.cpp and Llama 2's tokenizer.json.
+  """
+  scores = get("ggml.scores")
+  if scores is None:
+    raise ValueError(f"{path} holds no tokenizer.ggml.scores, which order SentencePiece's merges. Load the model's"
+                     " Hugging Face directory instead.")
+  mergeable = {token: score for token, score, t in zip(tokens, scores, types) if t == gguf.TokenType.NORMAL}
+  merges = [(score, len(token[:cut]), len(token[cut:]), token[:cut], token[cut:])
+            for token, score in mergeable.items() for cut in range(1, len(token))
+            if token[:cut] in mergeable and token[cut:] in mergeable]
+  merges.sort(key=lambda merge: merge[:3], reverse=True)
+  unknown = get("ggml.unknown_token_id", 0)
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE(
+      vocab={token: i for i, token in enumerate(tokens)}, merges=[merge[3:] for merge in merges],
+      unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
+  prefix = get("ggml.add_space_prefix", True)
+  spaces = normalizers.Replace(" ", "▁")
+  backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
+  backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+                                      + ([decoders.Strip(" ", 1, 0)] if prefix else []))
+  return backend, True
+
+
+def write_directory(directory: pathlib.Path, backend: tokenizers.Tokenizer, config: Mapping[str, Any],
+                    stop_ids: Sequence[int], pad_id: int) -> None:
+  """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, and the ids into generation_config.json.
+
+  config: named tokens, and whatever else belongs into tokenizer_config.json.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  def write(name: str, value: Mapping[str, Any]) -> None:
+    (directory / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  backend.save(str(directory / "tokenizer.json"))
+  write("tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config})
+  write("special_tokens_map.json", {name: config[name] for name in NAMED_TOKENS if name in config})
+  generation = read_json(directory / "generation_config.json")  # The model's file, which may be there already.
+  write("generation_config.json", {**generation, "eos_token_id": list(stop_ids), "pad_token_id": pad_id})
+  template = directory / "chat_template.jinja"
+  if template.is_file() and "chat_template" in config:  # It would win over the template just written.
+    template.write_text(config["chat_template"], encoding="utf-8")
+
+
+class _Generation(jinja2.ext.Extension):
+  """{% generation %} ... {% endgeneration %} marks an assistant's words for training masks; here it prints them."""
+  tags = {"generation"}
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+@functools.lru_cache
+def compile_template(template: str) -> jinja2.Template:
+  """Templates come from strangers: they run in the sandbox and see nothing but strings, numbers, lists and dicts."""
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+      trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation])
+  def raise_exception(message):
+    raise jinja2.TemplateError(message)
+  def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):  # Jinja's own escapes HTML.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+  environment.filters["tojson"] = tojson
+  environment.globals["raise_exception"] = raise_exception
+  environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+  return environment.from_string(template)

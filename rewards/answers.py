@@ -1,0 +1,304 @@
+r"""Outcome rewards that compare an answer with the reference: as text, as a number, as mathematics.
+
+    exact_answer    "7+5=12;#12"                the text after the last marker, character by character
+    number_answer   "... so she pays $1,200."   the last number, as GSM8K and SVAMP are scored
+    math_answer     "... = \boxed{\frac12}"     the last \boxed{}, by math-verify, in worker processes
+
+A completion is data: whatever it holds, it scores. A reference that cannot be compared with is an error; each reward's
+`check_references(references, **same arguments)` finds such references before a run begins: one complaint, or None, per
+reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+import functools
+import re
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+import numpy as np
+
+from rl_reason.rewards import workers
+
+if TYPE_CHECKING:  # Not at run time: workers import this file, and types.py imports JAX.
+  from rl_reason.types import Sample
+
+_BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)  # \\.: an escaped brace is text.
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_])(?<![0-9]\.)"  # Not inside a word ("x2") or another number.
+    # A sign: not in "10-3" and "10 -3", where it is an operator, nor in "day-3", where it is a hyphen.
+    r"(?:(?<![A-Za-z0-9)\]}])(?<![0-9)\]}] )(?P<sign>[-+\u2212]))?"
+    r"(?:[$\u20ac\u00a3] ?)?"
+    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9]))?"
+    r"(?:/(?P<denominator>[0-9]+)(?!\.?[0-9]))?")
+_THIN_SPACE = re.compile(r"(?<=[0-9])(?:\\[,!;: ]|,\\!|\{,\})(?=[0-9]{3}(?![0-9]))")  # 1{,}000  1\,000  1,\!000
+_MAX_DIGITS = 1000  # Longer is no answer; Python's integers are quadratic in it and refuse at 4300.
+_MAX_ANSWER_CHARACTERS = 2000  # No reference is longer, and math-verify's expressions are quadratic in it.
+
+
+# --- Extraction
+
+
+def last_boxed(text: str) -> str | None:
+  r"""The content of the \boxed{...} (or \fbox{...}) that begins last, or None.
+
+  Nested and escaped braces are understood; a \boxed{ that is never closed does not count. Linear in the text's length.
+  """
+  if "boxed" not in text and "fbox" not in text:
+    return None
+  open_braces: list[tuple[bool, int]] = []
+  start = end = -1
+  for match in _BRACES.finditer(text):
+    token = match.group()
+    if token[-1] == "{" and token != r"\{":
+      open_braces.append((len(token) > 1, match.end()))
+    elif token == "}" and open_braces:
+      is_box, opened = open_braces.pop()
+      if is_box and opened > start:
+        start, end = opened, match.start()
+  return text[start:end] if start >= 0 else None
+
+
+def last_number(text: str) -> str | None:
+  """The last number as written, with sign, separators and a fraction's denominator: "-1,234.50", "3/4"; or None.
+
+  Digits inside a word ("x2") are not numbers; a minus after a number ("10-3") is an operator. No LaTeX: see
+  `math_answer`.
+  """
+  last = None
+  for last in _NUMBER.finditer(_plain(text)):
+    pass
+  return last.group() if last else None
+
+
+def after_marker(text: str, marker: str = "####") -> str | None:
+  """What follows the last `marker`, stripped, or None without one."""
+  _, found, answer = text.rpartition(marker)
+  return answer.strip() if found else None
+
+
+def number_value(text: str) -> Fraction | None:
+  """The value of a text that is one number, or None: "$1,200.50", "007", "3.0", "1/2", "50%" (as 50), "72.".
+
+  More than 1000 digits, a zero denominator or anything beside the number gives None.
+  """
+  match = _NUMBER.fullmatch(re.sub(r"\s*%?\s*\.?$", "", _plain(text[:2 * _MAX_DIGITS]).strip()))
+  if match is None or len(text) > 2 * _MAX_DIGITS:
+    return None
+  if len(match["digits"]) + len(match["denominator"] or "") > _MAX_DIGITS:
+    return None
+  value = Fraction(match["digits"].replace(",", "") + "e" + (match["exponent"] or "0"))
+  if match["denominator"]:
+    if not int(match["denominator"]):
+      return None
+    value /= int(match["denominator"])
+  return -value if match["sign"] in ("-", "\u2212") else value
+
+
+def _plain(text: str) -> str:
+  r"""LaTeX's ways to write a plain number, undone: 1{,}000, \$5, 50\%."""
+  if "\\" in text or "{,}" in text:
+    text = _THIN_SPACE.sub("", text).replace(r"\$", "$").replace(r"\%", "%")
+  return text
+
+
+# --- Text
+
+
+def exact_answer(samples: Sequence[Sample], *, marker: str = "#") -> Float[np.ndarray, "N"]:
+  """Outcome reward in {0, 1}: 1 if the text after the last `marker`, stripped, is the reference, stripped.
+
+  Raises: ValueError for an empty marker or an empty reference.
+  """
+  if not marker:
+    raise ValueError("exact_answer: marker must not be empty, the answer begins after it: set args.marker, e.g. '#'.")
+  _raise_bad_references("exact_answer", samples, exact_references)
+  return np.array([after_marker(s.completion, marker) == s.reference.strip() for s in samples], np.float32)
+
+
+def exact_references(references: Sequence[str], *, marker: str = "#") -> list[str | None]:
+  """Complaints about references that `exact_answer` cannot use, None where there is none."""
+  return [None if r.strip() else "it is empty" for r in references]
+
+
+# --- Numbers
+
+
+def number_answer(samples: Sequence[Sample], *, tolerance: float = 1e-6) -> Float[np.ndarray, "N"]:
+  """Outcome reward in {0, 1}: 1 if the completion's last number is the reference number, up to `tolerance` (absolute).
+
+  Compared as exact fractions, so that integers of any size must be equal. "%" is dropped: "50%" is 50, as in GSM8K.
+
+  Raises: ValueError for a negative tolerance, or a reference that is not a number.
+  """
+  if not 0 <= tolerance < 1:
+    raise ValueError(f"number_answer: tolerance must be in [0, 1), got {tolerance}: 1 would accept the"
+                     " neighbouring integer.")
+  _raise_bad_references("number_answer", samples, number_references)
+  scores = np.zeros(len(samples), np.float32)
+  for i, sample in enumerate(samples):
+    written = last_number(sample.completion)
+    answer = number_value(written) if written else None
+    scores[i] = answer is not None and abs(answer - _reference_number(sample.reference)) <= tolerance
+  return scores
+
+
+def number_references(references: Sequence[str], *, tolerance: float = 1e-6) -> list[str | None]:
+  """Complaints about references that `number_answer` cannot use, None where there is none."""
+  return [None if _reference_number(r) is not None else
+          'it is not one number such as "72", "1,200.50" or "3/4"; keep the final number only' for r in references]
+
+
+@functools.lru_cache(maxsize=4096)
+def _reference_number(reference: str) -> Fraction | None:
+  return number_value(reference)
+
+
+# --- Mathematics
+
+
+def math_answer(
+    samples: Sequence[Sample], *,
+    timeout_seconds: float = 5.0,
+    num_workers: int | None = None,
+    memory_bytes: int = 2 * workers.GIB,
+) -> Float[np.ndarray, "N"]:
+  r"""Outcome reward in {0, 1}: 1 if math-verify finds the completion's answer equal to the reference.
+
+  The answer is the last \boxed{}; without one, whatever math-verify finds in the last 2000 characters. The reference is
+  a final answer, plain ("1/2", "x=3") or LaTeX, with or without $...$ or \boxed{}: it is read as the content of a
+  \boxed{}. Pairs (answer, reference) that occur more than once in a call are checked once.
+
+  Args:
+    timeout_seconds: wall-clock limit of one check; a later one scores 0 and is counted (`workers.failure_counts`). On a
+      machine so loaded that ordinary checks come near the limit the reward is not reproducible: raise it. Ordinary
+      checks take milliseconds.
+    num_workers: processes; None takes one per usable core, at most 8.
+    memory_bytes: address space of one worker; a check that needs more scores 0 and is counted.
+
+  Raises: ValueError for a reference that math-verify cannot parse.
+  Source: math-verify, https://github.com/huggingface/Math-Verify.
+  """
+  pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
+  pairs = [(_math_text(s.completion), s.reference) for s in samples]
+  unique = list(dict.fromkeys(pair for pair in pairs if pair[0] is not None))
+  verdicts = dict(zip(unique, pool.map(unique, on_failure=False), strict=True))
+  scores = np.zeros(len(samples), np.float32)
+  for i, pair in enumerate(pairs):
+    verdict = verdicts.get(pair, False)
+    if isinstance(verdict, str):
+      raise ValueError(_bad_reference("math_answer", samples[i].reference, verdict, samples[i].prompt))
+    scores[i] = verdict
+  return scores
+
+
+def math_references(
+    references: Sequence[str], *,
+    timeout_seconds: float = 5.0,
+    num_workers: int | None = None,
+    memory_bytes: int = 2 * workers.GIB,
+) -> list[str | None]:
+  """Complaints about references that `math_answer` cannot use, None where there is none. Milliseconds per reference."""
+  pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
+  unique = list(dict.fromkeys(references))
+  late = f"math-verify cannot parse it within {timeout_seconds} s and {memory_bytes} bytes"
+  complaints = pool.map([(None, reference) for reference in unique], on_failure=late)
+  complaints = dict(zip(unique, (c if isinstance(c, str) else None for c in complaints), strict=True))
+  return [complaints[reference] for reference in references]
+
+
+def _math_pool(timeout_seconds, num_workers, memory_bytes) -> workers.WorkerPool:
+  return workers.shared_pool("rl_reason.rewards.answers:_check_math", timeout_seconds=timeout_seconds,
+                             num_workers=num_workers, memory_bytes=memory_bytes)
+
+
+def _math_text(completion: str) -> str | None:
+  r"""The part of a completion that math-verify reads: \boxed{answer}, or the text's end; None if it scores 0 unread."""
+  boxed = last_boxed(completion)
+  if boxed is not None:
+    boxed = boxed.strip()
+    return _wrap(boxed) if 0 < len(boxed) <= _MAX_ANSWER_CHARACTERS else None
+  return _THIN_SPACE.sub("", completion[-_MAX_ANSWER_CHARACTERS:]).strip() or None
+
+
+def _wrap(answer: str) -> str:
+  # math-verify reads 1\,000 as 1 times 0.
+  return r"\boxed{" + _THIN_SPACE.sub("", answer) + "}"
+
+
+def _check_math(pair: tuple[str | None, str]) -> bool | str:
+  """In a worker: whether the completion's text equals the reference, or a complaint about the reference.
+
+  Without a text (None) only the reference is looked at.
+
+  math-verify's own limits are off: they are signals that its own `except` clauses can swallow; the pool's kill is the
+  limit.
+  """
+  import math_verify
+
+  text, reference = pair
+  gold, complaint = _parse_reference(reference)
+  if complaint or text is None:
+    return complaint or True
+  try:
+    answer = math_verify.parse(text, parsing_timeout=None)
+    return bool(math_verify.verify(gold, answer, timeout_seconds=None))
+  except (MemoryError, RecursionError):
+    raise
+  except Exception:  # math-verify catches what it foresees; whatever else a completion provokes is a wrong answer.
+    return False
+
+
+@functools.lru_cache(maxsize=4096)  # A group's completions share it.
+def _parse_reference(reference: str) -> tuple[list, str | None]:
+  """In a worker: the parsed reference and, if it cannot be used, why."""
+  import math_verify
+
+  answer = last_boxed(reference)
+  answer = reference if answer is None else answer
+  if not answer.strip():
+    return [], "it is empty"
+  gold = math_verify.parse(_wrap(answer), parsing_timeout=None)
+  if all(isinstance(g, str) for g in gold):
+    return [], ("math-verify finds no mathematics in it; keep the final answer only, leave the row out, or compare as"
+                " text (exact_answer)")
+  return gold, None
+
+
+def _prepare_math_worker() -> None:
+  import logging
+
+  import math_verify  # The slow import, before the first item's clock runs.
+
+  logging.disable(logging.CRITICAL)  # It warns that its timeouts are off: the pool's is on.
+  math_verify.verify(math_verify.parse(r"\boxed{\frac12}", parsing_timeout=None),
+                     math_verify.parse("0.5", parsing_timeout=None), timeout_seconds=None)
+
+
+_check_math.prepare_worker = _prepare_math_worker
+
+
+# --- References
+
+
+def _bad_reference(reward: str, reference: str, complaint: str, prompt: str) -> str:
+  return (f"{reward} cannot use the reference {_head(reference)}: {complaint}. Its prompt: {_head(prompt)}. Correct"
+          " the data; RewardSet.check_references finds all such rows before a run.")
+
+
+def _raise_bad_references(reward: str, samples: Sequence[Sample], check) -> None:
+  for sample, complaint in zip(samples, check([s.reference for s in samples]), strict=True):
+    if complaint:
+      raise ValueError(_bad_reference(reward, sample.reference, complaint, sample.prompt))
+
+
+def _head(text: str, length: int = 80) -> str:
+  return repr(text if len(text) <= length else text[:length] + "...")
+
+
+exact_answer.check_references = exact_references
+number_answer.check_references = number_references
+math_answer.check_references = math_references

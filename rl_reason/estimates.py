@@ -1,0 +1,154 @@
+"""Estimates for evaluation, with their uncertainty: pass@k, majority vote, bootstrap and Wilson intervals."""
+
+from collections.abc import Sequence
+import statistics
+
+from jaxtyping import Float, Int
+import numpy as np
+
+
+def pass_at_k(
+    num_samples: Int[np.ndarray, "N"] | int, num_correct: Int[np.ndarray, "N"] | int, k: int,
+) -> Float[np.ndarray, "N"]:
+  """Probability per problem that at least one of k samples is correct, estimated without bias from n >= k samples.
+
+      pass@k = 1 − C(n−c, k) / C(n, k) = 1 − Π_{j<k} (n−c−j) / (n−j)
+
+  The product form has no large numbers to overflow, and is exactly 1 where fewer than k samples are wrong.
+
+  Args:
+    num_samples: n, completions sampled for each problem.
+    num_correct: c, how many of them are correct, in [0, n].
+    k: attempts allowed, in [1, min n].
+
+  Returns: float64 in [0, 1], one per problem (a scalar array for scalars).
+  Raises: ValueError if k or a count is out of range, or there are no problems.
+  Source: Chen et al. 2021, arXiv:2107.03374, eq. 1.
+  """
+  n, c = np.broadcast_arrays(np.asarray(num_samples), np.asarray(num_correct))
+  if n.size == 0:
+    raise ValueError("pass@k of no problems: num_samples is empty. Evaluate at least one problem.")
+  if not (np.issubdtype(n.dtype, np.integer) and np.issubdtype(c.dtype, np.integer)):
+    raise ValueError(
+        f"num_samples and num_correct must be integers, got {n.dtype} and {c.dtype}: they count completions.")
+  if k < 1 or k > n.min():
+    raise ValueError(
+        f"k must be in [1, {n.min()}], got {k}: pass@k needs at least k samples of every problem. Sample more"
+        " completions per problem, or lower k.")
+  if (c < 0).any() or (c > n).any():
+    worst = int(np.flatnonzero(((c < 0) | (c > n)).ravel())[0])
+    raise ValueError(
+        f"num_correct must be in [0, num_samples], got {c.ravel()[worst]} of {n.ravel()[worst]} for problem {worst}.")
+  j = np.arange(k)
+  return 1.0 - np.prod(np.maximum(n[..., None] - c[..., None] - j, 0) / (n[..., None] - j), axis=-1)
+
+
+def majority_at_k(
+    answers: Sequence[Sequence[str | None]], correct: Sequence[Sequence[bool]], k: int,
+) -> Float[np.ndarray, "N"]:
+  """maj@k per problem: 1 if the answer that most of the first k samples give is correct, else 0 (self-consistency).
+
+  Samples vote with their answer strings, which the caller has normalised: "0.5" and "1/2" are two answers here. None
+  abstains; if all abstain the problem scores 0. Among answers with equally many votes, the one given first wins. The
+  winner is as correct as the first sample that gave it, should a verifier judge equal strings differently.
+
+  Args:
+    answers: per problem, its samples' normalised answers in sampling order; None where a completion has none.
+    correct: whether each of these samples is correct, of the same lengths.
+    k: samples that vote, from 1 to the smallest number of samples.
+
+  Returns: float64 zeros and ones, one per problem.
+  Raises: ValueError if k is out of range, the lengths differ, or there are no problems.
+  Source: Wang et al. 2022, arXiv:2203.11171 (the unweighted vote).
+  """
+  if len(answers) == 0:
+    raise ValueError("maj@k of no problems: answers is empty. Evaluate at least one problem.")
+  if len(answers) != len(correct):
+    raise ValueError(f"answers and correct must describe the same problems, got {len(answers)} and {len(correct)}.")
+  scores = np.zeros(len(answers))
+  for problem, (given, verdicts) in enumerate(zip(answers, correct)):
+    if len(given) != len(verdicts):
+      raise ValueError(
+          f"problem {problem} has {len(given)} answers and {len(verdicts)} verdicts: give one verdict per answer.")
+    if k < 1 or k > len(given):
+      raise ValueError(
+          f"k must be in [1, {len(given)}], got {k}: problem {problem} has {len(given)} samples. Sample more"
+          " completions per problem, or lower k.")
+    votes: dict[str, int] = {}  # In order of first appearance, and max() returns the first of equals.
+    for answer in given[:k]:
+      if answer is not None:
+        votes[answer] = votes.get(answer, 0) + 1
+    if votes:
+      winner = max(votes, key=lambda answer: votes[answer])
+      scores[problem] = float(verdicts[list(given).index(winner)])
+  return scores
+
+
+def bootstrap_interval(
+    per_problem_scores: Float[np.ndarray, "N"], *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0,
+) -> tuple[float, float]:
+  """Percentile bootstrap interval (low, high) of the mean score over problems.
+
+  Problems are resampled with replacement, each with all its completions: the interval says how the mean would vary with
+  other problems from the same source, which for pass@1 is most of the uncertainty. When all scores are equal it has no
+  width, however few they are; for a 0/1 score use `wilson_interval` there.
+
+  Args:
+    per_problem_scores: one finite number per problem, e.g. its pass@1.
+    confidence: coverage wanted, in (0, 1).
+    num_resamples: at least 1; 2000 puts the ends within about 3% of the width.
+    seed: same seed and scores, same interval.
+
+  Raises: ValueError if there are no scores, one is not finite, or an argument is out of range.
+  Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13.
+  """
+  scores = np.asarray(per_problem_scores, dtype=np.float64)
+  if scores.ndim != 1 or scores.size == 0:
+    raise ValueError(
+        f"per_problem_scores must be a non-empty vector, got shape {scores.shape}: give one score per problem.")
+  if not np.isfinite(scores).all():
+    raise ValueError(f"per_problem_scores must be finite, got {scores[~np.isfinite(scores)][0]} for problem"
+                     f" {np.flatnonzero(~np.isfinite(scores))[0]}.")
+  _check_confidence(confidence)
+  if num_resamples < 1:
+    raise ValueError(f"num_resamples must be at least 1, got {num_resamples}; 2000 is usual.")
+  rng = np.random.default_rng(seed)
+  # One resample at a time: all indices together would take 160 MB for ten thousand problems.
+  means = [scores[rng.integers(scores.size, size=scores.size)].mean() for _ in range(num_resamples)]
+  low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+  return float(low), float(high)
+
+
+def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+  """Wilson score interval (low, high) of a proportion, in [0, 1]; sound for few trials and proportions near 0 and 1.
+
+      p = s/n        (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)
+
+  Args:
+    successes: s, in [0, n].
+    n: independent trials, at least 1. Several completions of one problem are not independent: bootstrap over problems
+      instead.
+    confidence: coverage wanted, in (0, 1).
+
+  Raises: ValueError if an argument is out of range.
+  Source: Wilson 1927, JASA 22(158), 209-212.
+  """
+  if n < 1:
+    raise ValueError(f"n must be at least 1, got {n}: no trials say nothing about a proportion.")
+  if not 0 <= successes <= n:
+    raise ValueError(f"successes must be in [0, {n}], got {successes}.")
+  _check_confidence(confidence)
+  z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+  p = successes / n
+  center = p + z * z / (2 * n)
+  half_width = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+  scale = 1 + z * z / n
+  # At 0 and n successes the exact end is 0 and 1; rounding must not put it outside.
+  low = 0.0 if successes == 0 else (center - half_width) / scale
+  high = 1.0 if successes == n else (center + half_width) / scale
+  return low, high
+
+
+def _check_confidence(confidence: float) -> None:
+  if not 0.0 < confidence < 1.0:
+    raise ValueError(f"confidence must be between 0 and 1, got {confidence}; 0.95 is usual.")

@@ -1,0 +1,90 @@
+"""state + minibatch -> new state, metrics: gradients over microbatches, one optimizer step, refused if not finite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rl_reason.losses import LossStatistics
+from rl_reason.types import LearnerState, Params, RolloutBatch
+
+LossFn = Callable[[Params, RolloutBatch], tuple[jax.Array, LossStatistics]]
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": optax.adamw, "sgd": optax.sgd, "lion": optax.lion, "adafactor": optax.adafactor}
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def make_schedule(kind: str, *, learning_rate: float, warmup_steps: int, num_updates: int) -> optax.Schedule:
+  """Linear warm-up to `learning_rate`, then constant, or falling to 0 at update `num_updates` (linear or cosine)."""
+  rest = max(1, num_updates - warmup_steps)
+  after = {
+      "constant": lambda: optax.constant_schedule(learning_rate),
+      "linear": lambda: optax.linear_schedule(learning_rate, 0.0, rest),
+      "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest),
+  }[kind]()
+  if not warmup_steps:
+    return after
+  # From 1/warmup, not 0: the first update of a run should do something.
+  warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
+  return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def make_optimizer(
+    name: str = "adamw", *, schedule: optax.Schedule, max_grad_norm: float = 1.0, arguments: dict[str, Any] | None = None,
+) -> optax.GradientTransformation:
+  """An optax optimizer behind global-norm clipping (0: none), which leaves all as it was on a non-finite gradient.
+
+  How often in a row that happened is `skipped_in_a_row(state)`; who runs the loop decides when that is too often.
+  """
+  inner = OPTIMIZERS[name](schedule, **(arguments or {}))
+  if max_grad_norm:
+    inner = optax.chain(optax.clip_by_global_norm(max_grad_norm), inner)
+  never = jnp.iinfo(jnp.int32).max  # optax would apply the broken update after this many.
+  return optax.apply_if_finite(inner, max_consecutive_errors=int(never))
+
+
+def skipped_in_a_row(state: LearnerState) -> jax.Array:
+  """Updates refused in a row because a gradient was not finite; 0 after a good one."""
+  return state.opt_state.notfinite_count
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
+  return LearnerState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+def train_step(
+    state: LearnerState, microbatches: RolloutBatch, *, loss_fn: LossFn, optimizer: optax.GradientTransformation,
+) -> tuple[LearnerState, dict[str, jax.Array]]:
+  """One optimizer step on one minibatch.
+
+  Args:
+    microbatches: a RolloutBatch whose every array has a leading axis of A microbatches, gone through one after the
+      other; their token_weights sum to 1 over all A, so that A changes memory and not the result.
+    loss_fn: (params, microbatch) -> (loss, LossStatistics).
+
+  Returns: the new state and metrics; `skipped_in_a_row` is above 0 where the update was refused.
+  """
+  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def one(i):
+    (_, statistics), grads = gradient(state.params, jax.tree.map(lambda x: x[i], microbatches))
+    return grads, statistics
+
+  grads, statistics = one(0)
+  num = jax.tree.leaves(microbatches)[0].shape[0]
+  if num > 1:
+    def add(carry, i):
+      grads, statistics = carry
+      new_grads, new_statistics = one(i)
+      return (jax.tree.map(jnp.add, grads, new_grads), statistics.merge(new_statistics)), None
+    (grads, statistics), _ = jax.lax.scan(add, (grads, statistics), jnp.arange(1, num))
+
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  metrics = {**statistics.metrics(), "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
+             "skipped_in_a_row": skipped_in_a_row(state)}
+  return state, metrics

@@ -1,0 +1,87 @@
+"""What training asks of a policy: log-probabilities and entropies of completion tokens, and nothing of size [B, T, V]."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rl_reason.models import transformer
+from rl_reason.models.config import ModelConfig
+from rl_reason.types import Params, PromptBatch
+
+# Logits computed at once: 2**24 float32 are 64 MiB. Small vocabularies then need no chunks, large ones stay in cache.
+MAX_LOGITS = 2**24
+
+
+def completion_logprobs(
+    config: ModelConfig,
+    params: Params,
+    prompts: PromptBatch,
+    completions: Int[Array, "B T"],
+    completion_lengths: Int[Array, "B"],
+    *, temperature: float = 1.0, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  """log π(y_t | x, y_<t) of every completion token, and the policy's entropy there.
+
+  Each prompt is computed once; its B / P completions, adjacent rows, attend to its keys and values and to themselves.
+
+  Args:
+    prompts: P right-padded prompts, at least one token each.
+    completions: right-padded; EOS included where it was sampled.
+    temperature: the policy is softmax(logits / temperature): use the one that was sampled with.
+    remat: see models.transformer.REMAT_POLICIES.
+
+  Returns: (log-probabilities, entropies), in nats, float32; finite but of no meaning where padded.
+  """
+  group = completions.shape[0] // prompts.tokens.shape[0]
+  prompt_hidden, prefix = transformer.forward(
+      config, params, prompts.tokens, prompts.lengths, dtype=dtype, remat=remat)
+  last = jnp.take_along_axis(prompt_hidden, prompts.lengths[:, None, None] - 1, axis=1)
+  hidden = jnp.repeat(last, group, axis=0)  # Predicts each completion's first token.
+  if completions.shape[1] > 1:
+    rest, _ = transformer.forward(
+        config, params, completions[:, :-1], completion_lengths, prefix, dtype=dtype, remat=remat)
+    hidden = jnp.concatenate([hidden, rest], axis=1)
+  return token_logprobs(config, params, hidden, completions, temperature=temperature)
+
+
+def token_logprobs(
+    config: ModelConfig,
+    params: Params,
+    hidden: Float[Array, "B T E"],
+    tokens: Int[Array, "B T"],
+    *, temperature: float = 1.0, max_logits: int = MAX_LOGITS,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+  """Log-probabilities of `tokens` and entropies, projecting to the vocabulary a stretch of positions at a time.
+
+  Stretches are recomputed in the backward pass, so that at most `max_logits` logits (one position of every row, if
+  that is more) exist at once.
+  """
+  def project(hidden, tokens):
+    logits = transformer.unembed(config, params, hidden) / temperature
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    entropy = normaliser - jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
+    return chosen - normaliser, entropy
+
+  b, t = tokens.shape
+  size = max(1, min(t, max_logits // (b * config.vocab_size)))
+  if size == t:
+    return project(hidden, tokens)
+  num_chunks = -(-t // size)
+  pad = num_chunks * size - t
+
+  def split(x):  # [B T ...] -> [num_chunks B size ...]
+    x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(b, num_chunks, size, *x.shape[2:]), 1, 0)
+
+  chunked = jax.lax.map(lambda chunk: jax.checkpoint(project)(*chunk), (split(hidden), split(tokens)))
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t], chunked)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "temperature", "dtype"))
+def score(config, params, prompts, completions, completion_lengths, *, temperature=1.0, dtype=jnp.float32):
+  """`completion_logprobs`, jitted and without entropies: for reference policies."""
+  return completion_logprobs(
+      config, params, prompts, completions, completion_lengths, temperature=temperature, dtype=dtype)[0]

@@ -1,0 +1,7 @@
+"""Sampling: prompts -> completions with their log-probabilities. `generate` is the entrance."""
+
+from rl_reason.rollout.generate import Completions, generate
+from rl_reason.rollout.prompts import encode_prompts, make_samples
+from rl_reason.rollout.sampling import Sampling
+
+__all__ = ["Completions", "Sampling", "encode_prompts", "generate", "make_samples"]

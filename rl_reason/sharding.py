@@ -1,0 +1,185 @@
+"""Where arrays live: the mesh, logical axes -> shardings, several processes, host arrays <-> global arrays."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from rl_reason.types import LearnerState, Params
+
+MESH_AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, str | Sequence[str] | None]]
+
+# Batches are split over data and fsdp, parameters over fsdp and tensor. Names without a rule stay whole.
+DEFAULT_RULES: Rules = (
+    ("batch", ("data", "fsdp")), ("embed", "fsdp"), ("vocab", "tensor"), ("heads", "tensor"), ("kv_heads", "tensor"),
+    ("mlp", "tensor"))
+
+
+def start_distributed(environment: Mapping[str, str] = os.environ) -> None:
+  """Joins the processes of one job, where the environment says that there are several; call before any device work.
+
+  JAX_COORDINATOR_ADDRESS=host:port with JAX_NUM_PROCESSES and JAX_PROCESS_ID; or Slurm, Open MPI or a TPU pod, which
+  JAX recognises by itself.
+  """
+  if environment.get("JAX_COORDINATOR_ADDRESS"):
+    try:
+      count, index = int(environment["JAX_NUM_PROCESSES"]), int(environment["JAX_PROCESS_ID"])
+    except (KeyError, ValueError) as e:
+      raise ValueError("JAX_COORDINATOR_ADDRESS is set: set JAX_NUM_PROCESSES and JAX_PROCESS_ID to whole numbers too"
+                       f" ({e!r}).") from e
+    jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
+  elif (int(environment.get("SLURM_NTASKS", 1)) > 1 or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")):
+    jax.distributed.initialize()
+
+
+def check_platform(asked: str) -> None:
+  """Raises ValueError if an accelerator ("gpu" or "tpu") was asked for and JAX has none; "" asks for nothing."""
+  have = jax.default_backend()
+  if asked and have != asked:
+    extra = {"gpu": "cuda", "tpu": "tpu"}.get(asked)
+    cure = f'pip install "rl_reason[{extra}]" and check the driver' if extra else 'use "cpu", "gpu", "tpu" or ""'
+    raise ValueError(f"mesh.platform={asked!r} was asked for, but JAX runs on {have!r} ({jax.devices()[0]}): {cure},"
+                     " or set --config.mesh.platform=''.")
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
+  """A device mesh; one of the sizes may be -1: the devices that remain.
+
+  Raises: ValueError if the sizes do not fit the devices there are.
+  """
+  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
+  devices = jax.devices()
+  text = ", ".join(f"{k}={v}" for k, v in sizes.items())
+  if list(sizes.values()).count(-1) > 1 or any(v < 1 and v != -1 for v in sizes.values()):
+    raise ValueError(f"Mesh sizes must be at least 1, one of them may be -1 (the devices that remain); got {text}.")
+  known = int(np.prod([v for v in sizes.values() if v != -1]))
+  if known > len(devices) or (-1 in sizes.values() and len(devices) % known):
+    raise ValueError(f"The mesh {text} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices, JAX has"
+                     f" {len(devices)} ({devices[0].platform}): lower a size with --config.mesh.<axis>=...")
+  shape = tuple(len(devices) // known if v == -1 else v for v in sizes.values())
+  count = int(np.prod(shape))
+  if count < len(devices) and jax.process_count() > 1:
+    raise ValueError(f"The mesh {text} uses {count} of {len(devices)} devices: with several processes it must use all.")
+  # Auto: the compiler places what no rule names. Explicit axes would refuse linen's logical constraints.
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:count])
+
+
+def partition_spec(
+    shape: Sequence[int], axes: Sequence[str | None], mesh_shape: Mapping[str, int], rules: Rules) -> PartitionSpec:
+  """Which mesh axes split each dimension, by the rules of its logical axis.
+
+  A mesh axis is left out where it does not divide the dimension or another dimension has it already.
+  """
+  rules, used, spec = dict(rules), set(), []
+  for size, axis in zip(shape, axes, strict=True):
+    wanted = rules.get(axis) or ()
+    kept, ways = [], 1
+    for name in (wanted,) if isinstance(wanted, str) else wanted:
+      if name not in used and size % (ways * mesh_shape[name]) == 0:
+        kept.append(name)
+        used.add(name)
+        ways *= mesh_shape[name]
+    spec.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+  return PartitionSpec(*spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioning:
+  """A mesh and the rules that map logical axes to its axes."""
+  mesh: Mesh
+  rules: Rules = DEFAULT_RULES
+
+  @contextlib.contextmanager
+  def use(self) -> Iterator[None]:
+    """Makes mesh and rules current: code traced inside obeys the models' logical constraints."""
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+      yield
+
+  def sharding(self, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
+    """The sharding of an array with these logical axes.
+
+    3 key heads stay whole on 2 tensor devices: `undivided` lists such places.
+    """
+    return NamedSharding(self.mesh, partition_spec(shape, axes, self.mesh.shape, self.rules))
+
+  def params(self, shapes: Params, axes: Params) -> Params:
+    """Per parameter its sharding, from its shape and its logical axes (models.transformer.parameter_axes)."""
+    return jax.tree.map(lambda x, spec: self.sharding(x.shape, (*spec, *[None] * (x.ndim - len(spec)))), shapes, axes)
+
+  def state(self, abstract: LearnerState, param_shardings: Params, optimizer: optax.GradientTransformation) -> LearnerState:
+    """Per array of a LearnerState its sharding: the optimizer's moments lie with their parameters."""
+    whole = NamedSharding(self.mesh, PartitionSpec())
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, abstract.opt_state, param_shardings,
+        transform_non_params=lambda _: whole)
+    return LearnerState(step=whole, params=param_shardings, opt_state=opt_state)
+
+  def undivided(self, shapes: Params, axes: Params) -> list[str]:
+    """Parameters that a rule would split but whose size the mesh axis does not divide, for the log."""
+    out = []
+    rules = dict(self.rules)
+    for (path, x), spec in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(axes)):
+      for size, axis in zip(x.shape, spec):
+        wanted = rules.get(axis) or ()
+        ways = int(np.prod([self.mesh.shape[n] for n in ((wanted,) if isinstance(wanted, str) else wanted)]))
+        if ways > 1 and size % ways:
+          out.append(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {axis}={size} over {ways} devices")
+    return out
+
+  def place(self, tree: Any, axes: Sequence[str | None]) -> Any:
+    """Host arrays, the same on every process, -> global arrays whose leading dimensions have these logical axes."""
+    def one(x):
+      x = np.asarray(x)
+      sharding = self.sharding(x.shape, (*axes, *[None] * (x.ndim - len(axes))))
+      return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    return jax.tree.map(one, tree)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+  """Asks the compiler to lay x out as the current rules say; nothing outside `Partitioning.use`.
+
+  Not linen's with_logical_constraint: that one also splits dimensions the mesh does not divide, and the gradient of an
+  embedding lookup split so is wrong (jax 0.10: 2 rows over 4 devices).
+  """
+  rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, axes, mesh.shape, rules))
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+  """The whole array on every process's host."""
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+  return np.asarray(x)
+
+
+def place_like(x: np.ndarray, like: jax.Array) -> jax.Array:
+  """A host array, the same on every process, with the sharding of `like`."""
+  return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
+
+
+def gather_rows(x: np.ndarray) -> np.ndarray:
+  """Rows that each process has for itself -> all processes' rows, in process order, on each."""
+  return x if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def any_process(flag: bool) -> bool:
+  """Whether the flag is up on any process: all must then act alike."""
+  return bool(gather_rows(np.array([flag])).any())
+
+
+@functools.cache
+def is_main_process() -> bool:
+  return jax.process_index() == 0

@@ -1,0 +1,148 @@
+"""Datasets and generators: where prompts, their references and worked solutions come from.
+
+A source is any object with a length and random access to `Problem`s, deterministic and picklable. A user's own data
+needs a function that returns one, named in a config by its dotted path `package.module:function`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import hashlib
+import importlib
+import inspect
+from typing import Any, Protocol
+
+from rl_reason.tasks import arithmetic
+from rl_reason.tasks import files
+from rl_reason.tasks import gsm_symbolic
+from rl_reason.tasks import prepared
+from rl_reason.tasks.files import did_you_mean
+from rl_reason.types import Problem
+
+
+class Source(Protocol):
+  """Rows of a task in a fixed order: `source[i]` is the same Problem in every process and every run."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Problem: ...
+
+
+# What a config may name. Each function's keyword arguments are the config's `arguments`, `train` and `heldout`.
+SOURCES: dict[str, Callable[..., Source]] = {
+    "jsonl": files.jsonl,  # .jsonl and .jsonl.gz files; templates over the columns make the prompt and the reference.
+    "parquet": files.parquet,  # The same over Parquet files.
+    "tfds": prepared.tfds_source,  # A prepared TFDS data set; `python -m rl_reason.tasks.prepare` makes one.
+    "arithmetic": arithmetic.arithmetic,  # Generated running totals with worked steps: 7+5-3= -> 7+5=12;12-3=9;#9
+    "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Problems to learn from and problems that only evaluation sees; no prompt is in both."""
+  train: Source
+  heldout: Source
+
+
+def load_task(
+    source: str, arguments: Mapping[str, Any], train: Mapping[str, Any], heldout: Mapping[str, Any]) -> Task:
+  """Builds the two halves of a task from one source function.
+
+  Args:
+    source: a name in SOURCES, or a dotted path "package.module:function".
+    arguments: keyword arguments of both halves.
+    train: further arguments of the training half; they win over `arguments`.
+    heldout: the same for the held-out half, e.g. another path, `rows="90%:"` or `part="heldout"`.
+
+  Raises: ValueError for an unknown source or argument name, an empty half, or a prompt that is in both halves; whatever
+    the source function raises for the values.
+  """
+  halves = load_splits(source, arguments, {"train": train, "heldout": heldout})
+  check_disjoint(halves["train"], halves["heldout"])
+  return Task(**halves)
+
+
+def load_splits(
+    source: str, arguments: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
+  """One source per split, called with {**arguments, **splits[name]}. Raises: as `load_task`, but for shared prompts."""
+  function = find_source(source)
+  calls = {split: {**arguments, **further} for split, further in splits.items()}
+  for split, keywords in calls.items():
+    _check_arguments(source, function, split, keywords)  # All of them, before any reads a file.
+  sources = {}
+  for split, keywords in calls.items():
+    sources[split] = function(**keywords)
+    if not len(sources[split]):
+      raise ValueError(
+          f"The {split} rows of source {source!r} are none at all with the arguments {keywords}: nothing could be drawn"
+          " from them. Check path, `rows`, `where` or `size`.")
+  return sources
+
+
+def find_source(name: str) -> Callable[..., Source]:
+  """The source function of a name in SOURCES or of a dotted path. Raises: ValueError with the known names."""
+  if name in SOURCES:
+    return SOURCES[name]
+  if ":" not in name:
+    raise ValueError(
+        f"Unknown source {name!r}.{did_you_mean(name, SOURCES)} Known sources: {', '.join(sorted(SOURCES))}; your own"
+        " is named by a dotted path, package.module:function.")
+  module_name, _, attribute = name.partition(":")
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as error:
+    if error.name and not (module_name + ".").startswith(error.name + "."):
+      raise  # The module is there; what it imports is not.
+    raise ValueError(
+        f"Source {name!r}: there is no module {module_name!r}. Put its folder on PYTHONPATH or correct the"
+        " path.") from error
+  if not callable(getattr(module, attribute, None)):
+    raise ValueError(
+        f"Source {name!r}: module {module_name!r} has no function"
+        f" {attribute!r}.{did_you_mean(attribute, vars(module))}")
+  return getattr(module, attribute)
+
+
+def check_disjoint(train: Source, heldout: Source) -> None:
+  """Raises ValueError when a prompt of `heldout` is also in `train`, whitespace and system messages aside.
+
+  Every prompt of both is read once; only the held-out half's hashes are kept.
+  """
+  held = {_prompt_hash(heldout[i]): i for i in range(len(heldout))}
+  shared = [(i, j) for i in range(len(train)) if (j := held.get(_prompt_hash(train[i]))) is not None]
+  if shared:
+    pairs = "; ".join(
+        f"train id {train[i].id!r} = heldout id {heldout[j].id!r}: {_prompt_text(train[i])[:200]!r}"
+        for i, j in shared[:3])
+    raise ValueError(
+        f"{len(shared)} training rows have a prompt that is also held out, so the held-out score would measure memory"
+        f" ({pairs}{'; ...' if len(shared) > 3 else ''}). Give the halves `rows` that do not overlap (':90%' and"
+        " '90%:'), other files or another `part`; set unique=True if the file itself repeats prompts.")
+
+
+def _check_arguments(source, function, split, keywords):
+  parameters = inspect.signature(function).parameters.values()
+  if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+    named = [p.name for p in parameters if p.kind != p.POSITIONAL_ONLY]
+    for name in keywords:
+      if name not in named:
+        raise ValueError(
+            f"Source {source!r} has no argument {name!r} (given for {split}).{did_you_mean(name, named)} Its arguments:"
+            f" {', '.join(named)}.")
+  missing = [
+      p.name for p in parameters
+      if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in keywords]
+  if missing:
+    raise ValueError(
+        f"Source {source!r} needs {', '.join(repr(m) for m in missing)} for its {split} rows: set it in `arguments` or"
+        f" in `{split}`.")
+
+
+def _prompt_text(problem):
+  if isinstance(problem.prompt, str):
+    return " ".join(problem.prompt.split())
+  return "\n".join(" ".join(m["content"].split()) for m in problem.prompt if m["role"] != "system")
+
+
+def _prompt_hash(problem):
+  return hashlib.blake2b(_prompt_text(problem).encode(), digest_size=16).digest()

@@ -1,0 +1,320 @@
+r"""Rows of JSON Lines and Parquet files -> problems, by templates over the columns.
+
+    jsonl("gsm8k/train.jsonl", prompt="{question}", reference="{answer}", reference_pattern=r"####\s*(.+)$")
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import difflib
+import glob as globbing
+import gzip
+import json
+import os
+import re
+import string
+from typing import Any
+
+from rl_reason.types import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """A source held in memory. `name` says where the problems come from."""
+  name: str
+  problems: tuple[Problem, ...] = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    return len(self.problems)
+
+  def __getitem__(self, index: int) -> Problem:
+    return self.problems[index]
+
+
+def jsonl(
+    path: str | Sequence[str], *, prompt: str, reference: str = "", system: str = "", chat: bool = False,
+    reference_pattern: str = "", solution: str = "", id: str = "", where: Mapping[str, Any] | None = None,
+    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None) -> Rows:
+  r"""Problems from .jsonl or .jsonl.gz files: one JSON object a line, blank lines aside.
+
+  Templates are Python format strings over the columns: "Q: {question}\nA:", "{answer:g}" (145.0 -> 145),
+  "{choices[0]}"; a literal brace is doubled. A row's columns become its problem's metadata.
+
+  Args:
+    path: a file, a glob, or a list of these. Files of a glob come in sorted order.
+    prompt: template of the prompt.
+    reference: template of the reference answer.
+    system: a system message; with chat=False it stands before the prompt, with a blank line between.
+    chat: the prompt becomes messages (system, if any, and user) for the tokenizer's chat template.
+    reference_pattern: a regular expression with one group, which is the reference; searched for in the filled-in
+      `reference` ("^" and "$" match at lines). GSM8K: r"####\s*(.+)$".
+    solution: template of a worked completion to imitate.
+    id: template of the problem's id; else the row's number, counted from 0 over all files before any filter.
+    where: column -> the value, or list of values, that a row must have to be kept.
+    drop_null: leave out rows in which a column that a template names is null; else such a row is an error.
+    unique: leave out rows whose prompt was already seen.
+    rows: a slice of the rows kept so far: "0:500", "-100:", ":90%" and "90%:" (percentages round down, so the two
+      meet).
+    max_rows: at most so many rows.
+
+  Raises: FileNotFoundError; ValueError naming file and row for malformed lines, missing or null columns, references
+    that the pattern does not match, repeated ids, and for no rows at all.
+  """
+  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id)
+  return _load(path, _read_jsonl, mapping, where, drop_null, unique, rows, max_rows)
+
+
+def parquet(
+    path: str | Sequence[str], *, prompt: str, reference: str = "", system: str = "", chat: bool = False,
+    reference_pattern: str = "", solution: str = "", id: str = "", where: Mapping[str, Any] | None = None,
+    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None) -> Rows:
+  """Problems from Parquet files; arguments and errors as in `jsonl`."""
+  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id)
+  return _load(path, _read_parquet, mapping, where, drop_null, unique, rows, max_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMapping:
+  """How a row's columns become a Problem; the fields are arguments of `jsonl`, described there."""
+  prompt: str
+  reference: str = ""
+  system: str = ""
+  chat: bool = False
+  reference_pattern: str = ""
+  solution: str = ""
+  id: str = ""
+
+  def __post_init__(self):
+    if not self.prompt:
+      raise ValueError(
+          "prompt is an empty template: every prompt would be empty. Name a column, e.g. prompt='{question}'.")
+    columns = {}
+    for name in ("prompt", "reference", "solution", "id"):
+      columns[name] = _template_columns(name, getattr(self, name))
+    if not columns["prompt"]:
+      raise ValueError(
+          f"The prompt template {self.prompt!r} names no column: every prompt would be the same. Name one, e.g."
+          " '{question}'.")
+    if self.reference_pattern:
+      try:
+        groups = re.compile(self.reference_pattern).groups
+      except re.error as error:
+        raise ValueError(f"reference_pattern {self.reference_pattern!r} is no regular expression: {error}.") from error
+      if groups != 1:
+        raise ValueError(
+            f"reference_pattern {self.reference_pattern!r} has {groups} groups, not 1: mark the answer with one (...),"
+            " other brackets with (?:...).")
+      if not self.reference:
+        raise ValueError(
+            "reference_pattern is set but reference is not: there is no text to search. Set reference too.")
+    object.__setattr__(self, "_columns", columns)
+
+  @property
+  def columns(self) -> set[str]:
+    """The columns that the templates name."""
+    return set().union(*self._columns.values())
+
+  def check_columns(self, columns: Sequence[str], where: str) -> None:
+    """Raises ValueError if a template names a column that is not among `columns`; `where` is for the message."""
+    for argument, named in self._columns.items():
+      for column in named:
+        if column not in columns:
+          raise ValueError(
+              f"{where} has no column {column!r}, which {argument}={getattr(self, argument)!r} names."
+              f"{did_you_mean(column, columns)} Its columns: {', '.join(map(str, columns))}.")
+
+  def problem(self, row: Mapping[str, Any], index: int, where: str) -> Problem:
+    """The row as a Problem. `index` is its number in the data set, `where` its file and line for error messages."""
+    self.check_columns(tuple(row), where)
+    for argument, named in self._columns.items():
+      for column in named:
+        if row[column] is None:
+          raise ValueError(
+              f"{where}: column {column!r} is null, but {argument}={getattr(self, argument)!r} needs it. Set"
+              " drop_null=True to leave such rows out.")
+    reference = self._fill("reference", row, where)
+    if self.reference_pattern:
+      match = re.search(self.reference_pattern, reference, flags=re.MULTILINE)
+      if match is None:
+        raise ValueError(
+            f"{where}: reference_pattern {self.reference_pattern!r} does not match the reference {reference[-300:]!r}."
+            " Correct the pattern, or leave the row out with `where`.")
+      reference = match.group(1)
+    return Problem(
+        prompt=self.fill_prompt(row, where), reference=reference.strip(), solution=self._fill("solution", row, where),
+        id=self._fill("id", row, where) if self.id else str(index), metadata=row)
+
+  def fill_prompt(self, row: Mapping[str, Any], where: str):
+    text = self._fill("prompt", row, where)
+    if not self.chat:
+      return f"{self.system}\n\n{text}" if self.system else text
+    messages = ({"role": "system", "content": self.system},) if self.system else ()
+    return (*messages, {"role": "user", "content": text})
+
+  def _fill(self, argument, row, where):
+    template = getattr(self, argument)
+    try:
+      return template.format_map(row)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+      raise ValueError(
+          f"{where}: the template {argument}={template!r} cannot be filled in: {type(error).__name__}: {error}. The"
+          f" values: { {c: row[c] for c in self._columns[argument]} }.") from error
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """' Did you mean ...?' with the nearest known name, or ''."""
+  near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+  return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def keep(row: Mapping[str, Any], where: Mapping[str, Any], place: str) -> bool:
+  """Whether a row has one of the allowed values in every column of `where`. `place` is for the error message."""
+  for column, allowed in where.items():
+    if column not in row:
+      raise ValueError(
+          f"{place} has no column {column!r}, which `where` names.{did_you_mean(column, row)} Its columns:"
+          f" {', '.join(map(str, row))}.")
+    if row[column] not in (allowed if isinstance(allowed, (list, tuple, set, frozenset)) else (allowed,)):
+      return False
+  return True
+
+
+def row_range(rows: str, count: int) -> range:
+  """The positions that a slice such as "0:500", "-100:" or "90%:" selects out of `count`; "" selects all.
+
+  Percentages round down: ":90%" and "90%:" meet without overlap for every count. Raises: ValueError.
+  """
+  if not rows:
+    return range(count)
+  match = re.fullmatch(r"\s*(?:(-?\d+)|(\d+(?:\.\d+)?)%)?\s*:\s*(?:(-?\d+)|(\d+(?:\.\d+)?)%)?\s*", rows)
+  if match is None:
+    raise ValueError(f"rows must be a slice such as '0:500', '-100:', ':90%' or '90%:', got {rows!r}.")
+  bounds = []
+  for number, percent in (match.group(1, 2), match.group(3, 4)):
+    if percent is not None and float(percent) > 100:
+      raise ValueError(f"rows={rows!r}: a percentage must be in [0, 100].")
+    # 1e-9: 29% of 100 is 28.999999999999996 in floating point.
+    bounds.append(int(number) if number is not None else
+                  int(float(percent) * count / 100 + 1e-9) if percent is not None else None)
+  return range(count)[slice(*bounds)]
+
+
+def _load(path, read, mapping, where, drop_null, unique, rows, max_rows):
+  where = dict(where or {})
+  row_range(rows, 0)  # Before anything is read.
+  if max_rows is not None and max_rows < 1:
+    raise ValueError(f"max_rows must be at least 1, or None for all rows, got {max_rows}.")
+  paths = _expand(path)
+  kept, seen, count = [], set(), 0
+  for file in paths:
+    in_file = 0
+    for place, row in read(file):
+      index, count, in_file = count, count + 1, in_file + 1
+      if in_file == 1:
+        mapping.check_columns(tuple(row), place)
+      if not keep(row, where, place):
+        continue
+      if drop_null and any(row.get(column, "") is None for column in mapping.columns):
+        continue
+      if unique:
+        mapping.check_columns(tuple(row), place)
+        prompt = " ".join(mapping._fill("prompt", row, place).split())
+        if prompt in seen:
+          continue
+        seen.add(prompt)
+      kept.append((index, place, row))
+    if not in_file:
+      raise ValueError(f"{file} is empty: it holds no rows. Was it written to the end?")
+  selected = row_range(rows, len(kept))[:max_rows]
+  if not len(selected):
+    raise ValueError(
+        f"No rows are left of the {count} in {_name(paths)}: where={where} and drop_null={drop_null} keep {len(kept)},"
+        f" of which rows={rows!r} selects none. Widen them.")
+  problems = tuple(mapping.problem(row, index, place) for index, place, row in (kept[i] for i in selected))
+  _check_ids(problems, [kept[i][1] for i in selected], mapping.id)
+  return Rows(_name(paths), problems)
+
+
+def _read_jsonl(file) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  opener = gzip.open if file.endswith(".gz") else open
+  try:
+    with opener(file, "rt", encoding="utf-8") as lines:
+      for number, line in enumerate(lines, start=1):
+        if not line.strip():
+          continue
+        try:
+          row = json.loads(line)
+        except json.JSONDecodeError as error:
+          raise ValueError(
+              f"{file}:{number}: not a JSON object: {error.msg} at column {error.colno} of {line[:120]!r}. JSON Lines"
+              " holds one whole object a line.") from error
+        if not isinstance(row, dict):
+          raise ValueError(
+              f"{file}:{number}: a line must hold a JSON object (column -> value), got {type(row).__name__}:"
+              f" {line[:120]!r}.")
+        yield f"{file}:{number}", row
+  except (gzip.BadGzipFile, EOFError) as error:
+    raise ValueError(
+        f"{file} is not a whole gzip file ({error}). Fetch it again, or drop .gz from its name.") from error
+  except UnicodeDecodeError as error:
+    raise ValueError(
+        f"{file} is not UTF-8 text ({error}). Convert it; compressed files need a name ending in .gz.") from error
+
+
+def _read_parquet(file) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  import pyarrow as pa  # Here: half a second, for those who read Parquet only.
+  import pyarrow.parquet as pq
+  try:
+    table = pq.ParquetFile(file)
+  except pa.ArrowInvalid as error:
+    raise ValueError(f"{file} is not a Parquet file: {error}.") from error
+  number = 0
+  for batch in table.iter_batches():
+    for row in batch.to_pylist():
+      yield f"{file} row {number}", row
+      number += 1
+
+
+def _expand(path) -> list[str]:
+  given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+  if not given:
+    raise ValueError("path is an empty list: name at least one file.")
+  paths = []
+  for item in map(os.path.expanduser, map(os.fspath, given)):
+    # A name that exists is taken literally, brackets and all.
+    names = [item] if os.path.isfile(item) else sorted(globbing.glob(item, recursive=True))
+    found = [name for name in names if os.path.isfile(name)]
+    if not found:
+      hint = "it is a directory; name its files, e.g. with /*.jsonl" if os.path.isdir(item) else (
+          f"relative paths start at {os.getcwd()}")
+      raise FileNotFoundError(f"No file matches path {item!r}: {hint}.")
+    paths.extend(found)
+  return paths
+
+
+def _check_ids(problems, places, template):
+  seen = {}
+  for problem, place in zip(problems, places):
+    if problem.id in seen:
+      raise ValueError(
+          f"{place} has the id {problem.id!r} of {seen[problem.id]}: ids tell rows apart in logs. Correct"
+          f" id={template!r}, or leave it empty to count rows.")
+    seen[problem.id] = place
+
+
+def _template_columns(argument, template) -> tuple[str, ...]:
+  try:
+    fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+  except ValueError as error:
+    raise ValueError(
+        f"{argument}={template!r} is no format string: {error}. Columns stand in braces, {{column}}; a literal brace is"
+        " doubled, {{ or }}.") from error
+  names = tuple(dict.fromkeys(re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields))
+  if any(not name or name.isdigit() for name in names):
+    raise ValueError(
+        f"{argument}={template!r} has a field without a column name. Columns stand in braces, {{column}}; a literal"
+        " brace is doubled.")
+  return names
+
+
+def _name(paths):
+  return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"

@@ -1,0 +1,86 @@
+"""Learning curves: which panels, what is on them, and that the file is an image."""
+
+import math
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rl_reason import plots
+from rl_reason.metrics import MetricWriter
+from rl_reason.plots import Panel, learning_curves
+
+
+def png_size(path):
+  data = path.read_bytes()
+  assert data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 5000
+  return struct.unpack(">II", data[16:24])
+
+
+def test_panels_with_data_are_drawn_and_the_others_left_out(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    for step in range(1, 6):
+      writer.write("sft", step, {"loss": 1 / step})
+    for step in range(1, 6):
+      kl = math.nan if step == 3 else 0.1
+      writer.write("rl", step, {"loss": 0.1, "reward/mean": step / 5, "reward/format": 1.0, "kl": kl})
+      writer.write("rl", step, {"eval/pass@1": 0.5, "eval/pass@1_low": 0.4, "eval/pass@1_high": 0.6})
+  drawn = learning_curves(tmp_path, tmp_path / "plots/curves.png")
+  assert drawn == ["Held-out accuracy", "Reward", "KL to the reference policy", "Supervised fine-tuning"]
+  assert png_size(tmp_path / "plots/curves.png")[0] == 1200
+  assert [path.name for path in (tmp_path / "plots").iterdir()] == ["curves.png"]
+
+
+def test_a_panel_of_ones_own_and_one_point(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write("dpo", 0, {"margin": 0.5})
+  panels = [Panel("Margin", "nats", ("margin",))]
+  assert learning_curves(tmp_path / "metrics.jsonl", tmp_path / "a.png", panels=panels) == ["Margin"]
+  png_size(tmp_path / "a.png")
+
+
+def test_nothing_to_draw_names_what_there_is(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write("dpo", 1, {"margin": 0.5})
+  with pytest.raises(ValueError, match=r"has the metrics \['margin'\]"):
+    learning_curves(tmp_path, tmp_path / "a.png")
+  with pytest.raises(FileNotFoundError):
+    learning_curves(tmp_path / "nowhere", tmp_path / "a.png")
+  assert not (tmp_path / "a.png").exists()
+
+
+RECORDS = [
+    {"stage": "sft", "step": 1, "loss": 3.0}, {"stage": "sft", "step": 4, "loss": 2.0},
+    {"stage": "rl", "step": 0, "eval/pass@1": 0.1},
+    {"stage": "rl", "step": 2, "loss": 1.0, "reward/format": 1.0, "reward/mean": math.inf},
+    {"stage": "last", "step": 1, "loss": 5.0},
+]
+
+
+def test_stages_follow_each_other_on_one_axis():
+  starts = plots._stage_starts(RECORDS)
+  assert starts == {"sft": 0, "rl": 4, "last": 6}
+  steps, values = plots._curve("loss", "rl", RECORDS, starts)
+  assert steps.tolist() == [6] and values.tolist() == [1]
+  assert np.isnan(plots._curve("reward/mean", "rl", RECORDS, starts)[1]).all()
+
+
+def test_chart_holds_the_curves_the_names_and_the_stage_boundaries():
+  ax = plots.figure.Figure().add_subplot()
+  plots._draw(ax, Panel("Reward", "reward", ("reward/mean", "reward/*")), RECORDS, plots._stage_starts(RECORDS))
+  assert [entry.get_text() for entry in ax.get_legend().get_texts()] == ["mean", "format"]
+  assert {text.get_text() for text in ax.texts} == {"sft", "rl", "last"}
+  boundaries = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
+  assert boundaries == [4, 6]
+  assert ax.get_xlim() == (0, 7 * 1.02)
+
+
+def test_running_mean_by_hand():
+  np.testing.assert_allclose(plots._running_mean(np.array([1.0, 2.0, np.nan, 6.0]), 3), [1.5, 1.5, 4.0, 6.0])
+
+
+def test_pyplot_is_not_touched():
+  code = "import sys, rl_reason.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
