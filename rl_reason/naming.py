@@ -1,0 +1,57 @@
+"""Choosing by name, as configs do: a registry's name or a dotted path -> the object, with errors that suggest."""
+
+from collections.abc import Callable, Iterable, Mapping
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """" Did you mean 'x'?", or "" if nothing known is close."""
+  close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+  return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
+  """The registry's entry, or the object at "package.module:attribute". `what` names the kind in errors.
+
+  Raises: ValueError that lists the known names, or says which part of the path is missing.
+  """
+  if name in registry:
+    return registry[name]
+  if not isinstance(name, str) or ":" not in name:
+    raise ValueError(f"Unknown {what} {name!r}.{did_you_mean(name, registry)} Known: {', '.join(sorted(registry))}; your"
+                     " own is named by a dotted path, package.module:function.")
+  module_name, _, attribute = name.partition(":")
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as error:
+    if error.name and not (module_name + ".").startswith(error.name + "."):
+      raise  # The module is there; what it imports is not.
+    raise ValueError(f"The {what} {name!r}: there is no module {module_name!r}. Install it, put its folder on PYTHONPATH,"
+                     " or correct the path.") from error
+  if not callable(getattr(module, attribute, None)):
+    public = [n for n in vars(module) if not n.startswith("_")]
+    raise ValueError(f"The {what} {name!r}: module {module_name!r} has no function or class {attribute!r}."
+                     f"{did_you_mean(attribute, public)}")
+  return getattr(module, attribute)
+
+
+def check_arguments(what: str, function: Callable[..., Any], keywords: Iterable[str], *, positional: int = 0) -> None:
+  """Raises ValueError for unknown and for missing keyword arguments, from the signature, before anything runs.
+
+  Args:
+    what: names the function in errors, e.g. "The source 'jsonl'".
+    positional: leading parameters that the caller gives itself.
+  """
+  parameters = list(inspect.signature(function).parameters.values())[positional:]
+  accepted = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+  if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    for name in keywords:
+      if name not in accepted:
+        raise ValueError(f"{what} takes no argument {name!r}.{did_you_mean(name, accepted)} Its arguments:"
+                         f" {', '.join(accepted) or 'none'}.")
+  missing = [n for n, p in accepted.items() if p.default is p.empty and n not in set(keywords)]
+  if missing:
+    raise ValueError(f"{what} needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}.")

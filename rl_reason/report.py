@@ -1,0 +1,35 @@
+"""The end of a run: a short table of what each stage changed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = ("after", "steps", "pass@1 (95 %)", "pass@k", "KL", "tokens/s", "seconds")
+
+
+def summary(metrics: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[list[str]]:
+  """Rows for COLUMNS from the lines of metrics.jsonl: the start, then each stage's end.
+
+  KL is the mean over the stage's last tenth of steps; tokens/s are trained tokens over the seconds of its steps.
+  """
+  rows = []
+  for i, stage in enumerate(stages):
+    lines = [m for m in metrics if m["stage"] == stage]
+    evaluations = [m for m in lines if "eval/pass@1" in m]
+    steps = [m for m in lines if "time/step" in m]
+    if i == 0 and evaluations and evaluations[0]["step"] == 0:
+      rows.append(["nothing", "0", *_accuracy(evaluations[0]), "", "", ""])
+    if not steps:
+      continue
+    seconds = sum(m["time/step"] for m in steps)
+    kl = [m["kl"] for m in steps[-max(1, len(steps) // 10):] if "kl" in m]
+    rows.append([
+        stage, str(steps[-1]["step"]), *(_accuracy(evaluations[-1]) if evaluations else ("", "")),
+        f"{sum(kl) / len(kl):.4f}" if kl else "", f"{sum(m.get('tokens', 0) for m in steps) / seconds:.0f}",
+        f"{seconds + sum(m.get('time/evaluation', 0) for m in evaluations):.0f}"])
+  return rows
+
+
+def _accuracy(m: Mapping[str, Any]) -> tuple[str, str]:
+  several = [k for k in m if k.startswith("eval/pass@") and k.split("@")[1].isdigit() and k != "eval/pass@1"]
+  return (f"{m['eval/pass@1']:.3f} ({m['eval/pass@1_low']:.3f}-{m['eval/pass@1_high']:.3f})",
+          f"{m[several[0]]:.3f} (k={several[0].split('@')[1]})" if several else "")

@@ -1,0 +1,163 @@
+"""What train, evaluate and sample share: a checked config -> everything a stage needs, and the work directory."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import platform
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from rl_reason import config as config_lib
+from rl_reason import naming, sharding
+from rl_reason.checkpoint import Checkpoints
+from rl_reason.config import RunConfig
+from rl_reason.models.sources import POLICIES
+from rl_reason.rollout import encode_prompts
+from rl_reason.stages import STAGES, Context
+from rl_reason.tasks import load_task
+from rl_reason.types import Params
+
+# A run with other values of these is another run; a change in any other field is told and taken.
+IDENTITY = ("seed", "policy", "task", "stages")
+
+
+def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]:
+  """(the run's own sections, each stage's section by name), all values checked.
+
+  Raises: ValueError that names the field, before any device work.
+  """
+  stages = tuple(config.get("stages", ()))
+  run_config = config_lib.parse(RunConfig, config, other_fields=stages)
+  sections = {}
+  for name in stages:
+    if name not in config or not isinstance(config[name], ml_collections.ConfigDict):
+      raise ValueError(f"config.stages names {name!r}, but the config has no section config.{name}.")
+    kind = config[name].get("kind", "")
+    config_lib.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
+    sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
+  return run_config, sections
+
+
+def make_context(config: RunConfig) -> Context:
+  """Mesh, policy source and task. Raises: ValueError or FileNotFoundError for what cannot work, before training."""
+  sharding.check_platform(config.mesh.platform)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  rules = dict(sharding.DEFAULT_RULES) | dict(config.sharding_rules)
+  task = load_task(config.task.source, config.task.args, config.task.train, config.task.heldout)
+  make_policy = naming.find("policy source", config.policy.source, POLICIES)
+  naming.check_arguments(f"The policy source {config.policy.source!r}", make_policy, config.policy.args)
+  policy = make_policy(**config.policy.args)
+  # The whole of the held-out part is used, so all its prompts must fit; training prompts are checked as they come.
+  count = min(config.evaluation.num_problems, len(task.heldout))
+  encode_prompts([task.heldout[i] for i in range(count)], policy.tokenizer, max_tokens=config.max_prompt_tokens)
+  return Context(
+      seed=config.seed, policy=policy, dtype=jnp.dtype(config.policy.dtype), task=task,
+      max_prompt_tokens=config.max_prompt_tokens, partitioning=sharding.Partitioning(mesh, tuple(rules.items())))
+
+
+def initial_params(context: Context) -> Params:
+  """The policy before any stage: random, or read from its files; the same at every call."""
+  return context.policy.make_params(context.rng("params"), context.param_shardings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """A run's folder: config.json, versions.json, metrics.jsonl, samples/, checkpoints/<stage>/<step>, curves.png."""
+  path: Path
+
+  def claim(self, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
+    """Makes the folder this run's, or says what changed since it was here last.
+
+    Raises: ValueError if it belongs to another run, or holds one without a config.
+    """
+    resolved = json.loads(config.to_json_best_effort())
+    saved = self.path / "config.json"
+    if saved.exists():
+      changed = config_lib.changes(json.loads(saved.read_text()), resolved)
+      other = {k: v for k, v in changed.items() if k.split(".")[0] in IDENTITY or k.endswith(".kind")}
+      if other:
+        raise ValueError(
+            f"The workdir {self.path} belongs to another run: {_list_changes(other)}. Nothing was touched. Choose another"
+            " --workdir, or the config it was made with.")
+      if changed:
+        note(f"Resuming with a changed config: {_list_changes(changed)}.")
+    elif any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+      raise ValueError(f"The workdir {self.path} holds a run without its config.json, so it cannot be continued safely."
+                       " Choose another --workdir.")
+    if sharding.is_main_process():
+      self.path.mkdir(parents=True, exist_ok=True)
+      self.write("config.json", resolved)
+      self.write("versions.json", versions())
+
+  def write(self, name: str, content: Any) -> None:
+    """A JSON file that is there whole or not at all."""
+    target = self.path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(target)
+
+  def checkpoints(self, stage: str, *, keep: int, note: Callable[[str], None]) -> Checkpoints:
+    return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
+
+  def newest_params(self, config: RunConfig, context: Context) -> tuple[str, Params]:
+    """(the newest stage with a checkpoint, its parameters). Raises: FileNotFoundError where there is none."""
+    for name in reversed(config.stages):
+      if (self.path / "checkpoints" / name).is_dir():
+        with contextlib.closing(self.checkpoints(name, keep=config.checkpoint.keep, note=print)) as checkpoints:
+          if checkpoints.steps:
+            return f"{name}, step {checkpoints.steps[-1]}", checkpoints.restore_params(context.abstract_params)
+    raise FileNotFoundError(f"No checkpoint in {self.path}: train first with the same --config and --workdir.")
+
+
+def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
+  return ", ".join(f"{k} was {old!r} and is {new!r}" for k, (old, new) in changed.items())
+
+
+def versions() -> dict[str, str]:
+  """What the run ran on."""
+  packages = ("rl_reason", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  found = {}
+  for name in packages:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return {"python": sys.version.split()[0], "platform": platform.platform(), "device": str(jax.devices()[0].device_kind),
+          "devices": str(jax.device_count()), **found}
+
+
+def start() -> None:
+  """Process-wide settings, before any device work: compiled programs are kept between runs; processes find each other."""
+  if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every rename.
+  cache = Path(os.environ.get("RL_REASON_CACHE") or Path.home() / ".cache" / "rl_reason") / "compiled"
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  sharding.start_distributed()
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+  """A user's mistake ends the command with its message; RL_REASON_TRACEBACK=1 shows where it was found."""
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    if os.environ.get("RL_REASON_TRACEBACK"):
+      raise
+    raise SystemExit(f"Error: {error}") from error
+
+
+def command(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
+  """Runs main(config, workdir) under absl with --config (config.define_flag) and --workdir."""
+  workdir = flags.DEFINE_string("workdir", None, "The run's folder: metrics, samples, checkpoints.", required=True)
+  with errors_in_one_line():
+    config, argv = config_lib.define_flag(sys.argv)
+  app.run(lambda _: main(config.value, Path(workdir.value)), argv=argv)

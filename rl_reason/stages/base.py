@@ -1,0 +1,139 @@
+"""What a stage is given and what it hands to the training loop."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+import optax
+
+from rl_reason import learner
+from rl_reason.config import at_least, one_of
+from rl_reason.models import transformer
+from rl_reason.models.sources import PolicySource
+from rl_reason.sharding import Partitioning
+from rl_reason.tasks import Task
+from rl_reason.types import LearnerState, Params, Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """name: a key of learner.OPTIMIZERS; args: its further arguments, e.g. {"b2": 0.99, "weight_decay": 0.0}.
+
+  learning_rate: at its highest; schedule: constant, linear or cosine after warmup_steps updates.
+  max_grad_norm: global-norm clipping; 0 for none.
+  max_skipped: non-finite gradients in a row before the run stops (each is skipped and counted).
+  """
+  learning_rate: float
+  name: str = "adamw"
+  args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  schedule: str = "constant"
+  warmup_steps: int = 0
+  max_grad_norm: float = 1.0
+  max_skipped: int = 5
+
+  def __post_init__(self):
+    at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, max_grad_norm=self.max_grad_norm)
+    at_least(1, max_skipped=self.max_skipped)
+    one_of(learner.OPTIMIZERS, name=self.name)
+    one_of(learner.SCHEDULES, schedule=self.schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What is the same for all stages of a run."""
+  seed: int
+  policy: PolicySource
+  dtype: jnp.dtype
+  task: Task
+  max_prompt_tokens: int
+  partitioning: Partitioning
+
+  def rng(self, *names: str | int) -> PRNGKeyArray:
+    """A key folded from (seed, names): nothing to save, and a new consumer shifts no other."""
+    return fold(jax.random.key(self.seed), *names)
+
+  def stream_seed(self, *names: str | int) -> int:
+    """A seed in [0, 2^32) for what takes a number, such as a stage's data order."""
+    return int(jax.random.bits(self.rng(*names)))
+
+  @property
+  def param_shardings(self) -> Params:
+    shapes = transformer.abstract_params(self.policy.config)
+    return self.partitioning.params(shapes, transformer.parameter_axes(self.policy.config))
+
+  @property
+  def abstract_params(self) -> Params:
+    """Shapes, dtypes and shardings of the policy's parameters."""
+    shapes = transformer.abstract_params(self.policy.config)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.param_shardings)
+
+
+def fold(key: PRNGKeyArray, *names: str | int) -> PRNGKeyArray:
+  for name in names:
+    number = name if isinstance(name, int) else int.from_bytes(name.encode()[:64], "little") % (2**32 - 5)
+    key = jax.random.fold_in(key, number)
+  return key
+
+
+class Resumable(Protocol):
+  """Something whose state belongs into a checkpoint, e.g. a RewardSet."""
+
+  def state(self) -> Mapping[str, Any]: ...
+
+  def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Batches(Protocol):
+  """Problems, a list per step on this process; resumable (tasks.pipeline.batches)."""
+
+  def __next__(self) -> list[Problem]: ...
+
+  def get_state(self) -> dict[str, Any]: ...
+
+  def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One way of training, ready to run; rl_reason.train runs its steps, saves, resumes, logs and evaluates.
+
+  num_steps: calls of `step`.
+  init: () -> LearnerState, sharded; state_shape: the same without computing it.
+  data: this process's problems.
+  step: (state, problems, step index) -> (state, metrics as host numbers, a completion to show or ""). It may donate the
+    state.
+  resumable: by name, what else a checkpoint holds.
+  max_skipped: non-finite updates in a row that stop the run.
+  close: frees worker processes and the like.
+  """
+  num_steps: int
+  init: Callable[[], LearnerState]
+  state_shape: LearnerState
+  data: Batches
+  step: Callable[[LearnerState, list[Problem], int], tuple[LearnerState, dict[str, float], str]]
+  max_skipped: int
+  resumable: Mapping[str, Resumable] = dataclasses.field(default_factory=dict)
+  close: Callable[[], None] = lambda: None
+
+
+def make_learner(
+    context: Context, params: Params, section: Optimizer, num_updates: int,
+) -> tuple[optax.GradientTransformation, Callable[[], LearnerState], LearnerState]:
+  """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape."""
+  schedule = learner.make_schedule(
+      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
+  optimizer = learner.make_optimizer(
+      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+
+  def init_state(params):
+    # A copy: the learner's arrays are donated at every update, the caller's must live on.
+    return learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
+
+  shapes = jax.eval_shape(init_state, transformer.abstract_params(context.policy.config))
+  shardings = context.partitioning.state(shapes, context.param_shardings, optimizer)
+  state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  return optimizer, lambda: jax.jit(init_state, out_shardings=shardings)(params), state_shape

@@ -1,0 +1,225 @@
+"""Policy gradients on verifiable rewards: prompts -> completions -> rewards -> advantages -> updates.
+
+With group baselines and clipping this is GRPO (arXiv:2402.03300), Dr. GRPO (2503.20783), RLOO (2402.14740) or DAPO's loss
+(2503.14476), as `baseline`, `normalise`, `mean_over` and the clip bounds say.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rl_reason import advantages, learner, losses, policy, sharding
+from rl_reason.config import at_least, one_of
+from rl_reason.models import transformer
+from rl_reason.rewards import build_rewards
+from rl_reason.rewards.workers import failure_counts
+from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples
+from rl_reason.stages.base import Context, Optimizer, Stage, fold, make_learner
+from rl_reason.stages.sft import split_microbatches
+from rl_reason.tasks import pipeline
+from rl_reason.types import Params, PromptBatch, RolloutBatch, Sample, length_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """num_steps: rollouts. prompts_per_step, group_size: completions per rollout are their product.
+
+  sampling: rollout.sampling.Sampling; its filters must be off, for the update knows only the whole distribution.
+  rewards: rewards.build_rewards.
+  baseline, normalise: keys of advantages.BASELINES and NORMALISERS.
+  epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
+    one, to save memory. Groups are never split.
+  clip_low, clip_high: bounds of the probability ratio, 1 - clip_low and 1 + clip_high.
+  kl_coef: weight of KL(policy || reference), the reference being the policy this stage starts from; 0 for none.
+  kl_estimator: k1, k2 or k3. kl_in: "loss" (per token) or "reward" (summed over the completion, subtracted).
+  entropy_coef: weight of the entropy bonus. mean_over: token, sequence or fixed_length (losses.token_weights).
+  remat: models.transformer.REMAT_POLICIES.
+  """
+  kind: str
+  num_steps: int
+  prompts_per_step: int
+  group_size: int
+  sampling: Sampling
+  rewards: Mapping[str, Any]
+  optimizer: Optimizer
+  baseline: str = "group_mean"
+  normalise: str = "none"
+  epochs: int = 1
+  minibatches: int = 1
+  microbatches: int = 1
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  kl_coef: float = 0.0
+  kl_estimator: str = "k3"
+  kl_in: str = "loss"
+  entropy_coef: float = 0.0
+  mean_over: str = "token"
+  remat: str = "none"
+
+  def __post_init__(self):
+    at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
+             epochs=self.epochs, minibatches=self.minibatches, microbatches=self.microbatches)
+    at_least(0, clip_low=self.clip_low, clip_high=self.clip_high, kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
+    one_of(advantages.BASELINES, baseline=self.baseline)
+    one_of(advantages.NORMALISERS, normalise=self.normalise)
+    one_of(losses.KL_ESTIMATORS, kl_estimator=self.kl_estimator)
+    one_of(("loss", "reward"), kl_in=self.kl_in)
+    one_of(losses.REDUCTIONS, mean_over=self.mean_over)
+    one_of(transformer.REMAT_POLICIES, remat=self.remat)
+    if self.clip_low > 1:
+      raise ValueError(f"clip_low must be in [0, 1], got {self.clip_low}: a probability ratio is never below 0.")
+    if self.group_size < 2 and (self.baseline != "none" or self.normalise == "group_std"):
+      raise ValueError(
+          f"group_size must be at least 2 with baseline={self.baseline!r} and normalise={self.normalise!r}, got"
+          f" {self.group_size}: with one completion per prompt the group mean is that completion's own reward, so every"
+          " advantage is zero. Raise group_size, or set baseline='none'.")
+    if self.prompts_per_step % (self.minibatches * self.microbatches):
+      raise ValueError(
+          f"minibatches * microbatches = {self.minibatches} * {self.microbatches} must divide prompts_per_step="
+          f"{self.prompts_per_step}: they are made of whole groups.")
+    if self.sampling.filters or self.sampling.temperature == 0:
+      raise ValueError(
+          f"Training samples need temperature above 0 and no top_k, top_p or min_p, got {self.sampling}: the update"
+          " compares with the probability of the whole distribution, so every ratio would be off.")
+
+
+def build(config: Config, context: Context, params: Params, name: str) -> Stage:
+  """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
+  num_updates = config.num_steps * config.epochs * config.minibatches
+  optimizer, init, state_shape = make_learner(context, params, config.optimizer, num_updates)
+  rewards = build_rewards(config.rewards)
+  rewards.check_references([p.reference for p in _some(context.task.train)])
+  model, tokenizer = context.policy.config, context.policy.tokenizer
+  reference = params if config.kl_coef else None
+  temperature = config.sampling.temperature
+
+  def loss_fn(params, batch):
+    logprobs, entropy = policy.completion_logprobs(
+        model, params, batch.prompts, batch.completions, batch.completion_lengths,
+        temperature=temperature, dtype=context.dtype, remat=config.remat)
+    return losses.policy_gradient_loss(
+        logprobs, entropy, batch, clip_low=config.clip_low, clip_high=config.clip_high,
+        kl_coef=config.kl_coef if config.kl_in == "loss" else 0.0, kl_estimator=config.kl_estimator,
+        entropy_coef=config.entropy_coef)
+
+  update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+
+  def step(state, problems, index):
+    started = time.perf_counter()
+
+    # Prompts, the same on every process.
+    bucket = 32 if jax.process_count() == 1 else context.max_prompt_tokens
+    prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
+        problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket))
+
+    # Completions.
+    completions = generate(
+        model, state.params, context.partitioning.place(prompts, ("batch",)), config.sampling,
+        group_size=config.group_size, rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids,
+        decode_text=tokenizer.decode, dtype=context.dtype)
+    generated = time.perf_counter()
+
+    # Rewards, of this process's own problems.
+    own = _own_rows(completions, len(problems) * config.group_size)
+    samples = make_samples(problems, own, tokenizer, stop_strings=config.sampling.stop_strings, step=index)
+    scores, components = jax.tree.map(sharding.gather_rows, rewards(samples))
+    rewarded = time.perf_counter()
+
+    # Advantages and updates.
+    batch = assemble(config, context, prompts, completions, scores, reference)
+    history = []
+    for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), index)):
+      microbatches = split_microbatches(minibatch, config.microbatches)
+      state, metrics = update(state, context.partitioning.place(microbatches, (None, "batch")))
+      history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
+
+    tokens = float(completions.lengths.sum())
+    metrics = {
+        **{k: float(np.mean([h[k] for h in history])) for k in history[0]},
+        # The first update has the very parameters that sampled: any gap there is a fault, or rounding.
+        "logprob_gap": history[0]["logprob_gap"],
+        "skipped_in_a_row": max(h["skipped_in_a_row"] for h in history),
+        **reward_metrics(scores, components, config.group_size),
+        "completion/length": tokens / len(completions.lengths),
+        "completion/truncated": float(completions.truncated.mean()),
+        "tokens": tokens,
+        **{f"reward_workers/{k}": float(v) for k, v in failure_counts().items()},
+        "time/generate": generated - started, "time/reward": rewarded - generated,
+        "time/update": time.perf_counter() - rewarded,
+    }
+    return state, metrics, _show(samples[0], scores[0])
+
+  return Stage(
+      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step, resumable={"rewards": rewards},
+      max_skipped=config.optimizer.max_skipped, close=rewards.close,
+      data=pipeline.batches(
+          context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
+          process_index=jax.process_index(), process_count=jax.process_count()))
+
+
+def assemble(
+    config: Config, context: Context, prompts: PromptBatch, completions: Completions, scores: np.ndarray,
+    reference: Params | None,
+) -> RolloutBatch:
+  """Rewards -> advantages per token, beside what the loss reads; host arrays."""
+  mask = np.asarray(length_mask(completions.lengths, completions.tokens.shape[1]))
+  reference_logprobs = np.zeros_like(completions.behaviour_logprobs)
+  if reference is not None:
+    placed = context.partitioning.place((prompts, completions.tokens, completions.lengths), ("batch",))
+    reference_logprobs = sharding.fetch(policy.score(
+        context.policy.config, reference, *placed, temperature=config.sampling.temperature, dtype=context.dtype))
+  if config.kl_coef and config.kl_in == "reward":
+    kl = losses.kl_estimate(completions.behaviour_logprobs, reference_logprobs, mask, estimator=config.kl_estimator)
+    scores = scores - config.kl_coef * np.asarray(kl).sum(axis=1)
+  per_completion = np.asarray(advantages.advantages(
+      scores.reshape(-1, config.group_size), baseline=config.baseline, normalise=config.normalise)).reshape(-1, 1)
+  return RolloutBatch(
+      prompts=prompts, completions=completions.tokens, completion_lengths=completions.lengths,
+      behaviour_logprobs=completions.behaviour_logprobs, advantages=np.where(mask, per_completion, 0.0),
+      reference_logprobs=reference_logprobs,
+      token_weights=np.zeros_like(completions.behaviour_logprobs))  # Set per minibatch.
+
+
+def minibatches(batch: RolloutBatch, config: Config, rng):
+  """Yields epochs * minibatches parts of whole groups, shuffled anew in each epoch; their weights each sum up to 1."""
+  num_prompts = batch.prompts.tokens.shape[0]
+  for epoch in range(config.epochs):
+    order = np.arange(num_prompts)
+    if config.epochs * config.minibatches > 1:
+      order = np.asarray(jax.random.permutation(jax.random.fold_in(rng, epoch), num_prompts))
+    for groups in np.split(order, config.minibatches):
+      rows = (groups[:, None] * config.group_size + np.arange(config.group_size)).reshape(-1)
+      part = jax.tree.map(lambda x, rows=rows: x[rows], batch.replace(prompts=None))
+      part = part.replace(prompts=jax.tree.map(lambda x, groups=groups: x[groups], batch.prompts))
+      weights = losses.token_weights(
+          part.completion_mask, mean_over=config.mean_over, max_tokens=config.sampling.max_tokens)
+      yield part.replace(token_weights=np.asarray(weights))
+
+
+def reward_metrics(scores: np.ndarray, components: Mapping[str, np.ndarray], group_size: int) -> dict[str, float]:
+  """Means of the total and of each component; how many groups have nothing to teach because all rewards are equal."""
+  groups = scores.reshape(-1, group_size)
+  return {
+      "reward/mean": float(scores.mean()), "reward/std": float(scores.std()),
+      "reward/equal_groups": float((groups == groups[:, :1]).all(axis=1).mean()),
+      **{f"reward/{k}": float(v.mean()) for k, v in components.items()},
+  }
+
+
+def _own_rows(completions: Completions, count: int) -> Completions:
+  start = jax.process_index() * count
+  return jax.tree.map(lambda x: x[start:start + count], completions)
+
+
+def _some(source, limit: int = 1000):
+  """Rows to try the rewards' references on before any device work."""
+  return (source[i] for i in range(min(limit, len(source))))
+
+
+def _show(sample: Sample, score: float) -> str:
+  return f"{sample.prompt} → {sample.completion} [reference {sample.reference}, reward {score:.2f}]"

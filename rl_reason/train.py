@@ -1,0 +1,175 @@
+"""Trains a policy as a config says: config -> context -> stages -> the loop -> checkpoints, metrics, evaluations.
+
+    python -m rl_reason.train --config=experiments/quickstart.py --workdir=runs/quickstart [--config.seed=1]
+
+The same command continues a run that was stopped. Ctrl-C or SIGTERM saves and stops after the current step.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+from pathlib import Path
+import signal
+import time
+from typing import Any
+
+import ml_collections
+
+from rl_reason import plots, report, run, sharding
+from rl_reason.config import RunConfig
+from rl_reason.evaluate import Result, evaluate
+from rl_reason.metrics import MetricWriter, read_metrics
+from rl_reason.progress import Progress
+from rl_reason.stages import STAGES, Context, Stage
+from rl_reason.types import Params
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool | None = None) -> Params | None:
+  """Runs the stages of a config, continuing where an earlier call with this workdir stopped.
+
+  Args:
+    config: an experiment's get_config(); rl_reason.config documents the fields.
+    workdir: the run's folder (run.Workdir).
+    plain: lines instead of a live panel; None decides by the terminal.
+
+  Returns: the trained parameters, or None if a signal stopped the run early.
+  Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if gradients stay
+    non-finite; OSError if a checkpoint cannot be written. What was saved stays whole.
+  """
+  # The config, the devices, the data and the policy: all that can be wrong is found here.
+  run_config, sections = run.check(config)
+  folder = run.Workdir(Path(workdir))
+  with Progress(plain, enabled=sharding.is_main_process()) as progress, contextlib.ExitStack() as exits:
+    folder.claim(config, progress.note)
+    context = run.make_context(run_config)
+    exits.enter_context(context.partitioning.use())
+    writer = exits.enter_context(MetricWriter(
+        folder.path, tensorboard=run_config.logging.tensorboard, wandb=run_config.logging.wandb or None,
+        enabled=sharding.is_main_process()))
+    stop = exits.enter_context(StopRequest())
+    loop = Loop(run_config, context, folder, writer, progress, stop)
+
+    # The stages, each from its predecessor's parameters.
+    params = run.initial_params(context)
+    for name in run_config.stages:
+      stage = STAGES[sections[name].kind].build(sections[name], context, params, name)
+      with contextlib.closing(stage):
+        params = loop.run(name, stage)
+      if params is None:
+        progress.note("Stopped and saved: the same command continues.")
+        return None
+
+    # The end: a table and the learning curves.
+    if sharding.is_main_process():
+      progress.table("What each stage changed", report.COLUMNS, report.summary(
+          read_metrics(folder.path), run_config.stages))
+      plots.learning_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+      progress.note(f"Metrics, curves.png, samples and checkpoints are in {folder.path}.")
+    return params
+
+
+@dataclasses.dataclass
+class Loop:
+  """The training loop, the same for every stage."""
+  config: RunConfig
+  context: Context
+  folder: run.Workdir
+  writer: MetricWriter
+  progress: Progress
+  stop: "StopRequest"
+
+  def run(self, name: str, stage: Stage) -> Params | None:
+    """Runs one stage from its start or its newest checkpoint. Returns its parameters, or None if asked to stop."""
+    checkpointing, evaluation = self.config.checkpoint, self.config.evaluation
+    first = name == self.config.stages[0]
+    with contextlib.closing(self.folder.checkpoints(name, keep=checkpointing.keep, note=self.progress.note)) as saved:
+      restored = saved.restore(stage.state_shape)
+      if restored is None:
+        step, state = 0, stage.init()
+      else:
+        step, state, host = restored
+        stage.data.set_state(host["data"])
+        for key, part in stage.resumable.items():
+          part.restore(host["resumable"][key])
+      self._rewind(name, step, started=restored is not None)
+      self.progress.stage(name, stage.num_steps, min(step, stage.num_steps))
+      if first and restored is None:
+        self._evaluate(name, 0, state.params)
+
+      while step < stage.num_steps:
+        started = time.perf_counter()
+        state, metrics, shown = stage.step(state, next(stage.data), step)
+        step += 1
+        seconds = time.perf_counter() - started
+        metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds}
+        self.writer.write(name, step, metrics)
+        self.progress.update(step, metrics, shown)
+        if metrics["skipped_in_a_row"] >= stage.max_skipped:
+          raise FloatingPointError(
+              f"Stage {name!r} stopped at step {step}: the last {int(metrics['skipped_in_a_row'])} gradients were not"
+              " finite. Each such update was skipped, so the parameters are whole; the newest checkpoint is"
+              f" {saved.steps[-1:] or 'none'}. Lower the learning rate, or look at loss and kl in metrics.jsonl.")
+        last, stopping = step == stage.num_steps, sharding.any_process(self.stop.requested)
+        if last or evaluation.every and step % evaluation.every == 0:
+          self._evaluate(name, step, state.params)
+        # After the step's lines are written: a checkpoint stands for all that came before it.
+        if last or stopping or step % checkpointing.every == 0:
+          saved.save(step, state, {
+              "data": stage.data.get_state(), "resumable": {k: v.state() for k, v in stage.resumable.items()}})
+        if stopping and not last:
+          saved.wait()
+          return None
+      saved.wait()
+      return state.params
+
+  def _rewind(self, name: str, step: int, *, started: bool) -> None:
+    """Drops what metrics.jsonl holds from after the checkpoint."""
+    order = self.config.stages
+    if started:
+      self.writer.rewind(order, name, step)
+    elif name == order[0]:
+      self.writer.rewind(order, name, -1)
+    else:
+      self.writer.rewind(order, order[order.index(name) - 1], 2**31)
+
+  def _evaluate(self, name: str, step: int, params: Params) -> Result:
+    started = time.perf_counter()
+    result = evaluate(self.config.evaluation, self.context, params, report=self.progress.note)
+    metrics = {**result.metrics, "time/evaluation": time.perf_counter() - started}
+    self.writer.write(name, step, metrics)
+    self.progress.update(step, metrics)
+    if sharding.is_main_process():
+      self.folder.write(f"samples/{name}-{step}.json", result.rows()[:50])
+    return result
+
+
+class StopRequest:
+  """Turns the first Ctrl-C or SIGTERM into `requested`; a second one interrupts at once."""
+
+  def __init__(self):
+    self.requested = False
+    self._before: Mapping[int, Any] = {}
+
+  def __enter__(self):
+    with contextlib.suppress(ValueError):  # Signals belong to the main thread: elsewhere, a notebook say, none is caught.
+      self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, frame):
+    self.requested = True
+    for s, handler in self._before.items():
+      signal.signal(s, handler)
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  with run.errors_in_one_line():
+    run.start()
+    train(config, workdir)
+
+
+if __name__ == "__main__":
+  run.command(main)
