@@ -60,9 +60,9 @@ class _Tensor:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], list[_Tensor]]:
-  """(metadata without the arrays of strings, tensors) of a GGUF file.
+  """(metadata, tensors) of a GGUF file.
 
-  gguf.GGUFReader makes NumPy views of every token of the vocabulary: 4.8 s for 49 thousand, where this takes 0.1 s.
+  gguf.GGUFReader makes NumPy views of every token of the vocabulary: 4.8 s for 49 thousand, where this takes 0.2 s.
   """
   with path.open("rb") as f:
     if f.read(4) != b"GGUF":
@@ -97,10 +97,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], list[_Tensor]]:
       return take(_SCALARS[kind])
     inner, count = gguf.GGUFValueType(take("I")), take("Q")
     if inner == gguf.GGUFValueType.STRING:
-      for _ in range(count):
-        length = take("Q")  # Not in one statement with +=, which would read `place` first.
-        place += length
-      return None
+      return [text() for _ in range(count)]
     if inner == gguf.GGUFValueType.ARRAY:
       return [value(inner) for _ in range(count)]
     values = struct.unpack_from(f"<{count}{_SCALARS[inner]}", data, place)

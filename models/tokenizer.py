@@ -62,7 +62,8 @@ class Tokenizer(Protocol):
     """The text that `encode_prompt` reads, without a begin-of-sequence token that it adds."""
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids: special and stop tokens are left out, bytes that are no UTF-8 become U+FFFD."""
+    """Text of ids: bytes that are no UTF-8 become U+FFFD; special and stop tokens are left out, and so are ids beyond
+    the tokenizer's, which a model whose vocabulary is padded may sample. Raises: ValueError for negative ids."""
 
   def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
     """`decode` for many sequences at once, in parallel where the tokenizer can."""
@@ -140,7 +141,7 @@ class CharacterTokenizer:
     return prompt
 
   def decode(self, ids: Sequence[int]) -> str:
-    return "".join(self.characters[i - 1] for i in _checked(ids, self.vocab_size) if i)
+    return "".join(self.characters[i - 1] for i in _known(ids, self.vocab_size) if i)
 
   def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
     return [self.decode(ids) for ids in batch]
@@ -237,7 +238,7 @@ class PretrainedTokenizer:
     tokenizer_files.write_directory(pathlib.Path(directory), self.files.backend, config, self.stop_ids, self.pad_id)
 
   def _visible(self, ids: Sequence[int]) -> list[int]:
-    ids = _checked(ids, self.vocab_size)
+    ids = _known(ids, self.vocab_size)
     return [i for i in ids if i not in self._plain_stop_ids] if self._plain_stop_ids else ids
 
   @functools.cached_property
@@ -320,10 +321,10 @@ def _roles(messages: Sequence[Message]) -> str:
   return repr([message.get("role") if isinstance(message, Mapping) else message for message in messages])
 
 
-def _checked(ids: Sequence[int], vocab_size: int) -> list[int]:
+def _known(ids: Sequence[int], vocab_size: int) -> list[int]:
+  """The ids that the tokenizer has; which ids a model samples is data, so others are no error."""
   ids = np.asarray(ids, np.int64 if len(ids) == 0 else None)
-  if ids.size and not (0 <= ids.min() and ids.max() < vocab_size):
-    wrong = next(i for i in ids.tolist() if not 0 <= i < vocab_size)
-    raise ValueError(f"Token id {wrong} is outside the tokenizer's 0 ... {vocab_size - 1}: the ids come from a model"
-                     " with another vocabulary, or include padding. Load the model's tokenizer, and cut at the length.")
-  return ids.tolist()
+  if ids.size and ids.min() < 0:
+    raise ValueError(f"Token id {ids.min()} is negative, so it was never sampled: is it a padding mark? Cut at the"
+                     " completion's length before decoding.")
+  return ids[ids < vocab_size].tolist()

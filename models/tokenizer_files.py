@@ -16,6 +16,8 @@ import jinja2.sandbox
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
+from rl_reason.models import gguf_files
+
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -169,12 +171,9 @@ PRE_TOKENIZERS = {
 
 def read_gguf(path: pathlib.Path) -> TokenizerFiles:
   """Reads the tokenizer out of a GGUF file: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
-  try:
-    fields = gguf.GGUFReader(path).fields
-  except Exception as error:  # A damaged file fails anywhere in the library.
-    raise ValueError(f"{path} cannot be read as GGUF: {error}. It may be cut off: fetch it again.") from error
+  metadata, _ = gguf_files.read_header(path)
   def get(key, default=None):
-    return fields[f"tokenizer.{key}"].contents() if f"tokenizer.{key}" in fields else default
+    return metadata.get(f"tokenizer.{key}", default)
   kind, tokens = get("ggml.model"), get("ggml.tokens")
   if tokens is None:
     raise ValueError(f"{path} holds no tokenizer (no tokenizer.ggml.tokens). Load the model's Hugging Face directory.")

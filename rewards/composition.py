@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import difflib
-import importlib
 import inspect
 import math
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 import numpy as np
 
+from rl_reason import naming
 from rl_reason.rewards import workers
 
 if TYPE_CHECKING:  # Not at run time: workers import this package, and types.py imports JAX.
@@ -142,17 +141,17 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:
       entry = {"weight": entry}
     for field in entry:
       if field not in ("function", "weight", "args"):
-        raise ValueError(f"Reward {name!r} has an unknown field {field!r}"
-                         f"{_did_you_mean(field, ('function', 'weight', 'args'))}. An argument of the function goes"
-                         " into \"args\".")
+        raise ValueError(f"Reward {name!r} has an unknown field {field!r}."
+                         f"{naming.did_you_mean(field, ('function', 'weight', 'args'))} Its fields: function, weight,"
+                         " args; an argument of the function goes into \"args\".")
     weight = entry.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
       raise ValueError(f"Reward {name!r} has the weight {weight!r}: give a finite number (0 to log it only).")
     args = dict(entry.get("args") or {})
     path = entry.get("function", name)
-    function = REWARDS[path] if path in REWARDS else _import(name, path, REWARDS)
-    is_class = inspect.isclass(function)
-    _check_arguments(name, path, function, args, is_class)
+    function = naming.find("reward", path, REWARDS)
+    is_class = inspect.isclass(function)  # Then the samples come later, to its objects.
+    naming.check_arguments(f"Reward {name!r}: {path}", function, args, positional=0 if is_class else 1)
     if is_class:
       function, args = function(**args), {}
       if not callable(function):
@@ -162,50 +161,6 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:
       function([], **args)  # Ours check their arguments before they look at samples.
     components.append(Component(name, function, float(weight), args))
   return RewardSet(components)
-
-
-def _import(name: str, path: Any, known: Mapping[str, Any]) -> Callable:
-  """The object at "package.module:function"."""
-  if not isinstance(path, str) or ":" not in path:
-    raise ValueError(f"Unknown reward {path!r}{_did_you_mean(str(path), known)}. Your own is given as"
-                     f" \"package.module:function\": {name}={{'function': 'my_package.my_rewards:{name}'}}.")
-  module_name, _, attribute = path.partition(":")
-  try:
-    module = importlib.import_module(module_name)
-  except ModuleNotFoundError as error:
-    raise ValueError(f"Reward {name!r}: cannot import {module_name!r} ({error}). Install it, or put its folder on"
-                     " PYTHONPATH.") from error
-  try:
-    function = getattr(module, attribute)
-  except AttributeError as error:
-    public = [n for n in dir(module) if not n.startswith("_")]
-    raise ValueError(f"Reward {name!r}: {module_name!r} has no {attribute!r}"
-                     f"{_did_you_mean(attribute, public)}.") from error
-  if not callable(function):
-    raise ValueError(f"Reward {name!r}: {path} is {type(function).__name__}, not a function or a class.")
-  return function
-
-
-def _check_arguments(name: str, path: str, function: Callable, args: Mapping[str, Any], is_class: bool) -> None:
-  """Unknown and missing arguments, found in the signature before anything runs."""
-  parameters = inspect.signature(function).parameters.values()
-  if not is_class:
-    parameters = list(parameters)[1:]  # The samples.
-  takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-  accepted = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-  for argument in args:
-    if argument not in accepted and not takes_any:
-      raise ValueError(f"Reward {name!r}: {path} takes no argument {argument!r}{_did_you_mean(argument, accepted)}.")
-  missing = [n for n, p in accepted.items() if p.default is p.empty and n not in args]
-  if missing:
-    raise ValueError(f"Reward {name!r}: {path} needs {', '.join(missing)}: set"
-                     f" {name}={{'function': {path!r}, 'args': {{{', '.join(f'{m!r}: ...' for m in missing)}}}}}.")
-
-
-def _did_you_mean(wrong: str, known: Iterable[str]) -> str:
-  known = sorted(known)
-  close = difflib.get_close_matches(wrong, known, n=1)
-  return (f": did you mean {close[0]!r}?" if close else ":") + f" Known: {', '.join(known) or 'none'}"
 
 
 def _checked(component: Component, output: Any, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:

@@ -1,6 +1,6 @@
 """Choosing by name, as configs do: a registry's name or a dotted path -> the object, with errors that suggest."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 import difflib
 import importlib
 import inspect
@@ -18,7 +18,7 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
 
   Raises: ValueError that lists the known names, or says which part of the path is missing.
   """
-  if name in registry:
+  if isinstance(name, str) and name in registry:
     return registry[name]
   if not isinstance(name, str) or ":" not in name:
     raise ValueError(f"Unknown {what} {name!r}.{did_you_mean(name, registry)} Known: {', '.join(sorted(registry))}; your"
@@ -38,7 +38,7 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
   return getattr(module, attribute)
 
 
-def check_arguments(what: str, function: Callable[..., Any], keywords: Iterable[str], *, positional: int = 0) -> None:
+def check_arguments(what: str, function: Callable[..., Any], keywords: Collection[str], *, positional: int = 0) -> None:
   """Raises ValueError for unknown and for missing keyword arguments, from the signature, before anything runs.
 
   Args:
@@ -52,6 +52,6 @@ def check_arguments(what: str, function: Callable[..., Any], keywords: Iterable[
       if name not in accepted:
         raise ValueError(f"{what} takes no argument {name!r}.{did_you_mean(name, accepted)} Its arguments:"
                          f" {', '.join(accepted) or 'none'}.")
-  missing = [n for n, p in accepted.items() if p.default is p.empty and n not in set(keywords)]
+  missing = [n for n, p in accepted.items() if p.default is p.empty and n not in keywords]
   if missing:
     raise ValueError(f"{what} needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}.")

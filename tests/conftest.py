@@ -1,6 +1,58 @@
-"""Eight fake CPU devices for every test, set before JAX starts; tests that need the real count start a process."""
+"""Eight fake CPU devices for every test, set before JAX starts; tests that need the real count start a process.
+
+The `tiny` fixtures are one model and one batch that the tests of the core share.
+"""
 
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+  from rl_reason.models.config import ModelConfig
+  return ModelConfig(vocab_size=32, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_hidden=48)
+
+
+@pytest.fixture(scope="session")
+def draw_params():
+  """config -> parameters drawn with NumPy (init_params takes seconds to compile): norms near 1, biases not 0."""
+  def draw(config, seed=0):
+    from rl_reason.models.transformer import abstract_params
+    rng = np.random.RandomState(seed)
+
+    def one(path, x):
+      noise = rng.standard_normal(x.shape).astype(np.float32)
+      if "norm" in jax.tree_util.keystr(path):
+        return np.float32(not config.norm_plus_one) + 0.1 * noise
+      return noise / np.sqrt(config.width, dtype=np.float32)
+    return jax.tree.map_with_path(one, abstract_params(config))
+  return draw
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config, draw_params):
+  return draw_params(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_batch(tiny_config):
+  """4 prompts of up to 6 tokens, 2 completions each of up to 5 tokens, as NumPy arrays; zeros where padded."""
+  from rl_reason.losses import token_weights
+  from rl_reason.types import PromptBatch, RolloutBatch, length_mask
+  rng = np.random.RandomState(1)
+  prompt_lengths, lengths = np.array([6, 3, 1, 5], np.int32), np.array([5, 2, 1, 5, 3, 4, 5, 1], np.int32)
+  mask = np.asarray(length_mask(lengths, 5))
+  prompts = rng.randint(0, tiny_config.vocab_size, (4, 6)) * np.asarray(length_mask(prompt_lengths, 6))
+  def noise(scale):
+    return np.where(mask, scale * rng.standard_normal((8, 5)), 0.0).astype(np.float32)
+  return RolloutBatch(
+      prompts=PromptBatch(tokens=prompts.astype(np.int32), lengths=prompt_lengths),
+      completions=(rng.randint(0, tiny_config.vocab_size, (8, 5)) * mask).astype(np.int32), completion_lengths=lengths,
+      behaviour_logprobs=noise(0.5) - 3 * mask, advantages=noise(1.0), reference_logprobs=noise(0.5) - 3 * mask,
+      token_weights=np.asarray(token_weights(mask, mean_over="token", max_tokens=5)))

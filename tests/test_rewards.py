@@ -298,12 +298,12 @@ def test_total_is_the_weighted_sum_of_unweighted_components():
 
 
 @pytest.mark.parametrize("spec, message", [
-    ({"math_anser": 1.0}, "did you mean 'math_answer'.*Known: answer_marker_format"),
-    ({"boxed": {"function": "boxed_fromat"}}, "did you mean 'boxed_format'"),
-    ({"boxed_format": {"wieght": 1}}, "unknown field 'wieght': did you mean 'weight'"),
-    ({"math_answer": {"args": {"timeout_second": 1}}}, "no argument 'timeout_second': did you mean 'timeout_seconds'"),
+    ({"math_anser": 1.0}, "Did you mean 'math_answer'.*Known: answer_marker_format"),
+    ({"boxed": {"function": "boxed_fromat"}}, "Did you mean 'boxed_format'"),
+    ({"boxed_format": {"wieght": 1}}, "unknown field 'wieght'. Did you mean 'weight'"),
+    ({"math_answer": {"args": {"timeout_second": 1}}}, "no argument 'timeout_second'. Did you mean 'timeout_seconds'"),
     ({"math_answer": {"args": {"samples": 1}}}, "no argument 'samples'"),
-    ({"overlong_penalty": 1.0}, "needs limit_tokens, buffer_tokens"),
+    ({"overlong_penalty": 1.0}, "needs the arguments limit_tokens, buffer_tokens"),
     ({"overlong_penalty": {"args": {"limit_tokens": 4, "buffer_tokens": 8}}},
      "0 < buffer_tokens <= limit_tokens, got buffer_tokens=8"),
     ({"pattern_format": {"args": {"pattern": "("}}}, "'\\('.* is not a regular expression"),
@@ -313,13 +313,13 @@ def test_total_is_the_weighted_sum_of_unweighted_components():
     ({"boxed_format": float("nan")}, "weight nan"), ({"boxed_format": "1"}, "weight '1'"),
     ({"boxed_format": True}, "weight True"),
     ({}, "at least one"), (None, "got None"),
-    ({"mine": {"function": "no_such_package.rewards:f"}}, "cannot import 'no_such_package.rewards'"),
-    ({"mine": {"function": f"{HERE}:lenght"}}, "did you mean 'length'"),
-    ({"mine": {"function": f"{HERE}:SAMPLES"}}, "is list, not a"),
-    ({"mine": {"function": f"{HERE}:Novelty"}}, "needs capacity"),
+    ({"mine": {"function": "no_such_package.rewards:f"}}, "no module 'no_such_package.rewards'"),
+    ({"mine": {"function": f"{HERE}:lenght"}}, "Did you mean 'length'"),
+    ({"mine": {"function": f"{HERE}:SAMPLES"}}, "no function or class 'SAMPLES'"),
+    ({"mine": {"function": f"{HERE}:Novelty"}}, "needs the argument capacity"),
     ({"mine": {"function": f"{HERE}:Novelty", "args": {"capacty": 1}}},
-     "no argument 'capacty': did you mean 'capacity'"),
-    ({"mine": {"function": f"{HERE}:length", "args": {"scal": 1}}}, "no argument 'scal': did you mean 'scale'"),
+     "no argument 'capacty'. Did you mean 'capacity'"),
+    ({"mine": {"function": f"{HERE}:length", "args": {"scal": 1}}}, "no argument 'scal'. Did you mean 'scale'"),
 ])
 def test_config_errors_come_before_anything_runs(spec, message):
   with pytest.raises(ValueError, match=message):

@@ -191,14 +191,14 @@ def test_a_prompt_in_both_halves_is_refused(tmp_path):
 
 
 def test_unknown_names_get_a_hint_before_anything_is_read():
-  message = r"Unknown source 'json'. Did you mean 'jsonl'\? Known sources: arithmetic, .*dotted"
+  message = r"Unknown source 'json'. Did you mean 'jsonl'\? Known: arithmetic, .*dotted"
   with pytest.raises(ValueError, match=message):
     tasks.load_task("json", {}, {}, {})
-  with pytest.raises(ValueError, match=r"no argument 'promt' \(given for train\). Did you mean 'prompt'\?"):
+  with pytest.raises(ValueError, match=r"for the train rows takes no argument 'promt'. Did you mean 'prompt'\?"):
     tasks.load_task("jsonl", dict(promt="{q}"), dict(path="missing"), dict(path="missing"))
-  with pytest.raises(ValueError, match=r"no argument 'row' \(given for heldout\). Did you mean 'rows'\?"):
+  with pytest.raises(ValueError, match=r"for the heldout rows takes no argument 'row'. Did you mean 'rows'\?"):
     tasks.load_task("jsonl", dict(prompt="{q}"), dict(path="missing"), dict(path="missing", row="1:"))
-  with pytest.raises(ValueError, match="needs 'size' for its heldout rows"):
+  with pytest.raises(ValueError, match="for the heldout rows needs the argument size"):
     tasks.load_task("arithmetic", {}, dict(size=3), {})
 
 
@@ -212,10 +212,10 @@ def test_a_dotted_path_names_a_users_source(tmp_path, monkeypatch):
   assert prompts(task.train) == ["2*0=", "2*1=", "2*2="] and task.heldout[1].reference == "8"
   with pytest.raises(ValueError, match="heldout rows of source 'my_rows:doubles' are none at all"):
     tasks.load_task("my_rows:doubles", {}, dict(start=0, stop=3), dict(start=3, stop=3))
-  with pytest.raises(ValueError, match=r"has no function 'double'. Did you mean 'doubles'\?"):
-    tasks.find_source("my_rows:double")
+  with pytest.raises(ValueError, match=r"has no function or class 'double'. Did you mean 'doubles'\?"):
+    tasks.load_task("my_rows:double", {}, {}, {})
   with pytest.raises(ValueError, match="no module 'my_row'"):
-    tasks.find_source("my_row:doubles")
+    tasks.load_task("my_row:doubles", {}, {}, {})
   assert "my_rows" in sys.modules
 
 

@@ -80,10 +80,12 @@ def sample_tokens(
     behaviour = jnp.zeros(tokens.shape, jnp.float32)
   else:
     log_probs = jax.nn.log_softmax(filter_logits(logits, sampling), axis=-1)
-    cumulative = jnp.cumsum(jnp.exp(log_probs), axis=-1)
-    total = cumulative[:, -1:]
-    # Below the total also after rounding, so that the last token with any probability is the last one drawn.
+    probs = jnp.exp(log_probs)
+    # A parallel sum rounds each entry its own way, so it may rise by an ulp where the probability is zero, and fall:
+    # only tokens with some probability are ever drawn, and the highest of their sums counts as the whole.
+    cumulative = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0.0)
+    total = cumulative.max(axis=-1, keepdims=True)
     threshold = jnp.minimum(uniforms[:, None] * total, jnp.nextafter(total, 0.0))
-    tokens = jnp.sum(cumulative <= threshold, axis=-1)
+    tokens = jnp.argmax(cumulative > threshold, axis=-1)  # The first of them.
     behaviour = jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
   return tokens.astype(jnp.int32), behaviour, jnp.take_along_axis(unfiltered, tokens[:, None], axis=-1)[:, 0]

@@ -7,15 +7,13 @@ needs a function that returns one, named in a config by its dotted path `package
 from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
-import importlib
-import inspect
 from typing import Any, Protocol
 
+from rl_reason import naming
 from rl_reason.tasks import arithmetic
 from rl_reason.tasks import files
 from rl_reason.tasks import gsm_symbolic
 from rl_reason.tasks import prepared
-from rl_reason.tasks.files import did_you_mean
 from rl_reason.types import Problem
 
 
@@ -65,10 +63,11 @@ def load_task(
 def load_splits(
     source: str, arguments: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
   """One source per split, called with {**arguments, **splits[name]}. Raises: as `load_task`, but for shared prompts."""
-  function = find_source(source)
+  function = naming.find("source", source, SOURCES)
   calls = {split: {**arguments, **further} for split, further in splits.items()}
   for split, keywords in calls.items():
-    _check_arguments(source, function, split, keywords)  # All of them, before any reads a file.
+    # All of them, before any reads a file.
+    naming.check_arguments(f"The source {source!r} for the {split} rows", function, keywords)
   sources = {}
   for split, keywords in calls.items():
     sources[split] = function(**keywords)
@@ -77,30 +76,6 @@ def load_splits(
           f"The {split} rows of source {source!r} are none at all with the arguments {keywords}: nothing could be drawn"
           " from them. Check path, `rows`, `where` or `size`.")
   return sources
-
-
-def find_source(name: str) -> Callable[..., Source]:
-  """The source function of a name in SOURCES or of a dotted path. Raises: ValueError with the known names."""
-  if name in SOURCES:
-    return SOURCES[name]
-  if ":" not in name:
-    raise ValueError(
-        f"Unknown source {name!r}.{did_you_mean(name, SOURCES)} Known sources: {', '.join(sorted(SOURCES))}; your own"
-        " is named by a dotted path, package.module:function.")
-  module_name, _, attribute = name.partition(":")
-  try:
-    module = importlib.import_module(module_name)
-  except ModuleNotFoundError as error:
-    if error.name and not (module_name + ".").startswith(error.name + "."):
-      raise  # The module is there; what it imports is not.
-    raise ValueError(
-        f"Source {name!r}: there is no module {module_name!r}. Put its folder on PYTHONPATH or correct the"
-        " path.") from error
-  if not callable(getattr(module, attribute, None)):
-    raise ValueError(
-        f"Source {name!r}: module {module_name!r} has no function"
-        f" {attribute!r}.{did_you_mean(attribute, vars(module))}")
-  return getattr(module, attribute)
 
 
 def check_disjoint(train: Source, heldout: Source) -> None:
@@ -118,24 +93,6 @@ def check_disjoint(train: Source, heldout: Source) -> None:
         f"{len(shared)} training rows have a prompt that is also held out, so the held-out score would measure memory"
         f" ({pairs}{'; ...' if len(shared) > 3 else ''}). Give the halves `rows` that do not overlap (':90%' and"
         " '90%:'), other files or another `part`; set unique=True if the file itself repeats prompts.")
-
-
-def _check_arguments(source, function, split, keywords):
-  parameters = inspect.signature(function).parameters.values()
-  if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-    named = [p.name for p in parameters if p.kind != p.POSITIONAL_ONLY]
-    for name in keywords:
-      if name not in named:
-        raise ValueError(
-            f"Source {source!r} has no argument {name!r} (given for {split}).{did_you_mean(name, named)} Its arguments:"
-            f" {', '.join(named)}.")
-  missing = [
-      p.name for p in parameters
-      if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in keywords]
-  if missing:
-    raise ValueError(
-        f"Source {source!r} needs {', '.join(repr(m) for m in missing)} for its {split} rows: set it in `arguments` or"
-        f" in `{split}`.")
 
 
 def _prompt_text(problem):

@@ -5,7 +5,6 @@ r"""Rows of JSON Lines and Parquet files -> problems, by templates over the colu
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
-import difflib
 import glob as globbing
 import gzip
 import json
@@ -14,6 +13,7 @@ import re
 import string
 from typing import Any
 
+from rl_reason import naming
 from rl_reason.types import Problem
 
 
@@ -120,7 +120,7 @@ class RowMapping:
         if column not in columns:
           raise ValueError(
               f"{where} has no column {column!r}, which {argument}={getattr(self, argument)!r} names."
-              f"{did_you_mean(column, columns)} Its columns: {', '.join(map(str, columns))}.")
+              f"{naming.did_you_mean(column, columns)} Its columns: {', '.join(map(str, columns))}.")
 
   def problem(self, row: Mapping[str, Any], index: int, where: str) -> Problem:
     """The row as a Problem. `index` is its number in the data set, `where` its file and line for error messages."""
@@ -160,18 +160,12 @@ class RowMapping:
           f" values: { {c: row[c] for c in self._columns[argument]} }.") from error
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """' Did you mean ...?' with the nearest known name, or ''."""
-  near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-  return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def keep(row: Mapping[str, Any], where: Mapping[str, Any], place: str) -> bool:
   """Whether a row has one of the allowed values in every column of `where`. `place` is for the error message."""
   for column, allowed in where.items():
     if column not in row:
       raise ValueError(
-          f"{place} has no column {column!r}, which `where` names.{did_you_mean(column, row)} Its columns:"
+          f"{place} has no column {column!r}, which `where` names.{naming.did_you_mean(column, row)} Its columns:"
           f" {', '.join(map(str, row))}.")
     if row[column] not in (allowed if isinstance(allowed, (list, tuple, set, frozenset)) else (allowed,)):
       return False

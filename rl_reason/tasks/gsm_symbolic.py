@@ -19,6 +19,7 @@ import operator
 import re
 from typing import Any
 
+from rl_reason import naming
 from rl_reason.tasks import files
 from rl_reason.tasks.draws import Draws, in_part
 from rl_reason.types import Problem
@@ -274,7 +275,8 @@ def _parse(template) -> _Parsed:
   lines = _plan(lines, compiled)
   for name, _ in _SLOT.findall(question):
     if name not in variables:
-      fail(f"the question has a slot {{{name},...}}, but #init draws no {name!r}.{files.did_you_mean(name, variables)}")
+      fail(f"the question has a slot {{{name},...}}, but #init draws no {name!r}."
+           f"{naming.did_you_mean(name, variables)}")
   if re.search(r"[{}]", _SLOT.sub("", question)):
     fail(f"the question has braces that are no {{variable,default}} slot: {question.strip()!r}.")
   pieces = []
@@ -468,7 +470,7 @@ def _compile(node: ast.expr, names) -> Expression:
   if isinstance(node, ast.Name):
     name = node.id
     if name not in names:
-      raise ValueError(f"unknown name {name!r}.{files.did_you_mean(name, names)}")
+      raise ValueError(f"unknown name {name!r}.{naming.did_you_mean(name, names)}")
     return lambda variables: variables[name]
   if isinstance(node, (ast.List, ast.Tuple)):
     items = [_compile(item, names) for item in node.elts]
@@ -501,7 +503,7 @@ def _compile(node: ast.expr, names) -> Expression:
     return lambda variables: body(variables) if test(variables) else other(variables)
   if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
     if node.func.id not in _FUNCTIONS:
-      raise ValueError(f"unknown function {node.func.id!r}.{files.did_you_mean(node.func.id, _FUNCTIONS)}")
+      raise ValueError(f"unknown function {node.func.id!r}.{naming.did_you_mean(node.func.id, _FUNCTIONS)}")
     function, arguments = _FUNCTIONS[node.func.id], [_compile(a, names) for a in node.args]
     if len(arguments) == 1:
       (argument,) = arguments

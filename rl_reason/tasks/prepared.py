@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rl_reason import naming
 from rl_reason.tasks import files
 from rl_reason.types import Problem
 
@@ -84,7 +85,7 @@ def tfds_source(
     builder.download_and_prepare(file_format="array_record")
   if str(split).partition("[")[0] not in builder.info.splits:
     raise ValueError(
-        f"TFDS data set {name!r} has no split {split!r}.{files.did_you_mean(split, builder.info.splits)} Its splits:"
+        f"TFDS data set {name!r} has no split {split!r}.{naming.did_you_mean(split, builder.info.splits)} Its splits:"
         f" {', '.join(builder.info.splits)}.")
   try:
     data = builder.as_data_source(split=split)

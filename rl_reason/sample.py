@@ -1,0 +1,52 @@
+"""Tries a policy at a prompt.
+
+    python -m rl_reason.sample --config=experiments/quickstart.py --workdir=runs/quickstart --prompt="7+5-3=" --num_samples=4
+
+The prompt is a user's message where the run's task has chat prompts, else plain text. Sampling is that of the config's
+evaluation section: --config.evaluation.sampling.temperature=0 for the likeliest completion.
+"""
+
+from pathlib import Path
+
+from absl import flags
+import jax
+import ml_collections
+
+from rl_reason import run, sharding
+from rl_reason.progress import printable
+from rl_reason.rollout import encode_prompts, generate, make_samples
+from rl_reason.types import Problem
+
+_PROMPT = flags.DEFINE_string("prompt", None, "What the policy reads.", required=True)
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Completions to draw.", lower_bound=1)
+_INITIAL = flags.DEFINE_bool("initial", False, "The policy before training, in place of the newest checkpoint.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the completions.")
+
+
+def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  with run.errors_in_one_line():
+    run.start()
+    run_config, _ = run.check(config)
+    context = run.make_context(run_config)
+    chat = not isinstance(context.task.heldout[0].prompt, str)
+    prompt = ({"role": "user", "content": _PROMPT.value},) if chat else _PROMPT.value
+    problems, tokenizer = [Problem(prompt=prompt, reference="", id="--prompt")], context.policy.tokenizer
+    prompts = encode_prompts(problems, tokenizer, max_tokens=run_config.max_prompt_tokens)
+    sampling = run_config.evaluation.sampling
+    with context.partitioning.use():
+      if _INITIAL.value:
+        params = run.initial_params(context)
+      else:
+        where, params = run.Workdir(workdir).newest_params(run_config, context)
+        print(f"# {where}")
+      completions = generate(
+          context.policy.config, params, context.partitioning.place(prompts, ("batch",)), sampling,
+          group_size=_NUM_SAMPLES.value, rng=jax.random.key(_SEED.value), stop_ids=tokenizer.stop_ids,
+          decode_text=tokenizer.decode, dtype=context.dtype)
+    if sharding.is_main_process():
+      for sample in make_samples(problems, completions, tokenizer, stop_strings=sampling.stop_strings):
+        print(printable(sample.completion) + (" [cut at max_tokens]" if sample.truncated else ""))
+
+
+if __name__ == "__main__":
+  run.command(main)
