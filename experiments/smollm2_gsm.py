@@ -11,18 +11,22 @@ Result: not measured yet.
 from ml_collections import ConfigDict
 
 INSTRUCTION = "{question}\nThink step by step, then write the final number as \\boxed{{number}}."
+# Two cores decode some 200 tokens a second: one worked example asks for one equation, which 32 tokens can hold.
+SHORT_INSTRUCTION = (
+    "Solve the problem with one equation.\nExample: Tom has 3 apples and buys 2 more. How many apples does Tom have now?\n"
+    "Answer: 3 + 2 = \\boxed{{5}}\nProblem: {question}")
 
 
 def get_config(size: str = "full") -> ConfigDict:
   if size not in ("full", "cpu"):
     raise ValueError(f"Unknown size {size!r}: use :full (GSM8K, an accelerator) or :cpu (SVAMP, two cores).")
   cpu = size == "cpu"
-  c = ConfigDict(dict(seed=0, max_prompt_tokens=160 if cpu else 512, stages=("rl",)))
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=224 if cpu else 512, stages=("rl",)))
   c.policy = dict(source="pretrained", args=dict(path="smollm2-135m"), dtype="float32" if cpu else "bfloat16")
   if cpu:
     c.task = dict(
         source="jsonl",
-        args=dict(prompt=INSTRUCTION, chat=True, reference="{answer:g}", id="{id}", unique=True,
+        args=dict(prompt=SHORT_INSTRUCTION, chat=True, reference="{answer:g}", id="{id}", unique=True,
                   where=dict(type=["Addition", "Subtraction"])),
         train=dict(path="svamp.jsonl.gz", rows=":80%"), heldout=dict(path="svamp.jsonl.gz", rows="80%:"))
   else:
@@ -30,15 +34,15 @@ def get_config(size: str = "full") -> ConfigDict:
         source="jsonl",
         args=dict(prompt=INSTRUCTION, chat=True, reference="{answer}", reference_pattern=r"####\s*(.+)$", id="{id}"),
         train=dict(path="gsm8k_train.jsonl.gz"), heldout=dict(path="gsm8k_test.jsonl.gz"))
+  sampling = dict(temperature=0.7, max_tokens=32) if cpu else dict(temperature=1.0, max_tokens=512)
   c.rl = dict(
-      kind="policy_gradient", num_steps=40 if cpu else 1000, prompts_per_step=8 if cpu else 64, group_size=4 if cpu else 16,
-      sampling=dict(max_tokens=80 if cpu else 512), rewards=dict(math_answer=1.0, boxed_format=0.2),
+      kind="policy_gradient", num_steps=40 if cpu else 1000, prompts_per_step=4 if cpu else 64, group_size=8 if cpu else 16,
+      sampling=sampling, rewards=dict(math_answer=1.0, boxed_format=0.2),
       baseline="leave_one_out", normalise="none", mean_over="token", kl_coef=0.01, kl_estimator="k3",
-      clip_low=0.2, clip_high=0.28, microbatches=2 if cpu else 4, minibatches=1, remat="none" if cpu else "dots",
+      clip_low=0.2, clip_high=0.28, microbatches=1 if cpu else 4, remat="none" if cpu else "dots",
       optimizer=dict(learning_rate=1e-5 if cpu else 2e-6, warmup_steps=3, args=dict(weight_decay=0.0)))
   c.evaluation = dict(
       rewards=dict(math_answer=1.0), num_problems=96 if cpu else 1319, samples_per_problem=1 if cpu else 4,
-      every=0 if cpu else 50, batch_size=32 if cpu else 128,
-      sampling=dict(max_tokens=80 if cpu else 512))
-  c.checkpoint = dict(every=5 if cpu else 50, keep=1 if cpu else 2)
+      every=0 if cpu else 50, batch_size=32 if cpu else 128, sampling=sampling)
+  c.checkpoint = dict(every=10 if cpu else 50, keep=1 if cpu else 2)
   return c

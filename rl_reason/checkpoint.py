@@ -45,9 +45,10 @@ class Checkpoints:
     Raises: OSError if this save or the one before it could not be written (disk full, say).
     """
     # As bytes in an array: orbax would drop empty lists and mappings of a tree.
-    text = json.dumps({"host": host, "checksum": int(_checksum(state))}).encode()
+    parts = _parts(state)
+    text = json.dumps({"host": host, "checksums": {k: int(_checksum(v)) for k, v in parts.items()}}).encode()
     try:
-      self._orbax.save_checkpointables_async(step, {**_parts(state), "host": {"json": np.frombuffer(text, np.uint8)}}, force=True)
+      self._orbax.save_checkpointables_async(step, {**parts, "host": {"json": np.frombuffer(text, np.uint8)}}, force=True)
     except Exception as error:
       raise self._cannot_write(step, error) from error
 
@@ -70,29 +71,38 @@ class Checkpoints:
       try:
         loaded = self._orbax.load_checkpointables(step, {**_parts(abstract), "host": None})
         state = LearnerState(params=loaded["params"], **loaded["optimizer"])
-        saved = json.loads(np.asarray(loaded["host"]["json"]).tobytes())
-        if saved["checksum"] != int(_checksum(state)):
-          raise ValueError("its arrays are not the ones that were saved (checksums differ)")
-        return step, state, saved["host"]
+        return step, state, _verified(loaded)["host"]
       except Exception as error:  # Whatever a damaged file makes of tensorstore, JSON or zstd.
         self._set_aside(step, error)
     return None
 
   def restore_params(self, abstract_params: Any) -> Any:
-    """Only the parameters of the newest checkpoint. Raises: FileNotFoundError if there is none."""
+    """Only the parameters of the newest checkpoint.
+
+    Raises: FileNotFoundError if there is none; ValueError if it is damaged (training sets it aside, reading does not).
+    """
     if not self.steps:
       raise FileNotFoundError(f"No checkpoint in {self._directory}: train first, or name another --workdir.")
     step = self.steps[-1]
-    return self._orbax.load_checkpointables(step, {"params": abstract_params})["params"]
+    try:
+      loaded = self._orbax.load_checkpointables(step, {"params": abstract_params, "host": None})
+      _verified(loaded)
+    except Exception as error:
+      raise ValueError(
+          f"The checkpoint {self._directory / str(step)} cannot be read ({_first_line(error)}). Run the training command"
+          " again: it goes on from the one before.") from error
+    return loaded["params"]
 
   def close(self) -> None:
     self._orbax.close()
 
   def _set_aside(self, step: int, error: Exception) -> None:
-    aside = self._directory / f"corrupt-{step}"
-    reason = str(error).strip().splitlines()
-    self._note(f"The checkpoint {self._directory / str(step)} cannot be read ({type(error).__name__}:"
-               f" {(reason or [''])[0][:200]}): it is set aside as {aside.name}, and the one before it is used.")
+    aside, times = self._directory / f"corrupt-{step}", 1
+    while aside.exists():
+      times += 1
+      aside = self._directory / f"corrupt-{step}-{times}"
+    self._note(f"The checkpoint {self._directory / str(step)} cannot be read ({_first_line(error)}): it is set aside as"
+               f" {aside.name}, and the one before it is used.")
     self._orbax.close()
     if is_main_process():
       (self._directory / str(step)).rename(aside)
@@ -106,13 +116,27 @@ class Checkpoints:
         f" {self.steps}, are whole. Free some space or lower --config.checkpoint.keep, and run the same command again.")
 
 
+def _verified(loaded: dict[str, Any]) -> dict[str, Any]:
+  """The plain data saved beside the arrays. Raises: ValueError if the arrays are not those that were saved."""
+  saved = json.loads(np.asarray(loaded["host"]["json"]).tobytes())
+  parts = {name: part for name, part in loaded.items() if name != "host"}
+  if any(saved["checksums"][name] != int(_checksum(part)) for name, part in parts.items()):
+    raise ValueError("its arrays are not the ones that were saved (checksums differ)")
+  return saved
+
+
 @jax.jit
-def _checksum(state: LearnerState) -> jax.Array:
+def _checksum(tree: Any) -> jax.Array:
   """The sum of all bits, read as unsigned numbers: a changed byte changes it, and no order of summing does."""
   def one(x):
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
     return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-  return sum(one(x) for x in jax.tree.leaves(state))
+  return sum(one(x) for x in jax.tree.leaves(tree))
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
 
 
 def _parts(state: LearnerState) -> dict[str, Any]:

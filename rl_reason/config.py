@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 def at_least(bound: float, **values: float) -> None:
   for name, value in values.items():
-    if value < bound:
+    if not value >= bound:  # NaN is not either.
       raise ValueError(f"{name} must be at least {bound}, got {value}.")
 
 

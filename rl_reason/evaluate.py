@@ -6,6 +6,7 @@ evaluates the newest checkpoint of a run, prints a table and writes DIR/evaluati
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 from pathlib import Path
 import time
@@ -18,7 +19,7 @@ from rl_reason.config import Evaluation
 from rl_reason.rewards import build_rewards, last_number
 from rl_reason.rollout import encode_prompts, generate, make_samples
 from rl_reason.stages.base import Context
-from rl_reason.types import Params, Problem, Sample
+from rl_reason.types import Params, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Result:
   def rows(self) -> list[dict]:
     return [{"prompt": s.prompt, "completion": s.completion, "reference": s.reference, "correct": bool(c),
              "truncated": s.truncated} for s, c in zip(self.samples, self.correct.reshape(-1))]
+
+
+def check_verifier(section: Evaluation, context: Context) -> None:
+  """Raises: ValueError for unknown rewards, and for held-out references that they cannot use."""
+  count = min(section.num_problems, len(context.task.heldout))
+  with contextlib.closing(build_rewards(section.rewards)) as rewards:
+    rewards.check_references([context.task.heldout[i].reference for i in range(count)])
 
 
 def evaluate(
@@ -96,6 +104,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     config, _ = run.check(config)
     run.start()
     context = run.make_context(config)
+    check_verifier(config.evaluation, context)
     folder = run.Workdir(workdir)
     with Progress(enabled=sharding.is_main_process()) as progress, context.partitioning.use():
       where, params = folder.newest_params(config, context)

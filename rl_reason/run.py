@@ -36,7 +36,9 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
   Raises: ValueError that names the field, before any device work.
   """
   stages = tuple(config.get("stages", ()))
-  run_config = config_lib.parse(RunConfig, config, other_fields=stages)
+  # A stage's section may stand unused, so that --config.stages can leave stages out.
+  unused = [n for n in config if isinstance(config[n], ml_collections.ConfigDict) and "kind" in config[n]]
+  run_config = config_lib.parse(RunConfig, config, other_fields=list(dict.fromkeys([*stages, *unused])))
   sections = {}
   for name in stages:
     if name not in config or not isinstance(config[name], ml_collections.ConfigDict):
@@ -80,8 +82,9 @@ class Workdir:
     Raises: ValueError if it belongs to another run, or holds one without a config.
     """
     resolved = json.loads(config.to_json_best_effort())
-    saved = self.path / "config.json"
-    if saved.exists():
+    saved, metrics = self.path / "config.json", self.path / "metrics.jsonl"
+    begun = metrics.exists() and metrics.stat().st_size > 0  # A config that failed before its first line claims nothing.
+    if saved.exists() and begun:
       changed = config_lib.changes(json.loads(saved.read_text()), resolved)
       other = {k: v for k, v in changed.items() if k.split(".")[0] in IDENTITY or k.endswith(".kind")}
       if other:
@@ -90,7 +93,7 @@ class Workdir:
             " --workdir, or the config it was made with.")
       if changed:
         note(f"Resuming with a changed config: {_list_changes(changed)}.")
-    elif any((self.path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+    elif begun or (self.path / "checkpoints").exists() and not saved.exists():
       raise ValueError(f"The workdir {self.path} holds a run without its config.json, so it cannot be continued safely."
                        " Choose another --workdir.")
     if sharding.is_main_process():
@@ -149,7 +152,7 @@ def errors_in_one_line():
   """A user's mistake ends the command with its message; RL_REASON_TRACEBACK=1 shows where it was found."""
   try:
     yield
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     if os.environ.get("RL_REASON_TRACEBACK"):
       raise
     raise SystemExit(f"Error: {error}") from error

@@ -17,7 +17,7 @@ import ml_collections
 
 from rl_reason import plots, report, run, sharding
 from rl_reason.config import RunConfig
-from rl_reason.evaluate import Result, evaluate
+from rl_reason.evaluate import Result, check_verifier, evaluate
 from rl_reason.metrics import MetricWriter, read_metrics
 from rl_reason.progress import Progress
 from rl_reason.stages import STAGES, Context, Stage
@@ -42,6 +42,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
   with Progress(plain, enabled=sharding.is_main_process()) as progress, contextlib.ExitStack() as exits:
     folder.claim(config, progress.note)
     context = run.make_context(run_config)
+    check_verifier(run_config.evaluation, context)
+    for name in run_config.stages:
+      STAGES[sections[name].kind].check(sections[name], context)
     exits.enter_context(context.partitioning.use())
     writer = exits.enter_context(MetricWriter(
         folder.path, tensorboard=run_config.logging.tensorboard, wandb=run_config.logging.wandb or None,
@@ -91,8 +94,17 @@ class Loop:
         stage.data.set_state(host["data"])
         for key, part in stage.resumable.items():
           part.restore(host["resumable"][key])
+      if step >= stage.num_steps:
+        return state.params  # Done in an earlier call; what later stages logged stays.
+      order = self.config.stages
+      later = [s for s in order[order.index(name) + 1:] if (self.folder.path / "checkpoints" / s).exists()]
+      if later:
+        raise ValueError(
+            f"Stage {name!r} is at step {step} of {stage.num_steps}, but {later} already started from it, in"
+            f" {self.folder.path}: they would not see its further steps. Set --config.{name}.num_steps={step} back, or"
+            " choose another --workdir.")
       self._rewind(name, step, started=restored is not None)
-      self.progress.stage(name, stage.num_steps, min(step, stage.num_steps))
+      self.progress.stage(name, stage.num_steps, step)
       if first and restored is None:
         self._evaluate(name, 0, state.params)
 
@@ -124,7 +136,7 @@ class Loop:
 
   def _rewind(self, name: str, step: int, *, started: bool) -> None:
     """Drops what metrics.jsonl holds from after the checkpoint."""
-    order = self.config.stages
+    order = self.config.stages  # A stage that never saved starts anew, right after its predecessor's end.
     if started:
       self.writer.rewind(order, name, step)
     elif name == order[0]:

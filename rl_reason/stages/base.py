@@ -1,7 +1,8 @@
 """What a stage is given and what it hands to the training loop."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import math
 from typing import Any, Protocol
 
 import jax
@@ -14,7 +15,7 @@ from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.models.sources import PolicySource
 from rl_reason.sharding import Partitioning
-from rl_reason.tasks import Task
+from rl_reason.tasks import Source, Task
 from rl_reason.types import LearnerState, Params, Problem
 
 
@@ -37,6 +38,8 @@ class Optimizer:
   def __post_init__(self):
     at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, max_grad_norm=self.max_grad_norm)
     at_least(1, max_skipped=self.max_skipped)
+    if not math.isfinite(self.learning_rate):
+      raise ValueError(f"learning_rate must be finite, got {self.learning_rate}: one update would break all parameters.")
     one_of(learner.OPTIMIZERS, name=self.name)
     one_of(learner.SCHEDULES, schedule=self.schedule)
 
@@ -70,6 +73,11 @@ class Context:
     shapes = transformer.abstract_params(self.policy.config)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.param_shardings)
+
+
+def first_rows(source: Source, limit: int = 1000) -> list[Problem]:
+  """Rows that a stage's `check` tries before any device work."""
+  return [source[i] for i in range(min(limit, len(source)))]
 
 
 def fold(key: PRNGKeyArray, *names: str | int) -> PRNGKeyArray:

@@ -5,6 +5,7 @@ With group baselines and clipping this is GRPO (arXiv:2402.03300), Dr. GRPO (250
 """
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 import time
@@ -19,7 +20,7 @@ from rl_reason.models import transformer
 from rl_reason.rewards import build_rewards
 from rl_reason.rewards.workers import failure_counts
 from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples
-from rl_reason.stages.base import Context, Optimizer, Stage, fold, make_learner
+from rl_reason.stages.base import Context, Optimizer, Stage, first_rows, fold, make_learner
 from rl_reason.stages.sft import split_microbatches
 from rl_reason.tasks import pipeline
 from rl_reason.types import Params, PromptBatch, RolloutBatch, Sample, length_mask
@@ -88,12 +89,19 @@ class Config:
           " compares with the probability of the whole distribution, so every ratio would be off.")
 
 
+def check(config: Config, context: Context) -> None:
+  """Raises: ValueError for unknown rewards, for references they cannot use and for prompts that are too long."""
+  problems = first_rows(context.task.train)
+  encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  with contextlib.closing(build_rewards(config.rewards)) as rewards:
+    rewards.check_references([p.reference for p in problems])
+
+
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
   num_updates = config.num_steps * config.epochs * config.minibatches
   optimizer, init, state_shape = make_learner(context, params, config.optimizer, num_updates)
   rewards = build_rewards(config.rewards)
-  rewards.check_references([p.reference for p in _some(context.task.train)])
   model, tokenizer = context.policy.config, context.policy.tokenizer
   reference = params if config.kl_coef else None
   temperature = config.sampling.temperature
@@ -214,11 +222,6 @@ def reward_metrics(scores: np.ndarray, components: Mapping[str, np.ndarray], gro
 def _own_rows(completions: Completions, count: int) -> Completions:
   start = jax.process_index() * count
   return jax.tree.map(lambda x: x[start:start + count], completions)
-
-
-def _some(source, limit: int = 1000):
-  """Rows to try the rewards' references on before any device work."""
-  return (source[i] for i in range(min(limit, len(source))))
 
 
 def _show(sample: Sample, score: float) -> str:

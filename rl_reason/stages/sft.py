@@ -10,7 +10,7 @@ from rl_reason import learner, losses, policy, sharding
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.rollout.prompts import encode_prompts, pad_rows
-from rl_reason.stages.base import Context, Optimizer, Stage, make_learner
+from rl_reason.stages.base import Context, Optimizer, Stage, first_rows, make_learner
 from rl_reason.tasks import pipeline
 from rl_reason.types import Params, Problem, PromptBatch, RolloutBatch, length_mask
 
@@ -38,6 +38,13 @@ class Config:
     one_of(transformer.REMAT_POLICIES, remat=self.remat)
     if self.batch_size % self.microbatches:
       raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
+
+
+def check(config: Config, context: Context) -> None:
+  """Raises: ValueError for problems without a solution, and for prompts and solutions that are too long."""
+  demonstrations(
+      first_rows(context.task.train), context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
+      max_completion_tokens=config.max_completion_tokens)
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:

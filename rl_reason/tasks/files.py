@@ -3,7 +3,7 @@ r"""Rows of JSON Lines and Parquet files -> problems, by templates over the colu
     jsonl("gsm8k/train.jsonl", prompt="{question}", reference="{answer}", reference_pattern=r"####\s*(.+)$")
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import glob as globbing
 import gzip

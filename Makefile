@@ -1,0 +1,51 @@
+# Every target installs what it needs, in environments of its own: nothing has to be there but Python and make.
+PYTHON ?= python3
+PIP = bin/python -m pip install -qq --disable-pip-version-check
+LISTS = setup.py requirements.txt pyproject.toml
+
+.PHONY: help quickstart test test-oracles test-slow clean
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
+
+quickstart: .venv/installed ## Train a small policy to reason, on a CPU in minutes: runs/quickstart.
+	@.venv/bin/python -m rl_reason.train --config=experiments/quickstart.py --workdir=runs/quickstart
+
+test: .venv/installed-dev ## Run the tests.
+	@.venv/bin/python -m pytest
+
+test-slow: .venv/installed-dev ## Run the tests that take minutes.
+	@.venv/bin/python -m pytest -m "slow and not oracle"
+
+test-oracles: .venv-oracles/installed ## Compare with transformers, trl and rlax.
+	@.venv-oracles/bin/python -m pytest -m oracle tests/oracles
+
+clean: ## Remove the environments and what was built; runs/ stays.
+	@rm -rf .venv .venv-oracles build dist *.egg-info .pytest_cache
+	@find . -name __pycache__ -not -path "./runs/*" -prune -exec rm -rf {} +
+
+# A stamp is made last, so an interrupted install is continued by the next call.
+.venv/installed: $(LISTS)
+	$(call environment,.venv,1.2 GB)
+	@.venv/$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: $(LISTS)
+	$(call environment,.venv,1.2 GB)
+	@.venv/$(PIP) --editable ".[dev]"
+	@touch .venv/installed $@
+
+.venv-oracles/installed: $(LISTS)
+	$(call environment,.venv-oracles,2.3 GB)
+	@# torch alone first: with its peers pip would choose a build that brings gigabytes of CUDA.
+	@.venv-oracles/$(PIP) torch==2.13.0
+	@.venv-oracles/$(PIP) --editable ".[oracles]"
+	@touch $@
+
+define environment
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "rl_reason needs Python 3.11 or newer; $(PYTHON) is '$$($(PYTHON) --version 2>&1)'." \
+	    "Install one, or name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into $(1) ($(2), a few minutes)."
+	@$(PYTHON) -m venv $(1)
+endef

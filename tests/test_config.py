@@ -1,0 +1,247 @@
+"""Configs: every mistake is named with its full path and a cure, the rest is filled in."""
+
+import dataclasses
+import os
+from pathlib import Path
+import subprocess
+import sys
+from typing import Literal
+
+from absl import flags
+import ml_collections
+import pytest
+
+import rl_reason
+from rl_reason import config as config_lib
+from rl_reason import run
+
+QUICKSTART = "experiments/quickstart.py:tiny"
+
+
+@pytest.fixture
+def config():
+  c = config_lib.load(QUICKSTART)
+  c.unlock()
+  return c
+
+
+def put(config, path, value):
+  *sections, name = path.split(".")
+  for section in sections:
+    config = config[section]
+  config[name] = value
+
+
+def test_the_packaged_experiments_are_correct():
+  for spec in (QUICKSTART, "experiments/quickstart.py", "experiments/smollm2_gsm.py"):
+    run.check(config_lib.load(spec))
+
+
+def test_packaged_experiments_are_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert config_lib.load("experiments/quickstart.py:tiny").seed == 0
+  assert config_lib.load("quickstart.py:tiny").seed == 0
+
+
+def test_defaults_are_filled_in(config):
+  assert config.mesh.fsdp == -1 and config.checkpoint.keep == 2 and config.logging.tensorboard is False
+  assert config.rl.epochs == 1 and config.rl.optimizer.max_skipped == 5 and config.rl.sampling.temperature == 1.0
+  assert config.sft.optimizer.schedule == "cosine"  # What the file sets stays.
+  run_config, sections = run.check(config)
+  assert run_config.mesh == config_lib.MeshSection() and sections["rl"].sampling.stop_strings == ()
+
+
+@pytest.mark.parametrize("field, value, message", [
+    # Unknown fields, at every depth.
+    ("polcy", {}, "config has no field 'polcy'. Did you mean 'policy'?"),
+    ("rl.grup_size", 4, "config.rl has no field 'grup_size'. Did you mean 'group_size'?"),
+    ("rl.optimizer.lerning_rate", 1.0, "config.rl.optimizer has no field 'lerning_rate'. Did you mean 'learning_rate'?"),
+    ("evaluation.sampling.max_token", 4, "config.evaluation.sampling has no field 'max_token'. Did you mean 'max_tokens'?"),
+    # Wrong types.
+    ("seed", "0", "config.seed must be int, got '0' (str)"),
+    ("seed", 0.5, "config.seed must be int, got 0.5 (float)"),
+    ("rl.group_size", True, "config.rl.group_size must be int, got True (bool)"),
+    ("rl.kl_coef", "high", "config.rl.kl_coef must be float, got 'high' (str)"),
+    ("logging.tensorboard", 1, "config.logging.tensorboard must be bool"),
+    ("policy.args", 3, "config.policy.args must be a section with fields, got 3"),
+    ("mesh", 3, "config.mesh must be a section with fields, got 3"),
+    ("rl.sampling.stop_strings", "#", "config.rl.sampling.stop_strings must be a tuple, got '#': for one entry write ('#',)"),
+    ("rl.sampling.stop_strings", (1,), "config.rl.sampling.stop_strings[0] must be str, got 1"),
+    ("policy.dtype", "bfloat15", "config.policy.dtype must be one of 'float32', 'bfloat16', got 'bfloat15'. Did you mean"),
+    # Unknown names.
+    ("rl.kind", "policy_gradients", "(config.rl.kind) 'policy_gradients'. Did you mean 'policy_gradient'?"),
+    ("rl.baseline", "grup_mean", "config.rl: Unknown baseline 'grup_mean'. Did you mean 'group_mean'?"),
+    ("rl.normalise", "group_stt", "config.rl: Unknown normalise 'group_stt'. Did you mean 'group_std'?"),
+    ("rl.mean_over", "tokens", "config.rl: Unknown mean_over 'tokens'. Did you mean 'token'?"),
+    ("rl.kl_estimator", "k4", "config.rl: Unknown kl_estimator 'k4'. Known: k1, k2, k3"),
+    ("rl.kl_in", "los", "config.rl: Unknown kl_in 'los'. Did you mean 'loss'?"),
+    ("rl.optimizer.name", "adam", "config.rl.optimizer: Unknown name 'adam'. Did you mean 'adamw'?"),
+    ("sft.optimizer.schedule", "cosin", "config.sft.optimizer: Unknown schedule 'cosin'. Did you mean 'cosine'?"),
+    # Values out of range, or that do not go together.
+    ("rl.group_size", 1, "config.rl: group_size must be at least 2"),
+    ("rl.group_size", 0, "config.rl: group_size must be at least 1, got 0"),
+    ("rl.sampling.top_k", 5, "no top_k, top_p or min_p"),
+    ("rl.sampling.temperature", 0.0, "need temperature above 0"),
+    ("rl.sampling.top_p", 0.0, "config.rl.sampling: top_p must be in (0, 1], got 0.0"),
+    ("rl.minibatches", 3, "config.rl: "),
+    ("rl.microbatches", 3, "config.rl: "),
+    ("sft.microbatches", 3, "config.sft: microbatches=3 must divide batch_size=8"),
+    ("rl.clip_low", 1.5, "config.rl: clip_low must be in [0, 1], got 1.5"),
+    ("rl.optimizer.max_skipped", 0, "config.rl.optimizer: max_skipped must be at least 1, got 0"),
+    ("rl.optimizer.learning_rate", -1.0, "config.rl.optimizer: learning_rate must be at least 0, got -1.0"),
+    ("rl.optimizer.learning_rate", float("nan"), "config.rl.optimizer: learning_rate must be at least 0, got nan"),
+    ("rl.optimizer.learning_rate", float("inf"), "config.rl.optimizer: learning_rate must be finite, got inf"),
+    ("checkpoint.every", 0, "config.checkpoint: every must be at least 1, got 0"),
+    ("evaluation.num_problems", 0, "config.evaluation: num_problems must be at least 1, got 0"),
+    ("seed", -1, "seed must be in [0, 2^31), got -1"),
+    ("stages", (), "stages must name at least one section"),
+    ("stages", ("rl", "rl"), "each once"),
+    ("stages", ("sft", "rl", "more"), "config.stages names 'more', but the config has no section config.more"),
+])
+def test_a_mistake_is_named_with_its_path_and_a_cure(config, field, value, message):
+  with config.ignore_type():
+    put(config, field, value)
+  with pytest.raises(ValueError) as error:
+    run.check(config)
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize("section, field", [("", "policy"), ("rl", "group_size"), ("rl", "optimizer"),
+                                            ("evaluation", "rewards"), ("sft.optimizer", "learning_rate")])
+def test_a_missing_field_is_named(config, section, field):
+  holder = config
+  for name in filter(None, section.split(".")):
+    holder = holder[name]
+  del holder[field]
+  with pytest.raises(ValueError, match=f"config{'.' if section else ''}{section} lacks the field {field}"):
+    run.check(config)
+
+
+def test_a_stage_without_its_section(config):
+  del config["rl"]
+  with pytest.raises(ValueError, match="config.stages names 'rl', but the config has no section config.rl"):
+    run.check(config)
+
+
+def test_a_group_of_one_is_fine_without_a_baseline(config):
+  config.rl.group_size, config.rl.baseline, config.rl.normalise = 1, "none", "none"
+  assert run.check(config)[1]["rl"].group_size == 1
+
+
+def test_whole_numbers_serve_as_floats(config):
+  with config.ignore_type():
+    config.rl.kl_coef = 1
+  value = run.check(config)[1]["rl"].kl_coef
+  assert value == 1.0 and isinstance(value, float)
+
+
+def test_no_such_file_and_no_experiment_in_it(tmp_path):
+  with pytest.raises(ValueError, match="no config file 'experiments/quickstar.py'. Did you mean 'quickstart.py'"):
+    config_lib.load("experiments/quickstar.py")
+  (tmp_path / "mine.py").write_text("x = 1\n")
+  with pytest.raises(ValueError, match="defines no get_config"):
+    config_lib.load(str(tmp_path / "mine.py"))
+  with pytest.raises(ValueError, match="Unknown size 'huge': use :full or :tiny"):
+    config_lib.load("experiments/quickstart.py:huge")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  size: int
+  name: Literal["a", "b"] = "a"
+
+  def __post_init__(self):
+    config_lib.at_least(1, size=self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  inner: Inner
+  pairs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+  limit: float | None = None
+  more: Inner = Inner(2)
+
+
+def test_parse_on_nested_dataclasses():
+  assert config_lib.parse(Outer, {"inner": {"size": 3}}) == Outer(Inner(3))
+  got = config_lib.parse(Outer, ml_collections.ConfigDict(
+      {"inner": {"size": 3, "name": "b"}, "pairs": (("x", (1, 2)),), "limit": 2, "more": {"size": 1}}))
+  assert got == Outer(Inner(3, "b"), (("x", (1, 2)),), 2.0, Inner(1)) and isinstance(got.limit, float)
+  assert config_lib.parse(Outer, {"inner": {"size": 3}, "limit": None}).limit is None
+  for section, message in [
+      ({"inner": {"size": 0}}, "config.inner: size must be at least 1, got 0"),
+      ({"inner": 3}, "config.inner must be a section with fields, got 3"),
+      ({}, "config lacks the field inner"),
+      ({"inner": {"size": 3}, "pairs": (("x",),)}, "config.pairs[0] must have 2 entries"),
+      ({"inner": {"size": 3}, "pairs": (("x", (1, "2")),)}, "config.pairs[0][1][1] must be int, got '2'"),
+      ({"inner": {"size": 3}, "limit": "no"}, "config.limit must be float, got 'no'")]:
+    with pytest.raises(ValueError) as error:
+      config_lib.parse(Outer, section)
+    assert message in str(error.value)
+
+
+def test_changes_by_hand():
+  old = {"seed": 0, "rl": {"kl_coef": 0.1, "rewards": {"a": 1.0}}, "gone": 1}
+  new = {"seed": 0, "rl": {"kl_coef": 0.2, "rewards": {"b": 1.0}}, "stages": ["rl"]}
+  assert config_lib.changes(old, new) == {
+      "gone": (1, None), "rl.kl_coef": (0.1, 0.2), "rl.rewards.a": (1.0, None), "rl.rewards.b": (None, 1.0),
+      "stages": (None, ["rl"])}
+  assert config_lib.changes(new, new) == {}
+
+
+def parsed(*arguments):
+  """The config that these words of a command line give."""
+  names = set(flags.FLAGS)
+  try:
+    flag, rest = config_lib.define_flag(["train", *arguments])
+    flags.FLAGS(rest, known_only=True)
+    return flag.value
+  finally:
+    for name in set(flags.FLAGS) - names:
+      delattr(flags.FLAGS, name)
+
+
+def test_fields_are_set_from_the_command_line(config):
+  got = parsed(f"--config={QUICKSTART}", "--config.seed=3", "--config.rl.optimizer.learning_rate=1e-5",
+               "--config.policy.args.width=16", "--config.stages=('rl',)", "--config.task.train.careless=0.5",
+               # Optional ones that the file leaves out.
+               "--config.mesh.data=2", "--config.rl.sampling.temperature=0.7", "--config.rl.epochs=2",
+               "--config.logging.tensorboard=true", "--config.sft.optimizer.name=sgd", "--config.policy.dtype=bfloat16")
+  run_config, sections = run.check(got)
+  assert run_config.seed == 3 and run_config.stages == ("rl",) and run_config.policy.args["width"] == 16
+  assert sections["rl"].optimizer.learning_rate == 1e-5 and run_config.task.train["careless"] == 0.5
+  assert run_config.mesh.data == 2 and sections["rl"].sampling.temperature == 0.7 and sections["rl"].epochs == 2
+  assert run_config.logging.tensorboard and run_config.policy.dtype == "bfloat16" and got.sft.optimizer.name == "sgd"
+  assert parsed("--config", QUICKSTART).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((), "Say what to run: --config=experiments/NAME.py"),
+    (("--config",), "Say what to run"),
+    ((f"--config={QUICKSTART}", "--config.rl.grup_size=4"),
+     "--config.rl.grup_size: config.rl has no field 'grup_size'. Did you mean 'group_size'?"),
+    ((f"--config={QUICKSTART}", "--config.rll.group_size=4"), "config has no field 'rll'. Did you mean 'rl'?"),
+    ((f"--config={QUICKSTART}", "--config.rl.group_size.x=4"), "config.rl.group_size has no field 'x'"),
+])
+def test_a_mistake_on_the_command_line(arguments, message):
+  with pytest.raises(ValueError) as error:
+    parsed(*arguments)
+  assert message in str(error.value)
+
+
+def command(*arguments, module="rl_reason.train"):
+  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
+      [str(Path(rl_reason.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])}
+  return subprocess.run([sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True,
+                        timeout=120)
+
+
+def test_mistakes_end_the_command_with_one_line(tmp_path):
+  workdir = f"--workdir={tmp_path / 'run'}"
+  on_the_line = command(f"--config={QUICKSTART}", workdir, "--config.rl.grup_size=4")
+  in_a_value = command(f"--config={QUICKSTART}", workdir, "--config.rl.group_size=1")
+  for done, message in ((on_the_line, "Did you mean 'group_size'?"), (in_a_value, "config.rl: group_size must be at least 2")):
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.strip()]
+    assert line.startswith("Error: ") and message in line
+  assert not (tmp_path / "run").exists()

@@ -1,0 +1,185 @@
+"""Objectives, KL estimators and reductions: by hand, by enumeration, and with garbage where nothing may be read."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_reason import losses
+
+BOUNDS = dict(clip_low=0.2, clip_high=0.3)
+FULL = dict(clip_low=0.2, clip_high=0.3, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.01)
+
+
+def row(*values):
+  return jnp.array([values])
+
+
+def objective_and_gradient(ratios, advantages, mask=None):
+  """The loss per token, its gradient with respect to logprobs, and the clipped tokens, at behaviour log-prob −1."""
+  behaviour = jnp.full(ratios.shape, -1.0)
+  mask = jnp.ones(ratios.shape, bool) if mask is None else mask
+  def total(logprobs):
+    loss, clipped = losses.clipped_policy_gradient(logprobs, behaviour, advantages, mask, **BOUNDS)
+    return loss.sum(), (loss, clipped)
+  (_, (loss, clipped)), gradient = jax.value_and_grad(total, has_aux=True)(jnp.log(ratios) - 1.0)
+  return loss, gradient, clipped
+
+
+def test_clipped_objective_by_hand():
+  # Bounds 0.8 and 1.3; loss −min(ρA, clip(ρ)A); where not clipped, d loss / d logprob = −ρA.
+  #   ρ = 1.5, A =  2: −min(3, 2.6) = −2.6, clipped          ρ = 1.5, A = −1: −min(−1.5, −1.3) = 1.5
+  #   ρ = 0.5, A =  2: −min(1, 1.6) = −1                     ρ = 0.5, A = −1: −min(−0.5, −0.8) = 0.8, clipped
+  #   ρ = 1.1, A =  2: −2.2                                  ρ = 0.9, A = −1: 0.9
+  loss, gradient, clipped = objective_and_gradient(
+      row(1.5, 1.5, 0.5, 0.5, 1.1, 0.9), row(2.0, -1.0, 2.0, -1.0, 2.0, -1.0))
+  np.testing.assert_allclose(loss, [[-2.6, 1.5, -1.0, 0.8, -2.2, 0.9]], rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[0.0, 1.5, -1.0, 0.0, -2.2, 0.9]], rtol=1e-6)
+  np.testing.assert_array_equal(clipped, [[True, False, False, True, False, False]])
+
+
+def test_at_ratio_one_the_gradient_is_that_of_reinforce():
+  advantages = row(1.0, -2.0, 0.5)
+  loss, gradient, clipped = objective_and_gradient(jnp.ones((1, 3)), advantages)
+  np.testing.assert_allclose(loss, -advantages, rtol=1e-6)
+  np.testing.assert_allclose(gradient, -advantages, rtol=1e-6)
+  assert not clipped.any()
+
+
+def test_kl_estimates_by_hand():
+  # d = log π − log π_ref = 0.5 and −0.5: k2 = 0.125; k3 = e^−0.5 − 1 + 0.5 = 0.106531, e^0.5 − 1 − 0.5 = 0.148721.
+  logprobs, reference, mask = row(-1.0, -2.0, 5.0), row(-1.5, -1.5, 0.0), row(True, True, False)
+  for name, expected in (("k1", [0.5, -0.5, 0]), ("k2", [0.125, 0.125, 0]), ("k3", [0.106531, 0.148721, 0])):
+    np.testing.assert_allclose(
+        losses.kl_estimate(logprobs, reference, mask, estimator=name), [expected], atol=1e-6)
+  with pytest.raises(KeyError):
+    losses.kl_estimate(logprobs, reference, mask, estimator="k4")
+
+
+def enumerated(estimator, stop_sampling):
+  """A policy and a reference over 5 tokens: E_π[estimate], every token once with its probability as weight.
+
+  stop_sampling: the expectation that a loss sees: gradients flow through the estimate and not through the sampling.
+  """
+  reference = jax.nn.log_softmax(jnp.array([0.3, -1.0, 2.0, 0.0, 0.5]))
+  def expectation(logits):
+    logprobs = jax.nn.log_softmax(logits)
+    probs = jnp.exp(jax.lax.stop_gradient(logprobs) if stop_sampling else logprobs)
+    if estimator == "exact":
+      return jnp.sum(probs * (logprobs - reference))
+    return jnp.sum(probs * losses.kl_estimate(logprobs, reference, jnp.ones(5, bool), estimator=estimator))
+  return jax.value_and_grad(expectation)(jnp.array([1.0, 0.0, -0.5, 1.5, -2.0]))
+
+
+def test_expected_kl_estimates_by_enumeration():
+  exact, exact_gradient = enumerated("exact", stop_sampling=False)
+  assert exact > 0.5
+  for name in ("k1", "k3"):
+    np.testing.assert_allclose(enumerated(name, stop_sampling=True)[0], exact, rtol=1e-5)
+  assert abs(enumerated("k2", stop_sampling=True)[0] - exact) > 0.01 * exact  # Biased, as its docstring says.
+  # In a loss: the gradient of k2 is the KL's, that of k1 is zero, that of k3 is another one.
+  np.testing.assert_allclose(enumerated("k2", stop_sampling=True)[1], exact_gradient, atol=1e-5)
+  np.testing.assert_allclose(enumerated("k1", stop_sampling=True)[1], np.zeros(5), atol=1e-6)
+  assert np.abs(enumerated("k3", stop_sampling=True)[1] - exact_gradient).max() > 0.01
+
+
+def test_k3_is_never_negative_also_where_rounding_would_decide():
+  d = jnp.concatenate([jnp.linspace(-5, 5, 1001), jnp.array([1e-4, -1e-4, 1e-6, -1e-6, 0.0])])[None]
+  k3 = losses.kl_estimate(d, jnp.zeros_like(d), jnp.ones(d.shape, bool), estimator="k3")
+  assert (k3 >= 0).all()
+  # exp(−d) − 1 + d without expm1 would give 0 or 1e-7 here; d²/2 = 5e-9.
+  np.testing.assert_allclose(k3[0, 1001:1003], [5e-9, 5e-9], rtol=0.2)
+
+
+def test_token_weights_by_hand():
+  # Lengths 3 and 1, up to 4 tokens: every token 1/4; every sequence 1/2, so 1/6 and 1/2 a token; fixed 1/(2·4) = 1/8.
+  mask = jnp.array([[True, True, True, False], [True, False, False, False]])
+  for mean_over, (first, second) in dict(
+      token=(1 / 4, 1 / 4), sequence=(1 / 6, 1 / 2), fixed_length=(1 / 8, 1 / 8)).items():
+    np.testing.assert_allclose(
+        losses.token_weights(mask, mean_over=mean_over, max_tokens=4), [[first] * 3 + [0], [second, 0, 0, 0]], rtol=1e-6)
+  with pytest.raises(ValueError, match="'tokens': token, sequence or fixed_length"):
+    losses.token_weights(mask, mean_over="tokens", max_tokens=4)
+
+
+@pytest.mark.parametrize("mean_over", losses.REDUCTIONS)
+def test_token_weights_of_empty_rows_are_zero_and_finite(mean_over):
+  assert (losses.token_weights(jnp.zeros((2, 3), bool), mean_over=mean_over, max_tokens=3) == 0).all()
+
+
+@pytest.fixture(scope="module")
+def loss_and_gradient():
+  def run(logprobs, entropy, batch):
+    loss = functools.partial(losses.policy_gradient_loss, **FULL)
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(logprobs, entropy, batch)
+  return jax.jit(run)
+
+
+@pytest.fixture(scope="module")
+def scores(tiny_batch):
+  rng = np.random.RandomState(4)
+  logprobs = tiny_batch.behaviour_logprobs + 0.4 * rng.standard_normal((8, 5)).astype(np.float32)
+  return logprobs, rng.uniform(0, 3, (8, 5)).astype(np.float32)
+
+
+def test_policy_gradient_loss_is_the_sum_of_its_parts(loss_and_gradient, scores, tiny_batch):
+  logprobs, entropy = scores
+  b, mask = tiny_batch, np.asarray(tiny_batch.completion_mask)
+  (loss, statistics), _ = loss_and_gradient(logprobs, entropy, b)
+  ratio = np.exp(logprobs - b.behaviour_logprobs)
+  objective = -np.minimum(ratio * b.advantages, np.clip(ratio, 0.8, 1.3) * b.advantages)
+  d = logprobs - b.reference_logprobs
+  kl = np.exp(-d) - 1 + d
+  mean = lambda x: x[mask].mean()
+  np.testing.assert_allclose(loss, mean(objective + 0.1 * kl - 0.01 * entropy), rtol=1e-5)
+  metrics = statistics.metrics()
+  clipped = ((b.advantages > 0) & (ratio > 1.3)) | ((b.advantages < 0) & (ratio < 0.8))
+  expected = dict(loss=loss, policy_loss=mean(objective), kl=mean(kl), entropy=mean(entropy), clip_fraction=mean(clipped),
+                  logprob_gap=np.abs(logprobs - b.behaviour_logprobs)[mask].max())
+  assert metrics.keys() == expected.keys() and 0 < expected["clip_fraction"] < 1
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("garbage", [np.inf, -np.inf, np.nan, 1e30, -1e30])
+def test_garbage_where_masked_changes_nothing(garbage, loss_and_gradient, scores, tiny_batch):
+  mask = np.asarray(tiny_batch.completion_mask)
+  clean, gradient = loss_and_gradient(*scores, tiny_batch)
+  def dirty(x):
+    return np.where(mask, x, garbage).astype(np.float32)
+  fields = {k: dirty(getattr(tiny_batch, k)) for k in ("behaviour_logprobs", "advantages", "reference_logprobs")}
+  again, gradient_again = loss_and_gradient(*map(dirty, scores), tiny_batch.replace(**fields))
+  jax.tree.map(np.testing.assert_array_equal, (again, gradient_again), (clean, gradient))
+  assert all((g[~mask] == 0).all() for g in gradient) and np.abs(gradient[0]).max() > 0.01
+
+
+def test_microbatches_add_up_to_the_whole(loss_and_gradient, scores, tiny_batch):
+  (loss, whole), _ = loss_and_gradient(*scores, tiny_batch)
+  parts = [loss_and_gradient(*(x[rows] for x in scores), jax.tree.map(
+      lambda x, rows=rows: x[rows], tiny_batch.replace(prompts=None)))[0]
+      for rows in (slice(0, 2), slice(2, 8))]  # 7 and 19 tokens.
+  np.testing.assert_allclose(sum(loss for loss, _ in parts), loss, rtol=1e-5)
+  merged = parts[0][1].merge(parts[1][1]).metrics()
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), merged, whole.metrics())
+
+
+def test_merging_by_hand():
+  def statistics(total, kl, tokens, gap):
+    return losses.LossStatistics(
+        sums={"loss": jnp.float32(total)}, token_sums={"kl": jnp.float32(kl)}, num_tokens=jnp.float32(tokens),
+        maxima={"gap": jnp.float32(gap)})
+  # loss 1 + 2; KL (3 + 5) / (4 + 12 tokens) and not the mean of 3/4 and 5/12; the largest gap.
+  merged = statistics(1, 3, 4, 0.7).merge(statistics(2, 5, 12, 0.2)).metrics()
+  np.testing.assert_allclose([merged["loss"], merged["kl"], merged["gap"]], [3.0, 0.5, 0.7], rtol=1e-6)
+  assert statistics(0, 0, 0, 0).metrics()["kl"] == 0  # No tokens at all.
+
+
+def test_imitation_loss_by_hand(tiny_batch):
+  mask = np.asarray(tiny_batch.completion_mask)
+  logprobs = np.where(mask, tiny_batch.behaviour_logprobs, np.nan)
+  loss, statistics = losses.imitation_loss(logprobs, tiny_batch)
+  np.testing.assert_allclose(loss, -logprobs[mask].mean(), rtol=1e-6)  # Weights of mean_over="token".
+  np.testing.assert_allclose(statistics.metrics()["nll"], loss, rtol=1e-6)
+  assert statistics.num_tokens == mask.sum()

@@ -1,0 +1,175 @@
+"""Generation: against a loop without caches, against the trainer's log-probabilities, and where completions end."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from rl_reason import policy
+from rl_reason.models.tokenizer import CharacterTokenizer
+from rl_reason.models.transformer import forward, unembed
+from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples
+from rl_reason.types import Problem
+
+T = 11  # Not a multiple of the chunk sizes below.
+SAMPLED, GREEDY = Sampling(max_tokens=T), Sampling(max_tokens=T, temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config, tiny_params, tiny_batch):
+  """generate() with defaults; no token stops, 2 completions for each of 4 prompts, chunks of 4."""
+  def run(sampling=SAMPLED, *, seed=0, prompts=tiny_batch.prompts, stop_ids=(), chunk_size=4, **kwargs):
+    return generate(tiny_config, tiny_params, prompts, sampling, group_size=2, rng=jax.random.key(seed),
+                    stop_ids=stop_ids, chunk_size=chunk_size, **kwargs)
+  return run
+
+
+@pytest.fixture(scope="module")
+def free(run):
+  return run()
+
+
+def same(a, b, rows=slice(None)):
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[rows], y[rows]), a, b)
+
+
+def test_greedy_decoding_equals_a_loop_over_whole_sequences(run, tiny_config, tiny_params, tiny_batch):
+  @jax.jit
+  def likeliest(tokens, lengths):
+    logits = unembed(tiny_config, tiny_params, forward(tiny_config, tiny_params, tokens, lengths)[0])
+    last = np.arange(4), lengths - 1
+    return logits[last].argmax(-1), jax.nn.log_softmax(logits[last]).max(-1)
+  out = run(GREEDY)
+  rows, lengths = np.zeros((4, 6 + T), np.int32), tiny_batch.prompts.lengths.copy()
+  rows[:, :6] = tiny_batch.prompts.tokens
+  for t in range(T):
+    tokens, logprobs = likeliest(rows, lengths)
+    np.testing.assert_array_equal(out.tokens[:, t], np.repeat(tokens, 2))
+    np.testing.assert_allclose(out.logprobs[:, t], np.repeat(logprobs, 2), atol=1e-5)
+    rows[np.arange(4), lengths] = tokens
+    lengths += 1
+  assert (out.behaviour_logprobs == 0).all() and out.truncated.all() and (out.lengths == T).all()
+
+
+def test_tokens_depend_on_the_rng_and_on_nothing_else(run, free):
+  assert free.tokens.shape == free.logprobs.shape == free.behaviour_logprobs.shape == (8, T)
+  same(run(), free)
+  assert (run(seed=1).tokens != free.tokens).mean() > 0.5
+  for chunk_size in (1, T, 100):
+    same(run(chunk_size=chunk_size), free)
+  assert (free.tokens[::2] != free.tokens[1::2]).mean() > 0.5  # A group's completions are drawn apart.
+
+
+def test_other_rows_change_nothing(run, free, tiny_batch):
+  tokens, lengths = tiny_batch.prompts.tokens.copy(), tiny_batch.prompts.lengths.copy()
+  tokens[1], lengths[1] = 9, 6
+  again = run(prompts=tiny_batch.prompts.replace(tokens=tokens, lengths=lengths))
+  same(again, free, rows=[0, 1, 4, 5, 6, 7])
+  assert (again.tokens[2:4] != free.tokens[2:4]).any()
+
+
+def test_padding_of_prompts_may_hold_anything(run, free, tiny_batch):
+  real = np.arange(6) < tiny_batch.prompts.lengths[:, None]
+  same(run(prompts=tiny_batch.prompts.replace(tokens=np.where(real, tiny_batch.prompts.tokens, 31))), free)
+
+
+# The token that most completions hold, and 0, which also pads.
+@pytest.mark.parametrize("stop", ["common", "pad"])
+def test_stop_tokens_end_their_row_and_count(stop, run, free, tiny_batch):
+  counts = [sum(i in row[:-1] for row in free.tokens) for i in range(32)]
+  stop_id = 0 if stop == "pad" else int(np.argmax(counts[1:])) + 1
+  seed = next(s for s in range(20) if 0 < sum(0 in row[:-1] for row in run(seed=s).tokens) < 8) if stop == "pad" else 0
+  expected, out = run(seed=seed), run(seed=seed, stop_ids=[stop_id])
+  stopped = 0
+  for b in range(8):
+    found = np.flatnonzero(expected.tokens[b] == stop_id)
+    length = found[0] + 1 if len(found) else T
+    stopped += bool(len(found))
+    assert out.lengths[b] == length and out.truncated[b] == (not len(found))
+    for name in ("tokens", "behaviour_logprobs", "logprobs"):
+      np.testing.assert_array_equal(getattr(out, name)[b, :length], getattr(expected, name)[b, :length])
+      assert (getattr(out, name)[b, length:] == 0).all()
+  assert 0 < stopped < 8
+
+
+def test_a_stop_token_at_the_length_limit_is_no_truncation(run, free):
+  out = run(stop_ids=[int(free.tokens[3, -1])])
+  if out.lengths[3] == T:
+    assert not out.truncated[3]
+  assert all(truncated == (row[n - 1] != free.tokens[3, -1])
+             for row, n, truncated in zip(out.tokens, out.lengths, out.truncated))
+
+
+def two_letters(ids):  # Each token spells two letters of four.
+  return "".join("abcd"[i % 4] + "abcd"[i // 4 % 4] for i in ids)
+
+
+def test_stop_strings_end_a_row_at_the_first_token_that_completes_one(run, free):
+  stops = ("bda", "cc")  # 2 or 3 letters: begun and completed anywhere in a token, also over the seams of chunks.
+  def end(row):
+    return next((n for n in range(1, T + 1) if any(s in two_letters(row[:n]) for s in stops)), None)
+  ends = [end(row) for row in free.tokens]
+  assert None in ends and len(set(ends)) > 3
+  sampling = Sampling(max_tokens=T, stop_strings=stops)
+  for chunk_size in (4, 100):
+    out = run(sampling, decode_text=two_letters, chunk_size=chunk_size)
+    for b, n in enumerate(ends):
+      assert out.lengths[b] == (n or T) and out.truncated[b] == (n is None)
+      np.testing.assert_array_equal(out.tokens[b], np.where(np.arange(T) < (n or T), free.tokens[b], 0))
+  with pytest.raises(ValueError, match="need decode_text"):
+    run(sampling)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_behaviour_logprobs_are_those_of_the_trainer(temperature, run, free, tiny_config, tiny_params, tiny_batch):
+  out = free if temperature == 1.0 else run(Sampling(max_tokens=T, temperature=temperature))
+  trainer = jax.jit(functools.partial(policy.completion_logprobs, tiny_config, temperature=temperature))
+  expected, _ = trainer(tiny_params, tiny_batch.prompts, out.tokens, out.lengths)
+  np.testing.assert_allclose(out.behaviour_logprobs, expected, atol=1e-4)
+  if temperature == 1.0:
+    np.testing.assert_array_equal(out.logprobs, out.behaviour_logprobs)
+  else:  # Sharper than the distribution that `logprobs` speaks of.
+    assert (out.behaviour_logprobs - out.logprobs).mean() > 0.1
+
+
+TOKENIZER = CharacterTokenizer("0123456789+= ")
+
+
+def problem(prompt, **kwargs):
+  return Problem(prompt=prompt, reference="3", **kwargs)
+
+
+def test_prompts_are_padded_to_the_next_bucket():
+  # "0" is id 1, so "1+2=" is 2, 11, 3, 12.
+  batch = encode_prompts([problem("1+2="), problem("7")], TOKENIZER, max_tokens=20, bucket=3)
+  np.testing.assert_array_equal(batch.tokens, [[2, 11, 3, 12, 0, 0], [8, 0, 0, 0, 0, 0]])
+  np.testing.assert_array_equal(batch.lengths, [4, 1])
+  assert batch.tokens.dtype == batch.lengths.dtype == np.int32
+  # Never wider than the limit; exactly a bucket stays.
+  assert encode_prompts([problem("1+2=")], TOKENIZER, max_tokens=5, bucket=3).tokens.shape == (1, 5)
+  assert encode_prompts([problem("1+2=")], TOKENIZER, max_tokens=20, bucket=4).tokens.shape == (1, 4)
+
+
+def test_prompts_that_do_not_fit_are_named():
+  good = problem("1+2=")
+  with pytest.raises(ValueError, match="problem 'long one' has 12 tokens, the limit max_prompt_tokens is 4"):
+    encode_prompts([good, problem("1+1+1+1+1+1=", id="long one")], TOKENIZER, max_tokens=4)
+  with pytest.raises(ValueError, match="Problem 'void' has an empty prompt"):
+    encode_prompts([good, problem("", id="void")], TOKENIZER, max_tokens=4)
+
+
+def test_samples_are_completions_as_text():
+  problems = [problem("1+2=", metadata={"level": 1}), problem("4+4=")]
+  rows = [[4, 0, 0, 0], [0, 0, 0, 0], [9, 13, 11, 5], [9, 11, 13, 13]]  # 3 and EOS; EOS; "8 +4"; "8+" and two spaces.
+  completions = Completions(
+      tokens=np.array(rows), lengths=np.array([2, 1, 4, 3]), truncated=np.array([False, False, True, False]),
+      behaviour_logprobs=np.zeros((4, 4)), logprobs=np.zeros((4, 4)))
+  samples = make_samples(problems, completions, TOKENIZER, stop_strings=("+ ", "+"), step=7)
+  assert [s.completion for s in samples] == ["3", "", "8 ", "8"]  # Before the first stop string, whichever it is.
+  assert [s.completion_tokens for s in samples] == [(4, 0), (0,), (9, 13, 11, 5), (9, 11, 13)]
+  assert [s.prompt for s in samples] == ["1+2="] * 2 + ["4+4="] * 2
+  assert [s.group for s in samples] == [0, 0, 1, 1] and {s.step for s in samples} == {7}
+  assert [s.truncated for s in samples] == [False, False, True, False]
+  assert samples[0].metadata == {"level": 1} and samples[0].reference == "3"
+  assert make_samples(problems, completions, TOKENIZER)[2].completion == "8 +4"

@@ -1,0 +1,417 @@
+"""Whole runs of the shrunk quickstart: they resume bit for bit, refuse what cannot work, and learn."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+import rl_reason
+from rl_reason import config as config_lib
+from rl_reason import run
+from rl_reason.metrics import read_metrics
+from rl_reason.train import StopRequest, train
+
+# A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
+# be slow, so that a signal finds the run in the middle of a step.
+USER_MODULE = '''
+import dataclasses
+import os
+import time
+
+from rl_reason.tasks.arithmetic import arithmetic
+
+
+def pause():
+  time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
+
+
+class Moody:
+  """Range [0, 1]: another length is liked at every call."""
+
+  def __init__(self):
+    self.calls = 0
+
+  def __call__(self, samples):
+    pause()
+    self.calls += 1
+    return [(len(s.completion) + 3 * self.calls) % 7 / 6 for s in samples]
+
+  def state(self):
+    return {"calls": self.calls}
+
+  def restore(self, state):
+    self.calls = state["calls"]
+
+
+class Calls(Moody):
+  """Range [1, inf): the number of calls, for the logs."""
+
+  def __call__(self, samples):
+    self.calls += 1
+    return [self.calls] * len(samples)
+
+
+class Slow:
+  def __init__(self, source):
+    self.source = source
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    time.sleep(float(os.environ.get("STEP_SECONDS", "0")) / 8)
+    return self.source[index]
+
+
+def slow_arithmetic(**arguments):
+  return Slow(arithmetic(**arguments))
+
+
+def turns_nan(samples):
+  """Finite for the first two steps."""
+  return [float("nan") if s.step == 2 else len(s.completion) % 3 for s in samples]
+
+
+def forgets_one(samples):
+  return [0.0] * (len(samples) - (samples[0].step == 2 if samples else 0))
+
+
+def length(samples):
+  """Range [0, 6]."""
+  return [len(s.completion) % 7 for s in samples]
+
+
+def overflows(samples):
+  """Finite numbers whose sum is not."""
+  return [3e38] * len(samples)
+
+
+def no_rows(**arguments):
+  return []
+
+
+def prose(**arguments):
+  problems = Slow(arithmetic(**arguments))
+  return [dataclasses.replace(p, reference="It depends on the weather.") for p in problems]
+
+
+def unsolved(**arguments):
+  return [dataclasses.replace(p, solution="") for p in Slow(arithmetic(**arguments))]
+'''
+CONFIG = '''
+from rl_reason.experiments import quickstart
+
+
+def get_config(size="tiny"):
+  c = quickstart.get_config(size)
+  c.task.source, c.task.train.size, c.task.heldout.size = "user_module:slow_arithmetic", 16, 4
+  c.sft.num_steps, c.rl.num_steps = 5, 6
+  c.rl.rewards = {"moody": {"function": "user_module:Moody"}, "calls": {"function": "user_module:Calls", "weight": 0.0}}
+  c.evaluation.every, c.evaluation.num_problems = 3, 4
+  # The shapes of the rollouts, so that one program serves both.
+  c.evaluation.batch_size = c.evaluation.samples_per_problem = 4
+  return c
+'''
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+  """The folder of compiled programs that all runs of the tests share."""
+  folder = tmp_path_factory.mktemp("cache")
+  before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+  yield folder
+  jax.config.update("jax_compilation_cache_dir", before[0])
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.fixture(scope="session")
+def user_folder(tmp_path_factory):
+  """A folder with a user's module and config, importable here and in the processes that `command` starts."""
+  folder = tmp_path_factory.mktemp("user")
+  (folder / "user_module.py").write_text(USER_MODULE)
+  (folder / "experiment.py").write_text(CONFIG)
+  sys.path.insert(0, str(folder))
+  yield folder
+  sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def command(programs, user_folder):
+  """(workdir, overrides..., step_seconds=, module=) -> a started process on one device."""
+  def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py"):
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RL_REASON_TRACEBACK")}
+    root = Path(rl_reason.__file__).parent.parent
+    environment |= {"RL_REASON_CACHE": str(programs), "STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
+                    "PYTHONPATH": os.pathsep.join([str(root), str(user_folder), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}", *arguments],
+        cwd=user_folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return start
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(command, tmp_path_factory):
+  """The workdir of a run that nothing stopped."""
+  workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+  process = command(workdir)
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == 0, output
+  return workdir
+
+
+def deterministic(workdir):
+  """Lines of metrics.jsonl without wall-clock times."""
+  return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(workdir)]
+
+
+def arrays(checkpoint):
+  """All that a checkpoint holds: {path: array}."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # That the arrays will lie where they lay.
+    saved = ocp.load_checkpointables(checkpoint, {"params": None, "optimizer": None, "host": None})
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(saved)}
+
+
+def stop_at(process, workdir, stage, step, signal_number):
+  """Sends the signal as soon as metrics.jsonl shows the step. Returns (exit status, output)."""
+  deadline = time.monotonic() + 300
+  while process.poll() is None and time.monotonic() < deadline:
+    if (workdir / "metrics.jsonl").exists() and any(
+        (line["stage"], line["step"]) == (stage, step) for line in read_metrics(workdir)):
+      process.send_signal(signal_number)
+      break
+    time.sleep(0.005)
+  output, _ = process.communicate(timeout=300)
+  return process.returncode, output
+
+
+def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(command, uninterrupted, tmp_path):
+  workdir = tmp_path / "killed"
+  checkpoints = lambda stage: sorted(int(p.name) for p in (workdir / "checkpoints" / stage).iterdir() if p.name.isdigit())
+
+  # Before the first checkpoint (one is due every 2 steps), in the first stage after it, in the second stage.
+  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "sft", 1, signal.SIGKILL)
+  assert status == -signal.SIGKILL, output
+  assert checkpoints("sft") == []
+  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "sft", 3, signal.SIGKILL)
+  assert status == -signal.SIGKILL, output
+  assert checkpoints("sft") == [2]
+
+  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "rl", 1, signal.SIGTERM)
+  assert status == 0, output
+  assert "Stopped and saved: the same command continues." in output
+  stopped_at = checkpoints("rl")[-1]
+  assert stopped_at in (1, 2)  # The step that the signal found running was finished.
+
+  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "rl", 5, signal.SIGKILL)
+  assert status == -signal.SIGKILL, output
+  assert checkpoints("rl")[-1] == 4
+  done = deterministic(uninterrupted)
+  assert deterministic(workdir) == done[:len(deterministic(workdir))]
+
+  process = command(workdir)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  assert deterministic(workdir) == done
+  for stage, step in (("sft", 5), ("rl", 6)):
+    one, other = (arrays(folder / "checkpoints" / stage / str(step)) for folder in (uninterrupted, workdir))
+    assert one.keys() == other.keys() and len(one) > 20
+    for name in one:
+      assert one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes(), name
+  # The reward's memory went on where it was: it was called once per step, in each life of the run.
+  assert [line["reward/calls"] for line in done if "reward/calls" in line] == [1, 2, 3, 4, 5, 6]
+  assert len({line["reward/moody"] for line in done if "reward/moody" in line}) > 1
+  assert all(line["logprob_gap"] < 1e-4 and line["grad_norm"] > 0 for line in done if "logprob_gap" in line)
+
+
+def test_the_commands_read_a_finished_run(command, uninterrupted):
+  evaluated, sampled = (process.communicate(timeout=300)[0] for process in (
+      command(uninterrupted, module="rl_reason.evaluate"),
+      command(uninterrupted, "--prompt=7+5-3=", "--num_samples=3", module="rl_reason.sample")))
+  assert "4 held-out problems, checkpoint rl, step 6" in evaluated and "pass@4" in evaluated, evaluated
+  written = json.loads((uninterrupted / "evaluation.json").read_text())
+  assert written["checkpoint"] == "rl, step 6" and written["problems"] == 4 and len(written["samples"]) == 16
+  # The same policy, problems and random numbers as at the end of the run.
+  last = [line for line in read_metrics(uninterrupted) if "eval/pass@1" in line][-1]
+  assert {k: written[k] for k in last if k.startswith("eval/")} == {k: v for k, v in last.items() if k.startswith("eval/")}
+  assert "# rl, step 6" in sampled, sampled
+  assert len(sampled[sampled.index("# rl, step 6"):].rstrip("\n").splitlines()) == 4
+
+
+@pytest.fixture
+def config(programs, user_folder):
+  """One short stage of policy gradients on one of the fake devices; a reward that differs within groups."""
+  c = config_lib.load(str(user_folder / "experiment.py"))
+  c.unlock()
+  c.stages, c.mesh.fsdp, c.evaluation.every, c.rl.num_steps, c.checkpoint.every = ("rl",), 1, 0, 1, 1
+  set_reward(c, "user_module:length")
+  return c
+
+
+def set_reward(config, path):
+  config.rl.rewards = {"mine": {"function": path, "weight": 1.0}}
+
+
+def steps(workdir, stage="rl"):
+  return [line for line in read_metrics(workdir) if line["stage"] == stage and "loss" in line]
+
+
+@pytest.mark.parametrize("choices", [
+    dict(baseline="group_mean", normalise="group_std", mean_over="token", kl_in="loss", kl_estimator="k3"),
+    dict(baseline="leave_one_out", normalise="none", mean_over="sequence", kl_in="reward", kl_estimator="k1"),
+    dict(baseline="none", normalise="batch_std", mean_over="fixed_length", kl_in="reward", kl_estimator="k1"),
+    dict(epochs=2, minibatches=2, microbatches=2, kl_estimator="k2", clip_low=0.01, clip_high=0.01, entropy_coef=0.01),
+], ids=lambda choices: "-".join(str(v) for v in choices.values()))
+def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
+  config.rl.update(choices)
+  config.rl.optimizer.warmup_steps, config.rl.kl_coef = 0, 0.1
+  assert train(config, tmp_path, plain=True) is not None
+  [line] = steps(tmp_path)
+  assert all(np.isfinite(v) for k, v in line.items() if k != "stage")
+  assert line["logprob_gap"] < 1e-4 and line["grad_norm"] > 0 and line["skipped_in_a_row"] == 0
+  assert line["reward/std"] > 0 and line["reward/mine"] == line["reward/mean"]
+  updates = choices.get("epochs", 1) * choices.get("minibatches", 1)
+  assert arrays(tmp_path / "checkpoints" / "rl" / "1")["['optimizer']['step']"] == updates
+  # The first update starts at the reference; later ones have left it, and some ratios leave the narrow bounds.
+  assert (line["kl"] > 1e-8) == (updates > 1) and (line["clip_fraction"] > 0) == (updates > 1)
+
+
+def test_eight_devices_compute_what_one_does(config, tmp_path):
+  config.rl.num_steps, config.rl.optimizer.warmup_steps = 2, 0
+  train(config, tmp_path / "one", plain=True)
+  config.mesh.update(data=2, fsdp=2, tensor=2)
+  params = train(config, tmp_path / "eight", plain=True)
+  assert any(not x.is_fully_replicated for x in jax.tree.leaves(params))
+  for one, eight in zip(steps(tmp_path / "one"), steps(tmp_path / "eight"), strict=True):
+    for key in ("loss", "policy_loss", "kl", "entropy", "grad_norm", "reward/mean", "reward/std", "completion/length"):
+      np.testing.assert_allclose(eight[key], one[key], rtol=2e-3, atol=2e-6, err_msg=key)
+
+
+def test_a_finished_run_is_left_as_it_is(config, tmp_path):
+  first = train(config, tmp_path, plain=True)
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+  again = train(config, tmp_path, plain=True)
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
+
+
+@pytest.mark.parametrize("reward, message", [
+    ("user_module:turns_nan", "reward component 'mine' returned nan for sample 0"),
+    ("user_module:forgets_one", "reward component 'mine' must return one number per sample, shape (16,), got shape (15,)"),
+])
+def test_a_reward_that_breaks_in_the_middle_is_named_and_the_run_can_go_on(config, tmp_path, capsys, reward, message):
+  config.rl.num_steps = 3
+  set_reward(config, reward)
+  with pytest.raises(ValueError) as error:
+    train(config, tmp_path, plain=True)
+  assert message in str(error.value)
+  assert [line["step"] for line in steps(tmp_path)] == [1, 2]
+  set_reward(config, "user_module:length")  # The user corrects it, and runs the same command.
+  assert train(config, tmp_path, plain=True) is not None
+  assert [line["step"] for line in steps(tmp_path)] == [1, 2, 3]
+  assert f"rl.rewards.mine.function was {reward!r} and is 'user_module:length'" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # In the logged mean of these rewards.
+def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_path):
+  config.rl.num_steps, config.rl.optimizer.max_skipped = 5, 2
+  set_reward(config, "user_module:overflows")
+  with pytest.raises(FloatingPointError, match=r"'rl' stopped at step 2: the last 2 gradients .* newest checkpoint is \[1\]"):
+    train(config, tmp_path, plain=True)
+  assert [line["skipped_in_a_row"] for line in steps(tmp_path)] == [1, 2]
+  # The checkpoint of step 1 holds the parameters that the run began with.
+  run_config, _ = run.check(config)
+  context = run.make_context(run_config)
+  saved = arrays(tmp_path / "checkpoints" / "rl" / "1")
+  for path, x in jax.tree.leaves_with_path({"params": run.initial_params(context)}):
+    np.testing.assert_array_equal(saved[jax.tree_util.keystr(path)], x)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"task.source": "user_module:no_rows"}, "The train rows of source 'user_module:no_rows' are none at all"),
+    ({"task.source": "arithmetics"}, "Unknown source 'arithmetics'. Did you mean 'arithmetic'?"),
+    ({"task.source": "arithmetic", "task.train": {"part": "train", "sise": 4}}, "takes no argument 'sise'. Did you mean 'size'?"),
+    ({"policy.source": "smal"}, "Unknown policy source 'smal'. Did you mean 'small'?"),
+    ({"policy.args.widht": 3}, "takes no argument 'widht'. Did you mean 'width'?"),
+    ({"max_prompt_tokens": 3}, "3"),
+    ({"rl.rewards": {"exact_anwser": 1.0}}, "Unknown reward 'exact_anwser'. Did you mean 'exact_answer'?"),
+    ({"rl.rewards": {"x": {"function": "user_module:lenght"}}}, "no function or class 'lenght'. Did you mean 'length'?"),
+    ({"evaluation.rewards": {"exact_anwser": 1.0}}, "Unknown reward 'exact_anwser'. Did you mean 'exact_answer'?"),
+    ({"task.source": "user_module:prose", "rl.rewards": {"math_answer": {"args": {"num_workers": 1}}}},
+     "The reward 'math_answer' cannot use 16 of 16 references. The first is number 0, 'It depends on the weather.'"),
+    ({"task.source": "user_module:prose", "evaluation.rewards": {"number_answer": 1.0}},
+     "The reward 'number_answer' cannot use 4 of 4 references"),
+    ({"task.source": "user_module:unsolved"}, "has no solution to imitate"),
+    ({"sft.max_completion_tokens": 5}, "the limit max_completion_tokens is 5"),
+    ({"mesh.platform": "gpu"}, "mesh.platform='gpu' was asked for, but JAX runs on 'cpu'"),
+    ({"mesh.platform": "tpu"}, "pip install \"rl_reason[tpu]\""),
+    ({"mesh.data": 16}, "data=16"),
+])
+def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monkeypatch, changes, message):
+  # Also what only the second stage needs: nobody should learn of it after the first one's hours.
+  monkeypatch.setattr(run, "initial_params", lambda context: pytest.fail("the parameters were made"))
+  good = config.copy_and_resolve_references()
+  config.stages = ("sft", "rl")
+  for field, value in changes.items():
+    section, (*sections, name) = config, field.split(".")
+    for s in sections:
+      section = section[s]
+    if name in section:
+      del section[name]  # Whole sections are replaced, not merged.
+    section[name] = value
+  with pytest.raises(ValueError) as error:
+    train(config, tmp_path, plain=True)
+  assert message in str(error.value)
+  run.Workdir(tmp_path).claim(good, pytest.fail)  # The failed attempt has not made the folder its own.
+
+
+def test_another_runs_folder_is_refused_and_a_changed_detail_is_told(config, tmp_path):
+  notes, folder = [], run.Workdir(tmp_path / "run")
+  folder.claim(config, notes.append)
+  (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "rl", "step": 0, "eval/pass@1": 0.0}\n')
+  folder.claim(config, notes.append)
+  assert notes == []
+  config.rl.optimizer.learning_rate = 0.5
+  folder.claim(config, notes.append)
+  assert notes == ["Resuming with a changed config: rl.optimizer.learning_rate was 0.0003 and is 0.5."]
+  before = (tmp_path / "run" / "config.json").read_bytes()
+  config.seed, config.policy.args.width = 1, 64
+  with pytest.raises(ValueError, match="another run: policy.args.width was 32 and is 64, seed was 0 and is 1. Nothing was touched"):
+    folder.claim(config, notes.append)
+  assert (tmp_path / "run" / "config.json").read_bytes() == before
+  (tmp_path / "run" / "config.json").unlink()
+  with pytest.raises(ValueError, match="holds a run without its config.json"):
+    folder.claim(config, notes.append)
+
+
+def test_the_first_signal_asks_and_the_second_insists():
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    with StopRequest() as stop:
+      assert not stop.requested
+      os.kill(os.getpid(), number)
+      assert stop.requested
+      assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+  with pytest.raises(KeyboardInterrupt), StopRequest():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns(command, tmp_path):
+  process = command(tmp_path, config="experiments/quickstart.py")
+  output, _ = process.communicate(timeout=3600)
+  assert process.returncode == 0, output
+  accuracy = {line["stage"]: line["eval/pass@1"] for line in read_metrics(tmp_path) if "eval/pass@1" in line}
+  assert 0.2 <= accuracy["sft"] <= 0.45 and accuracy["rl"] >= 0.8, output
