@@ -1,7 +1,7 @@
 # Every target installs what it needs, in environments of its own: nothing has to be there but Python and make.
 PYTHON ?= python3
 PIP = bin/python -m pip install -qq --disable-pip-version-check
-LISTS = setup.py requirements.txt pyproject.toml
+LISTS = setup.py requirements.txt
 
 .PHONY: help quickstart test test-oracles test-slow clean
 

@@ -4,7 +4,7 @@
     ... --config=experiments/quickstart.py:tiny      # Seconds; the tests run it.
 
 The task: running totals of 3 to 4 terms, worked out step by step, e.g. "7+5-3=" -> "7+5=12;12-3=9;#9". The warm start
-imitates a careless writer, who gets a step wrong with probability 0.4, so it ends up about as unreliable; the verifiable
+imitates a careless writer, who gets a step wrong with probability 0.3, so it ends up about as unreliable; the verifiable
 reward then picks out the right steps.
 
 Result: not measured yet.
@@ -24,7 +24,7 @@ def get_config(size: str = "full") -> ConfigDict:
       characters=CHARACTERS, width=32 if tiny else 128, num_layers=1 if tiny else 2, num_heads=2 if tiny else 4))
   c.task = dict(
       source="arithmetic", args=dict(seed=0, min_terms=3, max_terms=4, max_value=9),
-      train=dict(part="train", size=200 if tiny else 20_000, careless=0.4),
+      train=dict(part="train", size=200 if tiny else 20_000, careless=0.3),
       heldout=dict(part="heldout", size=16 if tiny else 200))
   c.sft = dict(
       kind="sft", num_steps=4 if tiny else 300, batch_size=8 if tiny else 64, max_completion_tokens=28,
