@@ -15,6 +15,10 @@ import rl_reason
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.types import LearnerState
 
+# Of orbax, when one part of a checkpoint cannot be read and the loading of the others is given up.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+
 HOST = {"data": {"next_index": 3}, "resumable": {"rewards": {"memory": {"seen": [], "table": {}, "mean": 0.1}}}}
 
 

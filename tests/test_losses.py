@@ -99,7 +99,8 @@ def test_token_weights_by_hand():
   for mean_over, (first, second) in dict(
       token=(1 / 4, 1 / 4), sequence=(1 / 6, 1 / 2), fixed_length=(1 / 8, 1 / 8)).items():
     np.testing.assert_allclose(
-        losses.token_weights(mask, mean_over=mean_over, max_tokens=4), [[first] * 3 + [0], [second, 0, 0, 0]], rtol=1e-6)
+        losses.token_weights(mask, mean_over=mean_over, max_tokens=4), [[first] * 3 + [0], [second, 0, 0, 0]],
+        rtol=1e-6)
   with pytest.raises(ValueError, match="'tokens': token, sequence or fixed_length"):
     losses.token_weights(mask, mean_over="tokens", max_tokens=4)
 
@@ -136,8 +137,8 @@ def test_policy_gradient_loss_is_the_sum_of_its_parts(loss_and_gradient, scores,
   np.testing.assert_allclose(loss, mean(objective + 0.1 * kl - 0.01 * entropy), rtol=1e-5)
   metrics = statistics.metrics()
   clipped = ((b.advantages > 0) & (ratio > 1.3)) | ((b.advantages < 0) & (ratio < 0.8))
-  expected = dict(loss=loss, policy_loss=mean(objective), kl=mean(kl), entropy=mean(entropy), clip_fraction=mean(clipped),
-                  logprob_gap=np.abs(logprobs - b.behaviour_logprobs)[mask].max())
+  expected = dict(loss=loss, policy_loss=mean(objective), kl=mean(kl), entropy=mean(entropy),
+                  clip_fraction=mean(clipped), logprob_gap=np.abs(logprobs - b.behaviour_logprobs)[mask].max())
   assert metrics.keys() == expected.keys() and 0 < expected["clip_fraction"] < 1
   for name, value in expected.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)

@@ -134,15 +134,16 @@ def test_the_update_never_holds_logits_of_all_positions():
   def of(shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((2, *shape), dtype)
   batch = RolloutBatch(
-      prompts=PromptBatch(tokens=of((2, 16), jnp.int32), lengths=of((2,), jnp.int32)), completions=of((b, t), jnp.int32),
-      completion_lengths=of((b,), jnp.int32),
+      prompts=PromptBatch(tokens=of((2, 16), jnp.int32), lengths=of((2,), jnp.int32)),
+      completions=of((b, t), jnp.int32), completion_lengths=of((b,), jnp.int32),
       **{k: of((b, t)) for k in ("behaviour_logprobs", "advantages", "reference_logprobs", "token_weights")})
   traced = jax.make_jaxpr(update)(abstract_params(config), batch)
   assert v * 32 <= largest_with_vocabulary(traced.jaxpr, v) <= policy.MAX_LOGITS
 
   whole = jax.make_jaxpr(lambda params, hidden, tokens: policy.token_logprobs(
       config, params, hidden, tokens, max_logits=b * t * v))(
-          abstract_params(config), jax.ShapeDtypeStruct((b, t, 32), jnp.float32), jax.ShapeDtypeStruct((b, t), jnp.int32))
+          abstract_params(config), jax.ShapeDtypeStruct((b, t, 32), jnp.float32),
+          jax.ShapeDtypeStruct((b, t), jnp.int32))
   assert largest_with_vocabulary(whole.jaxpr, v) == b * t * v  # So the search above finds what it looks for.
 
 

@@ -165,7 +165,7 @@ def test_samples_are_completions_as_text():
   completions = Completions(
       tokens=np.array(rows), lengths=np.array([2, 1, 4, 3]), truncated=np.array([False, False, True, False]),
       behaviour_logprobs=np.zeros((4, 4)), logprobs=np.zeros((4, 4)))
-  samples = make_samples(problems, completions, TOKENIZER, stop_strings=("+ ", "+"), step=7)
+  samples = make_samples(problems, completions, TOKENIZER, stop_strings=("4", "+"), step=7)
   assert [s.completion for s in samples] == ["3", "", "8 ", "8"]  # Before the first stop string, whichever it is.
   assert [s.completion_tokens for s in samples] == [(4, 0), (0,), (9, 13, 11, 5), (9, 11, 13)]
   assert [s.prompt for s in samples] == ["1+2="] * 2 + ["4+4="] * 2

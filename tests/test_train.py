@@ -246,7 +246,8 @@ def test_the_commands_read_a_finished_run(command, uninterrupted):
   last = [line for line in read_metrics(uninterrupted) if "eval/pass@1" in line][-1]
   assert {k: written[k] for k in last if k.startswith("eval/")} == {k: v for k, v in last.items() if k.startswith("eval/")}
   assert "# rl, step 6" in sampled, sampled
-  assert len(sampled[sampled.index("# rl, step 6"):].rstrip("\n").splitlines()) == 4
+  # A random policy's three completions may hold newlines.
+  assert len(sampled[sampled.index("# rl, step 6"):].splitlines()) >= 4
 
 
 @pytest.fixture

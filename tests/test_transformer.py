@@ -122,7 +122,7 @@ def plain_rows():
 
 @functools.cache
 def grouped(config, remat="none"):
-  """jitted (params, prompts, completions) -> hidden states of the prompts, of the completions, and the prompts' keys."""
+  """jitted (params, prompts, completions) -> hidden states of prompts and of completions, and the prompts' keys."""
   def run(params, prompts, completions):
     prompt_hidden, prefix = forward(config, params, prompts, PROMPT_LENGTHS, remat=remat)
     hidden, _ = forward(config, params, completions, LENGTHS, prefix, remat=remat)
@@ -277,7 +277,7 @@ def test_rope_frequencies_by_hand():
   # θ = 10000, D = 4: 10000^0 = 1, 10000^(-2/4) = 0.01; linear scaling by 8 divides both.
   np.testing.assert_allclose(rope_frequencies(4, 1e4), [1.0, 0.01], rtol=1e-6)
   np.testing.assert_allclose(rope_frequencies(4, 1e4, RopeScaling("linear", 8.0)), [0.125, 0.00125], rtol=1e-6)
-  # Llama 3.1: θ = 10^(-2i/6) of 1e6 -> 1, 1e-2, 1e-4. Original context 2000: turns = 2000·f / 2π = 318.3, 3.1831, 0.0318.
+  # Llama 3.1's: θ^(-2i/6) of θ = 1e6 is 1, 1e-2, 1e-4. Turns in the original context: 2000·f / 2π = 318, 3.1831, 0.03.
   # More than high = 4 turns: kept. Fewer than low = 1: divided by 8. Between: s = (3.1831 − 1) / (4 − 1) = 0.727699, so
   # f = s·0.01 + (1 − s)·0.01 / 8 = 0.00727699 + 0.00034038 = 0.00761737.
   scaling = RopeScaling("llama3", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0,

@@ -58,8 +58,8 @@ def test_greedy_tokens_and_log_probabilities(with_stop, model, tiny_config, tiny
 
 
 @pytest.mark.parametrize("filters", [
-    dict(), dict(top_k=5), dict(top_k=1), dict(top_p=0.7), dict(top_p=0.999), dict(min_p=0.1), dict(top_k=10, top_p=0.8),
-    dict(top_k=20, top_p=0.95, min_p=0.02)], ids=str)
+    dict(), dict(top_k=5), dict(top_k=1), dict(top_p=0.7), dict(top_p=0.999), dict(min_p=0.1),
+    dict(top_k=10, top_p=0.8), dict(top_k=20, top_p=0.95, min_p=0.02)], ids=str)
 @pytest.mark.parametrize("temperature", [0.6, 1.5])
 def test_filters_equal_their_logits_processors(filters, temperature, model):
   config = transformers.GenerationConfig(do_sample=True, temperature=temperature, **{"top_k": 0, **filters})

@@ -39,10 +39,10 @@ def trl_loss(module, loss_type, scores, batch, *, kl_coef, entropy_coef):
   model = types.SimpleNamespace(training=False)
   trainer = types.SimpleNamespace(
       _get_per_token_logps_and_entropies=lambda *args, **kwargs: (logprobs, entropy, None), model=model,
-      aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token",
-      beta=kl_coef, loss_type=loss_type, epsilon_low=0.2, epsilon_high=0.3, use_vllm=False,
-      max_completion_length=MAX_TOKENS, current_gradient_accumulation_steps=1, _entropy_bonus_enabled=bool(entropy_coef),
-      use_adaptive_entropy=False, entropy_coef=entropy_coef, _metrics=metrics,
+      aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None,
+      importance_sampling_level="token", beta=kl_coef, loss_type=loss_type, epsilon_low=0.2, epsilon_high=0.3, use_vllm=False,
+      max_completion_length=MAX_TOKENS, current_gradient_accumulation_steps=1,
+      _entropy_bonus_enabled=bool(entropy_coef), use_adaptive_entropy=False, entropy_coef=entropy_coef, _metrics=metrics,
       args=types.SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
       accelerator=types.SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x))
   mask = torch.tensor(np.asarray(batch.completion_mask)).int()
