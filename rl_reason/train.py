@@ -95,6 +95,7 @@ class Loop:
         for key, part in stage.resumable.items():
           part.restore(host["resumable"][key])
       if step >= stage.num_steps:
+        self.progress.note(f"Stage {name} is complete: {step} steps.")
         return state.params  # Done in an earlier call; what later stages logged stays.
       order = self.config.stages
       later = [s for s in order[order.index(name) + 1:] if (self.folder.path / "checkpoints" / s).exists()]
