@@ -30,12 +30,12 @@ def get_config(size: str = "full") -> ConfigDict:
       kind="sft", num_steps=4 if tiny else 300, batch_size=8 if tiny else 64, max_completion_tokens=28,
       optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20))
   c.rl = dict(
-      kind="policy_gradient", num_steps=4 if tiny else 120, prompts_per_step=4 if tiny else 32,
-      group_size=4 if tiny else 8, sampling=dict(max_tokens=16 if tiny else 28),
+      kind="policy_gradient", num_steps=4 if tiny else 120, prompts_per_step=4 if tiny else 32, minibatches=2,
+      group_size=4 if tiny else 8, sampling=dict(max_tokens=16 if tiny else 22),
       rewards=dict(exact_answer=1.0), baseline="group_mean", normalise="group_std", kl_coef=0.02, kl_estimator="k3",
       clip_low=0.2, clip_high=0.28, optimizer=dict(learning_rate=2e-4, schedule="linear", warmup_steps=5))
   c.evaluation = dict(
       rewards=dict(exact_answer=1.0), num_problems=8 if tiny else 200, samples_per_problem=2 if tiny else 8,
-      every=2 if tiny else 40, batch_size=8 if tiny else 200, sampling=dict(max_tokens=16 if tiny else 28))
+      every=2 if tiny else 60, batch_size=8 if tiny else 200, sampling=dict(max_tokens=16 if tiny else 22))
   c.checkpoint = dict(every=2 if tiny else 100, keep=2)
   return c
