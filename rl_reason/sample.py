@@ -1,6 +1,6 @@
 """Tries a policy at a prompt.
 
-    python -m rl_reason.sample --config=experiments/quickstart.py --workdir=runs/quickstart --prompt="7+5-3=" --num_samples=4
+    python -m rl_reason.sample --config=experiments/quickstart.py --workdir=runs/quickstart --prompt="7+2-5=" --num_samples=4
 
 The prompt is a user's message where the run's task has chat prompts, else plain text. Sampling is that of the config's
 evaluation section: --config.evaluation.sampling.temperature=0 for the likeliest completion.
