@@ -37,7 +37,7 @@ clean: ## Remove the environments and what was built; runs/ stays.
 
 .venv-oracles/installed: $(LISTS)
 	$(call environment,.venv-oracles,2.3 GB)
-	@# torch alone first: with its peers pip would choose a build that brings gigabytes of CUDA.
+	@# torch alone first, pinned: its peers would let pip choose a newer one, with gigabytes of CUDA.
 	@.venv-oracles/$(PIP) torch==2.13.0
 	@.venv-oracles/$(PIP) --editable ".[oracles]"
 	@touch $@

@@ -4,7 +4,7 @@
     ... --config=experiments/quickstart.py:tiny      # Seconds; the tests run it.
 
 The task: running totals of 3 to 4 terms, worked out step by step, e.g. "7+2-5=" -> "7+2=9;9-5=4;#4". The warm start
-imitates a careless writer, who gets a step wrong with probability 0.22, so it ends up about as unreliable; the verifiable
+imitates a careless writer, who gets a step wrong with probability 0.3, so it ends up about as unreliable; the verifiable
 reward then picks out the right steps.
 
 Result: not measured yet.
@@ -24,16 +24,16 @@ def get_config(size: str = "full") -> ConfigDict:
       characters=CHARACTERS, width=32 if tiny else 128, num_layers=1 if tiny else 2, num_heads=2 if tiny else 4))
   c.task = dict(
       source="arithmetic", args=dict(seed=0, min_terms=3, max_terms=4, max_value=9),
-      train=dict(part="train", size=200 if tiny else 20_000, careless=0.22),
+      train=dict(part="train", size=200 if tiny else 20_000, careless=0.3),
       heldout=dict(part="heldout", size=16 if tiny else 200))
   c.sft = dict(
-      kind="sft", num_steps=4 if tiny else 300, batch_size=8 if tiny else 64, max_completion_tokens=28,
+      kind="sft", num_steps=4 if tiny else 450, batch_size=8 if tiny else 64, max_completion_tokens=28,
       optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20))
   c.rl = dict(
       kind="policy_gradient", num_steps=4 if tiny else 85, prompts_per_step=4 if tiny else 64, minibatches=2,
       group_size=4 if tiny else 8, sampling=dict(max_tokens=16 if tiny else 22),
       rewards=dict(exact_answer=1.0), baseline="group_mean", normalise="group_std", kl_coef=0.02, kl_estimator="k3",
-      clip_low=0.2, clip_high=0.28, optimizer=dict(learning_rate=2.5e-4, schedule="linear", warmup_steps=5))
+      clip_low=0.2, clip_high=0.28, optimizer=dict(learning_rate=2e-4, schedule="linear", warmup_steps=5))
   c.evaluation = dict(
       rewards=dict(exact_answer=1.0), num_problems=8 if tiny else 200, samples_per_problem=2 if tiny else 8,
       every=2 if tiny else 100, batch_size=8 if tiny else 200, sampling=dict(max_tokens=16 if tiny else 22))

@@ -5,7 +5,9 @@ r"""SmolLM2-135M-Instruct on grade-school word problems, with math-verify as the
         --config.task.train.path=svamp.jsonl.gz --config.task.heldout.path=svamp.jsonl.gz
     ... --config=experiments/smollm2_gsm.py          # GSM8K, an accelerator; set both paths to its train and test files.
 
-Result: not measured yet.
+Result: not measured yet. The :cpu setting ran for two steps on two busy cores (140 s, then 84 s a step; sampler and trainer
+agreed to 5e-5); held-out accuracy before training was 0.047 on 64 SVAMP additions and subtractions at temperature 0.7. No
+accuracy after training is known. Prompts that ask for free reasoning were cut at 80 tokens in 15 of 16 samples.
 """
 
 from ml_collections import ConfigDict

@@ -400,6 +400,8 @@ def test_another_runs_folder_is_refused_and_a_changed_detail_is_told(config, tmp
 
 
 def test_the_first_signal_asks_and_the_second_insists():
+  # A shell's background jobs, CI's among them, start with Ctrl-C ignored.
+  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
   for number in (signal.SIGINT, signal.SIGTERM):
     with StopRequest() as stop:
@@ -410,6 +412,7 @@ def test_the_first_signal_asks_and_the_second_insists():
   with pytest.raises(KeyboardInterrupt), StopRequest():
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
+  signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.mark.slow
