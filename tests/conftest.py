@@ -5,6 +5,7 @@ The `tiny` fixtures are one model and one batch that the tests of the core share
 
 import importlib.metadata
 import os
+import pathlib
 
 # Tests mostly compile: without these optimisations a small model's gradient takes 1.7 s of it and not 11.
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
@@ -61,3 +62,12 @@ def tiny_batch(tiny_config):
       completions=(rng.randint(0, tiny_config.vocab_size, (8, 5)) * mask).astype(np.int32), completion_lengths=lengths,
       behaviour_logprobs=noise(0.5) - 3 * mask, advantages=noise(1.0), reference_logprobs=noise(0.5) - 3 * mask,
       token_weights=np.asarray(token_weights(mask, mean_over="token", max_tokens=5)))
+
+
+@pytest.fixture
+def shared_data():
+  """The folder with real data sets, or skips: tests must pass in a bare checkout."""
+  folder = pathlib.Path(os.environ.get("RL_REASON_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+  if not folder.is_dir():
+    pytest.skip(f"No real data at {folder}; set RL_REASON_DATA.")
+  return folder

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import pathlib
 import pickle
 import sys
 
@@ -26,15 +25,6 @@ ROWS = [
     {"question": "What is 3-3?", "answer": "#### 0", "type": "odd", "n": 0.0},
 ]
 GSM = dict(prompt="Q: {question}\nA:", reference="{answer}", reference_pattern=r"####\s*(.+)$", solution="{answer}")
-
-
-@pytest.fixture
-def shared_data():
-  """The folder with real data sets, or skips: tests must pass in a bare checkout."""
-  folder = pathlib.Path(os.environ.get("RL_REASON_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
-  if not folder.is_dir():
-    pytest.skip(f"No real data at {folder}; set RL_REASON_DATA.")
-  return folder
 
 
 def write_jsonl(path, rows=ROWS):

@@ -3,8 +3,6 @@
 from fractions import Fraction
 import gzip
 import json
-import os
-import pathlib
 import pickle
 
 import pytest
@@ -33,15 +31,6 @@ QUESTION = """{name,Ann} has {n, 6} {things,pens} and gives {frac_txt,half} of t
 SOLUTION = (
     "She gives {n}*{frac_val}={int(n*frac_val)}.\n{k_txt} share <<{n-n*frac_val}>>.\n"
     "#### {(n - n * frac_val) // k_val}")
-
-
-@pytest.fixture
-def shared_data():
-  """The folder with real data sets, or skips: tests must pass in a bare checkout."""
-  folder = pathlib.Path(os.environ.get("RL_REASON_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
-  if not folder.is_dir():
-    pytest.skip(f"No real data at {folder}; set RL_REASON_DATA.")
-  return folder
 
 
 def template(question=QUESTION, solution=SOLUTION):
