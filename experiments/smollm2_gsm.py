@@ -13,10 +13,10 @@ accuracy after training is known. Prompts that ask for free reasoning were cut a
 from ml_collections import ConfigDict
 
 INSTRUCTION = "{question}\nThink step by step, then write the final number as \\boxed{{number}}."
-# Two cores decode some 200 tokens a second: one worked example asks for one equation, which 32 tokens can hold.
-SHORT_INSTRUCTION = (
-    "Solve the problem with one equation.\nExample: Tom has 3 apples and buys 2 more. How many apples does Tom have now?\n"
-    "Answer: 3 + 2 = \\boxed{{5}}\nProblem: {question}")
+# Two cores decode some 200 tokens a second: two worked turns ask for one equation, which 24 tokens can hold.
+EXAMPLES = (
+    ("Tom has 3 apples and buys 2 more. How many apples does Tom have now?", "3 + 2 = \\boxed{5}"),
+    ("Ann had 9 pens. She lost 4 pens. How many pens are left?", "9 - 4 = \\boxed{5}"))
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -28,7 +28,7 @@ def get_config(size: str = "full") -> ConfigDict:
   if cpu:
     c.task = dict(
         source="jsonl",
-        args=dict(prompt=SHORT_INSTRUCTION, chat=True, reference="{answer:g}", id="{id}", unique=True,
+        args=dict(prompt="{question}", examples=EXAMPLES, chat=True, reference="{answer:g}", id="{id}", unique=True,
                   where=dict(type=["Addition", "Subtraction"])),
         train=dict(path="svamp.jsonl.gz", rows=":80%"), heldout=dict(path="svamp.jsonl.gz", rows="80%:"))
   else:
@@ -36,15 +36,15 @@ def get_config(size: str = "full") -> ConfigDict:
         source="jsonl",
         args=dict(prompt=INSTRUCTION, chat=True, reference="{answer}", reference_pattern=r"####\s*(.+)$", id="{id}"),
         train=dict(path="gsm8k_train.jsonl.gz"), heldout=dict(path="gsm8k_test.jsonl.gz"))
-  sampling = dict(temperature=0.7, max_tokens=32) if cpu else dict(temperature=1.0, max_tokens=512)
+  sampling = dict(temperature=0.7, max_tokens=24) if cpu else dict(temperature=1.0, max_tokens=512)
   c.rl = dict(
-      kind="policy_gradient", num_steps=30 if cpu else 1000, prompts_per_step=4 if cpu else 64, group_size=8 if cpu else 16,
+      kind="policy_gradient", num_steps=40 if cpu else 1000, prompts_per_step=8 if cpu else 64, group_size=8 if cpu else 16,
       sampling=sampling, rewards=dict(math_answer=1.0, boxed_format=0.2),
       baseline="leave_one_out", normalise="none", mean_over="token", kl_coef=0.01, kl_estimator="k3",
       clip_low=0.2, clip_high=0.28, microbatches=1 if cpu else 4, remat="none" if cpu else "dots",
-      optimizer=dict(learning_rate=1e-5 if cpu else 2e-6, warmup_steps=3, args=dict(weight_decay=0.0)))
+      optimizer=dict(learning_rate=2e-5 if cpu else 2e-6, warmup_steps=3, args=dict(weight_decay=0.0)))
   c.evaluation = dict(
-      rewards=dict(math_answer=1.0), num_problems=64 if cpu else 1319, samples_per_problem=1 if cpu else 4,
-      every=0 if cpu else 50, batch_size=32 if cpu else 128, sampling=sampling)
-  c.checkpoint = dict(every=5 if cpu else 50, keep=1 if cpu else 2)
+      rewards=dict(math_answer=1.0), num_problems=100 if cpu else 1319, samples_per_problem=4,
+      every=0 if cpu else 50, batch_size=25 if cpu else 128, sampling=sampling)
+  c.checkpoint = dict(every=10 if cpu else 50, keep=1 if cpu else 2)
   return c

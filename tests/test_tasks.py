@@ -67,6 +67,20 @@ def test_chat_prompts_and_ids(tmp_path):
   assert files.jsonl(path, prompt="{question}", chat=True)[0].prompt == (
       {"role": "user", "content": "How many legs have two cats?"},)
   assert files.jsonl(path, prompt="{question}", system="Be brief.")[3].prompt == "Be brief.\n\nWhat is 3-3?"
+  # Braces in an example are no template.
+  source = files.jsonl(path, prompt="{question}", chat=True, system="Be brief.", examples=[("1+1?", "\\boxed{2}")])
+  assert [(m["role"], m["content"]) for m in source[3].prompt] == [
+      ("system", "Be brief."), ("user", "1+1?"), ("assistant", "\\boxed{2}"), ("user", "What is 3-3?")]
+
+
+@pytest.mark.parametrize("chat, examples, message", [
+    (False, [("1+1?", "2")], "set chat=True"),
+    (True, [("1+1?",)], r"pairs of non-empty texts, got \('1\+1\?',\)"),
+    (True, ["ab"], "pairs of non-empty texts, got 'ab'"),
+    (True, [("1+1?", "")], "non-empty")])
+def test_examples_that_are_no_turns_of_a_chat_are_refused(tmp_path, chat, examples, message):
+  with pytest.raises(ValueError, match=message):
+    files.jsonl(write_jsonl(tmp_path / "a.jsonl"), prompt="{question}", chat=chat, examples=examples)
 
 
 def test_globs_and_lists_of_files_keep_their_order(tmp_path):

@@ -33,7 +33,8 @@ class Rows:
 def jsonl(
     path: str | Sequence[str], *, prompt: str, reference: str = "", system: str = "", chat: bool = False,
     reference_pattern: str = "", solution: str = "", id: str = "", where: Mapping[str, Any] | None = None,
-    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None) -> Rows:
+    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None,
+    examples: Sequence[tuple[str, str]] = ()) -> Rows:
   r"""Problems from .jsonl or .jsonl.gz files: one JSON object a line, blank lines aside.
 
   Templates are Python format strings over the columns: "Q: {question}\nA:", "{answer:g}" (145.0 -> 145),
@@ -55,20 +56,23 @@ def jsonl(
     rows: a slice of the rows kept so far: "0:500", "-100:", ":90%" and "90%:" (percentages round down, so the two
       meet).
     max_rows: at most so many rows.
+    examples: (question, answer) pairs, taken as they are, that stand before each prompt as earlier turns of the chat
+      (few-shot); chat=True only.
 
   Raises: FileNotFoundError; ValueError naming file and row for malformed lines, missing or null columns, references
     that the pattern does not match, repeated ids, and for no rows at all.
   """
-  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id)
+  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id, examples)
   return _load(path, _read_jsonl, mapping, where, drop_null, unique, rows, max_rows)
 
 
 def parquet(
     path: str | Sequence[str], *, prompt: str, reference: str = "", system: str = "", chat: bool = False,
     reference_pattern: str = "", solution: str = "", id: str = "", where: Mapping[str, Any] | None = None,
-    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None) -> Rows:
+    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None,
+    examples: Sequence[tuple[str, str]] = ()) -> Rows:
   """Problems from Parquet files; arguments and errors as in `jsonl`."""
-  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id)
+  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id, examples)
   return _load(path, _read_parquet, mapping, where, drop_null, unique, rows, max_rows)
 
 
@@ -82,8 +86,15 @@ class RowMapping:
   reference_pattern: str = ""
   solution: str = ""
   id: str = ""
+  examples: Sequence[tuple[str, str]] = ()
 
   def __post_init__(self):
+    if self.examples and not self.chat:
+      raise ValueError(f"examples are turns of a chat, and chat is {self.chat!r}: set chat=True, or write them into the"
+                       " prompt template.")
+    for example in self.examples:
+      if isinstance(example, str) or len(example) != 2 or not all(isinstance(text, str) and text for text in example):
+        raise ValueError(f"examples must be (question, answer) pairs of non-empty texts, got {example!r} among them.")
     if not self.prompt:
       raise ValueError(
           "prompt is an empty template: every prompt would be empty. Name a column, e.g. prompt='{question}'.")
@@ -148,6 +159,8 @@ class RowMapping:
     if not self.chat:
       return f"{self.system}\n\n{text}" if self.system else text
     messages = ({"role": "system", "content": self.system},) if self.system else ()
+    for question, answer in self.examples:
+      messages += ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     return (*messages, {"role": "user", "content": text})
 
   def _fill(self, argument, row, where):

@@ -4,7 +4,7 @@
     tfds_source("my_set", split="train[:90%]", data_dir="~/sets")
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import operator
@@ -50,7 +50,8 @@ class Prepared:
 def tfds_source(
     name: str, *, split: str, data_dir: str = "", prompt: str = "", reference: str = "", system: str = "",
     chat: bool = False, reference_pattern: str = "", solution: str = "", id: str = "",
-    where: Mapping[str, Any] | None = None, max_rows: int | None = None, download: bool = False) -> Prepared:
+    where: Mapping[str, Any] | None = None, max_rows: int | None = None, download: bool = False,
+    examples: Sequence[tuple[str, str]] = ()) -> Prepared:
   """Problems of a TFDS data set, read through `tfds.data_source`.
 
   Args:
@@ -59,7 +60,7 @@ def tfds_source(
     data_dir: the folder of prepared data sets; "" is TFDS's own (TFDS_DATA_DIR or ~/tensorflow_datasets).
     prompt: template over the features, as in `files.jsonl`; "" where `prepare` wrote the set, whose rows are problems
       already.
-    reference, system, chat, reference_pattern, solution, id, max_rows: as in `files.jsonl`.
+    reference, system, chat, reference_pattern, solution, id, max_rows, examples: as in `files.jsonl`.
     where: as in `files.jsonl`; reads every row once. Of a set that `prepare` wrote it filters the metadata.
     download: let TFDS fetch and prepare a set that is not there; some sets need TensorFlow for that.
 
@@ -70,7 +71,9 @@ def tfds_source(
   data_dir = os.path.expanduser(data_dir) or None
   if max_rows is not None and max_rows < 1:
     raise ValueError(f"max_rows must be at least 1, or None for all rows, got {max_rows}.")
-  mapping = files.RowMapping(prompt, reference, system, chat, reference_pattern, solution, id) if prompt else None
+  mapping = None
+  if prompt:
+    mapping = files.RowMapping(prompt, reference, system, chat, reference_pattern, solution, id, examples)
   cure = (
       "Prepare it first (`python -m rl_reason.tasks.prepare --help` for own rows), correct name or data_dir, or set"
       " download=True.")
@@ -101,7 +104,7 @@ def tfds_source(
     raise ValueError(
         f"{place} is not in the library's own format, so it needs a prompt template, e.g. prompt='{{{features[0]}}}'."
         f" Its features: {', '.join(features)}.")
-  elif reference or system or chat or reference_pattern or solution or id:
+  elif reference or system or chat or reference_pattern or solution or id or examples:
     raise ValueError(
         f"{place} holds problems as `prepare` wrote them: templates for the reference, system message, solution or id"
         " have no effect without `prompt`. Set them in the source that is prepared.")
