@@ -1,6 +1,7 @@
 """Rotary embedding, masks and attention over one or more stretches of keys: plain functions, softmax in float32."""
 
 from collections.abc import Sequence
+import functools
 import math
 
 import flax.struct
@@ -16,14 +17,26 @@ class KeyValues:
   """A stretch of keys and values, for one layer or, with a leading layer axis on k and v, for all.
 
   k, v: after rotary embedding; N rows serve B = N * G queries, rows n*G ... n*G + G - 1 sharing row n. So a group's
-    completions read their prompt's keys without a copy.
+    completions read their prompt's keys without a copy. The axis that attention sums over stands right before or is
+    the last one: other layouts are transposed at every decoded token (measured: five times the cost on a CPU).
   positions: of each key in its own sequence.
   valid: false on padding; what is stored there is never read.
   """
-  k: Float[Array, "*L N S K D"]
-  v: Float[Array, "*L N S K D"]
+  k: Float[Array, "*L N K D S"]
+  v: Float[Array, "*L N K S D"]
   positions: Int[Array, "N S"]
   valid: Bool[Array, "N S"]
+
+
+@flax.struct.dataclass
+class Sharing:
+  """Which queries read each of N rows of keys, where they are not adjacent: continuous batching moves rows about.
+
+  members: up to M query rows per row of keys; any query where there are fewer.
+  places: per query, its place among the N * M members.
+  """
+  members: Int[Array, "N M"]
+  places: Int[Array, "B"]
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[Array, "D/2"]:
@@ -61,50 +74,54 @@ def apply_rope(x: Float[Array, "B T H D"], table: Float[Array, "2 B T D/2"]) -> 
 
 def visible(
     query_positions: Int[Array, "B T"], key_positions: Int[Array, "N S"], key_valid: Bool[Array, "N S"],
-    window: int | None = None,
+    window: int | None = None, sharing: Sharing | None = None,
 ) -> Bool[Array, "N G T S"]:
   """Which keys each query may read: real ones at its own position or before, at most `window` of them."""
-  n, g = key_positions.shape[0], query_positions.shape[0] // key_positions.shape[0]
-  distance = query_positions.reshape(n, g, -1, 1) - key_positions[:, None, None, :]
+  distance = _by_keys(query_positions, key_positions.shape[0], sharing)[..., None] - key_positions[:, None, None, :]
   mask = (distance >= 0) & key_valid[:, None, None, :]
   return mask if window is None else mask & (distance < window)
 
 
+def _by_keys(x: Float[Array, "B ..."], n: int, sharing: Sharing | None) -> Float[Array, "N G ..."]:
+  """Per query -> per row of keys, its G queries."""
+  return x.reshape(n, -1, *x.shape[1:]) if sharing is None else x[sharing.members]
+
+
 def attention(
     q: Float[Array, "B T H D"],
-    parts: Sequence[tuple[Float[Array, "N S K D"], Float[Array, "N S K D"], Bool[Array, "N G T S"]]],
+    parts: Sequence[tuple[Float[Array, "N K D S"], Float[Array, "N K S D"], Bool[Array, "N G T S"], Sharing | None]],
     *, scale: float, softcap: float | None = None,
 ) -> Float[Array, "B T H D"]:
-  """softmax(scale * q·k) v with one softmax over all parts: keys (k, v, mask) held in separate arrays.
+  """softmax(scale * q·k) v with one softmax over all parts: keys (k, v, mask, sharing) held in separate arrays.
 
-  Parts may have different N, each dividing B: a prompt's keys are stored once for its group. A query that sees no key
-  at all (a padded row) gets finite values of no meaning. Equal to attention over the concatenated keys.
+  Parts may have different N: a prompt's keys are stored once for its group, whose queries are adjacent where sharing is
+  None. A query that sees no key at all (a padded row) gets finite values of no meaning. Equal to attention over the
+  concatenated keys: each part is summed relative to its own highest score, and the sums are weighed together (Dao et
+  al. 2022, arXiv:2205.14135, sec. 3.1).
   """
   b, t, h, d = q.shape
-  scores = []
-  for k, _, mask in parts:
-    n, _, kv_heads, _ = k.shape
-    grouped = q.reshape(n, b // n, t, kv_heads, h // kv_heads, d)
-    s = jnp.einsum("ngtkrd,nskd->nkgrts", grouped, k, preferred_element_type=jnp.float32) * scale
+  tops, sums, outs = [], [], []
+  for k, v, mask, sharing in parts:
+    n, kv_heads, _, _ = k.shape
+    grouped = _by_keys(q.reshape(b, t, kv_heads, h // kv_heads, d), n, sharing)
+    scores = jnp.einsum("ngtkrd,nkds->nkgrts", grouped, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
-      s = softcap * jnp.tanh(s / softcap)
+      scores = softcap * jnp.tanh(scores / softcap)
     # Not -inf: a row without any visible key would turn into NaN, and its gradient with it.
-    scores.append(jnp.where(mask[:, None, :, None], s, -1e30))
+    scores = jnp.where(mask[:, None, :, None], scores, -1e30)
+    top = jax.lax.stop_gradient(scores.max(-1))
+    weights = jnp.exp(scores - top[..., None])
+    out = jnp.einsum("nkgrts,nksd->ngtkrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
-  def per_query(x, n):  # [N K G R T 1] -> [B K R T], common to all parts.
-    return x[..., 0].transpose(0, 2, 1, 3, 4).reshape(b, *x.shape[1:2], *x.shape[3:5])
-
-  def per_part(x, n):  # The inverse.
-    x = x.reshape(n, b // n, *x.shape[1:])
-    return x.transpose(0, 2, 1, 3, 4)[..., None]
-
-  rows = [k.shape[0] for k, _, _ in parts]
-  top = [per_query(s.max(-1, keepdims=True), n) for s, n in zip(scores, rows)]
-  highest = jax.lax.stop_gradient(jnp.stack(top).max(0))
-  weights = [jnp.exp(s - per_part(highest, n)) for s, n in zip(scores, rows)]
-  total = sum(per_query(w.sum(-1, keepdims=True), n) for w, n in zip(weights, rows))
-  out = 0.0
-  for (k, v, _), w, n in zip(parts, weights, rows):
-    w = (w / per_part(total, n)).astype(v.dtype)
-    out += jnp.einsum("nkgrts,nskd->ngtkrd", w, v).reshape(b, t, h, d)
-  return out
+    def per_query(x, sharing=sharing):  # [N K G R T] -> [B T H]
+      x = x.transpose(0, 2, 4, 1, 3).reshape(-1, t, h)
+      return x if sharing is None else x[sharing.places]
+    out = out.reshape(-1, t, h, d)
+    tops.append(per_query(top))
+    sums.append(per_query(weights.sum(-1)))
+    outs.append(out if sharing is None else out[sharing.places])
+  highest = functools.reduce(jnp.maximum, tops)
+  shares = [jnp.exp(top - highest) for top in tops]
+  total = sum(share * part for share, part in zip(shares, sums))
+  out = sum((share / total)[..., None] * part for share, part in zip(shares, outs))
+  return out.astype(q.dtype)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rl_reason.models.attention import KeyValues, apply_rope, attention, rope_tables, visible
+from rl_reason.models.attention import KeyValues, Sharing, apply_rope, attention, rope_tables, visible
 from rl_reason.models.config import ModelConfig
 from rl_reason.sharding import constrain
 from rl_reason.types import Params
@@ -45,20 +45,22 @@ class Block(nn.Module):
   def __call__(
       self,
       x: Float[Array, "B T E"],
-      per_layer: tuple[Bool[Array, ""], Sequence[tuple[Array, Array]]],
+      per_layer: tuple[Bool[Array, ""], Sequence[tuple[Array, Array]], tuple[Array, Array, Array] | None],
       rope: Float[Array, "2 2 B T D/2"],
-      masks: Sequence[Bool[Array, "2 N G T S"]],
-  ) -> tuple[Float[Array, "B T E"], tuple[Array, Array]]:
+      views: Sequence[tuple[Bool[Array, "2 N G T S"], Sharing | None]],
+  ) -> tuple[Float[Array, "B T E"], tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]:
     """Args:
       x: the residual stream.
-      per_layer: (is this layer local, [(k, v), ...] of earlier tokens).
+      per_layer: (is this layer local, [(k, v), ...] of earlier tokens, cache). cache is None, or (k, v, index): arrays
+        in which x's own keys and values are written at `index` before they are read.
       rope: tables of x's own positions (attention.rope_tables).
-      masks: per part, earlier ones first and x's own last: what global [0] and local [1] layers may see.
+      views: per part, earlier ones first and x's own (or the cache) last: what global [0] and local [1] layers may see,
+        and who reads which row.
 
-    Returns: the residual stream and this layer's (k, v) of x's own tokens.
+    Returns: the residual stream and this layer's (k, v) of x's own tokens, or the cache that now holds them.
     """
     c = self.config
-    is_local, past = per_layer
+    is_local, past, cache = per_layer
     kind = jnp.asarray(is_local, jnp.int32)
 
     def weight(name, shape, axes, fan_in):
@@ -84,7 +86,11 @@ class Block(nn.Module):
     if c.qk_norm:
       q, k = norm("q_norm", q, c.head_dim, "head_dim"), norm("k_norm", k, c.head_dim, "head_dim")
     q, k = apply_rope(q, rope[kind]), apply_rope(k, rope[kind])
-    parts = [(*kv, mask[kind]) for kv, mask in zip((*past, (k, v)), masks, strict=True)]
+    own = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    if cache is not None:
+      own = tuple(jax.lax.dynamic_update_slice_in_dim(array, new.astype(array.dtype), cache[2], axis)
+                  for array, new, axis in zip(cache[:2], own, (3, 2)))
+    parts = [(*kv, mask[kind], sharing) for kv, (mask, sharing) in zip((*past, own), views, strict=True)]
     h = attention(q, parts, scale=c.query_scale, softcap=c.attention_softcap)
     o = weight("o", (c.num_heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), c.num_heads * c.head_dim)
     h = jnp.einsum("bthd,hde->bte", h, o)
@@ -104,7 +110,7 @@ class Block(nn.Module):
     if c.mlp_bias:
       h += bias("down_bias", (c.width,), ("embed",))
     x += norm("mlp_post_norm", h) if c.post_norms else h
-    return constrain(x, ("batch", "length", "embed_activation")), (k, v)
+    return constrain(x, ("batch", "length", "embed_activation")), own
 
 
 class Transformer(nn.Module):
@@ -136,10 +142,10 @@ class Transformer(nn.Module):
   def __call__(self, tokens, positions, valid, prefix, dtype):
     c = self.config
     keys = [(positions, valid)] if prefix is None else [(prefix.positions, prefix.valid), (positions, valid)]
-    masks = [_masks(c, positions, *key) for key in keys]
+    views = [(_masks(c, positions, *key), None) for key in keys]
     past = () if prefix is None else ((prefix.k, prefix.v),)
-    per_layer = (jnp.asarray(c.layer_is_local), past)
-    x, (k, v) = self.layers(self.embed(tokens, dtype), per_layer, rope_tables(c, positions), masks)
+    per_layer = (jnp.asarray(c.layer_is_local), past, None)
+    x, (k, v) = self.layers(self.embed(tokens, dtype), per_layer, rope_tables(c, positions), views)
     return rms_norm(x, self.final_norm, c), KeyValues(k, v, positions, valid)
 
   def normalise(self, x):
@@ -152,11 +158,13 @@ class Transformer(nn.Module):
     return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
 
-def _masks(config: ModelConfig, query_positions, key_positions, key_valid) -> Bool[Array, "2 N G T S"]:
-  everything = visible(query_positions, key_positions, key_valid)
+def _masks(
+    config: ModelConfig, query_positions, key_positions, key_valid, sharing: Sharing | None = None,
+) -> Bool[Array, "2 N G T S"]:
+  everything = visible(query_positions, key_positions, key_valid, sharing=sharing)
   if config.sliding_window is None:
     return jnp.stack([everything, everything])
-  return jnp.stack([everything, visible(query_positions, key_positions, key_valid, config.sliding_window)])
+  return jnp.stack([everything, visible(query_positions, key_positions, key_valid, config.sliding_window, sharing)])
 
 
 def _init(config: ModelConfig, key: PRNGKeyArray):
@@ -221,27 +229,30 @@ def decode(
     tokens: Int[Array, "B"],
     positions: Int[Array, "B"],
     past: Sequence[Sequence[tuple[Array, Array]]],
-    past_keys: Sequence[tuple[Int[Array, "N S"], Bool[Array, "N S"]]],
+    caches: Sequence[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]],
+    index: Int[Array, ""],
+    keys: Sequence[tuple[Int[Array, "N S"], Bool[Array, "N S"], Sharing | None]],
     *, dtype: jnp.dtype = jnp.float32,
-) -> tuple[Float[Array, "B E"], list[tuple[Float[Array, "B 1 K D"], Float[Array, "B 1 K D"]]]]:
+) -> tuple[Float[Array, "B E"], list[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]]:
   """One more token for each of B sequences.
 
   Args:
     layers: from split_layers.
     tokens, positions: the token to read and where it stands in its sequence.
     past: per layer, the (k, v) of each stretch of earlier tokens.
-    past_keys: per stretch, its (positions, valid); the same for all layers.
+    caches: per layer, the (k, v) that the new token joins at `index`; the stretch after those of `past`.
+    keys: per stretch, the caches last, its (positions, valid, sharing); the same for all layers. In the caches the new
+      token counts as valid.
 
-  Returns: (hidden states after the final norm, per layer the (k, v) to append to the cache).
+  Returns: (hidden states after the final norm, the caches with the new token).
   """
   apply = functools.partial(Transformer(config).apply, {"params": params})
   positions = positions[:, None]
-  keys = (*past_keys, (positions, jnp.ones_like(positions, bool)))
-  masks = [_masks(config, positions, *key) for key in keys]
+  views = [(_masks(config, positions, *key), key[2]) for key in keys]
   rope = rope_tables(config, positions)
   x, new = apply(tokens[:, None], dtype, method="embed"), []
-  for layer, is_local, layer_past in zip(layers, config.layer_is_local, past, strict=True):
-    x, kv = Block(config).apply({"params": layer}, x, (is_local, layer_past), rope, masks)
+  for layer, is_local, layer_past, cache in zip(layers, config.layer_is_local, past, caches, strict=True):
+    x, kv = Block(config).apply({"params": layer}, x, (is_local, layer_past, (*cache, index)), rope, views)
     new.append(kv)
   return apply(x[:, 0], method="normalise"), new
 

@@ -61,7 +61,7 @@ def evaluate(
     batch = real + real[:1] * (section.batch_size - len(real))
     prompts = encode_prompts(batch, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket)
     completions = generate(
-        context.policy.config, params, context.partitioning.place(prompts, ("batch",)), section.sampling,
+        context.policy.config, params, prompts, section.sampling,
         group_size=k, rng=context.rng("evaluation", start), stop_ids=tokenizer.stop_ids,
         decode_text=tokenizer.decode, dtype=context.dtype)
     drawn = make_samples(batch, completions, tokenizer, stop_strings=section.sampling.stop_strings)

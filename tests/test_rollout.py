@@ -9,7 +9,7 @@ import pytest
 from rl_reason import policy
 from rl_reason.models.tokenizer import CharacterTokenizer
 from rl_reason.models.transformer import forward, unembed
-from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples
+from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples, schedule
 from rl_reason.types import Problem
 
 T = 11  # Not a multiple of the chunk sizes below.
@@ -32,6 +32,11 @@ def free(run):
 
 def same(a, b, rows=slice(None)):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[rows], y[rows]), a, b)
+
+
+def same_but_for_rounding(a, b):
+  """Chunks and slots of other sizes add up the same numbers in another order."""
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 if x.dtype == np.float32 else 0), a, b)
 
 
 def test_greedy_decoding_equals_a_loop_over_whole_sequences(run, tiny_config, tiny_params, tiny_batch):
@@ -57,7 +62,7 @@ def test_tokens_depend_on_the_rng_and_on_nothing_else(run, free):
   same(run(), free)
   assert (run(seed=1).tokens != free.tokens).mean() > 0.5
   for chunk_size in (1, T, 100):
-    same(run(chunk_size=chunk_size), free)
+    same_but_for_rounding(run(chunk_size=chunk_size), free)
   assert (free.tokens[::2] != free.tokens[1::2]).mean() > 0.5  # A group's completions are drawn apart.
 
 
@@ -72,6 +77,78 @@ def test_other_rows_change_nothing(run, free, tiny_batch):
 def test_padding_of_prompts_may_hold_anything(run, free, tiny_batch):
   real = np.arange(6) < tiny_batch.prompts.lengths[:, None]
   same(run(prompts=tiny_batch.prompts.replace(tokens=np.where(real, tiny_batch.prompts.tokens, 31))), free)
+
+
+@pytest.fixture(scope="module")
+def often(free):
+  """A token that ends most completions, at different lengths."""
+  return int(np.argmax([sum(i in row[:-1] for row in free.tokens) for i in range(32)]))
+
+
+@pytest.mark.parametrize("slots, fewest", [(0, 1), (2, 1), (3, 1), (3, 8), (4, 2), (7, 1), (100, 1)])
+def test_slots_change_nothing(slots, fewest, run, often, monkeypatch):
+  # With 2 slots every group waits for the one before; with 3 a group's completions start and end apart from each other;
+  # with 7 and all, what is left after a while moves into half the slots, and again.
+  monkeypatch.setattr(schedule, "FEWEST_SLOTS", fewest)
+  told = []
+  def on_finished(completions, rows):
+    told.extend((int(i), completions.tokens[i].copy(), int(completions.lengths[i])) for i in rows)
+  expected = run(stop_ids=[often])
+  out = run(stop_ids=[often], slots=slots, on_finished=on_finished)
+  assert len(set(expected.lengths)) > 2 and expected.truncated.any() and not expected.truncated.all()
+  same_but_for_rounding(out, expected)
+  assert sorted(i for i, _, _ in told) == list(range(8))
+  for i, tokens, length in told:
+    np.testing.assert_array_equal(tokens, expected.tokens[i])
+    assert length == expected.lengths[i]
+
+
+def test_fewer_slots_than_a_group_are_refused(run):
+  with pytest.raises(ValueError, match="slots must be at least group_size, got 1 for groups of 2"):
+    run(slots=1)
+
+
+def test_schedule_by_hand(monkeypatch):
+  # 3 groups of 2 through 3 slots; all three prompts fit into the cache (twice the groups that fill the slots is 4).
+  monkeypatch.setattr(schedule, "FEWEST_SLOTS", 1)
+  s = schedule.Schedule(3, 2, 3)
+  rows, groups = s.admit()
+  assert rows.tolist() == groups.tolist() == [0, 1, 2]
+  move = s.arrange()
+  assert s.ids.tolist() == [0, 1, 2] and s.prompts.tolist() == [0, 0, 1] and move.new.all() and not move.done.any()
+  members, places = s.sharing()
+  assert members.tolist() == [[0, 1], [2, 0], [0, 0]] and places.tolist() == [0, 1, 2]
+  assert s.enough() == 2  # One end is enough: others wait.
+  s.finish(np.array([1]))  # Completion 1. Completion 3, of the second group, takes slot 1.
+  move = s.arrange()
+  assert s.ids.tolist() == [0, 3, 2] and s.prompts.tolist() == [0, 1, 1] and move.new.tolist() == [False, True, False]
+  s.finish(np.array([0, 2]))
+  assert s.groups.tolist() == [-1, 1, 2]  # The first group is through.
+  s.arrange()
+  assert s.ids.tolist() == [4, 3, 5] and s.enough() == 2  # Nothing waits: at 2 the rest fits into half the slots.
+  s.finish(np.array([0]))
+  move = s.arrange()
+  assert s.ids.tolist() == [3, 5] and move.source.tolist() == [1, 2] and not move.new.any() and s.enough() == 1
+  s.finish(np.array([0, 1]))
+  assert s.finished and s.groups.tolist() == [-1, -1, -1]
+
+
+def test_prompts_of_finished_groups_make_room_for_waiting_ones(monkeypatch):
+  s = schedule.Schedule(10, 2, 4)  # 4 of 10 prompts in the cache.
+  assert s.admit()[1].tolist() == [0, 1, 2, 3]
+  s.arrange()
+  s.finish(np.array([0, 1]))
+  assert s.admit(at_least=2)[1].tolist() == []  # Worth a program's run only when two are free.
+  s.arrange()
+  s.finish(np.array([2, 3]))
+  rows, groups = s.admit(at_least=2)
+  assert rows.tolist() == [0, 1] and groups.tolist() == [4, 5]
+  s.arrange()
+  assert s.ids.tolist() == [4, 5, 6, 7] and s.prompts.tolist() == [2, 2, 3, 3]
+
+
+def test_room_for_past_tokens_doubles():
+  assert [schedule.capacity(n, 4) for n in (0, 1, 4, 5, 8, 9, 16, 17)] == [0, 4, 4, 8, 8, 16, 16, 32]
 
 
 # The token that most completions hold, and 0, which also pads.

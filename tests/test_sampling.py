@@ -97,11 +97,12 @@ def test_extreme_uniforms_draw_the_first_and_the_last_kept_token(filters):
 @pytest.mark.parametrize("filters", [dict(top_k=50), dict(top_p=0.9), dict(min_p=0.05)], ids=str)
 def test_rounding_of_the_cumulative_sum_never_draws_a_filtered_token(filters):
   # XLA adds up in parallel: the sums of 1000 entries rise and fall by an ulp between tokens of probability zero. The
-  # uniforms sit on those very values.
+  # uniforms sit on those very values, and in the middles between them.
   s = Sampling(1, **filters)
   row = np.random.RandomState(1).standard_normal(1000).astype(np.float32) * 3
   sums = jax.jit(lambda x: jnp.cumsum(jax.nn.softmax(filter_logits(x, s)), axis=-1))(np.tile(row, (2000, 1)))[0]
-  uniforms = np.unique(np.concatenate([np.nextafter(np.float32(sums), np.float32(0)), sums, [0.0, LAST]]))
+  uniforms = np.unique(np.concatenate([np.nextafter(np.float32(sums), np.float32(0)), sums, (sums[1:] + sums[:-1]) / 2,
+                                       [0.0, LAST]]))
   uniforms = uniforms[(uniforms >= 0) & (uniforms < 1)].astype(np.float32)
   uniforms = np.resize(uniforms, 2000)
   tokens, behaviour, _ = draw(np.tile(row, (2000, 1)), uniforms, s)

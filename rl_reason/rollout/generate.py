@@ -1,19 +1,19 @@
-"""The decode loop: a prompt is read once for its group, then tokens are sampled in jitted chunks."""
+"""Prompts -> completions: continuous batching in slots, a jitted chunk of tokens at a time."""
 
-from collections.abc import Callable, Sequence
-import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import numpy as np
 
 from rl_reason import sharding
-from rl_reason.models import transformer
-from rl_reason.models.attention import KeyValues
+from rl_reason.models.attention import Sharing
 from rl_reason.models.config import ModelConfig
-from rl_reason.rollout.sampling import Sampling, sample_tokens
+from rl_reason.rollout import decode
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.rollout.schedule import Schedule, capacity
 from rl_reason.types import Params, PromptBatch
 
 
@@ -32,19 +32,6 @@ class Completions:
   logprobs: Float[np.ndarray, "B T"]
 
 
-@flax.struct.dataclass
-class _DecodeState:
-  """The loop's carry. The cache is one array per layer: stacked ones would be copied at every token."""
-  t: Int[Array, ""]
-  hidden: Float[Array, "B E"]  # Predicts token t.
-  cache: list[tuple[Float[Array, "B T K D"], Float[Array, "B T K D"]]]
-  tokens: Int[Array, "B T"]
-  behaviour_logprobs: Float[Array, "B T"]
-  logprobs: Float[Array, "B T"]
-  lengths: Int[Array, "B"]
-  done: Bool[Array, "B"]
-
-
 def generate(
     config: ModelConfig,
     params: Params,
@@ -56,118 +43,116 @@ def generate(
     stop_ids: Sequence[int],
     decode_text: Callable[[Sequence[int]], str] | None = None,
     dtype: jnp.dtype = jnp.float32,
+    slots: int = 0,
     chunk_size: int = 32,
+    on_finished: Callable[[Completions, Int[np.ndarray, "N"]], None] | None = None,
 ) -> Completions:
   """Samples `group_size` completions for each prompt.
 
   Args:
-    prompts: P right-padded prompts of at least one token.
-    rng: completion b draws token t with fold_in(fold_in(rng, b), t): chunks and other rows change nothing. Give each
-      training step its own.
+    prompts: P right-padded prompts of at least one token, the same on every process.
+    rng: completion b draws token t with fold_in(fold_in(rng, b), t): slots, chunks and other rows change nothing. Give
+      each training step its own.
     stop_ids: tokens that end a completion.
     decode_text: tokens -> text; needed for stop strings only, which are looked for between chunks.
-    chunk_size: tokens decoded on the device before the host looks again.
+    slots: completions decoded at once, at least group_size; when one ends, the next takes its place. It bounds the
+      memory of the KV cache. 0: all.
+    chunk_size: tokens decoded on the device before the host looks again (sooner once enough completions ended).
+    on_finished: called between chunks with (all completions so far, the rows among them that have just ended).
 
   Returns: Completions, on the host, all rows on every process.
-  Raises: ValueError for stop strings without decode_text.
+  Raises: ValueError for stop strings without decode_text, and for fewer slots than a group.
   """
   if sampling.stop_strings and decode_text is None:
     raise ValueError(f"stop_strings={sampling.stop_strings} need decode_text, to find them in the text.")
-  layers, outer, prefix, state = _prefill(config, params, prompts, sampling, group_size, dtype)
-  rows = jax.vmap(functools.partial(jax.random.fold_in, rng))(jnp.arange(state.done.shape[0]))
+  prompts = jax.tree.map(sharding.fetch, prompts)
+  schedule = Schedule(len(prompts.lengths), group_size, slots)
+  out = _blank(len(prompts.lengths) * group_size, sampling.max_tokens)
+  chunk_size = min(chunk_size, sampling.max_tokens)
   stop_ids = tuple(int(i) for i in stop_ids)
-  for end in range(chunk_size, sampling.max_tokens + chunk_size, chunk_size):
-    end = min(end, sampling.max_tokens)
-    state = _decode_chunk(config, outer, layers, prefix, state, rows, end, sampling, stop_ids, dtype)
+
+  # Prompts into the cache, completions into slots.
+  _, groups = schedule.admit()
+  cache = decode.read_prompts(config, params, _rows(prompts, groups), dtype=dtype)
+  batch = max(1, len(groups) // 4)  # Prompts read at once from here on.
+  weights = decode.lay_out(config, params, dtype=dtype)
+  move = schedule.arrange()
+  state = decode.start(config, cache, schedule.ids, schedule.prompts, move.done, dtype=dtype)
+  while True:
+    sharing = schedule.sharing()
+    state, chunk = decode.decode_chunk(
+        config, weights, cache, state, None if sharing is None else Sharing(*sharing), rng,
+        np.int32(schedule.enough()), sampling=sampling, stop_ids=stop_ids, size=chunk_size, dtype=dtype)
+
+    # What the chunk sampled, and which completions it ended.
+    running = np.flatnonzero(schedule.active)
+    ids = schedule.ids[running]
+    ended = _append(out, ids, *(sharding.fetch(x)[running] for x in (
+        chunk.tokens, chunk.behaviour_logprobs, chunk.logprobs, state.lengths, state.done)), stop_ids)
     if sampling.stop_strings:
-      lengths, done = _find_stop_strings(sampling.stop_strings, decode_text, *map(
-          sharding.fetch, (state.tokens, state.lengths, state.done)))
-      state = state.replace(lengths=sharding.place_like(lengths, state.lengths),
-                            done=sharding.place_like(done, state.done))
-    if sharding.fetch(state.done).all():
-      break
-  tokens, lengths, done, behaviour, logprobs = map(
-      sharding.fetch, (state.tokens, state.lengths, state.done, state.behaviour_logprobs, state.logprobs))
-  real = np.arange(sampling.max_tokens) < lengths[:, None]
-  return Completions(tokens=np.where(real, tokens, 0), lengths=lengths, truncated=~done,
-                     behaviour_logprobs=np.where(real, behaviour, 0.0), logprobs=np.where(real, logprobs, 0.0))
+      ended |= _cut_at_stop_strings(out, ids, sampling.stop_strings, decode_text)
+    schedule.finish(running[ended])
+    if on_finished is not None and ended.any():
+      on_finished(out, ids[ended])
+    if schedule.finished:
+      return out
+
+    # The next chunk's slots.
+    for rows, groups in _batches(*schedule.admit(at_least=batch), batch):
+      cache = decode.replace_prompts(
+          cache, rows, decode.read_prompts(config, params, _rows(prompts, groups), dtype=dtype))
+    move = schedule.arrange()
+    longest = int(out.lengths[schedule.ids[schedule.active]].max(initial=0))
+    state = decode.arrange(
+        config, state, chunk, cache, move.source, move.new, schedule.ids, schedule.prompts, move.done,
+        capacity=capacity(longest, chunk_size))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "group_size", "dtype"))
-def _prefill(config, params, prompts, sampling, group_size, dtype):
-  """Reads the prompts, and lays the weights out for decoding: once per rollout, not once per token."""
-  hidden, prefix = transformer.forward(config, params, prompts.tokens, prompts.lengths, dtype=dtype)
-  last = jnp.take_along_axis(hidden, prompts.lengths[:, None, None] - 1, axis=1)[:, 0]
-  b, t = last.shape[0] * group_size, sampling.max_tokens
-  empty = jnp.zeros((b, t, config.num_kv_heads, config.head_dim), dtype)
-  state = _DecodeState(
-      t=jnp.zeros((), jnp.int32),
-      hidden=jnp.repeat(last, group_size, axis=0),
-      cache=[(_cache_constraint(empty), _cache_constraint(empty)) for _ in range(config.num_layers)],
-      tokens=jnp.zeros((b, t), jnp.int32),
-      behaviour_logprobs=jnp.zeros((b, t), jnp.float32),
-      logprobs=jnp.zeros((b, t), jnp.float32),
-      lengths=jnp.zeros((b,), jnp.int32),
-      done=jnp.zeros((b,), bool))
-  # Matrices are cast once; norm scales stay float32, as the trainer uses them.
-  cast = functools.partial(jax.tree.map, lambda x: x.astype(dtype) if x.ndim > 1 else x)
-  outer = cast({k: v for k, v in params.items() if k != "layers"})
-  return [cast(layer) for layer in transformer.split_layers(config, params)], outer, prefix, state
+def _blank(count: int, size: int) -> Completions:
+  return Completions(
+      tokens=np.zeros((count, size), np.int32), lengths=np.zeros(count, np.int32), truncated=np.zeros(count, bool),
+      behaviour_logprobs=np.zeros((count, size), np.float32), logprobs=np.zeros((count, size), np.float32))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "dtype"), donate_argnames=("state",))
-def _decode_chunk(config, outer, layers, prefix: KeyValues, state: _DecodeState, rows, end, sampling, stop_ids, dtype):
-  """Samples and reads tokens until position `end`, or until every row is done."""
-  b, size = state.tokens.shape
-  prompt_lengths = jnp.repeat(prefix.valid.sum(1), b // prefix.valid.shape[0])
-  cache_positions = prompt_lengths[:, None] + jnp.arange(size)
-  prompt_kv = [(prefix.k[i], prefix.v[i]) for i in range(config.num_layers)]
-
-  def more(state):
-    return (state.t < end) & ~state.done.all()
-
-  def body(state):
-    t = state.t
-    uniforms = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t)))(rows)
-    logits = transformer.unembed(config, outer, state.hidden)
-    tokens, behaviour, logprobs = sample_tokens(logits, uniforms, sampling)
-    lengths = jnp.where(state.done, state.lengths, t + 1)
-    done = state.done | (tokens[:, None] == jnp.asarray(stop_ids, jnp.int32)).any(axis=1)
-    hidden, new = transformer.decode(
-        config, outer, layers, tokens, prompt_lengths + t,
-        past=[(prompt, own) for prompt, own in zip(prompt_kv, state.cache)],
-        past_keys=[(prefix.positions, prefix.valid),
-                   (cache_positions, jnp.broadcast_to(jnp.arange(size) < t, (b, size)))],
-        dtype=dtype)
-
-    def put(array, column):
-      return jax.lax.dynamic_update_slice_in_dim(array, column.astype(array.dtype), t, axis=1)
-    return state.replace(
-        t=t + 1, hidden=hidden, lengths=lengths, done=done,
-        cache=[(put(k, new_k), put(v, new_v)) for (k, v), (new_k, new_v) in zip(state.cache, new)],
-        tokens=put(state.tokens, tokens[:, None]),
-        behaviour_logprobs=put(state.behaviour_logprobs, behaviour[:, None]),
-        logprobs=put(state.logprobs, logprobs[:, None]))
-
-  return jax.lax.while_loop(more, body, state)
+def _rows(prompts: PromptBatch, groups: Int[np.ndarray, "N"]) -> PromptBatch:
+  return jax.tree.map(lambda x: x[groups], prompts)
 
 
-def _cache_constraint(x):
-  return sharding.constrain(x, ("batch", "length", "kv_heads", "head_dim"))
+def _batches(rows: np.ndarray, groups: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Parts of one size; the last is filled up with its first group, for rows beyond the cache, which are dropped."""
+  for start in range(0, len(rows), size):
+    part = groups[start:start + size]
+    short = size - len(part)
+    yield (np.pad(rows[start:start + size], (0, short), constant_values=np.iinfo(np.int32).max),
+           np.pad(part, (0, short), constant_values=part[0]))
 
 
-def _find_stop_strings(stop_strings, decode_text, tokens, lengths, done):
-  """Ends rows at the first token that completes a stop string; rows already done are searched too."""
-  lengths, done = lengths.copy(), done.copy()
-  for row in range(len(lengths)):
-    def has_stop(n, row=row):
-      text = decode_text(tokens[row, :n].tolist())
+def _append(out: Completions, ids, tokens, behaviour_logprobs, logprobs, lengths, done, stop_ids) -> Bool[np.ndarray, "N"]:
+  """Appends a chunk's tokens to the completions `ids`, in place. Returns which of them ended."""
+  for row, i in enumerate(ids):
+    begin, end = out.lengths[i], lengths[row]
+    out.tokens[i, begin:end] = tokens[row, :end - begin]
+    out.behaviour_logprobs[i, begin:end] = behaviour_logprobs[row, :end - begin]
+    out.logprobs[i, begin:end] = logprobs[row, :end - begin]
+    out.truncated[i] = done[row] and tokens[row, end - begin - 1] not in stop_ids
+  out.lengths[ids] = lengths
+  return done.copy()
+
+
+def _cut_at_stop_strings(out: Completions, ids, stop_strings, decode_text) -> Bool[np.ndarray, "N"]:
+  """Ends completions at the first token that completes a stop string, in place. Returns which of them have one."""
+  found = np.zeros(len(ids), bool)
+  for row, i in enumerate(ids):
+    def has_stop(n, i=i):
+      text = decode_text(out.tokens[i, :n].tolist())
       return any(stop in text for stop in stop_strings)
-    if not has_stop(lengths[row]):
+    if not has_stop(out.lengths[i]):
       continue
-    low, high = 0, int(lengths[row])  # No stop in the first `low` tokens, one in the first `high`.
+    low, high = 0, int(out.lengths[i])  # No stop in the first `low` tokens, one in the first `high`.
     while high - low > 1:
       middle = (low + high) // 2
       low, high = (low, middle) if has_stop(middle) else (middle, high)
-    lengths[row], done[row] = high, True
-  return lengths, done
+    found[row], out.lengths[i], out.truncated[i] = True, high, False
+    for array in (out.tokens, out.behaviour_logprobs, out.logprobs):
+      array[i, high:] = 0
+  return found

@@ -127,7 +127,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
     # Completions.
     completions = generate(
-        model, state.params, context.partitioning.place(prompts, ("batch",)), config.sampling,
+        model, state.params, prompts, config.sampling,
         group_size=config.group_size, rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids,
         decode_text=tokenizer.decode, dtype=context.dtype)
     generated = time.perf_counter()

@@ -118,7 +118,8 @@ def test_soft_capped_attention():
   draw = np.random.RandomState(3)
   q, k, v = (draw.standard_normal((2, 7, heads, 16)).astype(np.float32) for heads in (4, 2, 2))
   causal = np.tril(np.ones((7, 7), bool))
-  ours = attention(q, [(k, v, np.broadcast_to(causal, (2, 1, 7, 7)))], scale=0.7, softcap=2.0)
+  own = (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), np.broadcast_to(causal, (2, 1, 7, 7)), None)
+  ours = attention(q, [own], scale=0.7, softcap=2.0)
   module = type("Attention", (), dict(num_key_value_groups=2, training=False))
   theirs, _ = eager_attention_forward(
       module, *(torch.tensor(x).transpose(1, 2) for x in (q, k, v)),

@@ -1,0 +1,189 @@
+"""Decoding on the device: prompts are read, slots filled, and tokens sampled in jitted chunks. `generate` is the caller.
+
+A slot is a row of every array here and holds one completion at a time. Its keys and values lie in three stretches: its
+group's prompt, shared with the rest of the group; its tokens of earlier chunks (`past`); and those of the running chunk,
+which all slots write at one common index, so that no token needs a scatter. Between chunks `arrange` appends the chunk
+to `past`, moves slots together and starts new completions.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from rl_reason import sharding
+from rl_reason.models import transformer
+from rl_reason.models.attention import Sharing
+from rl_reason.models.config import ModelConfig
+from rl_reason.rollout.sampling import Sampling, sample_tokens
+from rl_reason.types import Params, PromptBatch
+
+# Per layer, keys [B K D S] and values [B K S D]; one array a layer, since a stacked one would be copied at every token.
+LayerCaches = list[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]
+
+
+@flax.struct.dataclass
+class Weights:
+  """The parameters laid out for decoding: once per rollout, not once per token."""
+  outer: Params
+  layers: list[Params]
+
+
+@flax.struct.dataclass
+class Prompts:
+  """The prompts that are being completed. hidden: predicts each one's first completion token."""
+  cache: LayerCaches
+  lengths: Int[Array, "N"]
+  hidden: Float[Array, "N E"]
+
+
+@flax.struct.dataclass
+class Slots:
+  """What is being decoded.
+
+  ids: the completion in each slot; it alone decides which random numbers are drawn. Empty slots hold any.
+  prompts: the row of `Prompts` that each slot continues. lengths: tokens sampled so far.
+  hidden: predicts each slot's next token. done: nothing more to sample.
+  past: keys and values of the sampled tokens; of no meaning beyond `lengths`.
+  """
+  ids: Int[Array, "B"]
+  prompts: Int[Array, "B"]
+  lengths: Int[Array, "B"]
+  hidden: Float[Array, "B E"]
+  done: Bool[Array, "B"]
+  past: LayerCaches
+
+
+@flax.struct.dataclass
+class Chunk:
+  """What one chunk sampled. size: tokens per slot; columns from there on are of no meaning."""
+  size: Int[Array, ""]
+  tokens: Int[Array, "B C"]
+  behaviour_logprobs: Float[Array, "B C"]
+  logprobs: Float[Array, "B C"]
+  cache: LayerCaches
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def lay_out(config: ModelConfig, params: Params, *, dtype: jnp.dtype) -> Weights:
+  # Matrices are cast once; norm scales stay float32, as the trainer uses them.
+  cast = functools.partial(jax.tree.map, lambda x: x.astype(dtype) if x.ndim > 1 else x)
+  outer = cast({k: v for k, v in params.items() if k != "layers"})
+  return Weights(outer, [cast(layer) for layer in transformer.split_layers(config, params)])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def read_prompts(config: ModelConfig, params: Params, prompts: PromptBatch, *, dtype: jnp.dtype) -> Prompts:
+  hidden, prefix = transformer.forward(config, params, prompts.tokens, prompts.lengths, dtype=dtype)
+  last = jnp.take_along_axis(hidden, prompts.lengths[:, None, None] - 1, axis=1)[:, 0]
+  return Prompts([(prefix.k[i], prefix.v[i]) for i in range(config.num_layers)], prompts.lengths, last)
+
+
+@functools.partial(jax.jit, donate_argnames=("prompts",))
+def replace_prompts(prompts: Prompts, rows: Int[Array, "A"], new: Prompts) -> Prompts:
+  """Puts new prompts in the place of finished ones; rows beyond the last are left out."""
+  return jax.tree.map(lambda old, x: old.at[rows].set(x, mode="drop"), prompts, new)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def start(config: ModelConfig, prompts: Prompts, ids, prompt_rows, done, *, dtype: jnp.dtype) -> Slots:
+  """Slots that have sampled nothing yet."""
+  b = ids.shape[0]
+  return Slots(ids, prompt_rows, jnp.zeros((b,), jnp.int32), prompts.hidden[prompt_rows], done,
+               _empty_caches(config, b, 0, dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity"))
+def arrange(
+    config: ModelConfig, slots: Slots, chunk: Chunk, prompts: Prompts, source: Int[Array, "A"], new: Bool[Array, "A"],
+    ids: Int[Array, "A"], prompt_rows: Int[Array, "A"], done: Bool[Array, "A"], *, capacity: int,
+) -> Slots:
+  """The slots after a chunk: moved together, with new completions in free ones.
+
+  Args:
+    source: where each of the slots-to-be lies now; any where `new`.
+    new: a completion starts here.
+    ids, prompt_rows, done: as in Slots, of the slots-to-be.
+    capacity: of `past`, tokens; at least what each row that goes on has sampled.
+  """
+  before = slots.lengths - jnp.where(slots.done, 0, chunk.size)  # Slots that are done are never read again.
+  before = jnp.where(new, 0, jnp.maximum(before, 0)[source])
+
+  def append(past, cache, axis):
+    past, cache = past[source], cache[source]
+    # Room for a whole chunk after any row's tokens; what the last columns hold beyond a row's length is never read.
+    room = max(0, capacity + cache.shape[axis] - past.shape[axis])
+    past = jnp.pad(past, [(0, room if i == axis else 0) for i in range(4)])
+    past = jax.vmap(lambda p, c, at: jax.lax.dynamic_update_slice_in_dim(p, c, at, axis - 1))(past, cache, before)
+    return _constrain(jax.lax.slice_in_dim(past, 0, capacity, axis=axis))
+
+  return Slots(
+      ids=ids, prompts=prompt_rows, done=done,
+      lengths=jnp.where(new, 0, slots.lengths[source]),
+      hidden=jnp.where(new[:, None], prompts.hidden[prompt_rows], slots.hidden[source]),
+      past=[(append(k, new_k, 3), append(v, new_v, 2)) for (k, v), (new_k, new_v) in zip(slots.past, chunk.cache)])
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "size", "dtype"))
+def decode_chunk(
+    config: ModelConfig, weights: Weights, prompts: Prompts, slots: Slots, sharing: Sharing | None, rng: PRNGKeyArray,
+    enough: Int[Array, ""], *, sampling: Sampling, stop_ids: tuple[int, ...], size: int, dtype: jnp.dtype,
+) -> tuple[Slots, Chunk]:
+  """Samples up to `size` tokens in every slot; fewer once at most `enough` of them are not done.
+
+  Args:
+    sharing: which slots read which prompt; None where prompt n serves slots n*G ... n*G + G - 1.
+
+  Returns: the slots (their `past` as before) and what was sampled.
+  """
+  b, capacity = slots.ids.shape[0], slots.past[0][0].shape[-1]
+  rows = jax.vmap(functools.partial(jax.random.fold_in, rng))(slots.ids)
+  prompt_lengths = prompts.lengths[slots.prompts]
+  start_lengths = slots.lengths
+  prompt_positions = jnp.broadcast_to(jnp.arange(prompts.cache[0][0].shape[-1]), (prompts.lengths.shape[0],
+                                                                                   prompts.cache[0][0].shape[-1]))
+  past_positions = prompt_lengths[:, None] + jnp.arange(capacity)
+  chunk_positions = (prompt_lengths + start_lengths)[:, None] + jnp.arange(size)
+  keys = [(prompt_positions, prompt_positions < prompts.lengths[:, None], sharing)]
+  past = [(prompt,) for prompt in prompts.cache]
+  if capacity:
+    keys.append((past_positions, jnp.arange(capacity) < start_lengths[:, None], None))
+    past = [(prompt, own) for prompt, own in zip(prompts.cache, slots.past)]
+
+  def more(carry):
+    _, done, _, chunk = carry
+    return (chunk.size < size) & (b - done.sum() > enough)
+
+  def body(carry):
+    hidden, done, lengths, chunk = carry
+    t = chunk.size
+    uniforms = jax.vmap(lambda key, n: jax.random.uniform(jax.random.fold_in(key, n)))(rows, start_lengths + t)
+    tokens, behaviour, logprobs = sample_tokens(transformer.unembed(config, weights.outer, hidden), uniforms, sampling)
+    lengths = jnp.where(done, lengths, start_lengths + t + 1)
+    done = done | (tokens[:, None] == jnp.asarray(stop_ids, jnp.int32)).any(axis=1) | (lengths >= sampling.max_tokens)
+    hidden, cache = transformer.decode(
+        config, weights.outer, weights.layers, tokens, prompt_lengths + start_lengths + t, past=past, caches=chunk.cache,
+        index=t, keys=[*keys, (chunk_positions, jnp.broadcast_to(jnp.arange(size) <= t, (b, size)), None)], dtype=dtype)
+
+    def put(array, column):
+      return jax.lax.dynamic_update_slice_in_dim(array, column[:, None], t, axis=1)
+    return hidden, done, lengths, Chunk(
+        t + 1, put(chunk.tokens, tokens), put(chunk.behaviour_logprobs, behaviour), put(chunk.logprobs, logprobs), cache)
+
+  numbers = jnp.zeros((b, size), jnp.float32)
+  empty = Chunk(jnp.zeros((), jnp.int32), jnp.zeros((b, size), jnp.int32), numbers, numbers,
+                _empty_caches(config, b, size, dtype))
+  hidden, done, lengths, chunk = jax.lax.while_loop(more, body, (slots.hidden, slots.done, start_lengths, empty))
+  return slots.replace(hidden=hidden, done=done, lengths=lengths), chunk
+
+
+def _empty_caches(config: ModelConfig, b: int, size: int, dtype: jnp.dtype) -> LayerCaches:
+  k = jnp.zeros((b, config.num_kv_heads, config.head_dim, size), dtype)
+  v = jnp.zeros((b, config.num_kv_heads, size, config.head_dim), dtype)
+  return [(_constrain(k), _constrain(v)) for _ in range(config.num_layers)]
+
+
+def _constrain(x):
+  return sharding.constrain(x, ("batch", "kv_heads", None, None))
