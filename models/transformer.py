@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rl_reason.models.attention import KeyValues, apply_rope, attention, rope_tables, visible
 from rl_reason.models.config import ModelConfig
+from rl_reason.models.flash_attention import attention_kernel, flash_attention
 from rl_reason.sharding import constrain
 from rl_reason.types import Params
 
@@ -40,6 +41,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], config: ModelCo
 class Block(nn.Module):
   """One layer: pre-norm attention and a gated feed-forward block (Shazeer 2020, arXiv:2002.05202)."""
   config: ModelConfig
+  kernel: str = "reference"
 
   @nn.compact
   def __call__(
@@ -47,13 +49,14 @@ class Block(nn.Module):
       x: Float[Array, "B T E"],
       per_layer: tuple[Bool[Array, ""], Sequence[tuple[Array, Array]]],
       rope: Float[Array, "2 2 B T D/2"],
-      masks: Sequence[Bool[Array, "2 N G T S"]],
+      visibility: Sequence[Bool[Array, "2 N G T S"]] | Int[Array, "B"],
   ) -> tuple[Float[Array, "B T E"], tuple[Array, Array]]:
     """Args:
       x: the residual stream.
       per_layer: (is this layer local, [(k, v), ...] of earlier tokens).
       rope: tables of x's own positions (attention.rope_tables).
-      masks: per part, earlier ones first and x's own last: what global [0] and local [1] layers may see.
+      visibility: for the reference kernel masks: per part, earlier ones first and x's own last, what global [0] and
+        local [1] layers may see. For others how many real tokens precede each row's own: flash_attention's `starts`.
 
     Returns: the residual stream and this layer's (k, v) of x's own tokens.
     """
@@ -84,8 +87,11 @@ class Block(nn.Module):
     if c.qk_norm:
       q, k = norm("q_norm", q, c.head_dim, "head_dim"), norm("k_norm", k, c.head_dim, "head_dim")
     q, k = apply_rope(q, rope[kind]), apply_rope(k, rope[kind])
-    parts = [(*kv, mask[kind]) for kv, mask in zip((*past, (k, v)), masks, strict=True)]
-    h = attention(q, parts, scale=c.query_scale, softcap=c.attention_softcap)
+    if self.kernel == "reference":
+      parts = [(*kv, mask[kind]) for kv, mask in zip((*past, (k, v)), visibility, strict=True)]
+      h = attention(q, parts, scale=c.query_scale, softcap=c.attention_softcap)
+    else:
+      h = flash_attention(c, q, (*past, (k, v)), visibility, is_local, self.kernel)
     o = weight("o", (c.num_heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), c.num_heads * c.head_dim)
     h = jnp.einsum("bthd,hde->bte", h, o)
     if c.output_bias:
@@ -111,6 +117,7 @@ class Transformer(nn.Module):
   """Declares every parameter of the model. `forward` and `unembed` below are its entrances."""
   config: ModelConfig
   remat: str = "none"
+  kernel: str = "reference"
 
   def setup(self):
     c = self.config
@@ -125,7 +132,7 @@ class Transformer(nn.Module):
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
     self.layers = nn.scan(
         block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-        in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"})(c)
+        in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"})(c, self.kernel)
 
   def embed(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T E"]:
     # Whole rows first: a gather from a table split over its columns would be replicated and split again.
@@ -135,11 +142,14 @@ class Transformer(nn.Module):
 
   def __call__(self, tokens, positions, valid, prefix, dtype):
     c = self.config
-    keys = [(positions, valid)] if prefix is None else [(prefix.positions, prefix.valid), (positions, valid)]
-    masks = [_masks(c, positions, *key) for key in keys]
+    if self.kernel == "reference":
+      keys = [(positions, valid)] if prefix is None else [(prefix.positions, prefix.valid), (positions, valid)]
+      visibility = [_masks(c, positions, *key) for key in keys]
+    else:
+      visibility = positions[:, 0]
     past = () if prefix is None else ((prefix.k, prefix.v),)
     per_layer = (jnp.asarray(c.layer_is_local), past)
-    x, (k, v) = self.layers(self.embed(tokens, dtype), per_layer, rope_tables(c, positions), masks)
+    x, (k, v) = self.layers(self.embed(tokens, dtype), per_layer, rope_tables(c, positions), visibility)
     return rms_norm(x, self.final_norm, c), KeyValues(k, v, positions, valid)
 
   def normalise(self, x):
@@ -185,7 +195,7 @@ def forward(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     prefix: KeyValues | None = None,
-    *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+    *, dtype: jnp.dtype = jnp.float32, remat: str = "none", kernel: str | None = None,
 ) -> tuple[Float[Array, "B T E"], KeyValues]:
   """Runs whole right-padded sequences through the model.
 
@@ -195,13 +205,15 @@ def forward(
       Positions go on where the prefix's real tokens end. None: the sequences start here.
     dtype: of the computation; the softmax, norms and logits stay float32.
     remat: what the backward pass recomputes, a key of REMAT_POLICIES.
+    kernel: "reference" or a key of flash_attention.KERNELS; None: whichever serves on this machine.
 
   Returns: (hidden states after the final norm, keys and values of these tokens for all layers).
   """
   start = jnp.zeros((), jnp.int32) if prefix is None else _repeat(prefix.valid.sum(1), tokens.shape[0])[:, None]
   positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-  return Transformer(config, remat).apply({"params": params}, tokens, positions, valid, prefix, dtype)
+  kernel = kernel or attention_kernel(config, dtype, tokens.shape[1], jax.devices()[0])
+  return Transformer(config, remat, kernel).apply({"params": params}, tokens, positions, valid, prefix, dtype)
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
