@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rl_reason.models.attention import KeyValues, Sharing, apply_rope, attention, rope_tables, visible
 from rl_reason.models.config import ModelConfig
+from rl_reason.models.flash_attention import attention_kernel, flash_attention
 from rl_reason.sharding import constrain
 from rl_reason.types import Params
 
@@ -40,6 +41,7 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], config: ModelCo
 class Block(nn.Module):
   """One layer: pre-norm attention and a gated feed-forward block (Shazeer 2020, arXiv:2002.05202)."""
   config: ModelConfig
+  kernel: str = "reference"
 
   @nn.compact
   def __call__(
@@ -47,15 +49,16 @@ class Block(nn.Module):
       x: Float[Array, "B T E"],
       per_layer: tuple[Bool[Array, ""], Sequence[tuple[Array, Array]], tuple[Array, Array, Array] | None],
       rope: Float[Array, "2 2 B T D/2"],
-      views: Sequence[tuple[Bool[Array, "2 N G T S"], Sharing | None]],
+      visibility: Sequence[tuple[Bool[Array, "2 N G T S"], Sharing | None]] | Int[Array, "B"],
   ) -> tuple[Float[Array, "B T E"], tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]:
     """Args:
       x: the residual stream.
       per_layer: (is this layer local, [(k, v), ...] of earlier tokens, cache). cache is None, or (k, v, index): arrays
         in which x's own keys and values are written at `index` before they are read.
       rope: tables of x's own positions (attention.rope_tables).
-      views: per part, earlier ones first and x's own (or the cache) last: what global [0] and local [1] layers may see,
-        and who reads which row.
+      visibility: for the reference kernel per part, earlier ones first and x's own (or the cache) last: masks, what
+        global [0] and local [1] layers may see, and who reads which row. For others how many real tokens precede each
+        row's own: flash_attention's `starts`.
 
     Returns: the residual stream and this layer's (k, v) of x's own tokens, or the cache that now holds them.
     """
@@ -90,8 +93,11 @@ class Block(nn.Module):
     if cache is not None:
       own = tuple(jax.lax.dynamic_update_slice_in_dim(array, new.astype(array.dtype), cache[2], axis)
                   for array, new, axis in zip(cache[:2], own, (3, 2)))
-    parts = [(*kv, mask[kind], sharing) for kv, (mask, sharing) in zip((*past, own), views, strict=True)]
-    h = attention(q, parts, scale=c.query_scale, softcap=c.attention_softcap)
+    if self.kernel == "reference":
+      parts = [(*kv, mask[kind], sharing) for kv, (mask, sharing) in zip((*past, own), visibility, strict=True)]
+      h = attention(q, parts, scale=c.query_scale, softcap=c.attention_softcap)
+    else:
+      h = flash_attention(c, q, (*past, own), visibility, is_local, self.kernel)
     o = weight("o", (c.num_heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), c.num_heads * c.head_dim)
     h = jnp.einsum("bthd,hde->bte", h, o)
     if c.output_bias:
@@ -117,6 +123,7 @@ class Transformer(nn.Module):
   """Declares every parameter of the model. `forward` and `unembed` below are its entrances."""
   config: ModelConfig
   remat: str = "none"
+  kernel: str = "reference"
 
   def setup(self):
     c = self.config
@@ -131,7 +138,7 @@ class Transformer(nn.Module):
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
     self.layers = nn.scan(
         block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-        in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"})(c)
+        in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"})(c, self.kernel)
 
   def embed(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T E"]:
     # Whole rows first: a gather from a table split over its columns would be replicated and split again.
@@ -139,13 +146,20 @@ class Transformer(nn.Module):
     x = jnp.take(table, tokens, axis=0).astype(dtype) * self.config.embedding_scale
     return constrain(x.astype(dtype), ("batch", "length", "embed_activation"))
 
-  def __call__(self, tokens, positions, valid, prefix, dtype):
+  def __call__(self, tokens, positions, valid, segments, prefix, dtype):
     c = self.config
-    keys = [(positions, valid)] if prefix is None else [(prefix.positions, prefix.valid), (positions, valid)]
-    views = [(_masks(c, positions, *key), None) for key in keys]
+    if self.kernel == "reference":
+      own = _masks(c, positions, positions, valid)
+      if segments is not None:
+        own &= jnp.arange(tokens.shape[1]) >= segments[:, None, :, None]
+      visibility = [(own, None)]
+      if prefix is not None:
+        visibility.insert(0, (_masks(c, positions, prefix.positions, prefix.valid), None))
+    else:
+      visibility = positions[:, 0]
     past = () if prefix is None else ((prefix.k, prefix.v),)
     per_layer = (jnp.asarray(c.layer_is_local), past, None)
-    x, (k, v) = self.layers(self.embed(tokens, dtype), per_layer, rope_tables(c, positions), views)
+    x, (k, v) = self.layers(self.embed(tokens, dtype), per_layer, rope_tables(c, positions), visibility)
     return rms_norm(x, self.final_norm, c), KeyValues(k, v, positions, valid)
 
   def normalise(self, x):
@@ -169,7 +183,7 @@ def _masks(
 
 def _init(config: ModelConfig, key: PRNGKeyArray):
   tokens = jnp.zeros((1, 2), jnp.int32)
-  return Transformer(config).init(key, tokens, tokens, tokens == 0, None, jnp.float32)["params"]
+  return Transformer(config).init(key, tokens, tokens, tokens == 0, None, None, jnp.float32)["params"]
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
@@ -193,7 +207,8 @@ def forward(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, "B"],
     prefix: KeyValues | None = None,
-    *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+    *, segments: Int[Array, "B T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+    kernel: str | None = None,
 ) -> tuple[Float[Array, "B T E"], KeyValues]:
   """Runs whole right-padded sequences through the model.
 
@@ -201,15 +216,23 @@ def forward(
     tokens: row b holds `lengths[b]` real tokens; the rest may be anything.
     prefix: keys and values that come before, from an earlier call: N rows, of which each serves B / N adjacent rows.
       Positions go on where the prefix's real tokens end. None: the sequences start here.
+    segments: rows may hold several sequences that see the prefix and themselves but not each other: per token, the place
+      in its row where its sequence begins. None: one sequence a row.
     dtype: of the computation; the softmax, norms and logits stay float32.
     remat: what the backward pass recomputes, a key of REMAT_POLICIES.
+    kernel: "reference" or a key of flash_attention.KERNELS; None: whichever serves on this machine, and the reference
+      for rows of several sequences, which the others do not know.
 
   Returns: (hidden states after the final norm, keys and values of these tokens for all layers).
   """
   start = jnp.zeros((), jnp.int32) if prefix is None else _repeat(prefix.valid.sum(1), tokens.shape[0])[:, None]
-  positions = start + jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-  valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-  return Transformer(config, remat).apply({"params": params}, tokens, positions, valid, prefix, dtype)
+  places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  positions = start + (places if segments is None else places - segments)
+  valid = places < lengths[:, None]
+  if kernel is None:
+    kernel = attention_kernel(config, dtype, tokens.shape[1], jax.devices()[0]) if segments is None else "reference"
+  return Transformer(config, remat, kernel).apply(
+      {"params": params}, tokens, positions, valid, segments, prefix, dtype)
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:

@@ -1,9 +1,10 @@
 """Where arrays live: the mesh, logical axes -> shardings, several processes, host arrays <-> global arrays."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 
@@ -156,6 +157,31 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
   if not rules or mesh.empty:
     return x
   return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, axes, mesh.shape, rules))
+
+
+def map_shards(
+    fn: Callable[..., jax.Array], args: Sequence[jax.Array], axes: Sequence[Sequence[str | None]],
+    out_axes: Sequence[str | None],
+) -> jax.Array:
+  """fn(*args), on every device for its own shards: for kernels that the compiler cannot split.
+
+  Args:
+    fn: of arrays with any sizes; treats what lies along named axes separately.
+    axes: per argument its logical axes. One name is split alike in all arguments, so only as far as it divides each.
+    out_axes: logical axes of the result.
+  """
+  rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return fn(*args)
+  sizes = {}
+  for x, names in zip(args, axes, strict=True):
+    for size, name in zip(x.shape, names, strict=True):
+      if name is not None:
+        sizes[name] = math.gcd(size, sizes.get(name, 0))
+  split = dict(zip(sizes, partition_spec(list(sizes.values()), list(sizes), mesh.shape, rules)))
+  *in_specs, out_specs = (PartitionSpec(*(split.get(name) for name in names)) for names in (*axes, out_axes))
+  # Unchecked: a Pallas kernel does not say over which mesh axes its result varies.
+  return jax.shard_map(fn, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)(*args)
 
 
 def fetch(x: jax.Array) -> np.ndarray:

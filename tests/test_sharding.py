@@ -195,6 +195,22 @@ def test_gradient_of_an_embedding_that_is_looked_up_for_two_rows_on_four_devices
   np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_mapped_shards_split_a_name_alike_in_all_arguments():
+  shapes = []
+  def attend(q, k):  # Rows and groups of heads apart from each other.
+    shapes.append((q.shape, k.shape))
+    return q * jnp.repeat(k, q.shape[1] // k.shape[1], axis=1)
+  rng = np.random.RandomState(0)
+  q, k = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 8), (4, 2)))
+  def run(q, k):
+    return sharding.map_shards(attend, (q, k), [("batch", "heads")] * 2, ("batch", "heads"))
+  for mesh in ((1, 4, 2), (1, 2, 4)):  # 2 heads on 4 devices stay whole, and so do the 8 that belong to them.
+    with Partitioning(make_mesh(*mesh)).use():
+      np.testing.assert_allclose(jax.jit(lambda q, k: run(q, k))(q, k), attend(q, k))
+  run(q, k)
+  assert shapes[::2] == [((1, 4), (1, 1)), ((2, 8), (2, 2)), ((4, 8), (4, 2))]
+
+
 def test_without_a_mesh_nothing_is_constrained(tiny_config, tiny_params, tiny_batch):
   update, optimizer = make_update(tiny_config)
   text = update.lower(learner.init_state(tiny_params, optimizer), microbatched(tiny_batch, 1)).as_text()
