@@ -97,12 +97,13 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray) -> dict[str, float]
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  from rl_reason import run
+  from rl_reason import compilation, run
   from rl_reason.progress import Progress
 
   with run.errors_in_one_line():
     config, _ = run.check(config)
     run.start()
+    compilation.keep_programs(print)
     context = run.make_context(config)
     check_verifier(config.evaluation, context)
     folder = run.Workdir(workdir)

@@ -138,12 +138,9 @@ def versions() -> dict[str, str]:
 
 
 def start() -> None:
-  """Process-wide settings, before any device work: compiled programs are kept between runs; processes find each other."""
+  """Process-wide settings of a command, before any device work: quiet logs, processes that find each other."""
   if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every rename.
-  cache = Path(os.environ.get("RL_REASON_CACHE") or Path.home() / ".cache" / "rl_reason") / "compiled"
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   sharding.start_distributed()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from rl_reason import plots, report, run, sharding
+from rl_reason import compilation, plots, report, run, sharding
 from rl_reason.config import RunConfig
 from rl_reason.evaluate import Result, check_verifier, evaluate
 from rl_reason.metrics import MetricWriter, read_metrics
@@ -41,6 +41,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
   folder = run.Workdir(Path(workdir))
   with Progress(plain, enabled=sharding.is_main_process()) as progress, contextlib.ExitStack() as exits:
     folder.claim(config, progress.note)
+    compilation.keep_programs(progress.note)
     context = run.make_context(run_config)
     check_verifier(run_config.evaluation, context)
     for name in run_config.stages:
@@ -83,7 +84,7 @@ class Loop:
 
   def run(self, name: str, stage: Stage) -> Params | None:
     """Runs one stage from its start or its newest checkpoint. Returns its parameters, or None if asked to stop."""
-    checkpointing, evaluation = self.config.checkpoint, self.config.evaluation
+    checkpointing, evaluation, compiled = self.config.checkpoint, self.config.evaluation, compilation.compilations()
     first = name == self.config.stages[0]
     with contextlib.closing(self.folder.checkpoints(name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       restored = saved.restore(stage.state_shape)
@@ -110,11 +111,12 @@ class Loop:
         self._evaluate(name, 0, state.params)
 
       while step < stage.num_steps:
-        started = time.perf_counter()
+        started, compile_seconds = time.perf_counter(), compiled.seconds
         state, metrics, shown = stage.step(state, next(stage.data), step)
         step += 1
         seconds = time.perf_counter() - started
-        metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds}
+        metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds,
+                    "time/compilations": compiled.programs, "time/compile_seconds": compiled.seconds - compile_seconds}
         self.writer.write(name, step, metrics)
         self.progress.update(step, metrics, shown)
         if metrics["skipped_in_a_row"] >= stage.max_skipped:

@@ -124,18 +124,6 @@ def get_config(size="tiny"):
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-  """The folder of compiled programs that all runs of the tests share."""
-  folder = tmp_path_factory.mktemp("cache")
-  before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-  jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-  yield folder
-  jax.config.update("jax_compilation_cache_dir", before[0])
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-
-
-@pytest.fixture(scope="session")
 def user_folder(tmp_path_factory):
   """A folder with a user's module and config, importable here and in the processes that `command` starts."""
   folder = tmp_path_factory.mktemp("user")
@@ -147,12 +135,12 @@ def user_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command(programs, user_folder):
+def command(user_folder):
   """(workdir, overrides..., step_seconds=, module=) -> a started process on one device."""
   def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py"):
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RL_REASON_TRACEBACK")}
     root = Path(rl_reason.__file__).parent.parent
-    environment |= {"RL_REASON_CACHE": str(programs), "STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
+    environment |= {"STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
                     "PYTHONPATH": os.pathsep.join([str(root), str(user_folder), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}", *arguments],
@@ -251,7 +239,7 @@ def test_the_commands_read_a_finished_run(command, uninterrupted):
 
 
 @pytest.fixture
-def config(programs, user_folder):
+def config(user_folder):
   """One short stage of policy gradients on one of the fake devices; a reward that differs within groups."""
   c = config_lib.load(str(user_folder / "experiment.py"))
   c.unlock()
