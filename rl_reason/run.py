@@ -46,6 +46,12 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     kind = config[name].get("kind", "")
     config_lib.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
     sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
+  profile = run_config.logging.profile
+  if profile.stage:
+    config_lib.one_of(sections, **{"stage (config.logging.profile.stage)": profile.stage})
+    if profile.last > (steps := sections[profile.stage].num_steps):
+      raise ValueError(f"config.logging.profile: last={profile.last}, but stage {profile.stage!r} has {steps} steps: the"
+                       " trace would never end. Lower first and last, or raise num_steps.")
   return run_config, sections
 
 
@@ -73,7 +79,7 @@ def initial_params(context: Context) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """A run's folder: config.json, versions.json, metrics.jsonl, samples/, checkpoints/<stage>/<step>, curves.png."""
+  """A run's folder: config.json, versions.json, metrics.jsonl, curves.png, samples/, profile/, checkpoints/<stage>/."""
   path: Path
 
   def claim(self, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:

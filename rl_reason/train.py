@@ -19,6 +19,7 @@ from rl_reason import compilation, plots, report, run, sharding
 from rl_reason.config import RunConfig
 from rl_reason.evaluate import Result, check_verifier, evaluate
 from rl_reason.metrics import MetricWriter, read_metrics
+from rl_reason.profiling import Trace
 from rl_reason.progress import Progress
 from rl_reason.stages import STAGES, Context, Stage
 from rl_reason.types import Params
@@ -50,8 +51,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     writer = exits.enter_context(MetricWriter(
         folder.path, tensorboard=run_config.logging.tensorboard, wandb=run_config.logging.wandb or None,
         enabled=sharding.is_main_process()))
+    trace = exits.enter_context(Trace(run_config.logging.profile, folder.path, progress.note))
     stop = exits.enter_context(StopRequest())
-    loop = Loop(run_config, context, folder, writer, progress, stop)
+    loop = Loop(run_config, context, folder, writer, progress, trace, stop)
 
     # The stages, each from its predecessor's parameters.
     params = run.initial_params(context)
@@ -80,6 +82,7 @@ class Loop:
   folder: run.Workdir
   writer: MetricWriter
   progress: Progress
+  trace: Trace
   stop: "StopRequest"
 
   def run(self, name: str, stage: Stage) -> Params | None:
@@ -112,7 +115,8 @@ class Loop:
 
       while step < stage.num_steps:
         started, compile_seconds = time.perf_counter(), compiled.seconds
-        state, metrics, shown = stage.step(state, next(stage.data), step)
+        with self.trace.step(name, step + 1):
+          state, metrics, shown = stage.step(state, next(stage.data), step)
         step += 1
         seconds = time.perf_counter() - started
         metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds,

@@ -116,6 +116,10 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         entropy_coef=config.entropy_coef)
 
   update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+  # Named in a profile's timeline.
+  draw, judge, prepare, update = (
+      jax.profiler.annotate_function(f, name=name) for name, f in (
+          ("generate", generate), ("reward", rewards), ("assemble", assemble), ("update", update)))
 
   def step(state, problems, index):
     started = time.perf_counter()
@@ -126,7 +130,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket))
 
     # Completions.
-    completions = generate(
+    completions = draw(
         model, state.params, context.partitioning.place(prompts, ("batch",)), config.sampling,
         group_size=config.group_size, rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids,
         decode_text=tokenizer.decode, dtype=context.dtype)
@@ -135,11 +139,11 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     # Rewards, of this process's own problems.
     own = _own_rows(completions, len(problems) * config.group_size)
     samples = make_samples(problems, own, tokenizer, stop_strings=config.sampling.stop_strings, step=index)
-    scores, components = jax.tree.map(sharding.gather_rows, rewards(samples))
+    scores, components = jax.tree.map(sharding.gather_rows, judge(samples))
     rewarded = time.perf_counter()
 
     # Advantages and updates.
-    batch = assemble(config, context, prompts, completions, scores, reference)
+    batch = prepare(config, context, prompts, completions, scores, reference)
     history = []
     for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), index)):
       microbatches = split_microbatches(minibatch, config.microbatches)

@@ -60,6 +60,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   update = jax.jit(
       functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+  update = jax.profiler.annotate_function(update, name="update")  # In a profile's timeline.
 
   def step(state, problems, index):
     del index
