@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from rl_reason import config as config_lib
-from rl_reason import naming, sharding
+from rl_reason import memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
 from rl_reason.models.sources import POLICIES
@@ -159,6 +159,10 @@ def errors_in_one_line():
     if os.environ.get("RL_REASON_TRACEBACK"):
       raise
     raise SystemExit(f"Error: {error}") from error
+  except jax.errors.JaxRuntimeError as error:
+    if os.environ.get("RL_REASON_TRACEBACK") or "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise SystemExit(f"Error: {memory.exhausted(error)}") from error
 
 
 def command(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 
 import ml_collections
 
-from rl_reason import compilation, plots, report, run, sharding
+from rl_reason import compilation, memory, plots, report, run, sharding
 from rl_reason.config import RunConfig
 from rl_reason.evaluate import Result, check_verifier, evaluate
+from rl_reason.evaluate import memory as evaluation_memory
 from rl_reason.metrics import MetricWriter, read_metrics
 from rl_reason.profiling import Trace
 from rl_reason.progress import Progress
@@ -47,6 +48,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     check_verifier(run_config.evaluation, context)
     for name in run_config.stages:
       STAGES[sections[name].kind].check(sections[name], context)
+    available, between = memory.device_memory(context.partitioning), evaluation_memory(run_config.evaluation, context)
+    for name in run_config.stages:
+      needed = STAGES[sections[name].kind].memory(sections[name], context)
+      progress.note(memory.fit(name, [*needed, *between], available))
     exits.enter_context(context.partitioning.use())
     writer = exits.enter_context(MetricWriter(
         folder.path, tensorboard=run_config.logging.tensorboard, wandb=run_config.logging.wandb or None,

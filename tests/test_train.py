@@ -1,5 +1,6 @@
 """Whole runs of the shrunk quickstart: they resume bit for bit, refuse what cannot work, and learn."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -290,6 +291,19 @@ def test_eight_devices_compute_what_one_does(config, tmp_path):
       np.testing.assert_allclose(eight[key], one[key], rtol=2e-3, atol=2e-6, err_msg=key)
 
 
+def test_a_run_tells_what_it_compiles_and_can_be_profiled(config, tmp_path):
+  config.rl.num_steps = 3
+  config.logging.profile.update(stage="rl", first=2, last=3)
+  train(config, tmp_path, plain=True)
+  first, *rest = steps(tmp_path)
+  assert first["time/compilations"] > 0 and first["time/compile_seconds"] > 0
+  assert all(line["time/compilations"] == first["time/compilations"] and not line["time/compile_seconds"] for line in rest)
+  [trace] = (tmp_path / "profile").rglob("*.trace.json.gz")
+  shown = [e.get("name") for e in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+  for name in ("rl", "generate", "reward", "assemble", "update"):
+    assert shown.count(name) == 2, name
+
+
 def test_a_finished_run_is_left_as_it_is(config, tmp_path):
   first = train(config, tmp_path, plain=True)
   before = (tmp_path / "metrics.jsonl").read_bytes()
@@ -349,6 +363,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_
     ({"mesh.platform": "gpu"}, "mesh.platform='gpu' was asked for, but JAX runs on 'cpu'"),
     ({"mesh.platform": "tpu"}, "pip install \"rl_reason[tpu]\""),
     ({"mesh.data": 16}, "data=16"),
+    ({"rl.prompts_per_step": 2**28}, "Stage 'rl' needs about"),
 ])
 def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monkeypatch, changes, message):
   # Also what only the second stage needs: nobody should learn of it after the first one's hours.

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rl_reason import advantages, learner, losses, policy, sharding
+from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.rewards import build_rewards
@@ -95,6 +96,23 @@ def check(config: Config, context: Context) -> None:
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
   with contextlib.closing(build_rewards(config.rewards)) as rewards:
     rewards.check_references([p.reference for p in problems])
+
+
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage: to sample, to score with the reference policy, to update."""
+  model, partitioning, dtype = context.policy.config, context.partitioning, context.dtype
+  rollout = memory_lib.Batch(
+      config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
+  microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // (config.minibatches * config.microbatches))
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
+  return [
+      *memory_lib.learner_parts(state_shape, microbatches=config.microbatches),
+      *memory_lib.rollout_parts(
+          model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
+          cure="lower prompts_per_step or group_size"),
+      *(memory_lib.scoring_parts(model, partitioning, rollout, dtype=dtype) if config.kl_coef else ()),
+      *memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat),
+  ]
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rl_reason import learner, losses, policy, sharding
+from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.rollout.prompts import encode_prompts, pad_rows
@@ -45,6 +46,15 @@ def check(config: Config, context: Context) -> None:
   demonstrations(
       first_rows(context.task.train), context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
       max_completion_tokens=config.max_completion_tokens)
+
+
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage."""
+  batch = memory_lib.Batch(
+      config.batch_size // config.microbatches, 1, context.max_prompt_tokens, config.max_completion_tokens)
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
+  return memory_lib.learner_parts(state_shape, microbatches=config.microbatches) + memory_lib.update_parts(
+      context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=config.remat)
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
