@@ -99,10 +99,28 @@ class Checkpointing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Profile:
+  """The steps to record with jax.profiler, first to last, in the stage of that name; "" records none.
+
+  Steps count from 1; the first ones mostly compile.
+  """
+  stage: str = ""
+  first: int = 3
+  last: int = 3
+
+  def __post_init__(self):
+    at_least(1, first=self.first)
+    if self.last < self.first:
+      raise ValueError(f"last must be at least first, got first={self.first} and last={self.last}: no step would be"
+                       " recorded.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Logging:
-  """Beside metrics.jsonl: tensorboard files; wandb: keyword arguments of wandb.init, {} for none."""
+  """Beside metrics.jsonl: tensorboard files; wandb: keyword arguments of wandb.init, {} for none; profile: a trace."""
   tensorboard: bool = False
   wandb: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  profile: Profile = Profile()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from rl_reason import estimates, sharding
+from rl_reason import memory as memory_lib
 from rl_reason.config import Evaluation
 from rl_reason.rewards import build_rewards, last_number
 from rl_reason.rollout import encode_prompts, generate, make_samples
@@ -39,6 +40,15 @@ def check_verifier(section: Evaluation, context: Context) -> None:
   count = min(section.num_problems, len(context.task.heldout))
   with contextlib.closing(build_rewards(section.rewards)) as rewards:
     rewards.check_references([context.task.heldout[i].reference for i in range(count)])
+
+
+def memory(section: Evaluation, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to sample one batch of held-out problems."""
+  batch = memory_lib.Batch(
+      section.batch_size, section.samples_per_problem, context.max_prompt_tokens, section.sampling.max_tokens)
+  return memory_lib.rollout_parts(
+      context.policy.config, context.partitioning, batch, dtype=context.dtype, params=context.abstract_params,
+      phase="evaluation", cure="lower evaluation.batch_size or evaluation.samples_per_problem")
 
 
 def evaluate(
@@ -97,12 +107,13 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray) -> dict[str, float]
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  from rl_reason import run
+  from rl_reason import compilation, run
   from rl_reason.progress import Progress
 
   with run.errors_in_one_line():
     config, _ = run.check(config)
     run.start()
+    compilation.keep_programs(print)
     context = run.make_context(config)
     check_verifier(config.evaluation, context)
     folder = run.Workdir(workdir)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from rl_reason import config as config_lib
-from rl_reason import naming, sharding
+from rl_reason import memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
 from rl_reason.models.sources import POLICIES
@@ -46,6 +46,12 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     kind = config[name].get("kind", "")
     config_lib.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
     sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
+  profile = run_config.logging.profile
+  if profile.stage:
+    config_lib.one_of(sections, **{"stage (config.logging.profile.stage)": profile.stage})
+    if profile.last > (steps := sections[profile.stage].num_steps):
+      raise ValueError(f"config.logging.profile: last={profile.last}, but stage {profile.stage!r} has {steps} steps: the"
+                       " trace would never end. Lower first and last, or raise num_steps.")
   return run_config, sections
 
 
@@ -73,7 +79,7 @@ def initial_params(context: Context) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """A run's folder: config.json, versions.json, metrics.jsonl, samples/, checkpoints/<stage>/<step>, curves.png."""
+  """A run's folder: config.json, versions.json, metrics.jsonl, curves.png, samples/, profile/, checkpoints/<stage>/."""
   path: Path
 
   def claim(self, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
@@ -138,12 +144,9 @@ def versions() -> dict[str, str]:
 
 
 def start() -> None:
-  """Process-wide settings, before any device work: compiled programs are kept between runs; processes find each other."""
+  """Process-wide settings of a command, before any device work: quiet logs, processes that find each other."""
   if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every rename.
-  cache = Path(os.environ.get("RL_REASON_CACHE") or Path.home() / ".cache" / "rl_reason") / "compiled"
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   sharding.start_distributed()
 
 
@@ -156,6 +159,10 @@ def errors_in_one_line():
     if os.environ.get("RL_REASON_TRACEBACK"):
       raise
     raise SystemExit(f"Error: {error}") from error
+  except jax.errors.JaxRuntimeError as error:
+    if os.environ.get("RL_REASON_TRACEBACK") or "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise SystemExit(f"Error: {memory.exhausted(error)}") from error
 
 
 def command(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:

@@ -12,7 +12,7 @@ from absl import flags
 import jax
 import ml_collections
 
-from rl_reason import run, sharding
+from rl_reason import compilation, run, sharding
 from rl_reason.progress import printable
 from rl_reason.rollout import encode_prompts, generate, make_samples
 from rl_reason.types import Problem
@@ -26,6 +26,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the completions.")
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
   with run.errors_in_one_line():
     run.start()
+    compilation.keep_programs(print)
     run_config, _ = run.check(config)
     context = run.make_context(run_config)
     chat = not isinstance(context.task.heldout[0].prompt, str)

@@ -15,10 +15,12 @@ from typing import Any
 
 import ml_collections
 
-from rl_reason import plots, report, run, sharding
+from rl_reason import compilation, memory, plots, report, run, sharding
 from rl_reason.config import RunConfig
 from rl_reason.evaluate import Result, check_verifier, evaluate
+from rl_reason.evaluate import memory as evaluation_memory
 from rl_reason.metrics import MetricWriter, read_metrics
+from rl_reason.profiling import Trace
 from rl_reason.progress import Progress
 from rl_reason.stages import STAGES, Context, Stage
 from rl_reason.types import Params
@@ -41,16 +43,22 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
   folder = run.Workdir(Path(workdir))
   with Progress(plain, enabled=sharding.is_main_process()) as progress, contextlib.ExitStack() as exits:
     folder.claim(config, progress.note)
+    compilation.keep_programs(progress.note)
     context = run.make_context(run_config)
     check_verifier(run_config.evaluation, context)
     for name in run_config.stages:
       STAGES[sections[name].kind].check(sections[name], context)
+    available, between = memory.device_memory(context.partitioning), evaluation_memory(run_config.evaluation, context)
+    for name in run_config.stages:
+      needed = STAGES[sections[name].kind].memory(sections[name], context)
+      progress.note(memory.fit(name, [*needed, *between], available))
     exits.enter_context(context.partitioning.use())
     writer = exits.enter_context(MetricWriter(
         folder.path, tensorboard=run_config.logging.tensorboard, wandb=run_config.logging.wandb or None,
         enabled=sharding.is_main_process()))
+    trace = exits.enter_context(Trace(run_config.logging.profile, folder.path, progress.note))
     stop = exits.enter_context(StopRequest())
-    loop = Loop(run_config, context, folder, writer, progress, stop)
+    loop = Loop(run_config, context, folder, writer, progress, trace, stop)
 
     # The stages, each from its predecessor's parameters.
     params = run.initial_params(context)
@@ -79,11 +87,12 @@ class Loop:
   folder: run.Workdir
   writer: MetricWriter
   progress: Progress
+  trace: Trace
   stop: "StopRequest"
 
   def run(self, name: str, stage: Stage) -> Params | None:
     """Runs one stage from its start or its newest checkpoint. Returns its parameters, or None if asked to stop."""
-    checkpointing, evaluation = self.config.checkpoint, self.config.evaluation
+    checkpointing, evaluation, compiled = self.config.checkpoint, self.config.evaluation, compilation.compilations()
     first = name == self.config.stages[0]
     with contextlib.closing(self.folder.checkpoints(name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       restored = saved.restore(stage.state_shape)
@@ -110,11 +119,13 @@ class Loop:
         self._evaluate(name, 0, state.params)
 
       while step < stage.num_steps:
-        started = time.perf_counter()
-        state, metrics, shown = stage.step(state, next(stage.data), step)
+        started, compile_seconds = time.perf_counter(), compiled.seconds
+        with self.trace.step(name, step + 1):
+          state, metrics, shown = stage.step(state, next(stage.data), step)
         step += 1
         seconds = time.perf_counter() - started
-        metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds}
+        metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds,
+                    "time/compilations": compiled.programs, "time/compile_seconds": compiled.seconds - compile_seconds}
         self.writer.write(name, step, metrics)
         self.progress.update(step, metrics, shown)
         if metrics["skipped_in_a_row"] >= stage.max_skipped:

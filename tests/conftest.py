@@ -6,6 +6,7 @@ The `tiny` fixtures are one model and one batch that the tests of the core share
 import importlib.metadata
 import os
 import pathlib
+import tempfile
 
 # Tests mostly compile: without these optimisations a small model's gradient takes 1.7 s of it and not 11.
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
@@ -13,6 +14,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA ends the pro
   flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What the tests compile, in processes they start too, is kept for their own duration and out of the user's cache.
+programs = tempfile.TemporaryDirectory(prefix="rl_reason_programs_", ignore_cleanup_errors=True)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import numpy as np

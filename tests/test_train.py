@@ -1,5 +1,6 @@
 """Whole runs of the shrunk quickstart: they resume bit for bit, refuse what cannot work, and learn."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -124,18 +125,6 @@ def get_config(size="tiny"):
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-  """The folder of compiled programs that all runs of the tests share."""
-  folder = tmp_path_factory.mktemp("cache")
-  before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-  jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-  yield folder
-  jax.config.update("jax_compilation_cache_dir", before[0])
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-
-
-@pytest.fixture(scope="session")
 def user_folder(tmp_path_factory):
   """A folder with a user's module and config, importable here and in the processes that `command` starts."""
   folder = tmp_path_factory.mktemp("user")
@@ -147,12 +136,12 @@ def user_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command(programs, user_folder):
+def command(user_folder):
   """(workdir, overrides..., step_seconds=, module=) -> a started process on one device."""
   def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py"):
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RL_REASON_TRACEBACK")}
     root = Path(rl_reason.__file__).parent.parent
-    environment |= {"RL_REASON_CACHE": str(programs), "STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
+    environment |= {"STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
                     "PYTHONPATH": os.pathsep.join([str(root), str(user_folder), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}", *arguments],
@@ -251,7 +240,7 @@ def test_the_commands_read_a_finished_run(command, uninterrupted):
 
 
 @pytest.fixture
-def config(programs, user_folder):
+def config(user_folder):
   """One short stage of policy gradients on one of the fake devices; a reward that differs within groups."""
   c = config_lib.load(str(user_folder / "experiment.py"))
   c.unlock()
@@ -300,6 +289,19 @@ def test_eight_devices_compute_what_one_does(config, tmp_path):
   for one, eight in zip(steps(tmp_path / "one"), steps(tmp_path / "eight"), strict=True):
     for key in ("loss", "policy_loss", "kl", "entropy", "grad_norm", "reward/mean", "reward/std", "completion/length"):
       np.testing.assert_allclose(eight[key], one[key], rtol=2e-3, atol=2e-6, err_msg=key)
+
+
+def test_a_run_tells_what_it_compiles_and_can_be_profiled(config, tmp_path):
+  config.rl.num_steps = 3
+  config.logging.profile.update(stage="rl", first=2, last=3)
+  train(config, tmp_path, plain=True)
+  first, *rest = steps(tmp_path)
+  assert first["time/compilations"] > 0 and first["time/compile_seconds"] > 0
+  assert all(line["time/compilations"] == first["time/compilations"] and not line["time/compile_seconds"] for line in rest)
+  [trace] = (tmp_path / "profile").rglob("*.trace.json.gz")
+  shown = [e.get("name") for e in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+  for name in ("rl", "generate", "reward", "assemble", "update"):
+    assert shown.count(name) == 2, name
 
 
 def test_a_finished_run_is_left_as_it_is(config, tmp_path):
@@ -361,6 +363,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_
     ({"mesh.platform": "gpu"}, "mesh.platform='gpu' was asked for, but JAX runs on 'cpu'"),
     ({"mesh.platform": "tpu"}, "pip install \"rl_reason[tpu]\""),
     ({"mesh.data": 16}, "data=16"),
+    ({"rl.prompts_per_step": 2**28}, "Stage 'rl' needs about"),
 ])
 def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monkeypatch, changes, message):
   # Also what only the second stage needs: nobody should learn of it after the first one's hours.

@@ -1,7 +1,8 @@
 """Ways of training, one file each. A config's stage section names one of these in its field `kind`.
 
 A stage file has a dataclass `Config` (its section's fields), `check(config, context)`, which raises before any stage
-runs for what could not work, and `build(config, context, params, name) -> Stage`.
+runs for what could not work, `memory(config, context)`, what it will need (rl_reason.memory), and
+`build(config, context, params, name) -> Stage`.
 """
 
 from types import ModuleType

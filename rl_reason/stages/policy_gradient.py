@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rl_reason import advantages, learner, losses, policy, sharding
+from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.rewards import build_rewards
@@ -97,6 +98,23 @@ def check(config: Config, context: Context) -> None:
     rewards.check_references([p.reference for p in problems])
 
 
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage: to sample, to score with the reference policy, to update."""
+  model, partitioning, dtype = context.policy.config, context.partitioning, context.dtype
+  rollout = memory_lib.Batch(
+      config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
+  microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // (config.minibatches * config.microbatches))
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
+  return [
+      *memory_lib.learner_parts(state_shape, microbatches=config.microbatches),
+      *memory_lib.rollout_parts(
+          model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
+          cure="lower prompts_per_step or group_size"),
+      *(memory_lib.scoring_parts(model, partitioning, rollout, dtype=dtype) if config.kl_coef else ()),
+      *memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat),
+  ]
+
+
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
   num_updates = config.num_steps * config.epochs * config.minibatches
@@ -116,6 +134,10 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         entropy_coef=config.entropy_coef)
 
   update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+  # Named in a profile's timeline.
+  draw, judge, prepare, update = (
+      jax.profiler.annotate_function(f, name=name) for name, f in (
+          ("generate", generate), ("reward", rewards), ("assemble", assemble), ("update", update)))
 
   def step(state, problems, index):
     started = time.perf_counter()
@@ -126,7 +148,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket))
 
     # Completions.
-    completions = generate(
+    completions = draw(
         model, state.params, prompts, config.sampling,
         group_size=config.group_size, rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids,
         decode_text=tokenizer.decode, dtype=context.dtype)
@@ -135,11 +157,11 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     # Rewards, of this process's own problems.
     own = _own_rows(completions, len(problems) * config.group_size)
     samples = make_samples(problems, own, tokenizer, stop_strings=config.sampling.stop_strings, step=index)
-    scores, components = jax.tree.map(sharding.gather_rows, rewards(samples))
+    scores, components = jax.tree.map(sharding.gather_rows, judge(samples))
     rewarded = time.perf_counter()
 
     # Advantages and updates.
-    batch = assemble(config, context, prompts, completions, scores, reference)
+    batch = prepare(config, context, prompts, completions, scores, reference)
     history = []
     for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), index)):
       microbatches = split_microbatches(minibatch, config.microbatches)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rl_reason import learner, losses, policy, sharding
+from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.rollout.prompts import encode_prompts, pad_rows
@@ -47,6 +48,15 @@ def check(config: Config, context: Context) -> None:
       max_completion_tokens=config.max_completion_tokens)
 
 
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage."""
+  batch = memory_lib.Batch(
+      config.batch_size // config.microbatches, 1, context.max_prompt_tokens, config.max_completion_tokens)
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
+  return memory_lib.learner_parts(state_shape, microbatches=config.microbatches) + memory_lib.update_parts(
+      context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=config.remat)
+
+
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
   optimizer, init, state_shape = make_learner(context, params, config.optimizer, config.num_steps)
@@ -60,6 +70,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   update = jax.jit(
       functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+  update = jax.profiler.annotate_function(update, name="update")  # In a profile's timeline.
 
   def step(state, problems, index):
     del index

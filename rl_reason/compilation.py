@@ -1,0 +1,80 @@
+"""Compiled programs: kept on disk between runs, and counted."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import hashlib
+import os
+from pathlib import Path
+import platform
+
+import jax
+
+MIN_SECONDS = 0.5  # Reading a program takes some hundredths of a second: quicker ones are not worth a file.
+
+
+def keep_programs(note: Callable[[str], None]) -> None:
+  """Lets JAX keep compiled programs in the user's cache, unless the user has said where, or that it shall not.
+
+  A folder set before (JAX_COMPILATION_CACHE_DIR, jax.config) stays as it is, with its thresholds;
+  JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. What cannot be written is told in one note and does no harm.
+  """
+  if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    return
+  folder = programs_folder()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      raise PermissionError("no permission to write there")
+  except OSError as error:
+    note(f"Compiled programs are not kept for the next run: {folder}: {error}. Set RL_REASON_CACHE or"
+         " JAX_COMPILATION_CACHE_DIR to a folder that can be written.")
+    return
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
+
+
+def programs_folder() -> Path:
+  """$RL_REASON_CACHE/compiled/<processor>, or that of ~/.cache/rl_reason.
+
+  By processor, for home folders are shared: a program made for another one may round differently or stop the process.
+  JAX's own keys hold its version, the flags, and the accelerator.
+  """
+  cache = Path(os.environ.get("RL_REASON_CACHE") or Path.home() / ".cache" / "rl_reason")
+  return cache / "compiled" / processor_name()
+
+
+@functools.cache
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+  """The host's architecture and a digest of its processor's model and instruction sets."""
+  try:
+    first = cpuinfo.read_text(errors="replace").strip().split("\n\n")[0]
+  except OSError:  # Not Linux.
+    first = f"model name: {platform.processor()}"
+  named = ("vendor_id", "cpu family", "model", "model name", "flags", "Features", "CPU implementer", "CPU part")
+  lines = sorted(line for line in first.splitlines() if line.split(":")[0].strip() in named)
+  return f"{platform.machine()}-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:12]}"
+
+
+@dataclasses.dataclass
+class Compilations:
+  """What this process has had compiled so far: every program, small ones too, also those read from disk.
+
+  programs: how many. seconds: in XLA, or reading; tracing is not counted.
+  """
+  programs: int = 0
+  seconds: float = 0.0
+
+
+@functools.cache  # Listeners stay for the life of the process: one is enough.
+def compilations() -> Compilations:
+  """The process's count, from the first call on; it goes on counting."""
+  count = Compilations()
+
+  def hear(event: str, seconds: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+      count.programs += 1
+      count.seconds += seconds
+  jax.monitoring.register_event_duration_secs_listener(hear)
+  return count

@@ -1,0 +1,175 @@
+"""What a stage needs is known from shapes alone, close to what XLA then takes, and refused where it is too much."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rl_reason import config as config_lib
+from rl_reason import learner, losses, memory, policy, run, sharding
+from rl_reason.memory import Batch, Part
+from rl_reason.models import transformer
+from rl_reason.models.config import ModelConfig
+from rl_reason.stages import STAGES
+from rl_reason.types import PromptBatch, RolloutBatch
+
+MODEL = ModelConfig(vocab_size=64, width=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_hidden=128)
+
+
+def partitioning(data=1, fsdp=1, tensor=1):
+  return sharding.Partitioning(sharding.make_mesh(data, fsdp, tensor))
+
+
+def abstract(model, places):
+  shapes = transformer.abstract_params(model)
+  shardings = places.params(shapes, transformer.parameter_axes(model))
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def by_name(parts):
+  return {p.name: p.num_bytes for p in parts}
+
+
+def test_the_peak_is_what_lasts_and_the_largest_phase():
+  parts = [Part("parameters", 5, ""), Part("cache", 7, "", "sampling"), Part("logits", 1, "", "sampling"),
+           Part("activations", 6, "", "update"), Part("gradients", 5, "", "update"), Part("optimizer", 10, "")]
+  assert [p.name for p in memory.peak(parts)] == ["optimizer", "activations", "parameters", "gradients"]  # 26, not 23.
+
+
+def test_what_sampling_holds_by_hand():
+  # A token's keys and values: 2 of them, 3 layers, 2 key heads, 16 features, 4 bytes: 768 bytes.
+  batch = Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5)
+  def parts(dtype, **mesh):
+    places = partitioning(**mesh)
+    return by_name(memory.rollout_parts(
+        MODEL, places, batch, dtype=dtype, params=abstract(MODEL, places), phase="sampling", cure=""))
+  one = parts(jnp.float32)
+  assert one["keys and values of prompts"] == 768 * 4 * 10 and one["keys and values of completions"] == 768 * 8 * 5
+  assert one["logits"] == memory.LOGITS_COPIES * 8 * 64 * 4
+  assert parts(jnp.bfloat16)["keys and values of completions"] == 768 * 8 * 5 / 2
+  # 4 devices share the completions, 2 the key heads; 3 do not divide 8 completions.
+  assert parts(jnp.float32, data=2, fsdp=2)["keys and values of completions"] == 768 * 8 * 5 / 4
+  assert parts(jnp.float32, data=2, tensor=2)["keys and values of completions"] == 768 * 8 * 5 / 4
+  assert parts(jnp.float32, data=3)["keys and values of completions"] == 768 * 8 * 5
+
+
+def test_what_the_learner_holds_by_hand():
+  # Embedding 64 * 64; per layer 2 * 64 norms, 64 * 16 * (4 + 2 + 2 + 4) attention, 3 * 64 * 128 feed-forward; final norm.
+  weights = 64 * 64 + 3 * (2 * 64 + 64 * 16 * 12 + 3 * 64 * 128) + 64
+  places = partitioning()
+  params, optimizer = abstract(MODEL, places), learner.make_optimizer(schedule=lambda step: 1e-3)
+  state = jax.eval_shape(lambda p: learner.init_state(p, optimizer), params)
+  shardings = places.state(state, places.params(params, transformer.parameter_axes(MODEL)), optimizer)
+  state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+  one = by_name(memory.learner_parts(state, microbatches=1))
+  assert one["parameters"] == one["policy the stage starts from"] == one["gradients"] == 4 * weights
+  assert 0 <= one["optimizer"] - 2 * 4 * weights < 100  # Two moments and some counters.
+  assert by_name(memory.learner_parts(state, microbatches=2))["gradients"] == 2 * 4 * weights
+
+
+def test_split_arrays_count_with_their_share():
+  places = partitioning(fsdp=2, tensor=2)
+  x = jax.ShapeDtypeStruct((6, 8), jnp.float32, sharding=places.sharding((6, 8), ("embed", "mlp")))
+  odd = jax.ShapeDtypeStruct((5, 8), jnp.bfloat16, sharding=places.sharding((5, 8), ("embed", "mlp")))
+  assert memory.sharded_bytes([x, odd]) == 3 * 4 * 4 + 5 * 4 * 2
+
+
+def test_activations_shrink_with_devices_microbatches_and_remat():
+  batch = Batch(prompts=8, group_size=2, prompt_tokens=8, completion_tokens=16)
+  def saved(batch=batch, remat="none", **mesh):
+    return memory.saved_activations(MODEL, partitioning(**mesh), batch, dtype=jnp.float32, remat=remat)
+  whole = saved()
+  np.testing.assert_allclose(saved(dataclasses.replace(batch, prompts=4)), whole / 2, rtol=0.02)
+  np.testing.assert_allclose(saved(data=4), whole / 4)
+  assert whole / 2 < saved(tensor=2) < 0.8 * whole  # The residual stream stays whole.
+  assert 3 * MODEL.num_layers * 16 * 15 * 64 * 4 < whole
+  assert saved(remat="full") < saved(remat="dots") / 2 < whole / 2
+
+
+def xla_temporaries(batch, *, microbatches, remat):
+  """Bytes that XLA takes for an update beside its arguments."""
+  optimizer = learner.make_optimizer(schedule=lambda step: 1e-3)
+
+  def loss_fn(params, batch):
+    logprobs, entropy = policy.completion_logprobs(
+        MODEL, params, batch.prompts, batch.completions, batch.completion_lengths, remat=remat)
+    return losses.policy_gradient_loss(
+        logprobs, entropy, batch, clip_low=0.2, clip_high=0.2, kl_coef=0.1, kl_estimator="k3")
+
+  def array(dtype, rows, *columns):
+    return jax.ShapeDtypeStruct((microbatches, rows // microbatches, *columns), dtype)
+  rows, columns = batch.completions, batch.completion_tokens
+  floats = {name: array(jnp.float32, rows, columns)
+            for name in ("behaviour_logprobs", "advantages", "reference_logprobs", "token_weights")}
+  data = RolloutBatch(
+      prompts=PromptBatch(array(jnp.int32, batch.prompts, batch.prompt_tokens), array(jnp.int32, batch.prompts)),
+      completions=array(jnp.int32, rows, columns), completion_lengths=array(jnp.int32, rows), **floats)
+  state = jax.eval_shape(lambda p: learner.init_state(p, optimizer), transformer.abstract_params(MODEL))
+  update = functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer)
+  return jax.jit(update, donate_argnums=0).lower(state, data).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_the_estimate_is_near_what_xla_takes_and_microbatches_save_memory():
+  batch, places = Batch(prompts=4, group_size=4, prompt_tokens=16, completion_tokens=32), partitioning()
+  params = memory.sharded_bytes(abstract(MODEL, places))
+  taken = {}
+  for microbatches, remat in ((1, "none"), (2, "none"), (1, "full")):
+    part = dataclasses.replace(batch, prompts=batch.prompts // microbatches)
+    estimate = params * microbatches + sum(
+        p.num_bytes for p in memory.update_parts(MODEL, places, part, dtype=jnp.float32, remat=remat))
+    taken[microbatches, remat] = xla_temporaries(batch, microbatches=microbatches, remat=remat)
+    assert 0.7 < estimate / taken[microbatches, remat] < 1.5, (microbatches, remat, estimate, taken)
+  assert taken[2, "none"] < 0.65 * taken[1, "none"] and taken[1, "full"] < 0.6 * taken[1, "none"]
+
+
+def test_what_fits_is_told_and_what_does_not_is_refused_with_cures():
+  parts = [
+      Part("parameters", 2**30, "take a smaller policy"), Part("cache", 2 * 2**30, "lower group_size", "sampling"),
+      Part("activations", 3 * 2**30, "raise microbatches", "update"), Part("logits", 2**29, "raise microbatches", "update")]
+  assert memory.fit("rl", parts, 5 * 2**30) == (
+      "rl: needs about 4.5 GiB of 5.0 GiB a device: activations 3.0 GiB, parameters 1.0 GiB, logits 512 MiB.")
+  assert memory.fit("rl", parts, None).startswith("rl: needs about 4.5 GiB a device: ")
+  with pytest.raises(ValueError) as error:
+    memory.fit("rl", parts, 4 * 2**30)
+  assert str(error.value) == (
+      "Stage 'rl' needs about 4.5 GiB a device, most of all in its update, and a device has 4.0 GiB: activations 3.0 GiB"
+      " (raise microbatches); parameters 1.0 GiB (take a smaller policy); logits 512 MiB (raise microbatches). Change"
+      " config.rl, the mesh or the policy accordingly.")
+
+
+def test_what_the_host_can_give(tmp_path):
+  (tmp_path / "meminfo").write_text("MemTotal:       24684096 kB\nMemFree:  14 kB\nMemAvailable:   2048 kB\n")
+  (tmp_path / "max").write_text("max\n")
+  (tmp_path / "less").write_text("1000000\n")
+  free = functools.partial(memory.host_memory, tmp_path / "meminfo")
+  assert free(tmp_path / "none") == free(tmp_path / "max") == 2048 * 1024
+  assert free(tmp_path / "less") == 1_000_000
+  assert memory.host_memory(tmp_path / "none", tmp_path / "none") > 2**20
+  assert memory.device_memory(partitioning(data=2)) == pytest.approx(memory.device_memory(partitioning()) / 2, rel=0.2)
+
+
+def test_every_stage_says_what_it_needs():
+  config = config_lib.load("experiments/quickstart.py:tiny")
+  run_config, sections = run.check(config)
+  context = run.make_context(run_config)
+  needed = {name: STAGES[s.kind].memory(s, context) for name, s in sections.items()}
+  phases = {name: {p.phase for p in parts} for name, parts in needed.items()}
+  assert phases == {"sft": {"", "update", "optimizer step"},
+                    "rl": {"", "update", "optimizer step", "sampling", "scoring"}}
+  assert all(p.num_bytes > 0 and p.cure for parts in needed.values() for p in parts)
+  without = dataclasses.replace(sections["rl"], kl_coef=0.0)
+  assert "scoring" not in {p.phase for p in STAGES["policy_gradient"].memory(without, context)}
+
+
+def test_running_out_of_memory_ends_a_command_with_one_line(monkeypatch):
+  monkeypatch.delenv("RL_REASON_TRACEBACK", raising=False)
+  with pytest.raises(SystemExit, match="Error: A device ran out of memory .* saved stays.* raise microbatches") as end:
+    with run.errors_in_one_line():
+      jnp.zeros(2**46).block_until_ready()
+  assert "\n" not in str(end.value)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="other"):  # A fault of another kind keeps its traceback.
+    with run.errors_in_one_line():
+      raise jax.errors.JaxRuntimeError("INTERNAL: other")
