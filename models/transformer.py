@@ -150,8 +150,9 @@ class Transformer(nn.Module):
     c = self.config
     if self.kernel == "reference":
       own = _masks(c, positions, positions, valid)
-      if segments is not None:
-        own &= jnp.arange(tokens.shape[1]) >= segments[:, None, :, None]
+      if segments is not None:  # Positions repeat within a row; places do not.
+        places = jnp.arange(tokens.shape[1])
+        own &= (places >= segments[:, None, :, None]) & (places <= places[:, None])
       visibility = [(own, None)]
       if prefix is not None:
         visibility.insert(0, (_masks(c, positions, prefix.positions, prefix.valid), None))

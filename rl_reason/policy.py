@@ -20,7 +20,8 @@ def completion_logprobs(
     prompts: PromptBatch,
     completions: Int[Array, "B T"],
     completion_lengths: Int[Array, "B"],
-    *, temperature: float = 1.0, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+    *, segments: Int[Array, "B T"] | None = None, temperature: float = 1.0, dtype: jnp.dtype = jnp.float32,
+    remat: str = "none",
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """log π(y_t | x, y_<t) of every completion token, and the policy's entropy there.
 
@@ -29,20 +30,25 @@ def completion_logprobs(
   Args:
     prompts: P right-padded prompts, at least one token each.
     completions: right-padded; EOS included where it was sampled.
+    segments: of rows that hold several completions (RolloutBatch.segments).
     temperature: the policy is softmax(logits / temperature): use the one that was sampled with.
     remat: see models.transformer.REMAT_POLICIES.
 
   Returns: (log-probabilities, entropies), in nats, float32; finite but of no meaning where padded.
   """
-  group = completions.shape[0] // prompts.tokens.shape[0]
+  rows, size = completions.shape
   prompt_hidden, prefix = transformer.forward(
       config, params, prompts.tokens, prompts.lengths, dtype=dtype, remat=remat)
   last = jnp.take_along_axis(prompt_hidden, prompts.lengths[:, None, None] - 1, axis=1)
-  hidden = jnp.repeat(last, group, axis=0)  # Predicts each completion's first token.
-  if completions.shape[1] > 1:
+  last = jnp.repeat(last, rows // prompts.tokens.shape[0], axis=0)  # Predicts each completion's first token.
+  hidden = last
+  if size > 1:
+    before = None if segments is None else segments[:, :-1]
     rest, _ = transformer.forward(
-        config, params, completions[:, :-1], completion_lengths, prefix, dtype=dtype, remat=remat)
-    hidden = jnp.concatenate([hidden, rest], axis=1)
+        config, params, completions[:, :-1], completion_lengths, prefix, segments=before, dtype=dtype, remat=remat)
+    hidden = jnp.concatenate([last, rest], axis=1)
+    if segments is not None:
+      hidden = jnp.where((segments == jnp.arange(size))[..., None], last, hidden)
   return token_logprobs(config, params, hidden, completions, temperature=temperature)
 
 
@@ -81,7 +87,9 @@ def token_logprobs(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "temperature", "dtype"))
-def score(config, params, prompts, completions, completion_lengths, *, temperature=1.0, dtype=jnp.float32):
+def score(
+    config, params, prompts, completions, completion_lengths, segments=None, *, temperature=1.0, dtype=jnp.float32):
   """`completion_logprobs`, jitted and without entropies: for reference policies."""
   return completion_logprobs(
-      config, params, prompts, completions, completion_lengths, temperature=temperature, dtype=dtype)[0]
+      config, params, prompts, completions, completion_lengths, segments=segments, temperature=temperature,
+      dtype=dtype)[0]

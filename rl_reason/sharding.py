@@ -114,6 +114,11 @@ class Partitioning:
     """
     return NamedSharding(self.mesh, partition_spec(shape, axes, self.mesh.shape, self.rules))
 
+  def ways(self, axis: str) -> int:
+    """Into how many parts a dimension with this logical axis is split, if its size allows."""
+    wanted = dict(self.rules).get(axis) or ()
+    return int(np.prod([self.mesh.shape[name] for name in ((wanted,) if isinstance(wanted, str) else wanted)]))
+
   def params(self, shapes: Params, axes: Params) -> Params:
     """Per parameter its sharding, from its shape and its logical axes (models.transformer.parameter_axes)."""
     return jax.tree.map(lambda x, spec: self.sharding(x.shape, (*spec, *[None] * (x.ndim - len(spec)))), shapes, axes)
@@ -129,11 +134,9 @@ class Partitioning:
   def undivided(self, shapes: Params, axes: Params) -> list[str]:
     """Parameters that a rule would split but whose size the mesh axis does not divide, for the log."""
     out = []
-    rules = dict(self.rules)
     for (path, x), spec in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(axes)):
       for size, axis in zip(x.shape, spec):
-        wanted = rules.get(axis) or ()
-        ways = int(np.prod([self.mesh.shape[n] for n in ((wanted,) if isinstance(wanted, str) else wanted)]))
+        ways = self.ways(axis)
         if ways > 1 and size % ways:
           out.append(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {axis}={size} over {ways} devices")
     return out

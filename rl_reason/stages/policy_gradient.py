@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_reason import advantages, learner, losses, policy, sharding
+from rl_reason import advantages, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
+from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rewards import build_rewards
 from rl_reason.rewards.workers import failure_counts
 from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples
@@ -31,6 +32,7 @@ from rl_reason.types import Params, PromptBatch, RolloutBatch, Sample, length_ma
 class Config:
   """num_steps: rollouts. prompts_per_step, group_size: completions per rollout are their product.
 
+  slots: completions decoded at once, at least group_size: bounds the memory of the KV cache (rollout.generate); 0: all.
   sampling: rollout.sampling.Sampling; its filters must be off, for the update knows only the whole distribution.
   rewards: rewards.build_rewards.
   baseline, normalise: keys of advantages.BASELINES and NORMALISERS.
@@ -51,6 +53,7 @@ class Config:
   optimizer: Optimizer
   baseline: str = "group_mean"
   normalise: str = "none"
+  slots: int = 0
   epochs: int = 1
   minibatches: int = 1
   microbatches: int = 1
@@ -66,7 +69,7 @@ class Config:
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
              epochs=self.epochs, minibatches=self.minibatches, microbatches=self.microbatches)
-    at_least(0, clip_low=self.clip_low, clip_high=self.clip_high, kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
+    at_least(0, slots=self.slots, clip_low=self.clip_low, clip_high=self.clip_high, kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
     one_of(advantages.BASELINES, baseline=self.baseline)
     one_of(advantages.NORMALISERS, normalise=self.normalise)
     one_of(losses.KL_ESTIMATORS, kl_estimator=self.kl_estimator)
@@ -80,6 +83,9 @@ class Config:
           f"group_size must be at least 2 with baseline={self.baseline!r} and normalise={self.normalise!r}, got"
           f" {self.group_size}: with one completion per prompt the group mean is that completion's own reward, so every"
           " advantage is zero. Raise group_size, or set baseline='none'.")
+    if self.slots and self.slots < self.group_size:
+      raise ValueError(f"slots must be at least group_size={self.group_size}, got {self.slots}: a group shares its prompt's"
+                       " keys and values. Raise slots, or set 0 for as many as there are completions.")
     if self.prompts_per_step % (self.minibatches * self.microbatches):
       raise ValueError(
           f"minibatches * microbatches = {self.minibatches} * {self.microbatches} must divide prompts_per_step="
@@ -126,7 +132,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def loss_fn(params, batch):
     logprobs, entropy = policy.completion_logprobs(
-        model, params, batch.prompts, batch.completions, batch.completion_lengths,
+        model, params, batch.prompts, batch.completions, batch.completion_lengths, segments=batch.segments,
         temperature=temperature, dtype=context.dtype, remat=config.remat)
     return losses.policy_gradient_loss(
         logprobs, entropy, batch, clip_low=config.clip_low, clip_high=config.clip_high,
@@ -134,10 +140,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         entropy_coef=config.entropy_coef)
 
   update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
-  # Named in a profile's timeline.
-  draw, judge, prepare, update = (
-      jax.profiler.annotate_function(f, name=name) for name, f in (
-          ("generate", generate), ("reward", rewards), ("assemble", assemble), ("update", update)))
+  update = jax.profiler.annotate_function(update, name="update")  # In a profile's timeline; so are the others below.
 
   def step(state, problems, index):
     started = time.perf_counter()
@@ -148,23 +151,27 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket))
 
     # Completions.
-    completions = draw(
-        model, state.params, prompts, config.sampling,
-        group_size=config.group_size, rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids,
-        decode_text=tokenizer.decode, dtype=context.dtype)
+    with jax.profiler.TraceAnnotation("generate"):
+      completions = generate(
+          model, state.params, prompts, config.sampling, group_size=config.group_size,
+          rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
+          dtype=context.dtype, slots=config.slots)
     generated = time.perf_counter()
 
     # Rewards, of this process's own problems.
     own = _own_rows(completions, len(problems) * config.group_size)
     samples = make_samples(problems, own, tokenizer, stop_strings=config.sampling.stop_strings, step=index)
-    scores, components = jax.tree.map(sharding.gather_rows, judge(samples))
+    with jax.profiler.TraceAnnotation("reward"):
+      scores, components = jax.tree.map(sharding.gather_rows, rewards(samples))
     rewarded = time.perf_counter()
 
     # Advantages and updates.
-    batch = prepare(config, context, prompts, completions, scores, reference)
+    with jax.profiler.TraceAnnotation("assemble"):
+      batch = assemble(config, context, prompts, completions, scores, reference)
     history = []
     for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), index)):
-      microbatches = split_microbatches(minibatch, config.microbatches)
+      packed = packing.pack(minibatch, pack_rows(config, context, minibatch.completion_lengths, config.microbatches))
+      microbatches = split_microbatches(packed, config.microbatches)
       state, metrics = update(state, context.partitioning.place(microbatches, (None, "batch")))
       history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
 
@@ -200,9 +207,11 @@ def assemble(
   mask = np.asarray(length_mask(completions.lengths, completions.tokens.shape[1]))
   reference_logprobs = np.zeros_like(completions.behaviour_logprobs)
   if reference is not None:
-    placed = context.partitioning.place((prompts, completions.tokens, completions.lengths), ("batch",))
-    reference_logprobs = sharding.fetch(policy.score(
-        context.policy.config, reference, *placed, temperature=config.sampling.temperature, dtype=context.dtype))
+    rows = pack_rows(config, context, completions.lengths)
+    placed = context.partitioning.place((prompts, rows.pack(completions.tokens), rows.row_lengths, rows.segments), ("batch",))
+    reference_logprobs = rows.unpack(sharding.fetch(policy.score(
+        context.policy.config, reference, *placed, temperature=config.sampling.temperature, dtype=context.dtype)),
+        completions.tokens.shape[1])
   if config.kl_coef and config.kl_in == "reward":
     kl = losses.kl_estimate(completions.behaviour_logprobs, reference_logprobs, mask, estimator=config.kl_estimator)
     scores = scores - config.kl_coef * np.asarray(kl).sum(axis=1)
@@ -215,14 +224,30 @@ def assemble(
       token_weights=np.zeros_like(completions.behaviour_logprobs))  # Set per minibatch.
 
 
+def pack_rows(config: Config, context: Context, lengths: np.ndarray, parts: int = 1) -> packing.Packing:
+  """How completions are laid into rows that go through the model in `parts` parts of equally many groups.
+
+  Several share a row only where the reference attention runs: flash kernels know rows of one completion.
+  """
+  kernel = attention_kernel(context.policy.config, context.dtype, config.sampling.max_tokens, jax.devices()[0])
+  return packing.Packing.of(
+      lengths, config.group_size, config.sampling.max_tokens, together=kernel == "reference",
+      divisor=parts * context.partitioning.ways("batch"))
+
+
 def minibatches(batch: RolloutBatch, config: Config, rng):
-  """Yields epochs * minibatches parts of whole groups, shuffled anew in each epoch; their weights each sum up to 1."""
+  """Yields epochs * minibatches parts of whole groups, shuffled anew in each epoch; their weights each sum up to 1.
+
+  Groups are ordered such that microbatches, equal stretches of a minibatch, hold about equally many tokens.
+  """
   num_prompts = batch.prompts.tokens.shape[0]
   for epoch in range(config.epochs):
     order = np.arange(num_prompts)
     if config.epochs * config.minibatches > 1:
       order = np.asarray(jax.random.permutation(jax.random.fold_in(rng, epoch), num_prompts))
     for groups in np.split(order, config.minibatches):
+      tokens = batch.completion_lengths.reshape(num_prompts, -1).sum(axis=1)[groups]
+      groups = groups[np.concatenate(packing.balance(tokens, config.microbatches))]
       rows = (groups[:, None] * config.group_size + np.arange(config.group_size)).reshape(-1)
       part = jax.tree.map(lambda x, rows=rows: x[rows], batch.replace(prompts=None))
       part = part.replace(prompts=jax.tree.map(lambda x, groups=groups: x[groups], batch.prompts))
