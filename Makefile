@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = bin/python -m pip install -qq --disable-pip-version-check
 LISTS = setup.py requirements.txt
 
-.PHONY: help quickstart test test-oracles test-slow clean
+.PHONY: help quickstart test test-oracles test-slow benchmark clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -20,8 +20,12 @@ test-slow: .venv/installed-dev ## Run the tests that take minutes.
 test-oracles: .venv-oracles/installed ## Compare with transformers, trl and rlax.
 	@.venv-oracles/bin/python -m pytest -m oracle tests/oracles
 
+benchmark: .venv-bench-trl/installed .venv-bench-tunix/installed
+benchmark: .venv/installed ## Time a GRPO step beside TRL's and Tunix's, over hours; ARGS="--shapes=a --rounds=3".
+	@.venv/bin/python -m rl_reason.experiments.benchmarks.run $(ARGS)
+
 clean: ## Remove the environments and what was built; runs/ stays.
-	@rm -rf .venv .venv-oracles build dist *.egg-info .pytest_cache
+	@rm -rf .venv .venv-oracles .venv-bench-* build dist *.egg-info .pytest_cache
 	@find . -name __pycache__ -not -path "./runs/*" -prune -exec rm -rf {} +
 
 # A stamp is made last, so an interrupted install is continued by the next call.
@@ -40,6 +44,18 @@ clean: ## Remove the environments and what was built; runs/ stays.
 	@# torch alone first, pinned: its peers would let pip choose a newer one, with gigabytes of CUDA.
 	@.venv-oracles/$(PIP) torch==2.13.0
 	@.venv-oracles/$(PIP) --editable ".[oracles]"
+	@touch $@
+
+.venv-bench-trl/installed: experiments/benchmarks/requirements-trl.txt
+	$(call environment,.venv-bench-trl,1.5 GB)
+	@.venv-bench-trl/$(PIP) torch==2.13.0
+	@.venv-bench-trl/$(PIP) -r $<
+	@touch $@
+
+# On a GPU, both environments with JAX want its plugin: `.venv-bench-tunix/bin/pip install "jax[cuda13]==0.10.2"`.
+.venv-bench-tunix/installed: experiments/benchmarks/requirements-tunix.txt
+	$(call environment,.venv-bench-tunix,1.5 GB)
+	@.venv-bench-tunix/$(PIP) -r $<
 	@touch $@
 
 define environment

@@ -43,10 +43,15 @@ def top_folders(arguments) -> list[str]:
 
 
 def modules(arguments) -> dict[str, Path]:
-  """Name -> file of every module in the checkout, by package_dir."""
+  """Name -> file of every module in the checkout, by package_dir.
+
+  Not the benchmarks: they belong to a checkout, where make gives them the environments of the libraries they compare with.
+  """
   found = {}
   for package, folder in arguments["package_dir"].items():
     for file in (ROOT / folder).rglob("*.py"):
+      if file.parent == ROOT / "experiments/benchmarks":
+        continue
       parts = [package, *file.relative_to(ROOT / folder).with_suffix("").parts]
       found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
   return found

@@ -1,0 +1,263 @@
+"""Times a GRPO step of rl_reason, TRL and Tunix side by side: the same model, prompts and lengths, in turn, in one go.
+
+    make benchmark                                            # All shapes; hours on two cores.
+    make benchmark ARGS="--shapes=a,d --rounds=3 --systems=ours,trl"
+    python -m rl_reason.experiments.benchmarks.table experiments/benchmarks/results/<machine>.json
+
+Each system runs in a process and an environment of its own. All stay alive; one computes at a time, whole steps, in rounds
+(ours, trl, tunix, the machine's limits, ours, ...), so that whatever else the machine does falls on all alike. Results are
+written after each shape; the same command continues a run that was stopped. What is the same for all is in shapes.py, what
+is particular to a system in its worker's docstring.
+"""
+
+import argparse
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+from pathlib import Path
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from rl_reason.experiments.benchmarks import shapes, table
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MODULE = "rl_reason.experiments.benchmarks"
+COMMANDS = {
+    "ours": [sys.executable, "-m", f"{MODULE}.worker_ours"],
+    "trl": [str(ROOT / ".venv-bench-trl/bin/python"), str(HERE / "worker_trl.py")],
+    "tunix": [str(ROOT / ".venv-bench-tunix/bin/python"), str(HERE / "worker_tunix.py")],
+    "machine": [sys.executable, "-m", f"{MODULE}.worker_machine"],
+}
+COMPILED = ("ours", "tunix")  # They have a compilation cache, so their first step is measured without and with one.
+
+
+class WorkerFailed(Exception):
+  """A worker ended by itself; the message holds the last lines of its log."""
+
+
+class Worker:
+  """A process that runs one step when it is asked to."""
+
+  def __init__(self, system: str, arguments: list[str], *, log: Path, cache: Path | None = None):
+    self.system, self._log = system, log
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # On a GPU, several share the memory.
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if system in ("trl", "tunix"):
+      environment.pop("PYTHONPATH", None)  # Our packages are for our interpreter.
+    else:
+      environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    if cache is not None:
+      environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    self._started = time.perf_counter()
+    try:
+      with log.open("w") as errors:
+        self._process = subprocess.Popen(  # Its own session: Ctrl-C is for this process, which then ends the workers.
+            [*COMMANDS[system], *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            cwd=ROOT, env=environment, start_new_session=True)
+    except OSError as error:
+      raise WorkerFailed(f"{error}: run `make benchmark`, which makes its environment") from error
+
+  def first_step(self) -> dict[str, Any]:
+    """Everything from the start of the process to the end of a step: imports, loading, compilation."""
+    self._ask()
+    ready = self._answer()
+    step = self._answer()
+    return {**ready, "first_step": {"seconds": time.perf_counter() - self._started,
+                                    "import_seconds": ready["import_seconds"], "peak_mb": step["peak_mb"]}}
+
+  def step(self) -> dict[str, Any]:
+    self._ask()
+    return self._answer()
+
+  def _ask(self) -> None:
+    with contextlib.suppress(BrokenPipeError):  # Then there is no answer either, which says why.
+      self._process.stdin.write("step\n")
+      self._process.stdin.flush()
+
+  def _answer(self) -> dict[str, Any]:
+    line = self._process.stdout.readline()
+    if not line:
+      code = self._process.wait()
+      lines = [x for x in self._log.read_text(errors="replace").splitlines() if x.strip()][-5:]
+      killed = " (killed: out of memory?)" if code == -signal.SIGKILL else ""
+      raise WorkerFailed(f"exit status {code}{killed}; {self._log} ends:\n" + "\n".join(lines))
+    return json.loads(line)
+
+  def stop(self) -> None:
+    with contextlib.suppress(OSError):
+      self._process.stdin.close()  # A waiting worker ends at the end of its input.
+    try:
+      self._process.wait(timeout=3)
+    except subprocess.TimeoutExpired:  # In the middle of a step.
+      os.killpg(self._process.pid, signal.SIGKILL)
+      self._process.wait()
+
+
+@dataclasses.dataclass
+class Benchmark:
+  """One shape: start the systems, then rounds."""
+  name: str
+  systems: tuple[str, ...]
+  rounds: int
+  folder: Path
+
+  def run(self) -> dict[str, Any]:
+    shape, directory = shapes.SHAPES[self.name], self.folder / self.name
+    say(f"Shape {self.name}: {shape['title']}")
+    subprocess.run([sys.executable, "-m", f"{MODULE}.inputs", f"--shape={self.name}", f"--directory={directory}"],
+                   check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    result = dict(shape=shape, systems={name: dict(rounds=[]) for name in self.systems}, machine=[])
+    with contextlib.ExitStack() as exits:
+      workers = {}
+      for system in self.systems:
+        with self._reported(result["systems"][system], system, workers):
+          workers[system] = self._start(system, directory, result["systems"][system], exits)
+      machine = Worker("machine", [], log=self._log("machine"))
+      exits.callback(machine.stop)
+      machine.first_step()
+      for index in range(-1, self.rounds):  # One more, not counted: second steps compile again in some systems.
+        for system in list(workers):
+          entry = result["systems"][system]
+          with self._reported(entry, system, workers):
+            step = workers[system].step()
+            say(f"  round {index + 1}/{self.rounds}  {system:6} {step['seconds']:8.2f} s  {step['generated']} tokens")
+            if index < 0:
+              entry["second_step"] = step
+            else:
+              entry["rounds"].append(step)
+        limits = machine.step()
+        if index >= 0:
+          result["machine"].append({k: limits[k] for k in ("gflops", "gigabytes")})
+    return result
+
+  def _start(self, system, directory, entry, exits) -> Worker:
+    """A worker after its first step; `entry` gets that step's numbers, without and with a compilation cache."""
+    cache = self.folder / "compiled" / self.name / system if system in COMPILED else None
+    if cache is not None:
+      shutil.rmtree(cache, ignore_errors=True)
+      worker = Worker(system, [self.name, str(directory)], log=self._log(f"{system}-cold"), cache=cache)
+      with contextlib.closing(_Stopped(worker)):
+        entry["first_step"] = worker.first_step()["first_step"]
+      say(f"  {system:6} first step after {entry['first_step']['seconds']:.1f} s")
+    worker = Worker(system, [self.name, str(directory)], log=self._log(system), cache=cache)
+    exits.callback(worker.stop)
+    first = worker.first_step()
+    entry.update(versions=first["versions"], device=first["device"])
+    entry["first_step" if cache is None else "first_step_cached"] = first["first_step"]
+    say(f"  {system:6} first step after {first['first_step']['seconds']:.1f} s{' (cached)' * (cache is not None)}")
+    return worker
+
+  def _log(self, name: str) -> Path:
+    path = self.folder / "logs" / f"{self.name}-{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+  @contextlib.contextmanager
+  def _reported(self, entry, system, workers):
+    """A failure is told and written down, and the others go on without this system."""
+    try:
+      yield
+    except WorkerFailed as error:
+      entry["failure"] = str(error)
+      workers.pop(system, None)
+      say(f"  {system} failed: {error}")
+
+
+@dataclasses.dataclass
+class _Stopped:
+  worker: Worker
+
+  def close(self) -> None:
+    self.worker.stop()
+
+
+def say(text: str) -> None:
+  print(text, flush=True)
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+  """cpu, cores, memory_gb, and `kind`: a name for the results file."""
+  cpu = platform.processor() or platform.machine()
+  with contextlib.suppress(OSError):
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    cpu = found.group(1).strip() if found else cpu
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+  kind = f"{cpu} {cores} cores" if device == "cpu" else device
+  return dict(kind=re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-"), device=device, cpu=cpu, cores=cores,
+              memory_gb=round(memory, 1), python=platform.python_version(), system=platform.platform())
+
+
+def commit() -> str:
+  """The checkout's commit, with "+" after it where files differ from it."""
+  def git(*arguments):
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+  return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(json.dumps(content, indent=1) + "\n")
+  partial.replace(path)
+
+
+def names(known):
+  def parse(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    unknown = set(chosen) - set(known)
+    if unknown:
+      raise argparse.ArgumentTypeError(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    return chosen
+  return parse
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--shapes", type=names(shapes.SHAPES), default=shapes.DEFAULT)
+  parser.add_argument("--systems", type=names(shapes.SYSTEMS), default=shapes.SYSTEMS)
+  parser.add_argument("--rounds", type=int, default=5, help="measured steps of each system")
+  parser.add_argument("--folder", type=Path, default=ROOT / "runs/benchmark", help="models, logs and caches")
+  parser.add_argument("--results", type=Path, help="the JSON file, if not results/<machine>.json")
+  args = parser.parse_args()
+  if not 1 <= args.rounds <= shapes.MAX_STEPS - 2:
+    parser.error(f"--rounds must be between 1 and {shapes.MAX_STEPS - 2}, got {args.rounds}")
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
+
+  import jax  # Here: a user who only asks for --help need not wait for it.
+  machine = describe_machine(jax.devices()[0].device_kind)
+  path = args.results or HERE / "results" / f"{machine['kind']}.json"
+  results = json.loads(path.read_text()) if path.exists() else {}
+  results = dict(machine=machine, shapes=results.get("shapes", {}), unfinished=results.get("unfinished"))
+  command = dict(shapes=list(args.shapes), systems=list(args.systems), rounds=args.rounds, commit=commit())
+  left = list(args.shapes)
+  if results["unfinished"] and results["unfinished"]["command"] == command:
+    left = results["unfinished"]["left"]
+    say(f"Continuing with {', '.join(left)}.")
+  try:
+    while left:
+      started = datetime.datetime.now(datetime.UTC)
+      result = Benchmark(left[0], args.systems, args.rounds, args.folder.resolve()).run()
+      results["shapes"][left.pop(0)] = dict(
+          command=" ".join(["python -m", f"{MODULE}.run", *sys.argv[1:]]), commit=command["commit"],
+          date=started.isoformat(timespec="seconds"), **result)
+      results["shapes"] = {name: results["shapes"][name] for name in sorted(results["shapes"])}
+      results["unfinished"] = dict(command=command, left=left) if left else None
+      write(path, results)
+  except KeyboardInterrupt:
+    sys.exit("Stopped; shapes that were complete are written, and the same command continues with the others.")
+  say(f"\n{table.render(results)}\nWritten to {path}.")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,59 @@
+"""One GRPO step of rl_reason at a time: the stage that `rl_reason.train` runs, called as its loop calls it.
+
+    python -m rl_reason.experiments.benchmarks.worker_ours SHAPE DIRECTORY
+"""
+
+from rl_reason.experiments.benchmarks.channel import Channel  # First: its clock starts here.
+
+import sys
+
+from rl_reason.experiments.benchmarks import shapes
+
+
+def score(samples):
+  return [shapes.reward(s.completion) for s in samples]
+
+
+def get_config(shape, directory):
+  from ml_collections import ConfigDict
+  prompts = dict(source="jsonl", args=dict(path=f"{directory}/prompts.jsonl", prompt="{prompt}"),
+                 train=dict(rows="1:"), heldout=dict(rows=":1"))
+  sampling = dict(max_tokens=shape["max_tokens"], temperature=shapes.TEMPERATURE)
+  return ConfigDict(dict(
+      stages=("rl",), max_prompt_tokens=shape["prompt_tokens"], task=prompts,
+      policy=dict(source="pretrained", args=dict(path=str(directory))),
+      evaluation=dict(rewards=dict(exact_answer=1.0), num_problems=1, sampling=sampling),  # Never called.
+      rl=dict(
+          kind="policy_gradient", num_steps=shapes.MAX_STEPS, prompts_per_step=shape["prompts"],
+          group_size=shape["completions"], sampling=sampling, rewards=dict(parity=dict(function=f"{__name__}:score")),
+          baseline="group_mean", normalise="group_std", clip_low=shapes.CLIP, clip_high=shapes.CLIP,
+          kl_coef=shapes.KL_COEF, kl_estimator="k3", mean_over="token",
+          optimizer=dict(learning_rate=shapes.LEARNING_RATE, max_grad_norm=shapes.MAX_GRAD_NORM,
+                         args=dict(weight_decay=0.0)))))
+
+
+def main(name, directory):
+  channel = Channel()
+  import jax
+  from rl_reason import run
+  from rl_reason.stages import STAGES
+  # Cached however quickly it compiled, as long as JAX_COMPILATION_CACHE_DIR names a folder.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  channel.ready("rl_reason", "jax", "jaxlib", "flax", "optax", "numpy", device=jax.devices()[0].device_kind)
+  channel.wait()  # Loading and compiling are the first step's.
+  run_config, sections = run.check(get_config(shapes.SHAPES[name], directory))
+  context = run.make_context(run_config)
+  with context.partitioning.use():
+    stage = STAGES["policy_gradient"].build(sections["rl"], context, run.initial_params(context), "rl")
+    state = stage.init()
+    for index in range(shapes.MAX_STEPS):
+      state, metrics, _ = stage.step(state, next(stage.data), index)
+      jax.block_until_ready(state)
+      channel.answer(
+          generated=metrics["tokens"], trained=metrics["tokens"], loss=metrics["loss"], grad_norm=metrics["grad_norm"],
+          parts={k.removeprefix("time/"): v for k, v in metrics.items() if k.startswith("time/")})
+      channel.wait()
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
