@@ -38,7 +38,7 @@ def get_config(size: str = "full") -> ConfigDict:
         train=dict(path="gsm8k_train.jsonl.gz"), heldout=dict(path="gsm8k_test.jsonl.gz"))
   sampling = dict(temperature=0.7, max_tokens=24) if cpu else dict(temperature=1.0, max_tokens=512)
   c.rl = dict(
-      kind="policy_gradient", num_steps=40 if cpu else 1000, prompts_per_step=8 if cpu else 64, group_size=8 if cpu else 16,
+      kind="policy_gradient", num_steps=60 if cpu else 1000, prompts_per_step=8 if cpu else 64, group_size=8 if cpu else 16,
       sampling=sampling, rewards=dict(math_answer=1.0, boxed_format=0.2),
       baseline="leave_one_out", normalise="none", mean_over="token", kl_coef=0.01, kl_estimator="k3",
       clip_low=0.2, clip_high=0.28, microbatches=1 if cpu else 4, remat="none" if cpu else "dots",
