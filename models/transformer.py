@@ -68,7 +68,9 @@ class Block(nn.Module):
 
     def weight(name, shape, axes, fan_in):
       init = nn.with_logical_partitioning(nn.initializers.normal(fan_in ** -0.5), axes)
-      return self.param(name, init, shape).astype(x.dtype)
+      value = self.param(name, init, shape).astype(x.dtype)
+      scale = self.get_variable("scales", name)  # Of weights in 8 bits (quantize).
+      return value if scale is None else value * scale.astype(x.dtype)
 
     def bias(name, shape, axes):
       return self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape).astype(x.dtype)
@@ -246,10 +248,24 @@ def split_layers(config: ModelConfig, params: Params) -> list[Params]:
   return [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(config.num_layers)]
 
 
+INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # Leading axes that a product sums over.
+
+
+def quantize(layer: Params) -> dict[str, Params]:
+  """A layer's matrices as int8 and one scale per output: w ≈ q * scale, |w − q * scale| at most scale / 2."""
+  values, scales = dict(layer), {}
+  for name, inputs in INPUT_AXES.items():
+    w = layer[name].astype(jnp.float32)
+    scale = jnp.max(jnp.abs(w), axis=tuple(range(inputs)), keepdims=True) / 127
+    scales[name] = jnp.where(scale > 0, scale, 1.0)
+    values[name] = jnp.round(w / scales[name]).astype(jnp.int8)
+  return {"params": values, "scales": scales}
+
+
 def decode(
     config: ModelConfig,
     params: Params,
-    layers: Sequence[Params],
+    layers: Sequence[dict[str, Params]],
     tokens: Int[Array, "B"],
     positions: Int[Array, "B"],
     past: Sequence[Sequence[tuple[Array, Array]]],
@@ -261,7 +277,7 @@ def decode(
   """One more token for each of B sequences.
 
   Args:
-    layers: from split_layers.
+    layers: per layer {"params": from split_layers}, or `quantize` of it.
     tokens, positions: the token to read and where it stands in its sequence.
     past: per layer, the (k, v) of each stretch of earlier tokens.
     caches: per layer, the (k, v) that the new token joins at `index`; the stretch after those of `past`.
@@ -276,7 +292,7 @@ def decode(
   rope = rope_tables(config, positions)
   x, new = apply(tokens[:, None], dtype, method="embed"), []
   for layer, is_local, layer_past, cache in zip(layers, config.layer_is_local, past, caches, strict=True):
-    x, kv = Block(config).apply({"params": layer}, x, (is_local, layer_past, (*cache, index)), rope, views)
+    x, kv = Block(config).apply(layer, x, (is_local, layer_past, (*cache, index)), rope, views)
     new.append(kv)
   return apply(x[:, 0], method="normalise"), new
 

@@ -7,7 +7,7 @@ if __name__ == "rewards":
 
 from rl_reason.rewards.answers import (after_marker, exact_answer, last_boxed, last_number, math_answer, number_answer,
                                        number_value)
-from rl_reason.rewards.composition import build_rewards, Component, RewardSet
+from rl_reason.rewards.composition import build_rewards, Component, RewardSet, Scoring
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
 
 # The list and the registry: what a config may name. Each function's first docstring line gives its range.

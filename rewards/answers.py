@@ -302,3 +302,4 @@ def _head(text: str, length: int = 80) -> str:
 exact_answer.check_references = exact_references
 number_answer.check_references = number_references
 math_answer.check_references = math_references
+math_answer.per_sample = True  # Slow enough to begin while others are sampled.

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent import futures
 import dataclasses
 import inspect
 import math
@@ -42,7 +43,8 @@ class RewardSet:
 
   An object among the functions may have `state() -> dict` and `restore(state)`: its state is saved and restored by
   component name. A function or an object may have `check_references(references, **args) -> list[str | None]`, and an
-  object `close()`.
+  object `close()`. One with a true attribute `per_sample` judges each sample by itself: it may be given some of them
+  before the others exist (`Scoring`).
   """
 
   def __init__(self, components: Sequence[Component]):
@@ -57,7 +59,9 @@ class RewardSet:
     Raises: ValueError if a component does not return one finite number per sample; whatever a component raises, with a
     note.
     """
-    components = {c.name: _checked(c, self._call(c, samples), samples) for c in self.components}
+    return self._total({c.name: _checked(c, self._call(c, samples), samples) for c in self.components})
+
+  def _total(self, components):
     total = sum(c.weight * components[c.name].astype(np.float64) for c in self.components)
     return total.astype(np.float32), components
 
@@ -115,6 +119,45 @@ class RewardSet:
       if hasattr(c.function, "close"):
         c.function.close()
     workers.close_shared_pools()
+
+
+class Scoring:
+  """Scores a batch as its samples come to be: components with `per_sample` work in a thread beside the sampler.
+
+      scoring = Scoring(rewards)
+      scoring.add([3], [sample])         # Returns at once.
+      total, components = scoring.finish(samples)  # What rewards(samples) returns, or raises.
+  """
+
+  def __init__(self, rewards: RewardSet):
+    self._rewards = rewards
+    self._early = [c for c in rewards.components if getattr(c.function, "per_sample", False)]
+    # One thread, which starts with the first sample: the worker processes behind it are the parallel part.
+    self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rewards")
+    self._begun: list[tuple[list[int], dict[str, futures.Future]]] = []
+
+  def add(self, positions: Sequence[int], samples: Sequence[Sample]) -> None:
+    """Begins with samples that will be at these positions of the batch."""
+    if self._early and len(samples):
+      self._begun.append(([int(i) for i in positions], {
+          c.name: self._thread.submit(self._rewards._call, c, list(samples)) for c in self._early}))
+
+  def finish(self, samples: Sequence[Sample]) -> tuple[Float[np.ndarray, "N"], dict[str, Float[np.ndarray, "N"]]]:
+    """(weighted sum, components) of the whole batch. Raises: as RewardSet.__call__."""
+    begun = {i for positions, _ in self._begun for i in positions}
+    rest = [i for i in range(len(samples)) if i not in begun]
+    self.add(rest, [samples[i] for i in rest])
+    self._thread.shutdown()
+    components = {}
+    for c in self._rewards.components:
+      if c not in self._early:
+        components[c.name] = _checked(c, self._rewards._call(c, samples), samples)
+        continue
+      values = np.zeros(len(samples), np.float32)
+      for positions, results in self._begun:
+        values[positions] = _checked(c, results[c.name].result(), [samples[i] for i in positions])
+      components[c.name] = values
+    return self._rewards._total(components)
 
 
 def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:

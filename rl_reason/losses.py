@@ -59,6 +59,29 @@ def clipped_policy_gradient(
   return -jnp.minimum(ratio * advantages, bounded), mask & (bounded < ratio * advantages)
 
 
+def truncated_importance(
+    trainer_logprobs: PerToken, sampler_logprobs: PerToken, mask: Mask, *, cap: float,
+) -> tuple[PerToken, dict[str, Float[Array, ""]]]:
+  """Weights for tokens that another distribution than the trainer's drew: another rounding, or older parameters.
+
+      w = min(π_trainer / π_sampler, cap)
+
+  They multiply the advantage; the clipped ratio is then taken to π_trainer before the update, so that clipping bounds
+  the step and not the mismatch (truncated importance sampling, Ionides 2008; of rollouts, Yao et al. 2025, "Your
+  efficient RL framework secretly brings you off-policy RL training").
+
+  Returns: (weights, zero where masked; metrics over the mask: their mean, the share that was capped, and the largest
+    |trainer − sampler| in nats, which takes the place of the loss' own `logprob_gap`).
+  """
+  gap = jnp.where(mask, trainer_logprobs - sampler_logprobs, 0.0)
+  ratio = jnp.exp(gap)
+  weights = jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
+  count = jnp.maximum(mask.sum(), 1)
+  return weights, {
+      "importance/weight": weights.sum() / count, "importance/capped": (mask & (ratio > cap)).sum() / count,
+      "logprob_gap": jnp.abs(gap).max()}
+
+
 def kl_estimate(logprobs: PerToken, reference_logprobs: PerToken, mask: Mask, *, estimator: str) -> PerToken:
   """A per-token estimate of KL(policy ‖ reference) from tokens the policy sampled, in nats; zero where masked.
 

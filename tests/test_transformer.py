@@ -209,7 +209,7 @@ def decode_step(config):
     b, size = tokens.shape[0], cache[0][0].shape[-1]
     cache_positions = (positions - t)[:, None] + jnp.arange(size)
     return transformer.decode(
-        config, params, transformer.split_layers(config, params), tokens, positions,
+        config, params, [{"params": layer} for layer in transformer.split_layers(config, params)], tokens, positions,
         past=[((prefix.k[i], prefix.v[i]),) for i in range(config.num_layers)], caches=cache, index=t,
         keys=[(prefix.positions, prefix.valid, sharing),
               (cache_positions, jnp.broadcast_to(jnp.arange(size) <= t, (b, size)), None)])

@@ -2,6 +2,7 @@
 
 from rl_reason.rollout.generate import Completions, generate
 from rl_reason.rollout.prompts import encode_prompts, make_samples
+from rl_reason.rollout.record import Rollout
 from rl_reason.rollout.sampling import Sampling
 
-__all__ = ["Completions", "Sampling", "encode_prompts", "generate", "make_samples"]
+__all__ = ["Completions", "Rollout", "Sampling", "encode_prompts", "generate", "make_samples"]

@@ -28,7 +28,7 @@ LayerCaches = list[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]
 class Weights:
   """The parameters laid out for decoding: once per rollout, not once per token."""
   outer: Params
-  layers: list[Params]
+  layers: list[dict[str, Params]]  # Collections of each layer: params and, with 8 bits, scales.
 
 
 @flax.struct.dataclass
@@ -66,12 +66,14 @@ class Chunk:
   cache: LayerCaches
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def lay_out(config: ModelConfig, params: Params, *, dtype: jnp.dtype) -> Weights:
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "int8"))
+def lay_out(config: ModelConfig, params: Params, *, dtype: jnp.dtype, int8: bool = False) -> Weights:
+  """int8: the layers' matrices rounded to 8 bits (transformer.quantize); embeddings, norms and biases stay."""
   # Matrices are cast once; norm scales stay float32, as the trainer uses them.
   cast = functools.partial(jax.tree.map, lambda x: x.astype(dtype) if x.ndim > 1 else x)
   outer = cast({k: v for k, v in params.items() if k != "layers"})
-  return Weights(outer, [cast(layer) for layer in transformer.split_layers(config, params)])
+  layers = transformer.split_layers(config, params)
+  return Weights(outer, [transformer.quantize(layer) if int8 else {"params": cast(layer)} for layer in layers])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))

@@ -45,6 +45,7 @@ def generate(
     dtype: jnp.dtype = jnp.float32,
     slots: int = 0,
     chunk_size: int = 32,
+    int8: bool = False,
     on_finished: Callable[[Completions, Int[np.ndarray, "N"]], None] | None = None,
 ) -> Completions:
   """Samples `group_size` completions for each prompt.
@@ -58,6 +59,7 @@ def generate(
     slots: completions decoded at once, at least group_size; when one ends, the next takes its place. It bounds the
       memory of the KV cache. 0: all.
     chunk_size: tokens decoded on the device before the host looks again (sooner once enough completions ended).
+    int8: decode with the layers' matrices rounded to 8 bits; prompts are read with the full ones.
     on_finished: called between chunks with (all completions so far, the rows among them that have just ended).
 
   Returns: Completions, on the host, all rows on every process.
@@ -75,7 +77,7 @@ def generate(
   _, groups = schedule.admit()
   cache = decode.read_prompts(config, params, _rows(prompts, groups), dtype=dtype)
   batch = max(1, len(groups) // 4)  # Prompts read at once from here on.
-  weights = decode.lay_out(config, params, dtype=dtype)
+  weights = decode.lay_out(config, params, dtype=dtype, int8=int8)
   move = schedule.arrange()
   state = decode.start(config, cache, schedule.ids, schedule.prompts, move.done, dtype=dtype)
   while True:

@@ -38,18 +38,22 @@ def pad_rows(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
 
 def make_samples(
     problems: Sequence[Problem], completions: Completions, tokenizer: Tokenizer,
-    *, stop_strings: Sequence[str] = (), step: int = 0,
+    *, stop_strings: Sequence[str] = (), step: int = 0, rows: Sequence[int] | None = None,
 ) -> list[Sample]:
-  """Completions as text, beside what they are checked against. Text ends before EOS or the first stop string."""
+  """Completions (these rows of them, or all) as text, beside what they are checked against.
+
+  Text ends before EOS or the first stop string.
+  """
   group_size = len(completions.lengths) // len(problems)
-  rows = [tuple(row[:n].tolist()) for row, n in zip(completions.tokens, completions.lengths)]
+  rows = range(len(completions.lengths)) if rows is None else rows
+  tokens = [tuple(completions.tokens[i, :completions.lengths[i]].tolist()) for i in rows]
+  prompts = {g: tokenizer.render_prompt(problems[g].prompt) for g in {i // group_size for i in rows}}
   samples = []
-  prompts = [tokenizer.render_prompt(p.prompt) for p in problems]
-  for i, text in enumerate(tokenizer.decode_batch(rows)):
+  for i, ids, text in zip(rows, tokens, tokenizer.decode_batch(tokens)):
     problem = problems[i // group_size]
     ends = [at for at in (text.find(stop) for stop in stop_strings) if at >= 0]
     samples.append(Sample(
         prompt=prompts[i // group_size], completion=text[:min(ends)] if ends else text, reference=problem.reference,
-        completion_tokens=rows[i], truncated=bool(completions.truncated[i]), group=i // group_size, step=step,
+        completion_tokens=ids, truncated=bool(completions.truncated[i]), group=i // group_size, step=step,
         metadata=problem.metadata))
   return samples

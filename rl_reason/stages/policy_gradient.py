@@ -19,13 +19,14 @@ from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.models.flash_attention import attention_kernel
-from rl_reason.rewards import build_rewards
+from rl_reason.rewards import Scoring, build_rewards
 from rl_reason.rewards.workers import failure_counts
-from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples
+from rl_reason.rollout import Rollout, Sampling, encode_prompts, generate, make_samples
+from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.base import Context, Optimizer, Stage, first_rows, fold, make_learner
 from rl_reason.stages.sft import split_microbatches
 from rl_reason.tasks import pipeline
-from rl_reason.types import Params, PromptBatch, RolloutBatch, Sample, length_mask
+from rl_reason.types import LearnerState, Params, RolloutBatch, Sample, length_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Config:
   kl_estimator: k1, k2 or k3. kl_in: "loss" (per token) or "reward" (summed over the completion, subtracted).
   entropy_coef: weight of the entropy bonus. mean_over: token, sequence or fixed_length (losses.token_weights).
   remat: models.transformer.REMAT_POLICIES.
+  staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one step old
+    (stages.ahead). It takes memory for a second copy of the policy.
+  importance_cap: C of truncated importance sampling between trainer and sampler (losses.truncated_importance), for
+    rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
+  int8_rollouts: sample with the layers' matrices rounded to 8 bits. Needs importance_cap.
   """
   kind: str
   num_steps: int
@@ -65,6 +71,9 @@ class Config:
   entropy_coef: float = 0.0
   mean_over: str = "token"
   remat: str = "none"
+  staleness: int = 0
+  importance_cap: float = 0.0
+  int8_rollouts: bool = False
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
@@ -76,6 +85,13 @@ class Config:
     one_of(("loss", "reward"), kl_in=self.kl_in)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     one_of(transformer.REMAT_POLICIES, remat=self.remat)
+    at_least(0, importance_cap=self.importance_cap)
+    if self.staleness not in (0, 1):
+      raise ValueError(f"staleness must be 0 (sample, then update) or 1 (sample the next rollout during the update), got"
+                       f" {self.staleness}: older rollouts are not kept.")
+    if self.int8_rollouts and not self.importance_cap:
+      raise ValueError("int8_rollouts samples from another distribution than the trainer's, and importance_cap is 0: set"
+                       " importance_cap=2.0 or so, to weigh the samples.")
     if self.clip_low > 1:
       raise ValueError(f"clip_low must be in [0, 1], got {self.clip_low}: a probability ratio is never below 0.")
     if self.group_size < 2 and (self.baseline != "none" or self.normalise == "group_std"):
@@ -100,6 +116,9 @@ def check(config: Config, context: Context) -> None:
   """Raises: ValueError for unknown rewards, for references they cannot use and for prompts that are too long."""
   problems = first_rows(context.task.train)
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  if config.staleness and jax.process_count() > 1:
+    raise ValueError(f"staleness=1 runs two programs at once, and {jax.process_count()} processes could start them in"
+                     " different orders and wait for each other for ever: set staleness=0.")
   with contextlib.closing(build_rewards(config.rewards)) as rewards:
     rewards.check_references([p.reference for p in problems])
 
@@ -142,57 +161,69 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
   update = jax.profiler.annotate_function(update, name="update")  # In a profile's timeline; so are the others below.
 
-  def step(state, problems, index):
+  def sample(params, problems, index) -> Rollout:
+    """Prompts -> completions -> rewards, by the policy `params`."""
     started = time.perf_counter()
-
     # Prompts, the same on every process.
     bucket = 32 if jax.process_count() == 1 else context.max_prompt_tokens
     prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
         problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket))
 
-    # Completions.
+    # Completions, and rewards of this process's own problems as their completions end.
+    first = jax.process_index() * len(problems) * config.group_size
+    own = slice(first, first + len(problems) * config.group_size)
+    scoring = Scoring(rewards)
+
+    def to_samples(completions, rows=None):
+      return make_samples(problems, jax.tree.map(lambda x: x[own], completions), tokenizer, rows=rows,
+                          stop_strings=config.sampling.stop_strings, step=index)
+
+    def on_finished(completions, rows):
+      rows = [int(i) - first for i in rows if own.start <= i < own.stop]
+      scoring.add(rows, to_samples(completions, rows))
+
     with jax.profiler.TraceAnnotation("generate"):
       completions = generate(
-          model, state.params, prompts, config.sampling, group_size=config.group_size,
+          model, params, prompts, config.sampling, group_size=config.group_size,
           rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-          dtype=context.dtype, slots=config.slots)
+          dtype=context.dtype, slots=config.slots, int8=config.int8_rollouts, on_finished=on_finished)
     generated = time.perf_counter()
-
-    # Rewards, of this process's own problems.
-    own = _own_rows(completions, len(problems) * config.group_size)
-    samples = make_samples(problems, own, tokenizer, stop_strings=config.sampling.stop_strings, step=index)
     with jax.profiler.TraceAnnotation("reward"):
-      scores, components = jax.tree.map(sharding.gather_rows, rewards(samples))
-    rewarded = time.perf_counter()
+      samples = to_samples(completions)
+      scores, components = jax.tree.map(sharding.gather_rows, scoring.finish(samples))
+    return Rollout(index, prompts, completions, scores, components, _show(samples[0], scores[0]), {
+        "time/generate": generated - started, "time/reward": time.perf_counter() - generated})
 
-    # Advantages and updates.
+  def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
+    """Rewards -> advantages -> updates."""
+    started = time.perf_counter()
     with jax.profiler.TraceAnnotation("assemble"):
-      batch = assemble(config, context, prompts, completions, scores, reference)
+      batch, metrics = assemble(config, context, rollout, state.params, reference)
     history = []
-    for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), index)):
+    for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), rollout.index)):
       packed = packing.pack(minibatch, pack_rows(config, context, minibatch.completion_lengths, config.microbatches))
       microbatches = split_microbatches(packed, config.microbatches)
-      state, metrics = update(state, context.partitioning.place(microbatches, (None, "batch")))
-      history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
-
-    tokens = float(completions.lengths.sum())
-    metrics = {
+      state, updated = update(state, context.partitioning.place(microbatches, (None, "batch")))
+      history.append({k: float(v) for k, v in jax.device_get(updated).items()})
+    return state, {
         **{k: float(np.mean([h[k] for h in history])) for k in history[0]},
         # The first update has the very parameters that sampled: any gap there is a fault, or rounding.
         "logprob_gap": history[0]["logprob_gap"],
         "skipped_in_a_row": max(h["skipped_in_a_row"] for h in history),
-        **reward_metrics(scores, components, config.group_size),
-        "completion/length": tokens / len(completions.lengths),
-        "completion/truncated": float(completions.truncated.mean()),
-        "tokens": tokens,
+        **metrics, **rollout_metrics(rollout, config.group_size),
         **{f"reward_workers/{k}": float(v) for k, v in failure_counts().items()},
-        "time/generate": generated - started, "time/reward": rewarded - generated,
-        "time/update": time.perf_counter() - rewarded,
+        **rollout.seconds, "time/update": time.perf_counter() - started,
     }
-    return state, metrics, _show(samples[0], scores[0])
 
+  def step(state, problems, index):
+    rollout = sample(state.params, problems, index)
+    state, metrics = learn(state, rollout)
+    return state, metrics, rollout.shown
+
+  ahead = Ahead(context, sample, learn, config.num_steps) if config.staleness else None
   return Stage(
-      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step, resumable={"rewards": rewards},
+      num_steps=config.num_steps, init=init, state_shape=state_shape, step=ahead.step if ahead else step,
+      resumable={"rewards": rewards, **({"ahead": ahead} if ahead else {})},
       max_skipped=config.optimizer.max_skipped, close=rewards.close,
       data=pipeline.batches(
           context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
@@ -200,28 +231,42 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
 
 def assemble(
-    config: Config, context: Context, prompts: PromptBatch, completions: Completions, scores: np.ndarray,
-    reference: Params | None,
-) -> RolloutBatch:
-  """Rewards -> advantages per token, beside what the loss reads; host arrays."""
-  mask = np.asarray(length_mask(completions.lengths, completions.tokens.shape[1]))
-  reference_logprobs = np.zeros_like(completions.behaviour_logprobs)
-  if reference is not None:
-    rows = pack_rows(config, context, completions.lengths)
-    placed = context.partitioning.place((prompts, rows.pack(completions.tokens), rows.row_lengths, rows.segments), ("batch",))
-    reference_logprobs = rows.unpack(sharding.fetch(policy.score(
-        context.policy.config, reference, *placed, temperature=config.sampling.temperature, dtype=context.dtype)),
-        completions.tokens.shape[1])
+    config: Config, context: Context, rollout: Rollout, params: Params, reference: Params | None,
+) -> tuple[RolloutBatch, dict[str, float]]:
+  """(what the loss reads, host arrays: rewards -> advantages per token; metrics of the importance weights, if any).
+
+  Args:
+    params: the policy that the next update starts from. reference: the one the KL penalty is measured against.
+  """
+  completions, scores = rollout.completions, rollout.scores
+  size = completions.tokens.shape[1]
+  mask = np.asarray(length_mask(completions.lengths, size))
+  rows = pack_rows(config, context, completions.lengths)
+
+  def logprobs_of(params):
+    placed = context.partitioning.place(
+        (rollout.prompts, rows.pack(completions.tokens), rows.row_lengths, rows.segments), ("batch",))
+    return rows.unpack(sharding.fetch(policy.score(
+        context.policy.config, params, *placed, temperature=config.sampling.temperature, dtype=context.dtype)), size)
+
+  reference_logprobs = np.zeros_like(completions.behaviour_logprobs) if reference is None else logprobs_of(reference)
   if config.kl_coef and config.kl_in == "reward":
     kl = losses.kl_estimate(completions.behaviour_logprobs, reference_logprobs, mask, estimator=config.kl_estimator)
     scores = scores - config.kl_coef * np.asarray(kl).sum(axis=1)
   per_completion = np.asarray(advantages.advantages(
       scores.reshape(-1, config.group_size), baseline=config.baseline, normalise=config.normalise)).reshape(-1, 1)
-  return RolloutBatch(
-      prompts=prompts, completions=completions.tokens, completion_lengths=completions.lengths,
+  batch = RolloutBatch(
+      prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
       behaviour_logprobs=completions.behaviour_logprobs, advantages=np.where(mask, per_completion, 0.0),
       reference_logprobs=reference_logprobs,
       token_weights=np.zeros_like(completions.behaviour_logprobs))  # Set per minibatch.
+  if not config.importance_cap:
+    return batch, {}
+  trainer_logprobs = logprobs_of(params)
+  weights, metrics = losses.truncated_importance(
+      trainer_logprobs, completions.behaviour_logprobs, mask, cap=config.importance_cap)
+  return batch.replace(
+      behaviour_logprobs=trainer_logprobs, advantages=np.asarray(batch.advantages * weights)), jax.tree.map(float, metrics)
 
 
 def pack_rows(config: Config, context: Context, lengths: np.ndarray, parts: int = 1) -> packing.Packing:
@@ -256,19 +301,19 @@ def minibatches(batch: RolloutBatch, config: Config, rng):
       yield part.replace(token_weights=np.asarray(weights))
 
 
-def reward_metrics(scores: np.ndarray, components: Mapping[str, np.ndarray], group_size: int) -> dict[str, float]:
-  """Means of the total and of each component; how many groups have nothing to teach because all rewards are equal."""
-  groups = scores.reshape(-1, group_size)
+def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
+  """Means of the total reward and of each component; how many groups have nothing to teach because all rewards are
+  equal; lengths."""
+  scores, completions = rollout.scores, rollout.completions
+  groups, tokens = scores.reshape(-1, group_size), float(completions.lengths.sum())
   return {
       "reward/mean": float(scores.mean()), "reward/std": float(scores.std()),
       "reward/equal_groups": float((groups == groups[:, :1]).all(axis=1).mean()),
-      **{f"reward/{k}": float(v.mean()) for k, v in components.items()},
+      **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
+      "completion/length": tokens / len(completions.lengths),
+      "completion/truncated": float(completions.truncated.mean()),
+      "tokens": tokens,
   }
-
-
-def _own_rows(completions: Completions, count: int) -> Completions:
-  start = jax.process_index() * count
-  return jax.tree.map(lambda x: x[start:start + count], completions)
 
 
 def _show(sample: Sample, score: float) -> str:

@@ -1,0 +1,59 @@
+"""One step off-policy: the next rollout is sampled in a thread while this one's update runs."""
+
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rl_reason.rollout import Rollout
+from rl_reason.stages.base import Context
+from rl_reason.types import LearnerState, Params, Problem
+
+
+class Ahead:
+  """Step i samples rollout i and, meanwhile, updates on rollout i - 1; so each was drawn by parameters one update old.
+
+  The first step has nothing to update on; the last one updates on its own rollout as well, after the other: as many
+  rollouts and updates as in a synchronous run. Logged as `staleness`: the rollouts that were learnt from between
+  sampling and learning. The rollout that waits belongs into a checkpoint (`state`, `restore`).
+  """
+
+  def __init__(
+      self, context: Context, sample: Callable[[Params, list[Problem], int], Rollout],
+      learn: Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, float]]], num_steps: int):
+    self._context, self._sample, self._learn, self._last = context, sample, learn, num_steps - 1
+    self._waiting: Rollout | None = None
+    self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
+
+  def step(
+      self, state: LearnerState, problems: list[Problem], index: int) -> tuple[LearnerState, dict[str, float], str]:
+    if self._waiting is None:
+      rollout, metrics = self._sample(state.params, problems, index), {"skipped_in_a_row": 0.0}
+    else:
+      # A copy: the update donates its parameters.
+      params = jax.tree.map(jnp.copy, state.params)
+      sampling = self._thread.submit(self._in_mesh, params, problems, index)
+      try:
+        state, metrics = self._learn(state, self._waiting)
+      finally:
+        rollout = sampling.result()
+      metrics["staleness"] = float(self._waiting.index > 0)
+    self._waiting = rollout
+    if index == self._last:
+      state, own = self._learn(state, rollout)
+      metrics = {**own, "staleness": float(index > 0),
+                 "skipped_in_a_row": max(own["skipped_in_a_row"], metrics["skipped_in_a_row"])}
+    # What is logged of a step is the rollout it updated on, but tokens are those it sampled.
+    return state, {**rollout.seconds, **metrics, "tokens": float(rollout.completions.lengths.sum())}, rollout.shown
+
+  def _in_mesh(self, *args) -> Rollout:
+    with self._context.partitioning.use():  # The mesh in use is a thread's own.
+      return self._sample(*args)
+
+  def state(self) -> Mapping[str, Any]:
+    return {"waiting": None if self._waiting is None else self._waiting.to_json()}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    self._waiting = None if state["waiting"] is None else Rollout.from_json(state["waiting"])
