@@ -143,11 +143,19 @@ def update_parts(
 
 
 def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype) -> list[Part]:
-  """The reference policy reads a whole rollout: nothing is saved, one layer's activations are there at a time."""
+  """The reference policy reads a whole rollout. Nothing is saved for a backward pass, and one layer's arrays are there at
+  a time: the residual stream and what is added to it, with attention's float32 scores and weights or the feed-forward's
+  three arrays, whichever are larger.
+  """
   cure = "lower prompts_per_step or group_size, or set kl_coef=0"
-  everything = saved_activations(model, partitioning, batch, dtype=dtype, remat="none")
-  return [Part("activations of the reference policy", everything / model.num_layers, cure, "scoring"),
-          _logits(model, partitioning, batch.completions * batch.completion_tokens, "scoring", cure)]
+  local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize
+  tokens = batch.completions * batch.completion_tokens
+  attention = 2 * 4 * tokens * local.num_heads * (batch.prompt_tokens + batch.completion_tokens)
+  layer = 3 * tokens * model.width * itemsize + max(attention, 3 * tokens * local.mlp_hidden * itemsize)
+  prompts = _token_bytes(model, partitioning, dtype) * batch.prompts * batch.prompt_tokens
+  return [Part("activations of the reference policy", (layer + prompts) / _batch_ways(partitioning, batch.completions),
+               cure, "scoring"),
+          _logits(model, partitioning, tokens, "scoring", cure)]
 
 
 def rollout_parts(
@@ -161,8 +169,7 @@ def rollout_parts(
     params: abstract_params of the context, with shardings.
   """
   dtype = jnp.dtype(dtype)
-  local, ways = _local(model, partitioning), _batch_ways(partitioning, batch.completions)
-  token = 2 * model.num_layers * local.num_kv_heads * model.head_dim * dtype.itemsize
+  ways, token = _batch_ways(partitioning, batch.completions), _token_bytes(model, partitioning, dtype)
   return [
       Part("weights laid out for decoding", sharded_bytes(params) * dtype.itemsize / 4,
            "policy.dtype='bfloat16'" if dtype.itemsize > 2 else "mesh.fsdp or mesh.tensor", phase),
@@ -199,6 +206,11 @@ def _logits(model, partitioning, positions, phase, cure) -> Part:
   at_once = min(positions * model.vocab_size, max(policy.MAX_LOGITS, model.vocab_size))
   split = model.vocab_size / _local(model, partitioning).vocab_size * _batch_ways(partitioning, positions)
   return Part("logits", 4 * LOGITS_COPIES * at_once / split, cure, phase)
+
+
+def _token_bytes(model: ModelConfig, partitioning: Partitioning, dtype: jnp.dtype) -> int:
+  """Of one token's keys and values in all layers."""
+  return 2 * model.num_layers * _local(model, partitioning).num_kv_heads * model.head_dim * jnp.dtype(dtype).itemsize
 
 
 def _batch_ways(partitioning: Partitioning, rows: int) -> int:

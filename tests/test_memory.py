@@ -37,6 +37,8 @@ def test_the_peak_is_what_lasts_and_the_largest_phase():
   parts = [Part("parameters", 5, ""), Part("cache", 7, "", "sampling"), Part("logits", 1, "", "sampling"),
            Part("activations", 6, "", "update"), Part("gradients", 5, "", "update"), Part("optimizer", 10, "")]
   assert [p.name for p in memory.peak(parts)] == ["optimizer", "activations", "parameters", "gradients"]  # 26, not 23.
+  parts.append(Part("weights", 4, "", "sampling"))  # 12 there now, against 11.
+  assert [p.name for p in memory.peak(parts)] == ["optimizer", "cache", "parameters", "weights", "logits"]
 
 
 def test_what_sampling_holds_by_hand():
@@ -123,6 +125,15 @@ def test_the_estimate_is_near_what_xla_takes_and_microbatches_save_memory():
     taken[microbatches, remat] = xla_temporaries(batch, microbatches=microbatches, remat=remat)
     assert 0.7 < estimate / taken[microbatches, remat] < 1.5, (microbatches, remat, estimate, taken)
   assert taken[2, "none"] < 0.65 * taken[1, "none"] and taken[1, "full"] < 0.6 * taken[1, "none"]
+
+
+def test_the_estimate_of_scoring_is_near_what_xla_takes():
+  batch, places = Batch(prompts=4, group_size=4, prompt_tokens=64, completion_tokens=32), partitioning()
+  prompts = PromptBatch(jnp.zeros((4, 64), jnp.int32), jnp.ones(4, jnp.int32))
+  scored = policy.score.lower(
+      MODEL, transformer.abstract_params(MODEL), prompts, jnp.zeros((16, 32), jnp.int32), jnp.ones(16, jnp.int32))
+  estimate = sum(p.num_bytes for p in memory.scoring_parts(MODEL, places, batch, dtype=jnp.float32))
+  assert 0.7 < estimate / scored.compile().memory_analysis().temp_size_in_bytes < 1.5
 
 
 def test_what_fits_is_told_and_what_does_not_is_refused_with_cures():

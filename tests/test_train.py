@@ -297,7 +297,9 @@ def test_a_run_tells_what_it_compiles_and_can_be_profiled(config, tmp_path):
   train(config, tmp_path, plain=True)
   first, *rest = steps(tmp_path)
   assert first["time/compilations"] > 0 and first["time/compile_seconds"] > 0
-  assert all(line["time/compilations"] == first["time/compilations"] and not line["time/compile_seconds"] for line in rest)
+  assert [line["time/compile_seconds"] for line in rest] == [0, 0]
+  # The first checkpoint, between two steps, may compile its own.
+  assert first["time/compilations"] <= rest[0]["time/compilations"] == rest[1]["time/compilations"]
   [trace] = (tmp_path / "profile").rglob("*.trace.json.gz")
   shown = [e.get("name") for e in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
   for name in ("rl", "generate", "reward", "assemble", "update"):
