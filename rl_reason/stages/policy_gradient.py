@@ -21,7 +21,7 @@ from rl_reason.models import transformer
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rewards import Scoring, build_rewards
 from rl_reason.rewards.workers import failure_counts
-from rl_reason.rollout import Rollout, Sampling, encode_prompts, generate, make_samples
+from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts, generate, make_samples
 from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.base import Context, Optimizer, Stage, first_rows, fold, make_learner
 from rl_reason.stages.sft import split_microbatches
@@ -130,7 +130,10 @@ def num_microbatches(config: Config, context: Context) -> int:
 
 
 def check(config: Config, context: Context) -> None:
-  """Raises: ValueError for unknown rewards, for references they cannot use and for prompts that are too long."""
+  """Raises: ValueError for unknown rewards, for references they cannot use, and for prompts, completions and stop strings
+  that are too long."""
+  check_sampling(
+      config.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens)
   problems = first_rows(context.task.train)
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
   if config.staleness and jax.process_count() > 1:
