@@ -221,6 +221,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     started = time.perf_counter()
     with jax.profiler.TraceAnnotation("assemble"):
       batch, metrics = assemble(config, context, rollout, state.params, reference)
+    scored = time.perf_counter()
     history = []
     for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), rollout.index)):
       packed = packing.pack(minibatch, pack_rows(config, context, minibatch.completion_lengths, config.microbatches))
@@ -234,7 +235,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         "skipped_in_a_row": max(h["skipped_in_a_row"] for h in history),
         **metrics, **rollout_metrics(rollout, config.group_size),
         **{f"reward_workers/{k}": float(v) for k, v in failure_counts().items()},
-        **rollout.seconds, "time/update": time.perf_counter() - started,
+        **rollout.seconds, "time/score": scored - started, "time/update": time.perf_counter() - scored,
     }
 
   def step(state, problems, index):
