@@ -37,10 +37,7 @@ class Ahead:
       params = jax.tree.map(jnp.copy, state.params)
       sampling = self._thread.submit(self._in_mesh, params, problems, index)
       del params  # The thread's to free.
-      try:
-        state, metrics = self._update(state)
-      finally:
-        futures.wait([sampling])  # Nothing runs on when an update fails; its error comes first.
+      state, metrics = self._update(state)  # Where this fails, `close` waits for the thread.
       rollout = sampling.result()
       self._waiting = rollout, 1.0
     if index == self._last:
