@@ -165,6 +165,23 @@ def test_scoring_goes_through_equal_parts_of_one_shape(one, completions, monkeyp
   np.testing.assert_allclose(batch.behaviour_logprobs, completions.logprobs, atol=1e-5)
 
 
+def test_a_penalty_in_the_reward_is_of_the_trainers_policy_and_not_of_the_samplers(one, completions):
+  # No reward but −0.1 · Σ (log π − log π_ref); the sampler, a constant 0.5 below π, must not shift it. Weights e^0.5.
+  context, config, params, problems = one
+  reference = jax.tree.map(lambda x: 0.9 * x, params)
+  mask = np.asarray(length_mask(LENGTHS, T))
+  other = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(0.5))
+  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  rollout = policy_gradient.Rollout(0, prompts, other, np.zeros(16, np.float32), {}, "", {})
+  config = dataclasses.replace(config, kl_coef=0.1, kl_in="reward", kl_estimator="k1", baseline="none", normalise="none",
+                               importance_cap=2.0)
+  with context.partitioning.use():
+    batch, _ = policy_gradient.assemble(config, context, rollout, params, reference)
+  penalty = 0.1 * np.where(mask, completions.logprobs - batch.reference_logprobs, 0).sum(1, keepdims=True)
+  assert np.abs(penalty).max() > 0.01
+  np.testing.assert_allclose(batch.advantages, np.where(mask, -np.exp(0.5) * penalty, 0), atol=1e-5)
+
+
 def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   context, config, *_ = one
   monkeypatch.setattr(memory, "update_parts", lambda *args, **kwargs: [memory.Part("activations", 100, "", "update")])
