@@ -41,7 +41,7 @@ def get_config(size: str = "full") -> ConfigDict:
       kind="policy_gradient", num_steps=60 if cpu else 1000, prompts_per_step=8 if cpu else 64, group_size=8 if cpu else 16,
       sampling=sampling, rewards=dict(math_answer=1.0, boxed_format=0.2),
       baseline="leave_one_out", normalise="none", mean_over="token", kl_coef=0.01, kl_estimator="k3",
-      clip_low=0.2, clip_high=0.28, microbatches=1 if cpu else 4, remat="none" if cpu else "dots",
+      clip_low=0.2, clip_high=0.28, remat="none" if cpu else "dots",
       optimizer=dict(learning_rate=2e-5 if cpu else 2e-6, warmup_steps=3, args=dict(weight_decay=0.0)))
   c.evaluation = dict(
       rewards=dict(math_answer=1.0), num_problems=100 if cpu else 1319, samples_per_problem=4,

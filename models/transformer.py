@@ -30,6 +30,11 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
+# Up to so many layers the scan over them is unrolled, and nothing is copied in and out of stacked arrays: a training step
+# takes 0.9 of the time on a CPU and half a second a layer longer to compile, which deep models are spared.
+UNROLLED_LAYERS = 8
+
+
 def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], config: ModelConfig) -> Float[Array, "... D"]:
   """x / rms(x) * scale (Zhang & Sennrich 2019, arXiv:1910.07467), in float32."""
   y = x.astype(jnp.float32)
@@ -140,7 +145,8 @@ class Transformer(nn.Module):
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
     self.layers = nn.scan(
         block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-        in_axes=(0, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"})(c, self.kernel)
+        unroll=c.num_layers if c.num_layers <= UNROLLED_LAYERS else 1, in_axes=(0, nn.broadcast, nn.broadcast),
+        metadata_params={nn.PARTITION_NAME: "layers"})(c, self.kernel)
 
   def embed(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T E"]:
     # Whole rows first: a gather from a table split over its columns would be replicated and split again.

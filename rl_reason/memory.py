@@ -144,9 +144,9 @@ def update_parts(
 
 
 def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype) -> list[Part]:
-  """A policy reads one part of a rollout (policy_gradient.assemble). Nothing is saved for a backward pass, and one layer's arrays are there at
-  a time: the residual stream and what is added to it, with attention's float32 scores and weights or the feed-forward's
-  three arrays, whichever are larger.
+  """A policy reads one part of a rollout (policy_gradient.assemble). Nothing is saved for a backward pass, and one layer's
+  arrays are there at a time: the residual stream and what is added to it, with attention's float32 scores and weights or
+  the feed-forward's three arrays, whichever are larger.
   """
   cure = "raise microbatches"
   local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize

@@ -13,7 +13,7 @@ import numpy as np
 
 from rl_reason.types import RolloutBatch
 
-SHORTEST = 16  # Tokens; shorter rows save nothing and cost a program.
+SHORTEST, WIDEST = 16, 256  # Tokens: shorter rows save nothing and cost a program; wider ones cost attention.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +31,28 @@ class Packing:
   @classmethod
   def of(cls, lengths: Int[np.ndarray, "B"], group_size: int, max_tokens: int, *, divisor: int = 1,
          together: bool = True) -> "Packing":
-    """First fit, longest first (at most 11/9 of the best, Johnson 1973), group by group.
+    """First fit, longest first (at most 11/9 of the best, Johnson 1973), group by group, in rows as long as the longest
+    completion, or twice or four times as long where this leaves less padding.
 
     Args:
       divisor: the number of rows stays a multiple of it where the number of completions is: devices share them.
       together: false for a row per completion, in which only the common padding is cut.
     """
-    size, num_groups = row_size(lengths, max_tokens), len(lengths) // group_size
+    shortest, num_groups = row_size(lengths, max_tokens), len(lengths) // group_size
+    best = cls(np.arange(len(lengths)), np.zeros_like(lengths), lengths, len(lengths), shortest)
     if not together:
-      return cls(np.arange(len(lengths)), np.zeros_like(lengths), lengths, len(lengths), size)
-    row, start, most = np.zeros_like(lengths), np.zeros_like(lengths), 1
-    for first in range(0, len(lengths), group_size):
-      used: list[int] = []
-      for i in first + np.argsort(-lengths[first:first + group_size], kind="stable"):
-        fitting = next((r for r, n in enumerate(used) if n + lengths[i] <= size), len(used))
-        if fitting == len(used):
-          used.append(0)
-        row[i], start[i] = fitting, used[fitting]
-        used[fitting] += int(lengths[i])
-      most = max(most, len(used))
-    rows = rows_per_group(most, group_size, num_groups, divisor)
-    return cls(row + np.repeat(np.arange(num_groups) * rows, group_size), start, lengths, num_groups * rows, size)
+      return best
+    for times in (1, 2, 4):
+      size = shortest * times
+      if times > 1 and size > WIDEST or times > group_size:
+        break
+      filled = [_first_fit(group, size) for group in lengths.reshape(num_groups, group_size)]
+      needed = max(int(row.max()) + 1 for row, _ in filled)
+      rows = rows_per_group(needed, -(-group_size // times), num_groups, divisor)
+      if rows is not None and num_groups * rows * size < best.num_rows * best.size:
+        row = np.concatenate([g * rows + row for g, (row, _) in enumerate(filled)])
+        best = cls(row, np.concatenate([start for _, start in filled]), lengths, num_groups * rows, size)
+    return best
 
   @property
   def _places(self) -> tuple[np.ndarray, np.ndarray]:
@@ -97,10 +98,22 @@ def row_size(lengths: Int[np.ndarray, "B"], max_tokens: int) -> int:
   return size
 
 
-def rows_per_group(needed: int, group_size: int, num_groups: int, divisor: int) -> int:
-  """`needed` or more, in quarters of the group, such that the divisor divides all groups' rows; else group_size."""
-  quarters = (-(-group_size * k // 4) for k in range(1, 4))
-  return next((rows for rows in quarters if rows >= needed and num_groups * rows % divisor == 0), group_size)
+def rows_per_group(needed: int, most: int, num_groups: int, divisor: int) -> int | None:
+  """`needed` or more, in quarters of `most`, such that the divisor divides all groups' rows; None where nothing does."""
+  quarters = (-(-most * k // 4) for k in range(1, 5))
+  return next((rows for rows in quarters if rows >= needed and num_groups * rows % divisor == 0), None)
+
+
+def _first_fit(lengths: Int[np.ndarray, "G"], size: int) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G"]]:
+  """(row, start) of each completion in rows of `size` tokens."""
+  row, start, used = np.zeros_like(lengths), np.zeros_like(lengths), []
+  for i in np.argsort(-lengths, kind="stable"):
+    fitting = next((r for r, n in enumerate(used) if n + lengths[i] <= size), len(used))
+    if fitting == len(used):
+      used.append(0)
+    row[i], start[i] = fitting, used[fitting]
+    used[fitting] += int(lengths[i])
+  return row, start
 
 
 def pack(batch: RolloutBatch, packing: Packing) -> RolloutBatch:

@@ -21,7 +21,7 @@ from rl_reason import memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
 from rl_reason.models.sources import POLICIES
-from rl_reason.rollout import encode_prompts
+from rl_reason.rollout import check_sampling, encode_prompts
 from rl_reason.stages import STAGES, Context
 from rl_reason.tasks import load_task
 from rl_reason.types import Params
@@ -64,6 +64,7 @@ def make_context(config: RunConfig) -> Context:
   make_policy = naming.find("policy source", config.policy.source, POLICIES)
   naming.check_arguments(f"The policy source {config.policy.source!r}", make_policy, config.policy.args)
   policy = make_policy(**config.policy.args)
+  check_sampling(config.evaluation.sampling, policy.config, policy.tokenizer, max_prompt_tokens=config.max_prompt_tokens)
   # The whole of the held-out part is used, so all its prompts must fit; training prompts are checked as they come.
   count = min(config.evaluation.num_problems, len(task.heldout))
   encode_prompts([task.heldout[i] for i in range(count)], policy.tokenizer, max_tokens=config.max_prompt_tokens)

@@ -29,8 +29,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     compilation.keep_programs(print)
     run_config, _ = run.check(config)
     context = run.make_context(run_config)
-    chat = not isinstance(context.task.heldout[0].prompt, str)
-    prompt = ({"role": "user", "content": _PROMPT.value},) if chat else _PROMPT.value
+    example, prompt = context.task.heldout[0].prompt, _PROMPT.value
+    if not isinstance(example, str):  # A chat, with the task's system message and worked turns, if any.
+      prompt = (*example[:-1], {"role": "user", "content": prompt})
     problems, tokenizer = [Problem(prompt=prompt, reference="", id="--prompt")], context.policy.tokenizer
     prompts = encode_prompts(problems, tokenizer, max_tokens=run_config.max_prompt_tokens)
     sampling = run_config.evaluation.sampling
@@ -41,7 +42,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
         where, params = run.Workdir(workdir).newest_params(run_config, context)
         print(f"# {where}")
       completions = generate(
-          context.policy.config, params, context.partitioning.place(prompts, ("batch",)), sampling,
+          context.policy.config, params, prompts, sampling,
           group_size=_NUM_SAMPLES.value, rng=jax.random.key(_SEED.value), stop_ids=tokenizer.stop_ids,
           decode_text=tokenizer.decode, dtype=context.dtype)
     if sharding.is_main_process():

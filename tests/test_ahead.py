@@ -1,4 +1,4 @@
-"""Rollouts one step ahead: what each was sampled from, in which order, and what an error does; with fakes for both halves."""
+"""Rollouts one step ahead, with fakes for both halves: what each was sampled from, in which order, and what errors do."""
 
 import contextlib
 import json

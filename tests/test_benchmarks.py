@@ -96,7 +96,7 @@ def results():
     return dict(seconds=seconds, generated=12, trained=12, peak_mb=100.0 * seconds, **more)
   shape = dict(title="by hand", model=TINY, prompts=2, completions=2, prompt_tokens=2, max_tokens=3)
   versions = dict(rl_reason="1", jax="2", trl="3", torch="4")
-  parts = dict(generate=0.5, update=0.25)
+  parts = dict(generate=0.5, reward=0.0, score=0.05, update=0.2)
   return dict(
       machine=dict(kind="m", device="cpu", cpu="M", cores=2, memory_gb=8.0), unfinished=None,
       shapes=dict(a=dict(
@@ -125,7 +125,9 @@ def test_the_table_shows_each_system_and_what_failed():
   assert lines[4].startswith("| (a) by hand | rl_reason | 9.0 (5.0) | 1.50 (1.00-2.00) | 9, 9 | 200 | ")
   assert lines[5].startswith("|  | TRL | 7.0 | 4.00 (4.00-4.00) | 3, 3 | 400 | ") and lines[5].endswith("| 3.00x |")
   assert lines[6].startswith("|  | Tunix | failed |")
-  assert "Tunix failed in (a): MemoryError" in lines
+  assert "- Tunix failed in (a): MemoryError" in lines
+  # Of 1 and 2 seconds: the medians of 50 and 25 %, 5 and 2.5 %, 20 and 10 %.
+  assert "- (a) A step of rl_reason: generate 38%, reward 0%, score 4%, update 15%." in lines
   assert len({line.count("|") for line in lines[2:7]}) == 1
 
 

@@ -1,4 +1,4 @@
-"""A policy gradient step apart from the loop: fields that do not go together, importance weights, scoring in parts, meshes."""
+"""A policy gradient step apart from the loop: its fields, importance weights, scoring in parts, memory, meshes."""
 
 import dataclasses
 import threading
@@ -76,7 +76,7 @@ def assert_same(a, b, atol):
 @pytest.mark.parametrize("change, message", [
     (dict(slots=3), "slots must be at least group_size=4, got 3: .* Raise slots, or set 0"),
     (dict(staleness=2), "staleness must be 0 .* or 1 .*, got 2: older rollouts are not kept. Set 1"),
-    (dict(int8_rollouts=True), "int8_rollouts samples from another distribution .* importance_cap is 0: set importance_cap=2.0"),
+    (dict(int8_rollouts=True), "int8_rollouts samples from another .* importance_cap is 0: set importance_cap=2.0"),
     (dict(importance_cap=-1.0), "importance_cap must be at least 0, got -1.0"),
     (dict(slots=-4), "slots must be at least 0, got -4"),
 ])
@@ -89,7 +89,7 @@ def test_fields_that_do_not_go_together_are_refused(one, change, message):
 def test_rollouts_ahead_need_one_device(one):
   context, config = make_context(fsdp=2)
   ahead = dataclasses.replace(config, staleness=1)
-  with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start them .* set staleness=0, or a mesh of one device"):
+  with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start .* staleness=0, or a mesh of one device"):
     policy_gradient.check(ahead, context)
   policy_gradient.check(ahead, one[0])
   policy_gradient.check(config, context)
@@ -112,7 +112,7 @@ def test_importance_weights_of_the_trainers_own_samples_change_nothing(one, comp
 
 
 def test_importance_weights_of_another_sampler_by_hand(one, completions, monkeypatch):
-  # The sampler gave every third token 1/8 of the trainer's probability, capped at weight 2, and every other one 1.25 times.
+  # The sampler gave every third token 1/8 of the trainer's probability, capped at weight 2, and the others 1.25 times.
   context, config, *rest = one
   mask = np.asarray(completions.logprobs != 0)
   third = np.arange(T) % 3 == 0

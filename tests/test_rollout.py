@@ -8,9 +8,10 @@ import pytest
 
 from rl_reason import policy
 from rl_reason.models import transformer
+from rl_reason.models.config import small
 from rl_reason.models.tokenizer import CharacterTokenizer
 from rl_reason.models.transformer import forward, unembed
-from rl_reason.rollout import Completions, Sampling, encode_prompts, generate, make_samples, schedule
+from rl_reason.rollout import Completions, Sampling, check_sampling, encode_prompts, generate, make_samples, schedule
 from rl_reason.types import Problem
 
 T = 11  # Not a multiple of the chunk sizes below.
@@ -262,6 +263,17 @@ def test_prompts_that_do_not_fit_are_named():
     encode_prompts([good, problem("", id="void")], TOKENIZER, max_tokens=4)
 
 
+@pytest.mark.parametrize("sampling, message", [
+    (Sampling(max_tokens=45), "max_prompt_tokens=20 and sampling.max_tokens=45 are more than the policy's context of 64"),
+    (Sampling(max_tokens=3, stop_strings=("=", "1+1=")), "stop string '1\\+1=' has 4 tokens, sampling.max_tokens is 3"),
+    (Sampling(max_tokens=3, stop_strings=("?",)), "Character '\\?'")])  # The policy cannot write it.
+def test_completions_and_stop_strings_that_never_fit_are_refused(sampling, message):
+  model = small(14, width=32, num_layers=1, max_positions=64)
+  check_sampling(Sampling(max_tokens=44, stop_strings=("1+1=",)), model, TOKENIZER, max_prompt_tokens=20)
+  with pytest.raises(ValueError, match=message):
+    check_sampling(sampling, model, TOKENIZER, max_prompt_tokens=20)
+
+
 def test_samples_are_completions_as_text():
   problems = [problem("1+2=", metadata={"level": 1}), problem("4+4=")]
   rows = [[4, 0, 0, 0], [0, 0, 0, 0], [9, 13, 11, 5], [9, 11, 13, 13]]  # 3 and EOS; EOS; "8 +4"; "8+" and two spaces.
@@ -275,4 +287,6 @@ def test_samples_are_completions_as_text():
   assert [s.group for s in samples] == [0, 0, 1, 1] and {s.step for s in samples} == {7}
   assert [s.truncated for s in samples] == [False, False, True, False]
   assert samples[0].metadata == {"level": 1} and samples[0].reference == "3"
+  assert make_samples(problems, completions, TOKENIZER, stop_strings=("4", "+"), step=7, rows=[3, 0]) == [
+      samples[3], samples[0]]
   assert make_samples(problems, completions, TOKENIZER)[2].completion == "8 +4"

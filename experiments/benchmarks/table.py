@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
 from statistics import median
@@ -64,7 +64,13 @@ def absolute(entry: Mapping[str, Any]) -> dict[str, float] | None:
   flops, bandwidth = peaks
   works = [(step_work(entry["shape"], r["generated"]), r["parts"]) for r in ours["rounds"]]
   return dict(decode_bandwidth=median(w.decode_bytes / parts["generate"] / bandwidth for w, parts in works),
-              update_mfu=median((w.reference + w.update) / parts["update"] / flops for w, parts in works))
+              update_mfu=median((w.reference + w.update) / (parts["score"] + parts["update"]) / flops for w, parts in works))
+
+
+def step_parts(rounds: Sequence[Mapping[str, Any]]) -> str:
+  """Where the time of our steps goes: shares of sampling, rewards, scoring with the reference policy, and updates."""
+  shares = {part: median(r["parts"][part] / r["seconds"] for r in rounds) for part in ("generate", "reward", "score", "update")}
+  return ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -90,6 +96,8 @@ def render(results: Mapping[str, Any]) -> str:
     if figures := absolute(entry):
       notes.append(f"({name}) rl_reason decodes at {figures['decode_bandwidth']:.0%} of the memory bandwidth and updates at"
                    f" {figures['update_mfu']:.0%} of the peak arithmetic.")
+    if ours := entry["systems"].get("ours", {}).get("rounds"):
+      notes.append(f"({name}) A step of rl_reason: {step_parts(ours)}.")
     gflops, gigabytes = (median(m[k] for m in entry["machine"]) for k in ("gflops", "gigabytes"))
     versions = ", ".join(f"{LABELS[n]} {version(n, s)}" for n, s in entry["systems"].items() if "versions" in s)
     rounds = max(len(s["rounds"]) for s in entry["systems"].values())
@@ -99,7 +107,7 @@ def render(results: Mapping[str, Any]) -> str:
   where = cores if machine["device"] == "cpu" else f"{machine['device']}; {cores}"
   lines = ["| " + " | ".join(row) + " |" for row in rows]
   lines[1] = lines[1].replace(" ", "")
-  return "\n".join([f"Measured on {where}.", "", *lines, "", *notes])
+  return "\n".join([f"Measured on {where}.", "", *lines, "", *(f"- {note}" for note in notes)])
 
 
 def version(system: str, entry: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Sampling: prompts -> completions with their log-probabilities. `generate` is the entrance."""
 
 from rl_reason.rollout.generate import Completions, generate
-from rl_reason.rollout.prompts import encode_prompts, make_samples
+from rl_reason.rollout.prompts import check_sampling, encode_prompts, make_samples
 from rl_reason.rollout.record import Rollout
 from rl_reason.rollout.sampling import Sampling
 
-__all__ = ["Completions", "Rollout", "Sampling", "encode_prompts", "generate", "make_samples"]
+__all__ = ["Completions", "Rollout", "Sampling", "check_sampling", "encode_prompts", "generate", "make_samples"]

@@ -44,7 +44,7 @@ def generate(
     decode_text: Callable[[Sequence[int]], str] | None = None,
     dtype: jnp.dtype = jnp.float32,
     slots: int = 0,
-    chunk_size: int = 32,
+    chunk_size: int = 64,
     int8: bool = False,
     on_finished: Callable[[Completions, Int[np.ndarray, "N"]], None] | None = None,
 ) -> Completions:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rl_reason.models.config import ModelConfig
 from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.sampling import Sampling
 from rl_reason.types import Problem, PromptBatch, Sample
 
 
@@ -26,6 +28,19 @@ def encode_prompts(
           f" raise the limit, or drop such rows. It starts {str(problem.prompt)[:80]!r}.")
   size = min(-(-max(map(len, rows)) // bucket) * bucket, max_tokens)
   return PromptBatch(tokens=pad_rows(rows, size), lengths=np.array([len(r) for r in rows], np.int32))
+
+
+def check_sampling(sampling: Sampling, model: ModelConfig, tokenizer: Tokenizer, *, max_prompt_tokens: int) -> None:
+  """Raises: ValueError if prompt and completion exceed the model's context, or a stop string can never be completed."""
+  if max_prompt_tokens + sampling.max_tokens > model.max_positions:
+    raise ValueError(
+        f"max_prompt_tokens={max_prompt_tokens} and sampling.max_tokens={sampling.max_tokens} are more than the policy's"
+        f" context of {model.max_positions} tokens: later positions were never trained, and have no meaning. Lower one.")
+  for stop in sampling.stop_strings:
+    needed = len(tokenizer.encode(stop))
+    if needed > sampling.max_tokens:
+      raise ValueError(f"The stop string {stop!r} has {needed} tokens, sampling.max_tokens is {sampling.max_tokens}: no"
+                       " completion could hold it. Raise max_tokens, or remove it.")
 
 
 def pad_rows(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
