@@ -124,9 +124,9 @@ class RewardSet:
 class Scoring:
   """Scores a batch as its samples come to be: components with `per_sample` work in a thread beside the sampler.
 
-      scoring = Scoring(rewards)
-      scoring.add([3], [sample])         # Returns at once.
-      total, components = scoring.finish(samples)  # What rewards(samples) returns, or raises.
+      with contextlib.closing(Scoring(rewards)) as scoring:
+        scoring.add([3], [sample])         # Returns at once.
+        total, components = scoring.finish(samples)  # What rewards(samples) returns, or raises.
   """
 
   def __init__(self, rewards: RewardSet):
@@ -147,17 +147,21 @@ class Scoring:
     begun = {i for positions, _ in self._begun for i in positions}
     rest = [i for i in range(len(samples)) if i not in begun]
     self.add(rest, [samples[i] for i in rest])
-    self._thread.shutdown()
-    components = {}
+    self._thread.shutdown()  # Waits for all that was begun.
+    early, components = {c.name for c in self._early}, {}
     for c in self._rewards.components:
-      if c not in self._early:
-        components[c.name] = _checked(c, self._rewards._call(c, samples), samples)
-        continue
-      values = np.zeros(len(samples), np.float32)
-      for positions, results in self._begun:
-        values[positions] = _checked(c, results[c.name].result(), [samples[i] for i in positions])
-      components[c.name] = values
+      if c.name in early:
+        output = np.zeros(len(samples))
+        for positions, results in self._begun:
+          output[positions] = _numbers(c, results[c.name].result(), len(positions))
+      else:
+        output = self._rewards._call(c, samples)
+      components[c.name] = _checked(c, output, samples)
     return self._rewards._total(components)
+
+  def close(self) -> None:
+    """Ends the thread; what it has not begun is never scored."""
+    self._thread.shutdown(cancel_futures=True)
 
 
 def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:
@@ -208,18 +212,8 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:
 
 def _checked(component: Component, output: Any, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
   """The output as float32 [N], or an error that names what is wrong with it."""
-  try:
-    values = np.asarray(output, np.float64)
-  except (TypeError, ValueError) as error:
-    raise ValueError(f"The reward component {component.name!r} must return one number per sample, got"
-                     f" {str(output)[:200]} ({error}): return np.ndarray [N]; a sample it cannot judge needs a"
-                     " number too, e.g. 0.") from error
-  if values.shape != (len(samples),):
-    raise ValueError(f"The reward component {component.name!r} must return one number per sample, shape"
-                     f" ({len(samples)},), got shape {values.shape}: score every sample, in the order given, also"
-                     " the malformed ones.")
   with np.errstate(over="ignore"):
-    values = values.astype(np.float32)
+    values = _numbers(component, output, len(samples)).astype(np.float32)
   bad = np.flatnonzero(~np.isfinite(values))
   if bad.size:
     i = int(bad[0])
@@ -229,6 +223,21 @@ def _checked(component: Component, output: Any, samples: Sequence[Sample]) -> Fl
         f" not finite): {_describe(samples[i])}. One such number would turn all parameters into NaN, so the run stops"
         f" before the update; its checkpoints are untouched. Look for a division by zero or an overflow in"
         f" {getattr(component.function, '__module__', '')}:{culprit}.")
+  return values
+
+
+def _numbers(component: Component, output: Any, count: int) -> Float[np.ndarray, "N"]:
+  """The output as float64 [count], or an error that says what it is instead."""
+  try:
+    values = np.asarray(output, np.float64)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"The reward component {component.name!r} must return one number per sample, got"
+                     f" {str(output)[:200]} ({error}): return np.ndarray [N]; a sample it cannot judge needs a"
+                     " number too, e.g. 0.") from error
+  if values.shape != (count,):
+    raise ValueError(f"The reward component {component.name!r} must return one number per sample, shape"
+                     f" ({count},), got shape {values.shape}: score every sample, in the order given, also"
+                     " the malformed ones.")
   return values
 
 

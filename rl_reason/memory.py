@@ -18,6 +18,7 @@ import numpy as np
 from rl_reason import policy
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
+from rl_reason.rollout.schedule import Schedule
 from rl_reason.sharding import Partitioning
 from rl_reason.types import LearnerState, Params, PromptBatch
 
@@ -143,41 +144,49 @@ def update_parts(
 
 
 def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype) -> list[Part]:
-  """The reference policy reads a whole rollout. Nothing is saved for a backward pass, and one layer's arrays are there at
-  a time: the residual stream and what is added to it, with attention's float32 scores and weights or the feed-forward's
-  three arrays, whichever are larger.
+  """A policy reads one part of a rollout (policy_gradient.assemble). Nothing is saved for a backward pass, and one layer's
+  arrays are there at a time: the residual stream and what is added to it, with attention's float32 scores and weights or
+  the feed-forward's three arrays, whichever are larger.
   """
-  cure = "lower prompts_per_step or group_size, or set kl_coef=0"
+  cure = "raise microbatches"
   local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize
   tokens = batch.completions * batch.completion_tokens
   attention = 2 * 4 * tokens * local.num_heads * (batch.prompt_tokens + batch.completion_tokens)
   layer = 3 * tokens * model.width * itemsize + max(attention, 3 * tokens * local.mlp_hidden * itemsize)
   prompts = _token_bytes(model, partitioning, dtype) * batch.prompts * batch.prompt_tokens
-  return [Part("activations of the reference policy", (layer + prompts) / _batch_ways(partitioning, batch.completions),
+  return [Part("activations of scoring", (layer + prompts) / _batch_ways(partitioning, batch.completions),
                cure, "scoring"),
           _logits(model, partitioning, tokens, "scoring", cure)]
 
 
 def rollout_parts(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, params: Params,
-    phase: str, cure: str,
+    phase: str, cure: str, slots: int = 0, int8: bool = False,
 ) -> list[Part]:
   """What sampling holds: the weights laid out for decoding, keys and values of prompts and completions.
 
   Args:
-    batch: group_size * prompts completions that have a cache at the same time.
+    batch: what one call of `generate` samples; slots, int8: its arguments.
     params: abstract_params of the context, with shardings.
   """
   dtype = jnp.dtype(dtype)
-  ways, token = _batch_ways(partitioning, batch.completions), _token_bytes(model, partitioning, dtype)
+  schedule = Schedule(batch.prompts, batch.group_size, slots)
+  completions, prompts = schedule.num_slots, len(schedule.groups)
+  ways, token = _batch_ways(partitioning, completions), _token_bytes(model, partitioning, dtype)
+  weights = sharded_bytes(params) * dtype.itemsize / 4
+  if int8:  # A byte and not `itemsize` for each of these float32 numbers, and a float32 scale per output.
+    for name, inputs in transformer.INPUT_AXES.items():
+      matrix = params["layers"][name]
+      float32_bytes = sharded_bytes(matrix)
+      weights += float32_bytes * ((1 - dtype.itemsize) / 4 + 1 / np.prod(matrix.shape[1:1 + inputs]))
   return [
-      Part("weights laid out for decoding", sharded_bytes(params) * dtype.itemsize / 4,
+      Part("weights laid out for decoding", weights,
            "policy.dtype='bfloat16'" if dtype.itemsize > 2 else "mesh.fsdp or mesh.tensor", phase),
-      Part("keys and values of prompts", token * batch.prompts * batch.prompt_tokens / ways,
+      Part("keys and values of prompts", token * prompts * batch.prompt_tokens / ways,
            f"lower max_prompt_tokens; {cure}", phase),
-      Part("keys and values of completions", token * batch.completions * batch.completion_tokens / ways,
+      Part("keys and values of completions", token * completions * batch.completion_tokens / ways,
            f"lower sampling.max_tokens; {cure}", phase),
-      _logits(model, partitioning, batch.completions, phase, cure),
+      _logits(model, partitioning, completions, phase, cure),
   ]
 
 

@@ -100,6 +100,11 @@ class Loop:
         step, state = 0, stage.init()
       else:
         step, state, host = restored
+        if host["resumable"].keys() != stage.resumable.keys():
+          raise ValueError(
+              f"The checkpoint of stage {name!r} at step {step} holds the state of {sorted(host['resumable'])}, and the"
+              f" stage now has {sorted(stage.resumable)}: a rollout would be lost, or missing. Resume with the staleness it"
+              " was saved with, or choose another --workdir.")
         stage.data.set_state(host["data"])
         for key, part in stage.resumable.items():
           part.restore(host["resumable"][key])

@@ -48,6 +48,29 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce():
   assert not clipped.any()
 
 
+@pytest.mark.parametrize("garbage", [1e9, -1e9, np.inf, np.nan])
+def test_truncated_importance_by_hand(garbage):
+  # Gaps ln 1.5, ln 0.5, ln 4 and 0, cap 2: weights 1.5, 0.5, 2 (capped), 1; mean 5 / 4; largest gap ln 4.
+  trainer = row(*np.log([1.5, 0.5, 4.0, 1.0]) - 3, garbage)
+  weights, metrics = losses.truncated_importance(
+      trainer, row(-3.0, -3.0, -3.0, -3.0, 0.0), row(True, True, True, True, False), cap=2.0)
+  np.testing.assert_allclose(weights, [[1.5, 0.5, 2.0, 1.0, 0.0]], rtol=1e-6)
+  np.testing.assert_allclose([metrics["importance/weight"], metrics["importance/capped"], metrics["logprob_gap"]],
+                             [1.25, 0.25, np.log(4)], rtol=1e-6)
+  weights, metrics = losses.truncated_importance(row(0.0), row(-1e3), row(True), cap=2.0)  # exp overflows.
+  assert weights == 2 and metrics["importance/capped"] == 1
+  weights, metrics = losses.truncated_importance(trainer, trainer, jnp.zeros((1, 5), bool), cap=2.0)
+  assert not weights.any() and set(map(float, metrics.values())) == {0.0}
+
+
+def test_the_same_distribution_has_weights_of_one(tiny_batch):
+  mask = tiny_batch.completion_mask
+  weights, metrics = losses.truncated_importance(
+      tiny_batch.behaviour_logprobs, tiny_batch.behaviour_logprobs, mask, cap=1.0)
+  np.testing.assert_array_equal(weights, mask)
+  assert {k: float(v) for k, v in metrics.items()} == {"importance/weight": 1, "importance/capped": 0, "logprob_gap": 0}
+
+
 def test_kl_estimates_by_hand():
   # d = log π − log π_ref = 0.5 and −0.5: k2 = 0.125; k3 = e^−0.5 − 1 + 0.5 = 0.106531, e^0.5 − 1 − 0.5 = 0.148721.
   logprobs, reference, mask = row(-1.0, -2.0, 5.0), row(-1.5, -1.5, 0.0), row(True, True, False)

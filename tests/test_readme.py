@@ -76,5 +76,10 @@ def test_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
 def tiny_run(tmp_path_factory):
   from rl_reason import config, train
   workdir = tmp_path_factory.mktemp("tiny")
-  train.train(config.load("experiments/quickstart.py:tiny"), workdir, plain=True)
+  c = config.load("experiments/quickstart.py:tiny")
+  # The fields that log more.
+  c.unlock()
+  c.rl.update(staleness=1, importance_cap=2.0)
+  c.mesh.fsdp = 1
+  train.train(c, workdir, plain=True)
   return workdir

@@ -1,8 +1,10 @@
 """Rewards: hand-worked values, hostile completions, bad references, and the set that composes them."""
 
+import contextlib
 import re
 import subprocess
 import sys
+import threading
 import time
 
 import ml_collections
@@ -372,6 +374,113 @@ def test_close_ends_the_workers_and_the_next_use_starts_them_again():
   reward.close()
   assert not any(pool._workers for pool in workers._shared.values())
   assert reward(SAMPLES)[0].tolist() == [1, 0, 0]
+
+
+# --- Scoring while samples come
+
+
+class Counted:
+  """Per sample; records its calls and the thread of each. With `hold`, a call waits until it is set."""
+  per_sample = True
+
+  def __init__(self, hold=None):
+    self.calls, self.threads, self.hold = [], set(), hold
+
+  def __call__(self, samples):
+    if self.hold:
+      assert self.hold.wait(20)
+    self.calls.append([s.completion for s in samples])
+    self.threads.add(threading.current_thread().name)
+    return [{"nan": np.nan}.get(s.completion) or 1 / (len(s.completion) - 3) for s in samples]
+
+
+def whole(samples):
+  """Of a sample among the others: how many of them are as long."""
+  return [sum(len(s.completion) == len(t.completion) for t in samples) for s in samples]
+
+
+def scored_early(parts, texts, function):
+  """What Scoring makes of these texts, of which `parts`, lists of positions, are begun early."""
+  reward = rewards.RewardSet([rewards.Component("early", function, 2.0), rewards.Component("whole", whole, -0.5)])
+  samples = [sample(t) for t in texts]
+  with contextlib.closing(rewards.Scoring(reward)) as scoring:
+    for part in parts:
+      scoring.add(part, [samples[i] for i in part])
+    return scoring.finish(samples), reward(samples)
+
+
+@pytest.mark.parametrize("parts", [[], [[2]], [[3, 0], [1]], [[4], [0, 2], [], [1, 3]], [np.array([4, 3, 2, 1, 0])]])
+def test_scoring_equals_the_reward_set_whatever_was_begun(parts):
+  counted = Counted()
+  (total, components), (expected, by_name) = scored_early(parts, ["a", "bb", "cccc", "dd", "e" * 8], counted)
+  assert total.dtype == expected.dtype and total.tobytes() == expected.tobytes()
+  assert list(components) == list(by_name) and all(components[k].tobytes() == by_name[k].tobytes() for k in by_name)
+  # 1 / (length - 3), and how many are as long.
+  np.testing.assert_allclose(components["early"], [-0.5, -1, 1, -1, 0.2])
+  assert components["whole"].tolist() == [1, 2, 1, 2, 1]  # "bb" and "dd" saw each other.
+  rest = [i for i in range(5) if i not in {int(i) for part in parts for i in part}]
+  assert [len(c) for c in counted.calls] == [len(p) for p in [*parts, rest] if len(p)] + [5]
+
+
+def test_no_samples_are_scored_as_none():
+  (total, components), _ = scored_early([], [], Counted())
+  assert total.shape == components["early"].shape == components["whole"].shape == (0,)
+
+
+def test_early_scores_are_computed_beside_the_caller():
+  hold = threading.Event()
+  counted = Counted(hold)
+  samples = [sample("a"), sample("bb")]
+  with contextlib.closing(rewards.Scoring(rewards.RewardSet([rewards.Component("early", counted)]))) as scoring:
+    scoring.add([1], [samples[1]])  # Would wait for ever if it ran here.
+    assert counted.calls == []
+    hold.set()
+    deadline = time.monotonic() + 20
+    while not counted.calls and time.monotonic() < deadline:
+      time.sleep(0.001)
+    assert counted.calls == [["bb"]]  # Before all are there.
+    assert scoring.finish(samples)[0].tolist() == [-0.5, -1]
+  assert threading.current_thread().name not in counted.threads
+
+
+def test_what_goes_wrong_early_is_raised_at_the_end_as_for_the_whole_batch():
+  with pytest.raises(ZeroDivisionError) as caught:
+    scored_early([[0], [1]], ["a", "bbb"], Counted())
+  note, = caught.value.__notes__
+  assert "'early' on a batch of 1 samples" in note and "completion 'bbb'" in note
+  with pytest.raises(ValueError, match=r"'early' returned nan for sample 2 \(1 of 4 not finite\).*completion 'nan'"):
+    scored_early([[3, 2], [1]], ["a", "bb", "nan", "dd"], Counted())
+  with pytest.raises(ValueError, match=r"'early' must return one number per sample, shape \(1,\), got shape \(2,\)"):
+    scored_early([[1]], ["a", "bb"], per_sample(lambda samples: [1, 2]))
+
+
+def per_sample(function):
+  function.per_sample = True
+  return function
+
+
+def test_a_batch_given_up_leaves_no_thread():
+  hold, before = threading.Event(), threading.active_count()
+  counted = Counted(hold)
+  with pytest.raises(KeyError, match="sampling failed"):
+    with contextlib.closing(rewards.Scoring(rewards.RewardSet([rewards.Component("early", counted)]))) as scoring:
+      for i in range(3):
+        scoring.add([i], [sample("a")])
+      hold.set()
+      raise KeyError("sampling failed")
+  assert threading.active_count() == before and len(counted.calls) <= 3
+  with pytest.raises(RuntimeError):
+    scoring.add([3], [sample("a")])
+
+
+def test_math_answers_are_checked_early():
+  assert REWARDS["math_answer"].per_sample
+  reward = build_rewards({"math_answer": 1.0})
+  with contextlib.closing(rewards.Scoring(reward)) as scoring:
+    scoring.add([2], [SAMPLES[2]])
+    scoring.add([0], [SAMPLES[0]])
+    assert len(scoring._begun) == 2
+    assert scoring.finish(SAMPLES)[0].tolist() == reward(SAMPLES)[0].tolist() == [1, 0, 0]
 
 
 def test_importing_rewards_is_cheap_and_the_bare_name_is_refused():

@@ -228,6 +228,18 @@ def test_generation_is_the_same_on_a_mesh(one_device, tiny_config, tiny_params, 
   np.testing.assert_allclose(completions.logprobs, one_device[2].logprobs, atol=1e-5)
 
 
+def test_generation_with_8_bits_is_the_same_on_a_mesh(tiny_config, tiny_params, tiny_batch):
+  partitioning = Partitioning(make_mesh(2, 2, 2))
+  shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
+  def sampled(params, prompts):
+    return generate(tiny_config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0), stop_ids=(), int8=True)
+  one = sampled(tiny_params, tiny_batch.prompts)
+  with partitioning.use():
+    eight = sampled(jax.device_put(tiny_params, shardings), partitioning.place(tiny_batch.prompts, ("batch",)))
+  np.testing.assert_array_equal(eight.tokens, one.tokens)
+  np.testing.assert_allclose(eight.logprobs, one.logprobs, atol=1e-5)
+
+
 # Host arrays.
 
 def test_host_arrays_go_to_devices_and_come_back():

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,68 @@ def test_eight_devices_compute_what_one_does(config, tmp_path):
   for one, eight in zip(steps(tmp_path / "one"), steps(tmp_path / "eight"), strict=True):
     for key in ("loss", "policy_loss", "kl", "entropy", "grad_norm", "reward/mean", "reward/std", "completion/length"):
       np.testing.assert_allclose(eight[key], one[key], rtol=2e-3, atol=2e-6, err_msg=key)
+
+
+@pytest.fixture
+def ahead(config):
+  """Every field that makes rollouts faster, and a reward with a memory; a checkpoint after every step."""
+  config.rl.update(staleness=1, importance_cap=2.0, int8_rollouts=True, slots=8, num_steps=4)
+  config.rl.rewards = {"moody": {"function": "user_module:Moody"}, "calls": {"function": "user_module:Calls", "weight": 0.0}}
+  config.checkpoint.keep = 10
+  return config
+
+
+def test_rollouts_one_step_ahead_resume_to_the_same_bits(ahead, tmp_path):
+  train(ahead, tmp_path / "whole", plain=True)
+  lines = [line for line in read_metrics(tmp_path / "whole") if "tokens" in line]
+  assert [line["step"] for line in lines] == [1, 2, 3, 4]
+  assert "loss" not in lines[0] and all(line["loss"] != 0 for line in lines[1:])
+  assert [line.get("staleness") for line in lines] == [None, 0, 1, 1]
+  assert [line.get("reward/calls") for line in lines] == [None, 1, 2, 4]  # The last step logs its own rollout.
+  assert all(0.5 < line["importance/weight"] < 2 and 1e-4 < line["logprob_gap"] < 1 for line in lines[1:])
+  assert (tmp_path / "whole" / "curves.png").stat().st_size > 0
+  saved = arrays(tmp_path / "whole" / "checkpoints" / "rl" / "4")
+  assert saved["['optimizer']['step']"] == 4
+
+  # As if killed after the second step: what came later is not there yet.
+  workdir = tmp_path / "killed"
+  shutil.copytree(tmp_path / "whole", workdir)
+  for later in (3, 4):
+    shutil.rmtree(workdir / "checkpoints" / "rl" / str(later))
+  train(ahead, workdir, plain=True)
+  assert deterministic(workdir) == deterministic(tmp_path / "whole")
+  again = arrays(workdir / "checkpoints" / "rl" / "4")
+  assert again.keys() == saved.keys()
+  for name in saved:
+    assert again[name].tobytes() == saved[name].tobytes(), name
+
+  # The waiting rollout belongs to the run: it is not dropped because a field changed.
+  for later in (3, 4):
+    shutil.rmtree(workdir / "checkpoints" / "rl" / str(later))
+  ahead.rl.staleness = 0
+  with pytest.raises(ValueError, match=r"step 2 holds the state of \['ahead', 'rewards'\], .* Resume with the staleness"):
+    train(ahead, workdir, plain=True)
+
+
+def test_one_step_ahead_begins_and_ends_as_a_run_without(config, tmp_path):
+  # The first rollout is sampled by the same policy, and the first update learns from it. With one step that is all.
+  train(config, tmp_path / "plain", plain=True)
+  config.rl.staleness = 1
+  train(config, tmp_path / "one", plain=True)
+  [plain], [one] = ([line for line in deterministic(tmp_path / name) if "loss" in line] for name in ("plain", "one"))
+  assert one.pop("staleness") == 0 and one == plain
+  plain, one = (arrays(tmp_path / name / "checkpoints" / "rl" / "1") for name in ("plain", "one"))
+  assert all(one[name].tobytes() == x.tobytes() for name, x in plain.items() if "host" not in name)
+
+
+def test_a_reward_that_breaks_in_the_sampling_thread_ends_the_run(ahead, tmp_path):
+  set_reward(ahead, "user_module:turns_nan")
+  with pytest.raises(ValueError, match="reward component 'mine' returned nan for sample 0"):
+    train(ahead, tmp_path, plain=True)
+  assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1, 2]
+  set_reward(ahead, "user_module:length")
+  assert train(ahead, tmp_path, plain=True) is not None
+  assert [line["step"] for line in steps(tmp_path)] == [2, 3, 4]
 
 
 def test_a_run_tells_what_it_compiles_and_can_be_profiled(config, tmp_path):

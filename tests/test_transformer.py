@@ -300,6 +300,34 @@ def test_rms_norm_by_hand():
   assert transformer.rms_norm(x.astype(jnp.bfloat16), scale, config).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("name", ["grouped_heads", "rich"])
+def test_eight_bits_are_half_a_step_off_at_most(name, draw_params):
+  layer = transformer.split_layers(CONFIGS[name], draw_params(CONFIGS[name]))[1]
+  layer = layer | {"k": 0 * layer["k"], "up": layer["up"] * (np.arange(48) % 3 > 0)}  # All zero; in some columns.
+  quantized = transformer.quantize(layer)
+  values, scales = quantized["params"], quantized["scales"]
+  assert scales.keys() == {"q", "k", "v", "o", "gate", "up", "down"}
+  # One scale for each output: head and feature, or feature.
+  assert {k: s.shape for k, s in scales.items()} == dict(
+      q=(1, 4, 8), k=(1, 2, 8), v=(1, 2, 8), o=(1, 1, 32), gate=(1, 48), up=(1, 48), down=(1, 32))
+  for name, scale in scales.items():
+    assert values[name].dtype == jnp.int8 and (scale > 0).all()
+    error = np.abs(layer[name] - np.asarray(values[name], np.float32) * scale)
+    assert (error <= scale / 2 * (1 + 1e-5)).all() and (name == "k" or error.max() > 0.9 * scale.min() / 2)
+  assert not values["k"].any() and np.abs(values["q"]).max() == 127
+  # Norms and biases stay.
+  assert all(values[k] is layer[k] for k in layer if k not in scales)
+
+
+def test_eight_bits_by_hand():
+  # Two inputs, two outputs: scales 2.54 / 127 = 0.02 and 1.27 / 127 = 0.01.
+  layer = {k: jnp.zeros((1,) * (n + 1)) for k, n in transformer.INPUT_AXES.items()}
+  out = transformer.quantize(layer | {"gate": jnp.array([[2.54, -1.27], [-0.03, 0.104]])})
+  np.testing.assert_allclose(out["scales"]["gate"], [[0.02, 0.01]], rtol=1e-6)
+  assert out["params"]["gate"].tolist()[0] == [127, -127] and out["params"]["gate"].tolist()[1][1] == 10
+  assert out["params"]["gate"][1, 0] in (-1, -2)  # −1.5, rounded to either side.
+
+
 def test_rematerialisation_changes_no_gradient(draw_params):
   params = draw_params(BASE)
   def loss(params, remat):

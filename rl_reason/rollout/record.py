@@ -44,7 +44,7 @@ class Rollout:
 
 
 def _to_json(array: np.ndarray) -> dict[str, Any]:
-  array = np.ascontiguousarray(array)
+  array = np.asarray(array)
   return {"dtype": array.dtype.str, "shape": list(array.shape), "base64": base64.b64encode(array.tobytes()).decode()}
 
 

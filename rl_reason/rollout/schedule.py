@@ -52,6 +52,11 @@ class Schedule:
     self.ids, self.prompts = np.full(0, -1), np.zeros(0, np.int32)
 
   @property
+  def num_slots(self) -> int:
+    """At most: as many as were asked for, or as there are completions."""
+    return self._sizes[0]
+
+  @property
   def active(self) -> Bool[np.ndarray, "B"]:
     return self.ids >= 0
 

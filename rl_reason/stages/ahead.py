@@ -24,36 +24,47 @@ class Ahead:
       self, context: Context, sample: Callable[[Params, list[Problem], int], Rollout],
       learn: Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, float]]], num_steps: int):
     self._context, self._sample, self._learn, self._last = context, sample, learn, num_steps - 1
-    self._waiting: Rollout | None = None
+    self._waiting: tuple[Rollout, float] | None = None  # With its staleness.
     self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
 
   def step(
       self, state: LearnerState, problems: list[Problem], index: int) -> tuple[LearnerState, dict[str, float], str]:
     if self._waiting is None:
       rollout, metrics = self._sample(state.params, problems, index), {"skipped_in_a_row": 0.0}
+      self._waiting = rollout, 0.0
     else:
       # A copy: the update donates its parameters.
       params = jax.tree.map(jnp.copy, state.params)
       sampling = self._thread.submit(self._in_mesh, params, problems, index)
-      try:
-        state, metrics = self._learn(state, self._waiting)
-      finally:
-        rollout = sampling.result()
-      metrics["staleness"] = float(self._waiting.index > 0)
-    self._waiting = rollout
+      del params  # The thread's to free.
+      state, metrics = self._update(state)  # Where this fails, `close` waits for the thread.
+      rollout = sampling.result()
+      self._waiting = rollout, 1.0
     if index == self._last:
-      state, own = self._learn(state, rollout)
-      metrics = {**own, "staleness": float(index > 0),
-                 "skipped_in_a_row": max(own["skipped_in_a_row"], metrics["skipped_in_a_row"])}
+      state, own = self._update(state)
+      metrics = {**own, "skipped_in_a_row": max(own["skipped_in_a_row"], metrics["skipped_in_a_row"])}
     # What is logged of a step is the rollout it updated on, but tokens are those it sampled.
     return state, {**rollout.seconds, **metrics, "tokens": float(rollout.completions.lengths.sum())}, rollout.shown
+
+  def _update(self, state: LearnerState) -> tuple[LearnerState, dict[str, float]]:
+    """Learns from the rollout that waits; then none does."""
+    rollout, staleness = self._waiting
+    state, metrics = self._learn(state, rollout)
+    self._waiting = None
+    return state, {**metrics, "staleness": staleness}
 
   def _in_mesh(self, *args) -> Rollout:
     with self._context.partitioning.use():  # The mesh in use is a thread's own.
       return self._sample(*args)
 
   def state(self) -> Mapping[str, Any]:
-    return {"waiting": None if self._waiting is None else self._waiting.to_json()}
+    if self._waiting is None:
+      return {"waiting": None}
+    rollout, staleness = self._waiting
+    return {"waiting": rollout.to_json(), "staleness": staleness}
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    self._waiting = None if state["waiting"] is None else Rollout.from_json(state["waiting"])
+    self._waiting = None if state["waiting"] is None else (Rollout.from_json(state["waiting"]), state["staleness"])
+
+  def close(self) -> None:
+    self._thread.shutdown()

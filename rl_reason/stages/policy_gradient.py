@@ -78,17 +78,17 @@ class Config:
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
              epochs=self.epochs, minibatches=self.minibatches)
-    at_least(0, microbatches=self.microbatches, slots=self.slots, clip_low=self.clip_low, clip_high=self.clip_high, kl_coef=self.kl_coef, entropy_coef=self.entropy_coef)
+    at_least(0, microbatches=self.microbatches, slots=self.slots, clip_low=self.clip_low, clip_high=self.clip_high,
+             kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, importance_cap=self.importance_cap)
     one_of(advantages.BASELINES, baseline=self.baseline)
     one_of(advantages.NORMALISERS, normalise=self.normalise)
     one_of(losses.KL_ESTIMATORS, kl_estimator=self.kl_estimator)
     one_of(("loss", "reward"), kl_in=self.kl_in)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     one_of(transformer.REMAT_POLICIES, remat=self.remat)
-    at_least(0, importance_cap=self.importance_cap)
     if self.staleness not in (0, 1):
-      raise ValueError(f"staleness must be 0 (sample, then update) or 1 (sample the next rollout during the update), got"
-                       f" {self.staleness}: older rollouts are not kept.")
+      raise ValueError("staleness must be 0 (sample, then update) or 1 (sample the next rollout during the update), got"
+                       f" {self.staleness}: older rollouts are not kept. Set 1.")
     if self.int8_rollouts and not self.importance_cap:
       raise ValueError("int8_rollouts samples from another distribution than the trainer's, and importance_cap is 0: set"
                        " importance_cap=2.0 or so, to weigh the samples.")
@@ -129,6 +129,11 @@ def num_microbatches(config: Config, context: Context) -> int:
   return next((n for n in parts if groups / n <= wanted), max(parts, default=1))
 
 
+def num_parts(config: Config, context: Context) -> int:
+  """Into how many parts of equally many groups an update cuts a rollout."""
+  return config.minibatches * num_microbatches(config, context)
+
+
 def check(config: Config, context: Context) -> None:
   """Raises: ValueError for unknown rewards, for references they cannot use, and for prompts, completions and stop strings
   that are too long."""
@@ -136,27 +141,36 @@ def check(config: Config, context: Context) -> None:
       config.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens)
   problems = first_rows(context.task.train)
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  if config.staleness and jax.process_count() > 1:
-    raise ValueError(f"staleness=1 runs two programs at once, and {jax.process_count()} processes could start them in"
-                     " different orders and wait for each other for ever: set staleness=0.")
+  if config.staleness and context.partitioning.mesh.size > 1:
+    # Of one process too: a program is handed to one device after the other, and two threads may do so by turns.
+    raise ValueError(f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could start them"
+                     " in different orders and wait for each other for ever: set staleness=0, or a mesh of one device.")
   with contextlib.closing(build_rewards(config.rewards)) as rewards:
     rewards.check_references([p.reference for p in problems])
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
-  """What a device needs to run this stage: to sample, to score with the reference policy, to update."""
+  """What a device needs to run this stage: to sample, to score, to update."""
   model, partitioning, dtype = context.policy.config, context.partitioning, context.dtype
   rollout = memory_lib.Batch(
       config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
-  microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // (config.minibatches * config.microbatches))
+  microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // num_parts(config, context))
   state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
+  sampling = memory_lib.rollout_parts(
+      model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
+      cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
+      slots=config.slots, int8=config.int8_rollouts)
+  if config.staleness:  # Beside all that an update does, with parameters of its own.
+    sampling.append(memory_lib.Part(
+        "parameters that sample", memory_lib.sharded_bytes(state_shape.params), "set staleness=0", "sampling"))
+    sampling += [dataclasses.replace(part, phase=phase) for phase in ("scoring", "update", "optimizer step")
+                 for part in sampling]
+  scores = config.kl_coef or config.importance_cap
   return [
       *memory_lib.learner_parts(state_shape, microbatches=config.microbatches),
-      *memory_lib.rollout_parts(
-          model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
-          cure="lower prompts_per_step or group_size"),
-      *(memory_lib.scoring_parts(model, partitioning, rollout, dtype=dtype) if config.kl_coef else ()),
+      *sampling,
+      *(memory_lib.scoring_parts(model, partitioning, microbatch, dtype=dtype) if scores else ()),
       *memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat),
   ]
 
@@ -194,7 +208,6 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     # Completions, and rewards of this process's own problems as their completions end.
     first = jax.process_index() * len(problems) * config.group_size
     own = slice(first, first + len(problems) * config.group_size)
-    scoring = Scoring(rewards)
 
     def to_samples(completions, rows=None):
       return make_samples(problems, jax.tree.map(lambda x: x[own], completions), tokenizer, rows=rows,
@@ -204,15 +217,16 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       rows = [int(i) - first for i in rows if own.start <= i < own.stop]
       scoring.add(rows, to_samples(completions, rows))
 
-    with jax.profiler.TraceAnnotation("generate"):
-      completions = generate(
-          model, params, prompts, config.sampling, group_size=config.group_size,
-          rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-          dtype=context.dtype, slots=config.slots, int8=config.int8_rollouts, on_finished=on_finished)
-    generated = time.perf_counter()
-    with jax.profiler.TraceAnnotation("reward"):
-      samples = to_samples(completions)
-      scores, components = jax.tree.map(sharding.gather_rows, scoring.finish(samples))
+    with contextlib.closing(Scoring(rewards)) as scoring:
+      with jax.profiler.TraceAnnotation("generate"):
+        completions = generate(
+            model, params, prompts, config.sampling, group_size=config.group_size,
+            rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
+            dtype=context.dtype, slots=config.slots, int8=config.int8_rollouts, on_finished=on_finished)
+      generated = time.perf_counter()
+      with jax.profiler.TraceAnnotation("reward"):
+        samples = to_samples(completions)
+        scores, components = jax.tree.map(sharding.gather_rows, scoring.finish(samples))
     return Rollout(index, prompts, completions, scores, components, _show(samples[0], scores[0]), {
         "time/generate": generated - started, "time/reward": time.perf_counter() - generated})
 
@@ -230,7 +244,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       history.append({k: float(v) for k, v in jax.device_get(updated).items()})
     return state, {
         **{k: float(np.mean([h[k] for h in history])) for k in history[0]},
-        # The first update has the very parameters that sampled: any gap there is a fault, or rounding.
+        # Without staleness the first update has the very parameters that sampled: any gap is a fault, or rounding.
         "logprob_gap": history[0]["logprob_gap"],
         "skipped_in_a_row": max(h["skipped_in_a_row"] for h in history),
         **metrics, **rollout_metrics(rollout, config.group_size),
@@ -244,10 +258,16 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     return state, metrics, rollout.shown
 
   ahead = Ahead(context, sample, learn, config.num_steps) if config.staleness else None
+
+  def close():
+    if ahead:
+      ahead.close()
+    rewards.close()
+
   return Stage(
       num_steps=config.num_steps, init=init, state_shape=state_shape, step=ahead.step if ahead else step,
       resumable={"rewards": rewards, **({"ahead": ahead} if ahead else {})},
-      max_skipped=config.optimizer.max_skipped, close=rewards.close,
+      max_skipped=config.optimizer.max_skipped, close=close,
       data=pipeline.batches(
           context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()))
@@ -264,35 +284,40 @@ def assemble(
   completions, scores = rollout.completions, rollout.scores
   size = completions.tokens.shape[1]
   mask = np.asarray(length_mask(completions.lengths, size))
-  rows = pack_rows(config, context, completions.lengths)
+  # In as many parts as the update has, so that scoring takes no more memory than the update.
+  parts = num_parts(config, context)
+  rows = pack_rows(config, context, completions.lengths, parts)
+  packed = (rollout.prompts, rows.pack(completions.tokens), rows.row_lengths, rows.segments)
 
   def logprobs_of(params):
-    placed = context.partitioning.place(
-        (rollout.prompts, rows.pack(completions.tokens), rows.row_lengths, rows.segments), ("batch",))
-    return rows.unpack(sharding.fetch(policy.score(
-        context.policy.config, params, *placed, temperature=config.sampling.temperature, dtype=context.dtype)), size)
+    scored = []
+    for part in range(parts):
+      placed = context.partitioning.place(
+          jax.tree.map(lambda x, part=part: np.split(x, parts)[part], packed), ("batch",))
+      scored.append(sharding.fetch(policy.score(
+          context.policy.config, params, *placed, temperature=config.sampling.temperature, dtype=context.dtype)))
+    return rows.unpack(np.concatenate(scored), size)
 
-  reference_logprobs = np.zeros_like(completions.behaviour_logprobs) if reference is None else logprobs_of(reference)
+  # The policy before the update: what sampled, unless that was another and importance weights make up for it.
+  behaviour_logprobs, weights, metrics = completions.behaviour_logprobs, 1.0, {}
+  if config.importance_cap:
+    behaviour_logprobs = logprobs_of(params)
+    weights, metrics = losses.truncated_importance(
+        behaviour_logprobs, completions.behaviour_logprobs, mask, cap=config.importance_cap)
+  reference_logprobs = np.zeros_like(behaviour_logprobs) if reference is None else logprobs_of(reference)
   if config.kl_coef and config.kl_in == "reward":
-    kl = losses.kl_estimate(completions.behaviour_logprobs, reference_logprobs, mask, estimator=config.kl_estimator)
+    kl = losses.kl_estimate(behaviour_logprobs, reference_logprobs, mask, estimator=config.kl_estimator)
     scores = scores - config.kl_coef * np.asarray(kl).sum(axis=1)
   per_completion = np.asarray(advantages.advantages(
       scores.reshape(-1, config.group_size), baseline=config.baseline, normalise=config.normalise)).reshape(-1, 1)
-  batch = RolloutBatch(
+  return RolloutBatch(
       prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
-      behaviour_logprobs=completions.behaviour_logprobs, advantages=np.where(mask, per_completion, 0.0),
+      behaviour_logprobs=behaviour_logprobs, advantages=np.where(mask, per_completion * np.asarray(weights), 0.0),
       reference_logprobs=reference_logprobs,
-      token_weights=np.zeros_like(completions.behaviour_logprobs))  # Set per minibatch.
-  if not config.importance_cap:
-    return batch, {}
-  trainer_logprobs = logprobs_of(params)
-  weights, metrics = losses.truncated_importance(
-      trainer_logprobs, completions.behaviour_logprobs, mask, cap=config.importance_cap)
-  return batch.replace(
-      behaviour_logprobs=trainer_logprobs, advantages=np.asarray(batch.advantages * weights)), jax.tree.map(float, metrics)
+      token_weights=np.zeros_like(behaviour_logprobs)), jax.tree.map(float, metrics)  # token_weights: set per minibatch.
 
 
-def pack_rows(config: Config, context: Context, lengths: np.ndarray, parts: int = 1) -> packing.Packing:
+def pack_rows(config: Config, context: Context, lengths: np.ndarray, parts: int) -> packing.Packing:
   """How completions are laid into rows that go through the model in `parts` parts of equally many groups.
 
   Several share a row only where the reference attention runs: flash kernels know rows of one completion.

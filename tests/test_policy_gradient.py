@@ -1,0 +1,253 @@
+"""A policy gradient step apart from the loop: its fields, importance weights, scoring in parts, memory, meshes."""
+
+import dataclasses
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from rl_reason import config as config_lib
+from rl_reason import memory, policy, run
+from rl_reason.rollout import Completions, encode_prompts
+from rl_reason.stages import policy_gradient
+from rl_reason.types import length_mask
+
+T = 32
+# Four groups of 4: one row of 32 tokens is enough for each but the second, which needs two.
+LENGTHS = np.array([20, 6, 4, 2, 32, 20, 1, 3, 1, 1, 1, 1, 17, 5, 5, 5], np.int32)
+
+
+def make_context(**mesh):
+  c = config_lib.load("experiments/quickstart.py:tiny")
+  c.mesh.update(mesh)
+  run_config, sections = run.check(c)
+  section = sections["rl"]
+  # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
+  section = dataclasses.replace(
+      section, minibatches=1, kl_coef=0.0, sampling=dataclasses.replace(section.sampling, max_tokens=T),
+      rewards={"length": {"function": f"{__name__}:length"}},
+      optimizer=dataclasses.replace(section.optimizer, name="sgd", schedule="constant", warmup_steps=0, learning_rate=1.0))
+  return run.make_context(run_config), section
+
+
+def length(samples):
+  return [len(s.completion_tokens) % 5 for s in samples]
+
+
+@pytest.fixture(scope="module")
+def one():
+  """(context on one device, config, parameters, problems)."""
+  context, config = make_context(fsdp=1)
+  with context.partitioning.use():
+    params = run.initial_params(context)
+  return context, config, params, [context.task.train[i] for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def completions(one):
+  """As if `one` had sampled them: the log-probabilities are its own."""
+  context, config, params, problems = one
+  mask = np.asarray(length_mask(LENGTHS, T))
+  tokens = np.random.RandomState(0).randint(1, context.policy.config.vocab_size, (16, T)).astype(np.int32) * mask
+  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  with context.partitioning.use():
+    logprobs = np.where(mask, policy.score(context.policy.config, params, prompts, tokens, LENGTHS), 0)
+  return Completions(tokens, LENGTHS, LENGTHS == T, logprobs, logprobs)
+
+
+def step(context, config, params, problems, completions, monkeypatch):
+  """(parameters after one step on these completions, metrics)."""
+  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  with context.partitioning.use():
+    stage = policy_gradient.build(config, context, params, "rl")
+    state, metrics, _ = stage.step(stage.init(), problems, 0)
+    stage.close()
+    return jax.device_get(state.params), metrics
+
+
+def assert_same(a, b, atol):
+  (params_a, metrics_a), (params_b, metrics_b) = a, b
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), params_a, params_b)
+  for key in ("loss", "policy_loss", "kl", "entropy", "grad_norm", "update_norm", "reward/mean"):
+    np.testing.assert_allclose(metrics_a[key], metrics_b[key], rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(slots=3), "slots must be at least group_size=4, got 3: .* Raise slots, or set 0"),
+    (dict(staleness=2), "staleness must be 0 .* or 1 .*, got 2: older rollouts are not kept. Set 1"),
+    (dict(int8_rollouts=True), "int8_rollouts samples from another .* importance_cap is 0: set importance_cap=2.0"),
+    (dict(importance_cap=-1.0), "importance_cap must be at least 0, got -1.0"),
+    (dict(slots=-4), "slots must be at least 0, got -4"),
+])
+def test_fields_that_do_not_go_together_are_refused(one, change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(one[1], **change)
+  dataclasses.replace(one[1], slots=4, staleness=1, int8_rollouts=True, importance_cap=2.0)
+
+
+def test_rollouts_ahead_need_one_device(one):
+  context, config = make_context(fsdp=2)
+  ahead = dataclasses.replace(config, staleness=1)
+  with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start .* staleness=0, or a mesh of one device"):
+    policy_gradient.check(ahead, context)
+  policy_gradient.check(ahead, one[0])
+  policy_gradient.check(config, context)
+
+
+@pytest.fixture(scope="module")
+def plain(one, completions):
+  """The step without importance weights."""
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    return step(*one, completions, monkeypatch)
+
+
+def test_importance_weights_of_the_trainers_own_samples_change_nothing(one, completions, plain, monkeypatch):
+  context, config, *rest = one
+  weighed = step(context, dataclasses.replace(config, importance_cap=2.0), *rest, completions, monkeypatch)
+  assert_same(weighed, plain, atol=1e-6)
+  assert abs(weighed[1]["importance/weight"] - 1) < 1e-5 and weighed[1]["importance/capped"] == 0
+  assert plain[1]["grad_norm"] > 0.01 and "importance/weight" not in plain[1]
+  assert max(plain[1]["logprob_gap"], weighed[1]["logprob_gap"]) < 1e-5
+
+
+def test_importance_weights_of_another_sampler_by_hand(one, completions, monkeypatch):
+  # The sampler gave every third token 1/8 of the trainer's probability, capped at weight 2, and the others 1.25 times.
+  context, config, *rest = one
+  mask = np.asarray(completions.logprobs != 0)
+  third = np.arange(T) % 3 == 0
+  ratio = np.where(third, 8, 0.8)
+  other = completions.replace(behaviour_logprobs=np.where(mask, completions.logprobs - np.log(ratio), 1e9).astype(np.float32))
+  config = dataclasses.replace(config, importance_cap=2.0, normalise="none")
+  _, metrics = step(context, config, *rest, other, monkeypatch)
+  weights = np.minimum(ratio, 2)
+  rewards = LENGTHS.reshape(4, 4) % 5
+  advantages = (rewards - rewards.mean(1, keepdims=True)).reshape(16, 1)
+  # At the first update the ratio to the trainer is 1: the loss is the mean of −weight · advantage over all tokens.
+  np.testing.assert_allclose(metrics["policy_loss"], -(weights * advantages)[mask].mean(), atol=1e-5)
+  np.testing.assert_allclose(metrics["importance/weight"], np.broadcast_to(weights, mask.shape)[mask].mean(), rtol=1e-4)
+  np.testing.assert_allclose(metrics["importance/capped"], np.broadcast_to(third, mask.shape)[mask].mean(), rtol=1e-6)
+  np.testing.assert_allclose(metrics["logprob_gap"], np.log(8), rtol=1e-4)
+  assert metrics["clip_fraction"] == 0  # Clipping bounds the step, not the mismatch.
+
+
+@pytest.mark.parametrize("minibatches, microbatches, rows", [(1, 1, (8, 8)), (1, 2, (8, 16))])
+def test_eight_devices_and_one_pack_and_update_alike(minibatches, microbatches, rows, one, completions, monkeypatch):
+  # On one device two rows a group. Eight devices share 8 rows of the four groups, or 8 of each two: four rows a group.
+  context, config = make_context(data=2, fsdp=4)
+  change = dict(minibatches=minibatches, microbatches=microbatches, kl_coef=0.1, importance_cap=2.0)
+  config = dataclasses.replace(config, **change)
+  assert tuple(policy_gradient.pack_rows(config, c, LENGTHS, microbatches).num_rows for c in (one[0], context)) == rows
+  with context.partitioning.use():
+    params = run.initial_params(context)
+  eight = step(context, config, params, one[3], completions, monkeypatch)
+  assert_same(step(one[0], config, *one[2:], completions, monkeypatch), eight, atol=1e-5)
+
+
+def test_scoring_goes_through_equal_parts_of_one_shape(one, completions, monkeypatch):
+  context, config, params, problems = one
+  reference = jax.tree.map(lambda x: 0.9 * x, params)
+  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  rollout = policy_gradient.Rollout(0, prompts, completions, np.zeros(16, np.float32), {}, "", {})
+  shapes, score = [], policy.score
+  def recorded(config, params, *arrays, **kwargs):
+    shapes.append([x.shape for x in jax.tree.leaves(arrays)])
+    return score(config, params, *arrays, **kwargs)
+  monkeypatch.setattr(policy, "score", recorded)
+  config = dataclasses.replace(config, minibatches=2, microbatches=2, kl_coef=0.1, importance_cap=2.0)
+  with context.partitioning.use():
+    batch, _ = policy_gradient.assemble(config, context, rollout, params, reference)
+    expected = score(context.policy.config, reference, prompts, completions.tokens, LENGTHS)
+  # Four parts of a group each, for each of the two policies: its prompt, two rows of 32, their lengths and segments.
+  assert len(shapes) == 8 and all(s == [(1, 8), (1,), (2, T), (2,), (2, T)] for s in shapes), shapes
+  mask = np.asarray(length_mask(LENGTHS, T))
+  np.testing.assert_allclose(batch.reference_logprobs, np.where(mask, expected, 0), atol=1e-5)
+  np.testing.assert_allclose(batch.behaviour_logprobs, completions.logprobs, atol=1e-5)
+
+
+def test_a_penalty_in_the_reward_is_of_the_trainers_policy_and_not_of_the_samplers(one, completions):
+  # No reward but −0.1 · Σ (log π − log π_ref); the sampler, a constant 0.5 below π, must not shift it. Weights e^0.5.
+  context, config, params, problems = one
+  reference = jax.tree.map(lambda x: 0.9 * x, params)
+  mask = np.asarray(length_mask(LENGTHS, T))
+  other = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(0.5))
+  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  rollout = policy_gradient.Rollout(0, prompts, other, np.zeros(16, np.float32), {}, "", {})
+  config = dataclasses.replace(config, kl_coef=0.1, kl_in="reward", kl_estimator="k1", baseline="none", normalise="none",
+                               importance_cap=2.0)
+  with context.partitioning.use():
+    batch, _ = policy_gradient.assemble(config, context, rollout, params, reference)
+  penalty = 0.1 * np.where(mask, completions.logprobs - batch.reference_logprobs, 0).sum(1, keepdims=True)
+  assert np.abs(penalty).max() > 0.01
+  np.testing.assert_allclose(batch.advantages, np.where(mask, -np.exp(0.5) * penalty, 0), atol=1e-5)
+
+
+def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
+  context, config, *_ = one
+  monkeypatch.setattr(memory, "update_parts", lambda *args, **kwargs: [memory.Part("activations", 100, "", "update")])
+  config = dataclasses.replace(config, prompts_per_step=8)
+  def parts(**change):
+    return policy_gradient.memory(dataclasses.replace(config, **change), context)
+  def named(name, phase="sampling", **change):
+    return sum(p.num_bytes for p in parts(**change) if p.name == name and p.phase == phase)
+  caches = "keys and values of completions", "keys and values of prompts"
+  # 8 groups of 4; 6 slots of 32 hold 6 completions, and twice the two groups that fill them: 4 prompts of 8.
+  assert named(caches[0], slots=6) == named(caches[0]) * 6 / 32
+  assert named(caches[1], slots=6) == named(caches[1]) / 2
+  assert named(caches[0], slots=32) == named(caches[0], slots=100) == named(caches[0])
+  # A byte a number and not 4, and a float32 scale per output.
+  shapes = jax.tree.map(lambda x: x.shape[1:], context.abstract_params["layers"], is_leaf=lambda x: hasattr(x, "shape"))
+  saved = sum(3 * np.prod(shapes[k]) for k in ("q", "k", "v", "o", "gate", "up", "down"))
+  outputs = sum(np.prod(shapes[k][1:]) for k in ("q", "k", "v", "gate", "up", "down")) + shapes["o"][-1]
+  weights = "weights laid out for decoding"
+  assert named(weights) - named(weights, int8_rollouts=True, importance_cap=2.0) == pytest.approx(saved - 4 * outputs)
+  # The update's and the scoring's parts are equally many prompts; either policy asks for scoring.
+  activations = "activations of scoring"
+  assert named(activations, "scoring") == 0
+  assert named(activations, "scoring", kl_coef=0.1) == named(activations, "scoring", importance_cap=2.0) > 0
+  assert named(activations, "scoring", kl_coef=0.1, microbatches=4, minibatches=2) == pytest.approx(
+      named(activations, "scoring", kl_coef=0.1) / 8)
+  # Sampling ahead, with its own parameters, goes on during the update.
+  def needed(**change):
+    return {phase: sum(p.num_bytes for p in parts(**change) if p.phase == phase) for phase in ("sampling", "update")}
+  before, ahead = needed(), needed(staleness=1)
+  copy = memory.sharded_bytes(context.abstract_params)
+  assert ahead["sampling"] == before["sampling"] + copy
+  assert ahead["update"] == before["update"] + before["sampling"] + copy
+
+
+class Watched:
+  """Per sample: which completions it was called with, before sampling ended and after."""
+  per_sample, calls = True, []
+
+  def __call__(self, samples):
+    self.calls.append(len(samples))
+    return [1.0] * len(samples)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rewards_are_begun_while_completions_come(fails, one, completions, monkeypatch):
+  context, config, params, problems = one
+  config = dataclasses.replace(config, rewards={"watched": {"function": f"{__name__}:Watched"}})
+  Watched.calls, threads = [], threading.active_count()
+
+  def generate(*args, on_finished, **kwargs):
+    on_finished(completions, np.array([3, 9]))
+    while not Watched.calls:  # Begun in another thread, or this never ends.
+      pass
+    on_finished(completions, np.array([0]))
+    if fails:
+      raise KeyError("sampling failed")
+    return completions
+
+  monkeypatch.setattr(policy_gradient, "generate", generate)
+  with context.partitioning.use():
+    stage = policy_gradient.build(config, context, params, "rl")
+    if fails:
+      with pytest.raises(KeyError, match="sampling failed"):
+        stage.step(stage.init(), problems, 0)
+    else:
+      assert stage.step(stage.init(), problems, 0)[1]["reward/watched"] == 1
+      assert Watched.calls == [2, 1, 13]
+    stage.close()
+  assert threading.active_count() == threads
