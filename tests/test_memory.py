@@ -114,7 +114,9 @@ def xla_temporaries(batch, *, microbatches, remat):
   return jax.jit(update, donate_argnums=0).lower(state, data).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_the_estimate_is_near_what_xla_takes_and_microbatches_save_memory():
+def test_the_estimate_is_near_what_xla_takes_and_microbatches_save_memory(monkeypatch):
+  # As deep models run; of unrolled layers XLA keeps less than is estimated.
+  monkeypatch.setattr(transformer, "UNROLLED_LAYERS", 0)
   batch, places = Batch(prompts=4, group_size=4, prompt_tokens=16, completion_tokens=32), partitioning()
   params = memory.sharded_bytes(abstract(MODEL, places))
   taken = {}
