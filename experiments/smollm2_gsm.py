@@ -30,7 +30,7 @@ def get_config(size: str = "full") -> ConfigDict:
                   id="{id}", unique=True, where=dict(type=["Addition", "Subtraction"])),
         train=dict(path="svamp.jsonl.gz", rows=":80%"), heldout=dict(path="svamp.jsonl.gz", rows="80%:"))
     c.sft = dict(
-        kind="sft", num_steps=25, batch_size=16, max_completion_tokens=40,
+        kind="sft", num_steps=25, batch_size=16, microbatches=4, max_completion_tokens=40,
         optimizer=dict(learning_rate=2e-5, warmup_steps=3, args=dict(weight_decay=0.0)))
   else:
     c.task = dict(

@@ -54,6 +54,12 @@ class Context:
   max_prompt_tokens: int
   partitioning: Partitioning
 
+  @property
+  def prompt_bucket(self) -> int:
+    """Prompts are padded to a multiple of it: few programs, little padding. Several processes pad to the limit, for each
+    sees its own prompts only."""
+    return 32 if jax.process_count() == 1 else self.max_prompt_tokens
+
   def rng(self, *names: str | int) -> PRNGKeyArray:
     """A key folded from (seed, names): nothing to save, and a new consumer shifts no other."""
     return fold(jax.random.key(self.seed), *names)

@@ -201,9 +201,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     """Prompts -> completions -> rewards, by the policy `params`."""
     started = time.perf_counter()
     # Prompts, the same on every process.
-    bucket = 32 if jax.process_count() == 1 else context.max_prompt_tokens
     prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
-        problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket))
+        problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
 
     # Completions, and rewards of this process's own problems as their completions end.
     first = jax.process_index() * len(problems) * config.group_size

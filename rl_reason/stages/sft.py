@@ -45,7 +45,7 @@ def check(config: Config, context: Context) -> None:
   """Raises: ValueError for problems without a solution, and for prompts and solutions that are too long."""
   demonstrations(
       first_rows(context.task.train), context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
-      max_completion_tokens=config.max_completion_tokens)
+      bucket=context.prompt_bucket, max_completion_tokens=config.max_completion_tokens)
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
@@ -75,7 +75,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   def step(state, problems, index):
     del index
     prompts, solutions, lengths = jax.tree.map(sharding.gather_rows, demonstrations(
-        problems, tokenizer, max_prompt_tokens=context.max_prompt_tokens,
+        problems, tokenizer, max_prompt_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket,
         max_completion_tokens=config.max_completion_tokens))
     mask, unused = length_mask(lengths, config.max_completion_tokens), np.zeros(solutions.shape, np.float32)
     weights = losses.token_weights(mask, mean_over=config.mean_over, max_tokens=config.max_completion_tokens)
@@ -96,9 +96,10 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
 
 def demonstrations(
-    problems: list[Problem], tokenizer, *, max_prompt_tokens: int, max_completion_tokens: int,
+    problems: list[Problem], tokenizer, *, max_prompt_tokens: int, bucket: int, max_completion_tokens: int,
 ) -> tuple[PromptBatch, np.ndarray, np.ndarray]:
-  """(prompts, solutions with EOS, their lengths): one solution per prompt, both padded to their limits.
+  """(prompts, solutions with EOS, their lengths): one solution per prompt; prompts padded to a multiple of `bucket`,
+  solutions to their limit.
 
   Raises: ValueError for a problem without a solution, and for one that is too long.
   """
@@ -111,7 +112,7 @@ def demonstrations(
     if len(rows[-1]) > max_completion_tokens:
       raise ValueError(f"The solution of problem {p.id!r} has {len(rows[-1])} tokens with EOS, the limit"
                        f" max_completion_tokens is {max_completion_tokens}: raise it, or drop such rows.")
-  prompts = encode_prompts(problems, tokenizer, max_tokens=max_prompt_tokens, bucket=max_prompt_tokens)
+  prompts = encode_prompts(problems, tokenizer, max_tokens=max_prompt_tokens, bucket=bucket)
   return prompts, pad_rows(rows, max_completion_tokens), np.array([len(r) for r in rows], np.int32)
 
 
