@@ -293,9 +293,9 @@ def assemble(
     for part in range(parts):
       placed = context.partitioning.place(
           jax.tree.map(lambda x, part=part: np.split(x, parts)[part], packed), ("batch",))
-      scored.append(sharding.fetch(policy.score(
-          context.policy.config, params, *placed, temperature=config.sampling.temperature, dtype=context.dtype)))
-    return rows.unpack(np.concatenate(scored), size)
+      scored.append(policy.score(
+          context.policy.config, params, *placed, temperature=config.sampling.temperature, dtype=context.dtype))
+    return rows.unpack(np.concatenate([sharding.fetch(x) for x in scored]), size)  # The device need not wait for the host.
 
   # The policy before the update: what sampled, unless that was another and importance weights make up for it.
   behaviour_logprobs, weights, metrics = completions.behaviour_logprobs, 1.0, {}
