@@ -7,12 +7,13 @@ The task: running totals of 3 to 4 terms, worked out step by step, e.g. "7+2-5="
 imitates a careless writer, who gets a step wrong with probability 0.3, so it ends up about as unreliable; the verifiable
 reward then picks out the right steps.
 
-Result, pass@1 on 200 held-out problems, 8 samples each (two shared CPU cores; each run had about one of them):
+Result, pass@1 on 200 held-out problems, 8 samples each (one run at a time on two cores of a shared AMD EPYC; nothing
+compiled beforehand for seed 1, its programs kept for the others; commit ecaf90f):
 
     seed   warm start   after RL              pass@8   KL (nats/token)   seconds in all
-    0      0.364        0.906 (0.882-0.929)   0.990    0.052             359
-    1      0.329        0.831 (0.796-0.864)   0.970    0.059             350
-    2      0.416        0.964 (0.955-0.973)   1.000    0.057             361
+    0      0.354        0.895 (0.870-0.918)   0.990    0.059             125
+    1      0.339        0.859 (0.826-0.890)   0.955    0.057             125
+    2      0.414        0.967 (0.956-0.977)   1.000    0.056             103
 
 What did not help: RL learning rates of 3e-4 and more with 256 samples a step (entropy collapses, 0.56 after 80 steps); 300
 warm-start steps (facts not learnt well enough are fixed wrong: seed 1 ended at 0.65-0.69); 2 to 3 terms (about 1200
