@@ -76,22 +76,25 @@ class Checkpoints:
         self._set_aside(step, error)
     return None
 
-  def restore_params(self, abstract_params: Any) -> Any:
-    """Only the parameters of the newest checkpoint.
+  def restore_params(self, abstract_params: Any) -> tuple[int, Any]:
+    """(step, parameters) of the newest checkpoint that can be read; reading changes nothing on disk.
 
-    Raises: FileNotFoundError if there is none; ValueError if it is damaged (training sets it aside, reading does not).
+    One that cannot be read is named, and the one before it is tried.
+
+    Raises: FileNotFoundError if there is none; ValueError if all are damaged.
     """
     if not self.steps:
       raise FileNotFoundError(f"No checkpoint in {self._directory}: train first, or name another --workdir.")
-    step = self.steps[-1]
-    try:
-      loaded = self._orbax.load_checkpointables(step, {"params": abstract_params, "host": None})
-      _verified(loaded)
-    except Exception as error:
-      raise ValueError(
-          f"The checkpoint {self._directory / str(step)} cannot be read ({_first_line(error)}). Run the training command"
-          " again: it goes on from the one before.") from error
-    return loaded["params"]
+    for step in reversed(self.steps):
+      try:
+        loaded = self._orbax.load_checkpointables(step, {"params": abstract_params, "host": None})
+        _verified(loaded)
+        return step, loaded["params"]
+      except Exception as error:  # Whatever a damaged file makes of tensorstore, JSON or zstd.
+        self._note(f"The checkpoint {self._directory / str(step)} cannot be read ({_first_line(error)}); looking for the one"
+                   " before it.")
+    raise ValueError(f"None of the checkpoints {self.steps} in {self._directory} can be read. Run the training command"
+                     " again, or name another --workdir.")
 
   def close(self) -> None:
     self._orbax.close()

@@ -120,12 +120,16 @@ class Workdir:
     return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
 
   def newest_params(self, config: RunConfig, context: Context) -> tuple[str, Params]:
-    """(the newest stage with a checkpoint, its parameters). Raises: FileNotFoundError where there is none."""
+    """(where they are from, parameters) of the newest stage with a checkpoint.
+
+    Raises: FileNotFoundError where there is none; ValueError where none can be read.
+    """
     for name in reversed(config.stages):
       if (self.path / "checkpoints" / name).is_dir():
         with contextlib.closing(self.checkpoints(name, keep=config.checkpoint.keep, note=print)) as checkpoints:
           if checkpoints.steps:
-            return f"{name}, step {checkpoints.steps[-1]}", checkpoints.restore_params(context.abstract_params)
+            step, params = checkpoints.restore_params(context.abstract_params)
+            return f"{name}, step {step}", params
     raise FileNotFoundError(f"No checkpoint in {self.path}: train first with the same --config and --workdir.")
 
 

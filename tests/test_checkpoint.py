@@ -74,7 +74,8 @@ def test_what_is_restored_is_what_was_saved(checkpoints, tmp_path, notes):
   step, restored, host = again.restore(shape(state(2)))
   assert step == 2 and equal(restored, state(2)) and host == {**HOST, "step": 2}
   assert jax.tree.structure(restored) == jax.tree.structure(state(2))
-  assert equal(again.restore_params(shape(state(2)).params), state(2).params)
+  step, params = again.restore_params(shape(state(2)).params)
+  assert step == 2 and equal(params, state(2).params)
   assert notes == []
   again.close()
 
@@ -205,12 +206,16 @@ def test_half_written_folders_are_not_checkpoints(checkpoints, tmp_path, notes):
   again.close()
 
 
-def test_a_damaged_checkpoint_is_not_evaluated(checkpoints, tmp_path, notes):
-  save(checkpoints, 1)
+def test_of_a_damaged_checkpoint_the_one_before_is_evaluated_and_nothing_is_moved(checkpoints, tmp_path, notes):
+  save(checkpoints, 1, 2)
   checkpoints.close()
-  flip_a_byte(tmp_path / "stage" / "1" / "params")
+  flip_a_byte(tmp_path / "stage" / "2" / "params")
   again = reopened(tmp_path, notes)
-  with pytest.raises(ValueError, match=re.escape(str(tmp_path / "stage" / "1"))):
+  step, params = again.restore_params(shape(state(1)).params)
+  assert step == 1 and equal(params, state(1).params) and again.steps == [1, 2]
+  assert len(notes) == 1 and str(tmp_path / "stage" / "2") in notes[0]
+  flip_a_byte(tmp_path / "stage" / "1" / "params")
+  with pytest.raises(ValueError, match=re.escape(f"[1, 2] in {tmp_path / 'stage'} can be read")):
     again.restore_params(shape(state(1)).params)
   again.close()
 
