@@ -5,16 +5,25 @@ r"""SmolLM2-135M-Instruct on grade-school word problems, with math-verify as the
         --config.task.train.path=svamp.jsonl.gz --config.task.heldout.path=svamp.jsonl.gz
     ... --config=experiments/smollm2_gsm.py          # GSM8K, an accelerator; set both paths to its train and test files.
 
-Result: not measured yet. The :cpu setting ran for two steps on two busy cores (140 s, then 84 s a step; sampler and trainer
-agreed to 5e-5); held-out accuracy before training was 0.047 on 64 SVAMP additions and subtractions at temperature 0.7. No
-accuracy after training is known. Prompts that ask for free reasoning were cut at 80 tokens in 15 of 16 samples.
+Result: the :cpu setting below is not measured yet. What was measured before it (seed 0, two cores, 64 samples a step, SVAMP
+additions and subtractions, held-out part: 100 problems, 4 samples each at temperature 0.7):
+
+    setting                                             held-out before RL   RL steps   reward/boxed_format   reward/math_answer
+    two worked turns in the prompt, no warm start,      0.048                22         0.34 -> 0.98 by 5     0.00-0.09, no trend
+      learning rate 2e-5, KL 0.2 (once 0.8)
+    25 supervised steps on "equation = \boxed{result}"  0.060 (0.023 before  31         0.97 -> 1.0          means of ten steps
+      first, learning rate 1e-5, KL 0.03-0.05             them)                                               0.08, 0.05, 0.11
+
+The format is learnt in five steps. The answers are not: the policy writes the right terms and cannot subtract them, so a
+sample in twenty is right and most groups teach nothing. Sampler and trainer agreed to 1.1e-4 or better in float32 at every step.
 """
 
 from ml_collections import ConfigDict
 
 INSTRUCTION = "{question}\nThink step by step, then write the final number as \\boxed{{number}}."
-# Two cores decode some 200 tokens a second: one equation, which 32 tokens can hold.
-SHORT_INSTRUCTION = "{question}\nWrite one equation, with its result as \\boxed{{number}}."
+# Two cores decode some hundreds of tokens a second: the expression that answers, which 32 tokens can hold. math-verify works it
+# out; a 135M policy cannot subtract reliably, but can tell what to subtract.
+SHORT_INSTRUCTION = "{question}\nWrite the calculation that answers as \\boxed{{calculation}}."
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -26,7 +35,7 @@ def get_config(size: str = "full") -> ConfigDict:
   if cpu:
     c.task = dict(
         source="jsonl",
-        args=dict(prompt=SHORT_INSTRUCTION, chat=True, reference="{answer:g}", solution="{equation} = \\boxed{{{answer:g}}}",
+        args=dict(prompt=SHORT_INSTRUCTION, chat=True, reference="{answer:g}", solution="\\boxed{{{equation}}}",
                   id="{id}", unique=True, where=dict(type=["Addition", "Subtraction"])),
         train=dict(path="svamp.jsonl.gz", rows=":80%"), heldout=dict(path="svamp.jsonl.gz", rows="80%:"))
     c.sft = dict(
