@@ -5,7 +5,8 @@ r"""SmolLM2-135M-Instruct on grade-school word problems, with math-verify as the
         --config.task.train.path=svamp.jsonl.gz --config.task.heldout.path=svamp.jsonl.gz
     ... --config=experiments/smollm2_gsm.py          # GSM8K, an accelerator; set both paths to its train and test files.
 
-Result: the :cpu setting below is not measured yet. What was measured before it (seed 0, two cores, 64 samples a step, SVAMP
+Result: the :cpu setting below ran only for its warm start (25 steps: held-out 0.04 -> 0.17, 50 problems, 2 samples each) and
+three RL steps (reward/math_answer 0.16, 0.20, 0.50). What was measured before it (seed 0, two cores, 64 samples a step, SVAMP
 additions and subtractions, held-out part: 100 problems, 4 samples each at temperature 0.7):
 
     setting                                             held-out before RL   RL steps   reward/boxed_format   reward/math_answer
