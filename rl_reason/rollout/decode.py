@@ -140,12 +140,11 @@ def decode_chunk(
 
   Returns: the slots (their `past` as before) and what was sampled.
   """
-  b, capacity = slots.ids.shape[0], slots.past[0][0].shape[-1]
+  b, capacity, room = slots.ids.shape[0], slots.past[0][0].shape[-1], prompts.cache[0][0].shape[-1]
   rows = jax.vmap(functools.partial(jax.random.fold_in, rng))(slots.ids)
   prompt_lengths = prompts.lengths[slots.prompts]
   start_lengths = slots.lengths
-  prompt_positions = jnp.broadcast_to(jnp.arange(prompts.cache[0][0].shape[-1]), (prompts.lengths.shape[0],
-                                                                                   prompts.cache[0][0].shape[-1]))
+  prompt_positions = jnp.broadcast_to(jnp.arange(room), (prompts.lengths.shape[0], room))
   past_positions = prompt_lengths[:, None] + jnp.arange(capacity)
   chunk_positions = (prompt_lengths + start_lengths)[:, None] + jnp.arange(size)
   keys = [(prompt_positions, prompt_positions < prompts.lengths[:, None], sharing)]
