@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rl_reason.losses import LossStatistics
@@ -93,3 +94,8 @@ def train_step(
   metrics = {**statistics.metrics(), "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
              "skipped_in_a_row": skipped_in_a_row(state)}
   return state, metrics
+
+
+def split_microbatches(batch: Any, count: int) -> Any:
+  """[N ...] -> [count, N / count ...] for every host array of a batch: what `train_step` goes through one by one."""
+  return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *x.shape[1:]), batch)

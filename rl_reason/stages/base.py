@@ -103,6 +103,26 @@ def fold(key: PRNGKeyArray, *names: str | int) -> PRNGKeyArray:
   return key
 
 
+# Tokens that one pass through the model is fastest with: a CPU's caches hold the activations of so many (measured: 15.7M
+# parameters, 512 + 96 tokens a pass take 0.85 of the time of 4096 + 768), accelerators want more.
+TOKENS_PER_PASS = {"cpu": 2048}
+TOKENS_PER_PASS_ELSEWHERE = 2**15
+
+
+def num_microbatches(context: Context, *, groups: int, tokens_per_group: int, rows_per_group: int = 1) -> int:
+  """Into how many parts of equally many groups a minibatch is cut, to go through the model one by one: such that each
+  part is near TOKENS_PER_PASS a device, and devices can share its rows.
+
+  Args:
+    groups: what is never split: prompts with their completions, pairs, single examples.
+    tokens_per_group, rows_per_group: of each, at most.
+  """
+  ways = context.partitioning.ways("batch")
+  wanted = ways * TOKENS_PER_PASS.get(jax.default_backend(), TOKENS_PER_PASS_ELSEWHERE) / tokens_per_group
+  parts = [n for n in range(1, groups + 1) if groups % n == 0 and groups // n * rows_per_group % ways == 0]
+  return next((n for n in parts if groups / n <= wanted), max(parts, default=1))
+
+
 class Resumable(Protocol):
   """Something whose state belongs into a checkpoint, e.g. a RewardSet."""
 

@@ -17,14 +17,15 @@ import numpy as np
 from rl_reason import advantages, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
+from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rewards import Scoring, build_rewards
 from rl_reason.rewards.workers import failure_counts
 from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts, generate, make_samples
+from rl_reason.stages import base
 from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
-from rl_reason.stages.sft import split_microbatches
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params, RolloutBatch, Sample, length_mask
 
@@ -114,21 +115,11 @@ class Config:
           " compares with the probability of the whole distribution, so every ratio would be off.")
 
 
-# Prompt and completion tokens that one pass through the model is fastest with: a CPU's caches hold the activations of so
-# many (measured: 15.7M parameters, 512 + 96 tokens a pass take 0.85 of the time of 4096 + 768), accelerators want more.
-TOKENS_PER_PASS = {"cpu": 2048}
-TOKENS_PER_PASS_ELSEWHERE = 2**15
-
-
 def num_microbatches(config: Config, context: Context) -> int:
-  """config.microbatches or, for 0, what keeps each part near TOKENS_PER_PASS a device and its rows divisible by them."""
-  if config.microbatches:
-    return config.microbatches
-  groups, ways = config.prompts_per_step // config.minibatches, context.partitioning.ways("batch")
-  per_group = context.max_prompt_tokens + config.group_size * config.sampling.max_tokens
-  wanted = ways * TOKENS_PER_PASS.get(jax.default_backend(), TOKENS_PER_PASS_ELSEWHERE) / per_group
-  parts = [n for n in range(1, groups + 1) if groups % n == 0 and groups // n * config.group_size % ways == 0]
-  return next((n for n in parts if groups / n <= wanted), max(parts, default=1))
+  """config.microbatches or, for 0, as many as this machine is fastest with (base.num_microbatches)."""
+  return config.microbatches or base.num_microbatches(
+      context, groups=config.prompts_per_step // config.minibatches, rows_per_group=config.group_size,
+      tokens_per_group=context.max_prompt_tokens + config.group_size * config.sampling.max_tokens)
 
 
 def num_parts(config: Config, context: Context) -> int:

@@ -9,9 +9,10 @@ import numpy as np
 from rl_reason import learner, losses, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
+from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
 from rl_reason.rollout.prompts import encode_prompts, pad_rows
-from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, make_learner
+from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, make_learner, num_microbatches
 from rl_reason.tasks import pipeline
 from rl_reason.types import Params, Problem, PromptBatch, RolloutBatch, length_mask
 
@@ -21,7 +22,8 @@ class Config:
   """num_steps: updates. batch_size: solutions per update, over all processes.
 
   max_completion_tokens: longer solutions are an error. microbatches: parts of a batch gone through one by one, to save
-  memory. mean_over, remat: see losses.token_weights and models.transformer.REMAT_POLICIES.
+  memory; 0: as many as this machine is fastest with (base.num_microbatches). mean_over, remat: see losses.token_weights
+  and models.transformer.REMAT_POLICIES.
   start: the stage whose policy it starts from (run.starting_points).
   """
   kind: str
@@ -29,17 +31,17 @@ class Config:
   batch_size: int
   max_completion_tokens: int
   optimizer: Optimizer
-  microbatches: int = 1
+  microbatches: int = 0
   mean_over: str = "token"
   remat: str = "none"
   start: str = ""
 
   def __post_init__(self):
-    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, microbatches=self.microbatches,
-             max_completion_tokens=self.max_completion_tokens)
+    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_completion_tokens=self.max_completion_tokens)
+    at_least(0, microbatches=self.microbatches)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     one_of(transformer.REMAT_POLICIES, remat=self.remat)
-    if self.batch_size % self.microbatches:
+    if self.batch_size % max(1, self.microbatches):
       raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
 
 
@@ -56,17 +58,24 @@ def trained(config: Config, context: Context) -> Trained:
   return Trained(context.abstract_params)
 
 
+def _microbatches(config: Config, context: Context) -> int:
+  return config.microbatches or num_microbatches(
+      context, groups=config.batch_size, tokens_per_group=context.max_prompt_tokens + config.max_completion_tokens)
+
+
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
+  microbatches = _microbatches(config, context)
   batch = memory_lib.Batch(
-      config.batch_size // config.microbatches, 1, context.max_prompt_tokens, config.max_completion_tokens)
+      config.batch_size // microbatches, 1, context.max_prompt_tokens, config.max_completion_tokens)
   state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
-  return memory_lib.learner_parts(state_shape, microbatches=config.microbatches) + memory_lib.update_parts(
+  return memory_lib.learner_parts(state_shape, microbatches=microbatches) + memory_lib.update_parts(
       context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=config.remat)
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
+  microbatches = _microbatches(config, context)
   optimizer, init, state_shape = make_learner(context, params, config.optimizer, config.num_steps)
   tokenizer, model = context.policy.tokenizer, context.policy.config
 
@@ -90,8 +99,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     batch = RolloutBatch(
         prompts=prompts, completions=solutions, completion_lengths=lengths, token_weights=np.asarray(weights),
         behaviour_logprobs=unused, advantages=unused, reference_logprobs=unused)
-    microbatches = split_microbatches(batch, config.microbatches)
-    state, metrics = update(state, context.partitioning.place(microbatches, (None, "batch")))
+    parts = split_microbatches(batch, microbatches)
+    state, metrics = update(state, context.partitioning.place(parts, (None, "batch")))
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
     return state, {**metrics, "tokens": float(lengths.sum())}, ""
 
@@ -122,8 +131,3 @@ def demonstrations(
                        f" max_completion_tokens is {max_completion_tokens}: raise it, or drop such rows.")
   prompts = encode_prompts(problems, tokenizer, max_tokens=max_prompt_tokens, bucket=bucket)
   return prompts, pad_rows(rows, max_completion_tokens), np.array([len(r) for r in rows], np.int32)
-
-
-def split_microbatches(batch: RolloutBatch, count: int) -> RolloutBatch:
-  """[N ...] -> [count, N / count ...] for every array: whole groups stay together."""
-  return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *x.shape[1:]), batch)
