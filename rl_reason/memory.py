@@ -37,7 +37,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Sizes of what is sampled or learnt from at once: prompts, completions of each, and both's padded tokens."""
+  """Sizes of what is sampled or learnt from at once: prompts, completions of each, and both's padded tokens.
+
+  prompt_tokens: 0 for rows of whole texts, as supervised stages read them; completion_tokens are then the rows'.
+  """
   prompts: int
   group_size: int
   prompt_tokens: int
@@ -193,17 +196,21 @@ def rollout_parts(
 def saved_activations(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, remat: str,
 ) -> float:
-  """Bytes on a device that the backward pass of policy.completion_logprobs gets from its forward pass."""
+  """Bytes on a device that the backward pass of policy.completion_logprobs, or for whole texts of policy.text_logprobs, gets
+  from its forward pass."""
   model = _local(model, partitioning)
   def array(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.int32)
   params = transformer.abstract_params(model)
-  data = (PromptBatch(array(batch.prompts, batch.prompt_tokens), array(batch.prompts)),
-          array(batch.completions, batch.completion_tokens), array(batch.completions))
+  completions = array(batch.completions, batch.completion_tokens), array(batch.completions)
+  if batch.prompt_tokens:
+    logprobs, data = policy.completion_logprobs, (
+        PromptBatch(array(batch.prompts, batch.prompt_tokens), array(batch.prompts)), *completions)
+  else:
+    logprobs, data = policy.text_logprobs, (*completions, completions[0])
 
   def residuals(params, data):
-    _, backward = jax.vjp(
-        lambda params: policy.completion_logprobs(model, params, *data, dtype=dtype, remat=remat), params)
+    _, backward = jax.vjp(lambda params: logprobs(model, params, *data, dtype=dtype, remat=remat), params)
     given = {id(x) for x in jax.tree.leaves((params, data))}
     return [x for x in jax.tree.leaves(backward) if id(x) not in given]
 
