@@ -89,7 +89,8 @@ class Tokenizer(Protocol):
 
 
 def load(path: str | os.PathLike, *, chat_template: str | None = None,
-         template_arguments: Mapping[str, Any] | None = None) -> "CharacterTokenizer | PretrainedTokenizer":
+         template_arguments: Mapping[str, Any] | None = None, new_tokens: Sequence[str] = (),
+         ) -> "CharacterTokenizer | PretrainedTokenizer":
   """Reads the tokenizer of a pretrained model, or one that `save` wrote.
 
   Args:
@@ -97,11 +98,16 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
     chat_template: Jinja source to use instead of the model's own, or the name of one of the model's several.
     template_arguments: more variables for the template, e.g. {"enable_thinking": False}. A template that prints today's
       date makes a run unrepeatable: such templates take the date as an argument too (Llama 3: {"date_string": ...}).
+    new_tokens: texts to add as tokens, e.g. "<|reflect|>" (tokenizer_files.with_tokens); the model needs rows for them
+      (pretrained.load).
   """
   path = pathlib.Path(path)
   if path.is_dir():
     characters = tokenizer_files.read_json(path / "tokenizer_config.json").get("characters")
     if isinstance(characters, str):
+      if new_tokens:
+        raise ValueError(f"new_tokens={list(new_tokens)} cannot be added to a character tokenizer: a token is a character"
+                         " there. Add characters instead.")
       return CharacterTokenizer(characters)
     files = tokenizer_files.read_directory(path)
   elif not path.is_file():
@@ -111,6 +117,8 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
       if file.read(4) != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file: give one, or the Hugging Face directory (not a file in it).")
     files = tokenizer_files.read_gguf(path)
+  if new_tokens:
+    files = tokenizer_files.with_tokens(files, new_tokens)
   if chat_template is None and files.chat_templates:
     if "default" not in files.chat_templates:
       raise ValueError(f"{path} has several chat templates, none of them the default: choose one with chat_template="
@@ -272,6 +280,8 @@ class PretrainedTokenizer:
 
   def save(self, directory: str | os.PathLike) -> None:
     config = {**self.files.named_tokens, "add_bos_token": self.files.adds_bos}
+    if self.files.new_tokens:
+      config["new_tokens"] = list(self.files.new_tokens)
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
     tokenizer_files.write_directory(pathlib.Path(directory), self.files.backend, config, self.stop_ids, self.pad_id)
@@ -289,10 +299,12 @@ class PretrainedTokenizer:
   @functools.cached_property
   def _control_tokens(self) -> tuple[str, ...]:
     """What text must not be able to write: special and stop tokens, and turn marks that are not called special
-    (DeepSeek's <｜User｜>). Others, such as <think> and <tool_call>, are for the policy and the user to write."""
+    (DeepSeek's <｜User｜>). Others, such as <think> and <tool_call>, are for the policy and the user to write, and so are
+    all that were added with load(..., new_tokens=...)."""
     stop = {self.files.backend.id_to_token(i) for i in self.stop_ids}
     return tuple(token.content for token in self.files.backend.get_added_tokens_decoder().values()
-                 if token.special or token.content in stop or token.content.startswith(("<|", "<｜")))
+                 if (token.special or token.content in stop or token.content.startswith(("<|", "<｜")))
+                 and token.content not in self.files.new_tokens)
 
   @functools.cached_property
   def _control(self) -> re.Pattern:
