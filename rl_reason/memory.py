@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl_reason import policy
-from rl_reason.models import transformer
+from rl_reason.models import lora, transformer
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout.schedule import Schedule
 from rl_reason.sharding import Partitioning
@@ -120,16 +120,16 @@ def sharded_bytes(tree: Any) -> int:
 
 
 def learner_parts(state: LearnerState, *, microbatches: int) -> list[Part]:
-  """What the stage holds all along, and the gradients. state: a Stage's state_shape."""
-  params = sharded_bytes(state.params)
+  """What the stage holds all along, and the gradients of what it trains. state: a Stage's state_shape."""
+  params, trained = sharded_bytes(state.params), sharded_bytes(lora.partition(state.params)[0])
   spread = "spread over more devices with mesh.fsdp or mesh.tensor, or take a smaller policy"
   return [
       Part("parameters", params, spread),
       Part("policy the stage starts from", params, spread),
       Part("optimizer", sharded_bytes(state.opt_state), f"{spread}, or optimizer.name='sgd'"),
       # With several microbatches, their sum and the newest one's.
-      Part("gradients", params * (2 if microbatches > 1 else 1), spread, "update"),
-      Part("gradients and the optimizer's step", 2 * params, spread, "optimizer step"),
+      Part("gradients", trained * (2 if microbatches > 1 else 1), spread, "update"),
+      Part("gradients and the optimizer's step", 2 * trained, spread, "optimizer step"),
   ]
 
 

@@ -14,7 +14,10 @@ from rl_reason.demonstrations import Examples
 from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
 from rl_reason.models.flash_attention import attention_kernel
-from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, make_learner, num_microbatches
+from rl_reason.models.lora import LoRA
+from rl_reason.stages.base import (
+    Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, num_microbatches, trained_policy,
+    with_adapters)
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params
 
@@ -29,6 +32,7 @@ class Config:
   microbatches: parts of a batch gone through one by one, to save memory; 0: as many as this machine is fastest with
     (base.num_microbatches).
   mean_over, remat: losses.token_weights, models.transformer.REMAT_POLICIES.
+  lora: models.lora.LoRA; with rank above 0 low-rank adapters are trained and the policy is frozen.
   start: the stage whose policy it starts from (run.starting_points).
   """
   kind: str
@@ -41,6 +45,7 @@ class Config:
   microbatches: int = 0
   mean_over: str = "token"
   remat: str = "none"
+  lora: LoRA = LoRA()
   start: str = ""
 
   def __post_init__(self):
@@ -70,21 +75,23 @@ def check(config: Config, context: Context) -> None:
 
 def trained(config: Config, context: Context) -> Trained:
   """The policy itself."""
-  del config
-  return Trained(context.abstract_params)
+  return trained_policy(context, config.lora)
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
-  state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
-  return update_memory(
+  shapes = trained(config, context).shapes
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=shapes)[-1]
+  return [*merging_memory(context, config.lora, "evaluation"), *update_memory(
       context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
-      max_completion_tokens=config.max_completion_tokens, remat=config.remat)
+      max_completion_tokens=config.max_completion_tokens, remat=config.remat)]
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
-  optimizer, init, state_shape = make_learner(context, params, config.optimizer, config.num_steps)
+  optimizer, init, state_shape = make_learner(
+      context, with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps,
+      shapes=trained(config, context).shapes)
   update = make_update(
       context, optimizer, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
       max_completion_tokens=config.max_completion_tokens, remat=config.remat)
