@@ -8,9 +8,10 @@ params being the policy that it starts from.
 
 from types import ModuleType
 
-from rl_reason.stages import policy_gradient, sft
+from rl_reason.stages import policy_gradient, self_training, sft
 from rl_reason.stages.base import Context, Stage, Trained
 
-STAGES: dict[str, ModuleType] = {"policy_gradient": policy_gradient, "sft": sft}
+STAGES: dict[str, ModuleType] = {
+    "policy_gradient": policy_gradient, "self_training": self_training, "sft": sft}
 
 __all__ = ["STAGES", "Context", "Stage", "Trained"]
