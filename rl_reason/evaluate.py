@@ -111,14 +111,14 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
   from rl_reason.progress import Progress
 
   with run.errors_in_one_line():
-    config, _ = run.check(config)
+    config, sections = run.check(config)
     run.start()
     compilation.keep_programs(print)
-    context = run.make_context(config)
-    check_verifier(config.evaluation, context)
     folder = run.Workdir(workdir)
+    context = folder.with_stages(run.make_context(config), config, sections)
+    check_verifier(config.evaluation, context)
     with Progress(enabled=sharding.is_main_process()) as progress, context.partitioning.use():
-      where, params = folder.newest_params(config, context)
+      where, params = folder.newest_policy(config, context)
       result = evaluate(config.evaluation, context, params, report=progress.note)
       names = [k for k in result.metrics if f"{k}_low" in result.metrics]
       if sharding.is_main_process():

@@ -22,7 +22,7 @@ from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
 from rl_reason.models.sources import POLICIES
 from rl_reason.rollout import check_sampling, encode_prompts
-from rl_reason.stages import STAGES, Context
+from rl_reason.stages import STAGES, Context, Trained
 from rl_reason.tasks import load_task
 from rl_reason.types import Params
 
@@ -73,6 +73,32 @@ def make_context(config: RunConfig) -> Context:
       max_prompt_tokens=config.max_prompt_tokens, partitioning=sharding.Partitioning(mesh, tuple(rules.items())))
 
 
+def trained(context: Context, name: str) -> Trained:
+  """What the stage of that name trains."""
+  return STAGES[context.sections[name].kind].trained(context.sections[name], context)
+
+
+def starting_points(context: Context) -> dict[str, str]:
+  """Per stage the name of the one whose policy it starts from, or "" for the policy before any stage.
+
+  A section's `start` names an earlier stage that trains a policy, or is "initial". "": the last such stage before it, or
+  the initial policy where there is none.
+
+  Raises: ValueError for other names.
+  """
+  points, earlier = {}, []
+  for name, section in context.sections.items():
+    known = ["initial", *earlier]
+    if section.start and section.start not in known:
+      raise ValueError(f"config.{name}.start={section.start!r} is no earlier stage that trains a policy."
+                       f"{naming.did_you_mean(section.start, known)} Known: {', '.join(known)}; or \"\" for the last of them.")
+    start = section.start or known[-1]
+    points[name] = "" if start == "initial" else start
+    if trained(context, name).policy is not None:
+      earlier.append(name)
+  return points
+
+
 def initial_params(context: Context) -> Params:
   """The policy before any stage: random, or read from its files; the same at every call."""
   return context.policy.make_params(context.rng("params"), context.param_shardings)
@@ -119,18 +145,30 @@ class Workdir:
   def checkpoints(self, stage: str, *, keep: int, note: Callable[[str], None]) -> Checkpoints:
     return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
 
-  def newest_params(self, config: RunConfig, context: Context) -> tuple[str, Params]:
-    """(where they are from, parameters) of the newest stage with a checkpoint.
+  def with_stages(self, context: Context, config: RunConfig, sections: Mapping[str, Any]) -> Context:
+    """The context of a run in this folder: its stages know each other's sections and finished parameters."""
+    context = dataclasses.replace(context, sections=sections)
+    return dataclasses.replace(context, finished=lambda name: self._newest(config, context, name)[1])
 
+  def newest_policy(self, config: RunConfig, context: Context) -> tuple[str, Params]:
+    """(where it is from, parameters) of the policy in the newest checkpoint that holds one.
+
+    Args:
+      context: of with_stages.
     Raises: FileNotFoundError where there is none; ValueError where none can be read.
     """
     for name in reversed(config.stages):
-      if (self.path / "checkpoints" / name).is_dir():
-        with contextlib.closing(self.checkpoints(name, keep=config.checkpoint.keep, note=print)) as checkpoints:
-          if checkpoints.steps:
-            step, params = checkpoints.restore_params(context.abstract_params)
-            return f"{name}, step {step}", params
-    raise FileNotFoundError(f"No checkpoint in {self.path}: train first with the same --config and --workdir.")
+      policy = trained(context, name).policy
+      if policy is not None and (self.path / "checkpoints" / name).is_dir():
+        with contextlib.suppress(FileNotFoundError):
+          step, params = self._newest(config, context, name)
+          return f"{name}, step {step}", policy(params)
+    raise FileNotFoundError(f"No checkpoint of a policy in {self.path}: train first with the same --config and --workdir.")
+
+  def _newest(self, config: RunConfig, context: Context, name: str) -> tuple[int, Params]:
+    """(step, parameters) of a stage's newest checkpoint that can be read."""
+    with contextlib.closing(self.checkpoints(name, keep=config.checkpoint.keep, note=print)) as checkpoints:
+      return checkpoints.restore_params(trained(context, name).shapes)
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:

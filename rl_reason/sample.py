@@ -27,8 +27,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
   with run.errors_in_one_line():
     run.start()
     compilation.keep_programs(print)
-    run_config, _ = run.check(config)
-    context = run.make_context(run_config)
+    run_config, sections = run.check(config)
+    folder = run.Workdir(workdir)
+    context = folder.with_stages(run.make_context(run_config), run_config, sections)
     example, prompt = context.task.heldout[0].prompt, _PROMPT.value
     if not isinstance(example, str):  # A chat, with the task's system message and worked turns, if any.
       prompt = (*example[:-1], {"role": "user", "content": prompt})
@@ -39,7 +40,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
       if _INITIAL.value:
         params = run.initial_params(context)
       else:
-        where, params = run.Workdir(workdir).newest_params(run_config, context)
+        where, params = folder.newest_policy(run_config, context)
         print(f"# {where}")
       completions = generate(
           context.policy.config, params, prompts, sampling,

@@ -17,12 +17,13 @@ import ml_collections
 
 from rl_reason import compilation, memory, plots, report, run, sharding
 from rl_reason.config import RunConfig
-from rl_reason.evaluate import Result, check_verifier, evaluate
+from rl_reason.evaluate import check_verifier, evaluate
 from rl_reason.evaluate import memory as evaluation_memory
 from rl_reason.metrics import MetricWriter, read_metrics
 from rl_reason.profiling import Trace
 from rl_reason.progress import Progress
 from rl_reason.stages import STAGES, Context, Stage
+from rl_reason.stages.base import Evaluate
 from rl_reason.types import Params
 
 
@@ -34,7 +35,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     workdir: the run's folder (run.Workdir).
     plain: lines instead of a live panel; None decides by the terminal.
 
-  Returns: the trained parameters, or None if a signal stopped the run early.
+  Returns: the last stage's parameters, or None if a signal stopped the run early.
   Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if gradients stay
     non-finite; OSError if a checkpoint cannot be written. What was saved stays whole.
   """
@@ -44,7 +45,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
   with Progress(plain, enabled=sharding.is_main_process()) as progress, contextlib.ExitStack() as exits:
     folder.claim(config, progress.note)
     compilation.keep_programs(progress.note)
-    context = run.make_context(run_config)
+    context = folder.with_stages(run.make_context(run_config), run_config, sections)
+    starts = run.starting_points(context)
     check_verifier(run_config.evaluation, context)
     for name in run_config.stages:
       STAGES[sections[name].kind].check(sections[name], context)
@@ -60,15 +62,20 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     stop = exits.enter_context(StopRequest())
     loop = Loop(run_config, context, folder, writer, progress, trace, stop)
 
-    # The stages, each from its predecessor's parameters.
-    params = run.initial_params(context)
-    for name in run_config.stages:
-      stage = STAGES[sections[name].kind].build(sections[name], context, params, name)
+    # The stages: each starts from an earlier one's policy, mostly its predecessor's, and may read others' models by name.
+    policies = {"": run.initial_params(context)}
+    for i, name in enumerate(run_config.stages):
+      stage = STAGES[sections[name].kind].build(sections[name], context, policies[starts[name]], name)
       with contextlib.closing(stage):
         params = loop.run(name, stage)
       if params is None:
         progress.note("Stopped and saved: the same command continues.")
         return None
+      policy = run.trained(context, name).policy
+      if policy is not None:
+        policies[name] = policy(params)
+      # Those that no later stage starts from make room.
+      policies = {k: v for k, v in policies.items() if k in [starts[s] for s in run_config.stages[i + 1:]]}
 
     # The end: a table and the learning curves.
     if sharding.is_main_process():
@@ -93,7 +100,10 @@ class Loop:
   def run(self, name: str, stage: Stage) -> Params | None:
     """Runs one stage from its start or its newest checkpoint. Returns its parameters, or None if asked to stop."""
     checkpointing, evaluation, compiled = self.config.checkpoint, self.config.evaluation, compilation.compilations()
-    first = name == self.config.stages[0]
+    policies = [s for s in self.config.stages if run.trained(self.context, s).policy is not None]
+    # What a policy is worth before a stage is known where an earlier one trained it.
+    first = stage.evaluate is not None or name == policies[0]
+    judge = stage.evaluate or self._accuracy(name)
     with contextlib.closing(self.folder.checkpoints(name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       restored = saved.restore(stage.state_shape)
       if restored is None:
@@ -121,7 +131,7 @@ class Loop:
       self._rewind(name, step, started=restored is not None)
       self.progress.stage(name, stage.num_steps, step)
       if first and restored is None:
-        self._evaluate(name, 0, state.params)
+        self._evaluate(name, 0, judge, state.params)
 
       while step < stage.num_steps:
         started, compile_seconds = time.perf_counter(), compiled.seconds
@@ -140,7 +150,7 @@ class Loop:
               f" {saved.steps[-1:] or 'none'}. Lower the learning rate, or look at loss and kl in metrics.jsonl.")
         last, stopping = step == stage.num_steps, sharding.any_process(self.stop.requested)
         if last or evaluation.every and step % evaluation.every == 0:
-          self._evaluate(name, step, state.params)
+          self._evaluate(name, step, judge, state.params)
         # After the step's lines are written: a checkpoint stands for all that came before it.
         if last or stopping or step % checkpointing.every == 0:
           saved.save(step, state, {
@@ -161,15 +171,22 @@ class Loop:
     else:
       self.writer.rewind(order, order[order.index(name) - 1], 2**31)
 
-  def _evaluate(self, name: str, step: int, params: Params) -> Result:
+  def _accuracy(self, name: str) -> Evaluate:
+    policy = run.trained(self.context, name).policy
+
+    def judge(params):
+      result = evaluate(self.config.evaluation, self.context, policy(params), report=self.progress.note)
+      return result.metrics, result.rows()
+    return judge
+
+  def _evaluate(self, name: str, step: int, judge: Evaluate, params: Params) -> None:
     started = time.perf_counter()
-    result = evaluate(self.config.evaluation, self.context, params, report=self.progress.note)
-    metrics = {**result.metrics, "time/evaluation": time.perf_counter() - started}
+    metrics, rows = judge(params)
+    metrics = {**metrics, "time/evaluation": time.perf_counter() - started}
     self.writer.write(name, step, metrics)
     self.progress.update(step, metrics)
     if sharding.is_main_process():
-      self.folder.write(f"samples/{name}-{step}.json", result.rows()[:50])
-    return result
+      self.folder.write(f"samples/{name}-{step}.json", rows[:50])
 
 
 class StopRequest:

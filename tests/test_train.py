@@ -281,6 +281,17 @@ def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
   assert (line["kl"] > 1e-8) == (updates > 1) and (line["clip_fraction"] > 0) == (updates > 1)
 
 
+def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(config, tmp_path):
+  config.again = config.rl.copy_and_resolve_references()
+  config.again.optimizer.learning_rate, config.again.start = 0.0, "initial"  # Ends where it starts.
+  config.stages = ("rl", "again")
+  params = train(config, tmp_path, plain=True)
+  run_config, sections = run.check(config)
+  context = run.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
+  initial, same = run.initial_params(context), lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
+  assert same(params, initial) and same(context.finished("again"), initial) and not same(context.finished("rl"), initial)
+
+
 def test_eight_devices_compute_what_one_does(config, tmp_path):
   config.rl.num_steps, config.rl.optimizer.warmup_steps = 2, 0
   train(config, tmp_path / "one", plain=True)

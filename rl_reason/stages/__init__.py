@@ -1,15 +1,16 @@
 """Ways of training, one file each. A config's stage section names one of these in its field `kind`.
 
-A stage file has a dataclass `Config` (its section's fields), `check(config, context)`, which raises before any stage
-runs for what could not work, `memory(config, context)`, what it will need (rl_reason.memory), and
-`build(config, context, params, name) -> Stage`.
+A stage file has a dataclass `Config` (its section's fields, `start` among them), `check(config, context)`, which raises
+before any stage runs for what could not work, `memory(config, context)`, what it will need (rl_reason.memory),
+`trained(config, context) -> Trained`, the shapes of what it trains, and `build(config, context, params, name) -> Stage`,
+params being the policy that it starts from.
 """
 
 from types import ModuleType
 
 from rl_reason.stages import policy_gradient, sft
-from rl_reason.stages.base import Context, Stage
+from rl_reason.stages.base import Context, Stage, Trained
 
 STAGES: dict[str, ModuleType] = {"policy_gradient": policy_gradient, "sft": sft}
 
-__all__ = ["STAGES", "Context", "Stage"]
+__all__ = ["STAGES", "Context", "Stage", "Trained"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,20 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What is the same for all stages of a run."""
+  """What is the same for all stages of a run.
+
+  sections: the checked section of each stage by name, in order.
+  finished: (name of a stage that is complete) -> its parameters, as `trained` of that stage says, read from its newest
+    checkpoint: stages use each other's models by name.
+  """
   seed: int
   policy: PolicySource
   dtype: jnp.dtype
   task: Task
   max_prompt_tokens: int
   partitioning: Partitioning
+  sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  finished: Callable[[str], Params] | None = None
 
   @property
   def prompt_bucket(self) -> int:
@@ -70,15 +77,18 @@ class Context:
 
   @property
   def param_shardings(self) -> Params:
-    shapes = transformer.abstract_params(self.policy.config)
-    return self.partitioning.params(shapes, transformer.parameter_axes(self.policy.config))
+    return jax.tree.map(lambda x: x.sharding, self.abstract_params)
 
   @property
   def abstract_params(self) -> Params:
     """Shapes, dtypes and shardings of the policy's parameters."""
-    shapes = transformer.abstract_params(self.policy.config)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.param_shardings)
+    config = self.policy.config
+    return self.abstract(transformer.abstract_params(config), transformer.parameter_axes(config))
+
+  def abstract(self, shapes: Params, axes: Params) -> Params:
+    """Shapes and dtypes, with the shardings that their logical axes get on this mesh."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
+                        self.partitioning.params(shapes, axes))
 
 
 def first_rows(source: Source, limit: int = 1000) -> list[Problem]:
@@ -111,6 +121,21 @@ class Batches(Protocol):
   def set_state(self, state: dict[str, Any]) -> None: ...
 
 
+# Parameters -> (metrics under "eval/", rows to keep as JSON).
+Evaluate: TypeAlias = Callable[[Params], tuple[dict[str, float], list[dict[str, Any]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a stage trains, known before it runs.
+
+  shapes: of its parameters, with dtypes and shardings.
+  policy: parameters -> the policy among them, for evaluations and for stages that start from it; None: it trains none.
+  """
+  shapes: Params
+  policy: Callable[[Params], Params] | None = lambda params: params
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """One way of training, ready to run; rl_reason.train runs its steps, saves, resumes, logs and evaluates.
@@ -122,6 +147,7 @@ class Stage:
     state.
   resumable: by name, what else a checkpoint holds.
   max_skipped: non-finite updates in a row that stop the run.
+  evaluate: how good what it trains is; None: the run's own evaluation of the policy.
   close: frees worker processes and the like.
   """
   num_steps: int
@@ -131,13 +157,19 @@ class Stage:
   step: Callable[[LearnerState, list[Problem], int], tuple[LearnerState, dict[str, float], str]]
   max_skipped: int
   resumable: Mapping[str, Resumable] = dataclasses.field(default_factory=dict)
+  evaluate: Evaluate | None = None
   close: Callable[[], None] = lambda: None
 
 
 def make_learner(
-    context: Context, params: Params, section: Optimizer, num_updates: int,
+    context: Context, params: Params, section: Optimizer, num_updates: int, *, shapes: Params | None = None,
 ) -> tuple[optax.GradientTransformation, Callable[[], LearnerState], LearnerState]:
-  """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape."""
+  """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape.
+
+  Args:
+    shapes: of params, with shardings (Trained.shapes); None: those of the policy.
+  """
+  abstract = context.abstract_params if shapes is None else shapes
   schedule = learner.make_schedule(
       section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
   optimizer = learner.make_optimizer(
@@ -147,7 +179,7 @@ def make_learner(
     # A copy: the learner's arrays are donated at every update, the caller's must live on.
     return learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
 
-  shapes = jax.eval_shape(init_state, transformer.abstract_params(context.policy.config))
-  shardings = context.partitioning.state(shapes, context.param_shardings, optimizer)
-  state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+  state = jax.eval_shape(init_state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract))
+  shardings = context.partitioning.state(state, jax.tree.map(lambda x: x.sharding, abstract), optimizer)
+  state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
   return optimizer, lambda: jax.jit(init_state, out_shardings=shardings)(params), state_shape

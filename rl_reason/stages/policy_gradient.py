@@ -23,7 +23,7 @@ from rl_reason.rewards import Scoring, build_rewards
 from rl_reason.rewards.workers import failure_counts
 from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts, generate, make_samples
 from rl_reason.stages.ahead import Ahead
-from rl_reason.stages.base import Context, Optimizer, Stage, first_rows, fold, make_learner
+from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
 from rl_reason.stages.sft import split_microbatches
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params, RolloutBatch, Sample, length_mask
@@ -49,6 +49,7 @@ class Config:
   importance_cap: C of truncated importance sampling between trainer and sampler (losses.truncated_importance), for
     rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
   int8_rollouts: sample with the layers' matrices rounded to 8 bits. Needs importance_cap.
+  start: the stage whose policy it starts from (run.starting_points).
   """
   kind: str
   num_steps: int
@@ -74,6 +75,7 @@ class Config:
   staleness: int = 0
   importance_cap: float = 0.0
   int8_rollouts: bool = False
+  start: str = ""
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
@@ -147,6 +149,12 @@ def check(config: Config, context: Context) -> None:
                      " in different orders and wait for each other for ever: set staleness=0, or a mesh of one device.")
   with contextlib.closing(build_rewards(config.rewards)) as rewards:
     rewards.check_references([p.reference for p in problems])
+
+
+def trained(config: Config, context: Context) -> Trained:
+  """The policy itself."""
+  del config
+  return Trained(context.abstract_params)
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:

@@ -11,7 +11,7 @@ from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.rollout.prompts import encode_prompts, pad_rows
-from rl_reason.stages.base import Context, Optimizer, Stage, first_rows, make_learner
+from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, make_learner
 from rl_reason.tasks import pipeline
 from rl_reason.types import Params, Problem, PromptBatch, RolloutBatch, length_mask
 
@@ -22,6 +22,7 @@ class Config:
 
   max_completion_tokens: longer solutions are an error. microbatches: parts of a batch gone through one by one, to save
   memory. mean_over, remat: see losses.token_weights and models.transformer.REMAT_POLICIES.
+  start: the stage whose policy it starts from (run.starting_points).
   """
   kind: str
   num_steps: int
@@ -31,6 +32,7 @@ class Config:
   microbatches: int = 1
   mean_over: str = "token"
   remat: str = "none"
+  start: str = ""
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, microbatches=self.microbatches,
@@ -46,6 +48,12 @@ def check(config: Config, context: Context) -> None:
   demonstrations(
       first_rows(context.task.train), context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
       bucket=context.prompt_bucket, max_completion_tokens=config.max_completion_tokens)
+
+
+def trained(config: Config, context: Context) -> Trained:
+  """The policy itself."""
+  del config
+  return Trained(context.abstract_params)
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:

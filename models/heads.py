@@ -1,0 +1,71 @@
+"""Heads on a decoder's hidden states: values, and rewards per sequence, step or token.
+
+    head = Head(outputs=1)
+    params = init_params(head, width, key)
+    apply(head, params, hidden)  # [... E] -> [... K], float32
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rl_reason.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """outputs: numbers per position, e.g. one per attribute. hidden: width of a SiLU layer before them; 0: linear.
+
+  Where it starts: the last matrix is zero, so that a value is 0 and no response is better than another.
+  """
+  outputs: int = 1
+  hidden: int = 0
+
+  def __post_init__(self):
+    if self.outputs < 1 or self.hidden < 0:
+      raise ValueError(f"A head needs outputs of at least 1 and hidden of at least 0, got {self}.")
+
+
+class _Layers(nn.Module):
+  head: Head
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... E"]) -> Float[Array, "... K"]:
+    def linear(name, x, size, init, axes):
+      kernel = self.param(name, nn.with_logical_partitioning(init, axes), (x.shape[-1], size))
+      bias = self.param(f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]), (size,))
+      return x @ kernel + bias
+
+    x, inputs = x.astype(jnp.float32), "embed"
+    if self.head.hidden:
+      x = nn.silu(linear("hidden", x, self.head.hidden, nn.initializers.lecun_normal(), ("embed", "mlp")))
+      inputs = "mlp"
+    return linear("output", x, self.head.outputs, nn.initializers.zeros, (inputs, None))
+
+
+def _init(head: Head, width: int, key: PRNGKeyArray):
+  return _Layers(head).init(key, jnp.zeros((1, width)))["params"]
+
+
+def init_params(head: Head, width: int, key: PRNGKeyArray) -> Params:
+  """Float32 parameters of a head on hidden states of this width."""
+  return nn.meta.unbox(_init(head, width, key))
+
+
+def abstract_params(head: Head, width: int) -> Params:
+  """The parameters' shapes and dtypes, without computing them."""
+  return jax.eval_shape(functools.partial(init_params, head, width), jax.random.key(0))
+
+
+def parameter_axes(head: Head, width: int) -> Params:
+  """Per parameter, a PartitionSpec of logical axis names."""
+  return nn.get_partition_spec(jax.eval_shape(functools.partial(_init, head, width), jax.random.key(0)))
+
+
+def apply(head: Head, params: Params, hidden: Float[Array, "... E"]) -> Float[Array, "... K"]:
+  """The head's outputs at every position, in float32."""
+  return _Layers(head).apply({"params": params}, hidden)

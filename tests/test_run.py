@@ -1,0 +1,45 @@
+"""Which policy each stage of a pipeline starts from."""
+
+import dataclasses
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from rl_reason import run
+from rl_reason.stages import STAGES, Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  kind: str
+  start: str = ""
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+  """{name: start} -> the starting points; stages whose name begins with "scorer" train no policy."""
+  def of(starts):
+    policy, scorer = ModuleType("policy"), ModuleType("scorer")
+    policy.trained = lambda section, context: Trained({})
+    scorer.trained = lambda section, context: Trained({}, policy=None)
+    monkeypatch.setitem(STAGES, "policy", policy)
+    monkeypatch.setitem(STAGES, "scorer", scorer)
+    sections = {name: Section("scorer" if name.startswith("scorer") else "policy", start) for name, start in starts.items()}
+    return run.starting_points(SimpleNamespace(sections=sections))
+  return of
+
+
+def test_a_stage_starts_from_the_last_policy_before_it(pipeline):
+  assert pipeline({"scorer_a": "", "sft": "", "scorer_b": "", "rl": ""}) == {
+      "scorer_a": "", "sft": "", "scorer_b": "sft", "rl": "sft"}
+
+
+def test_a_stage_starts_from_the_policy_that_it_names(pipeline):
+  assert pipeline({"sft": "", "a": "", "b": "sft", "c": "initial"}) == {"sft": "", "a": "sft", "b": "sft", "c": ""}
+
+
+@pytest.mark.parametrize("starts", [{"sft": "", "rl": "sfft"}, {"rl": "sft", "sft": ""}, {"scorer": "", "rl": "scorer"}])
+def test_other_starts_are_refused(pipeline, starts):
+  name = next(n for n, start in starts.items() if start)
+  with pytest.raises(ValueError, match=f"config.{name}.start='{starts[name]}' is no earlier stage that trains a policy"):
+    pipeline(starts)
