@@ -233,7 +233,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       generated = time.perf_counter()
       with jax.profiler.TraceAnnotation("reward"):
         samples = to_samples(completions)
-        scores, components = jax.tree.map(sharding.gather_rows, scoring.finish(samples))
+        judged = scoring.finish(samples)
+        scores, components = jax.tree.map(sharding.gather_rows, (judged.total, judged.logged()))
     return Rollout(index, prompts, completions, scores, components, _show(samples[0], scores[0]), {
         "time/generate": generated - started, "time/reward": time.perf_counter() - generated})
 
