@@ -175,7 +175,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     own = jax.tree.map(lambda x: x[first:first + len(problems) * config.group_size], completions)
     with jax.profiler.TraceAnnotation("reward"):
       samples = make_samples(problems, own, tokenizer, stop_strings=config.sampling.stop_strings, step=index)
-      return completions, *jax.tree.map(sharding.gather_rows, rewards(samples))
+      judged = rewards.score(samples)
+      return completions, *jax.tree.map(sharding.gather_rows, (judged.total, judged.logged()))
 
   def collect(state, problems, index) -> tuple[dict[str, float], str]:
     """Samples and judges one batch of problems; what may be imitated joins the pool. -> (metrics, one to show)."""
