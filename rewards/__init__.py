@@ -9,6 +9,7 @@ from rl_reason.rewards.answers import (after_marker, exact_answer, last_boxed, l
                                        number_value)
 from rl_reason.rewards.composition import build_rewards, Component, RewardSet, Scoring
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
+from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
 
 # The list and the registry: what a config may name. Each function's first docstring line gives its range.
 REWARDS = {
@@ -20,4 +21,6 @@ REWARDS = {
     "think_format": think_format,
     "pattern_format": pattern_format,
     "overlong_penalty": overlong_penalty,
+    "judge_rating": PointwiseJudge,
+    "judge_preference": PairwiseJudge,
 }
