@@ -234,6 +234,7 @@ def test_bad_arguments_say_what_to_change(read, keywords, message):
     (dict(attributes=({"x": "high"}, {})), "attribute 'x' of response 0 is 'high'"),
     (dict(steps=((Step("a"),), (Step("x"),))), "steps of response 1 do not join to it"),
     (dict(responses=("a", "a", "b"), scores=(2.0, 1.0, 0.0)), "identical, with scores 2.0 and 1.0"),
+    (dict(responses=("a", "a"), scores=(1.0, 1.0)), "no answer"),
 ])
 def test_a_comparison_is_checked_when_made(fields, message):
   with pytest.raises(ValueError, match=message):

@@ -27,7 +27,8 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Problem | Comparison: ...
 
 
-# What a config may name. All but "comparisons" hold Problems. Each function's keyword arguments are the config's `arguments`, `train` and `heldout`.
+# What a config may name. All but "comparisons" hold Problems.
+# Each function's keyword arguments are the config's `arguments`, `train` and `heldout`.
 SOURCES: dict[str, Callable[..., Source]] = {
     "jsonl": files.jsonl,  # .jsonl and .jsonl.gz files; templates over the columns make the prompt and the reference.
     "parquet": files.parquet,  # The same over Parquet files.
