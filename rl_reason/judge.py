@@ -23,10 +23,10 @@ from rl_reason.rewards.judge import pairwise_scorer, pointwise_scorer
 from rl_reason.tasks import load_splits, Source
 from rl_reason.types import Comparison, Message
 
-# (prompt, response) texts -> one number per response, higher is better; [N, M] from the M members of an ensemble; or, to
-# be judged on steps, a list of arrays, one number per step. NaN: this one could not be scored. A scorer may have two
-# attributes: `render_prompt`, messages -> text, in place of `plain_text`; and `by_prompt`: true if it wants
-# (prompt, responses) and returns one array for each, because it compares a prompt's responses.
+# (prompt, response) texts -> one number per response, higher is better; [N, M] from the M members of an ensemble, whose
+# mean is judged; or, to be judged on steps, a list of arrays, one number per step. NaN: this one could not be scored.
+# A scorer may have two attributes: `render_prompt`, messages -> text, in place of `plain_text`; and `by_prompt`: true if
+# it wants (prompt, responses) and returns one array for each, because it compares a prompt's responses.
 ScoreFn = Callable[[Sequence[tuple[str, Any]]], Any]
 
 

@@ -121,7 +121,7 @@ def style_matrix(
   Styles go from plain to fancy. Hard: the better response is the plainer one (i < j, above the diagonal); normal: both
   have one style; easy: it is the fancier one. Equal scores count a half here, nothing in the paper's code.
 
-  Source: Liu et al. 2024, arXiv:2410.16184, section 3.3.
+  Source: Liu et al. 2024, arXiv:2410.16184.
   """
   chosen, rejected = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)
   if chosen.shape != rejected.shape or chosen.ndim != 2 or chosen.shape[1] < 2:
@@ -192,7 +192,7 @@ def best_of_n(
   chosen at random: each has the mean of their true rewards. Column 0 is the policy's own mean reward.
 
   Raises: ValueError for shapes that differ and numbers that are not finite.
-  Source: Nakano et al. 2021, arXiv:2112.09332, appendix I.
+  Source: Nakano et al. 2021 (WebGPT), arXiv:2112.09332.
   """
   proxy, true = np.asarray(proxy, np.float64), np.asarray(true, np.float64)
   if proxy.shape != true.shape or proxy.ndim != 2 or not proxy.size:
@@ -309,7 +309,7 @@ def first_error_f1(
 
   Returns: (F1; accuracy on solutions with a wrong step: was exactly the first one found; accuracy on those without: was
     none found). An accuracy without solutions is None, and F1 then 0.
-  Source: Zheng et al. 2024, arXiv:2412.06559, section 3.
+  Source: Zheng et al. 2024 (ProcessBench), arXiv:2412.06559.
   """
   predicted, labels = np.asarray(predicted), np.asarray(labels)
   if predicted.shape != labels.shape or not labels.size:

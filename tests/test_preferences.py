@@ -99,6 +99,9 @@ def test_choices_with_votes_and_ties(read):
   assert got[0].responses == ("True", "5")  # The better one first; PandaLM holds JSON's true for a text.
   assert got[0].scores == pytest.approx((5 / 6, 1 / 6)) and got[0].preference == pytest.approx(5 / 6)
   assert got[1].scores == pytest.approx((0.5, 0.5)) and got[1].preference == pytest.approx(0.5)
+  # Seven votes for one response are a share of exactly 1, and 5 : 5 with ties between is exactly even.
+  assert read("pandalm", {**row, "annotators": [2] * 7})[0].preference == 1.0
+  assert read("pandalm", {**row, "annotators": [1, 0, 2, 0, 0, 1, 2]})[0].scores == (0.5, 0.5)
   by_majority = dict(votes="", label="majority")
   assert read("pandalm", row, args=by_majority)[0].preference == 1.0
   assert read("pandalm", {**row, "majority": 0}, args=by_majority)[0].preference == 0.5
@@ -195,10 +198,11 @@ def test_prm800k_follows_the_chosen_steps(read):
     read("prm800k", row)
 
 
-def test_bad_rows_are_dropped_and_told_of_when_asked(read):
+def test_bad_rows_are_dropped_and_told_of_when_asked(read, caplog):
   rows = [PAIR, {**PAIR, "rejected": "4"}, {**PAIR, "chosen": " "}, {**PAIR, "chosen": None}, {"prompt": "x"}, PAIR]
   source = read("pairs", *rows, bad_rows="drop")
   assert [c.id for c in source.rows] == ["0", "5"]
+  assert "4 of 6 rows" in caplog.text and "rows.jsonl:2" in caplog.text
   assert len(source.dropped) == 4 and all(f"rows.jsonl:{n}: " in d for n, d in zip((2, 3, 4, 5), source.dropped))
   # A slice means the same rows whether or not some of them are bad.
   assert [c.id for c in read("pairs", *rows, bad_rows="drop", rows="4:").rows] == ["5"]

@@ -13,6 +13,8 @@ import functools
 import re
 from typing import Any
 
+from absl import logging
+
 from rl_reason import naming
 from rl_reason.tasks import files
 from rl_reason.types import Comparison, Step
@@ -44,7 +46,7 @@ def comparisons(
       Comparison.
     args: fields of the format, over those that its name implies.
     bad_rows: what happens to a row with blank or identical responses, a null or impossible label, a wrong shape:
-      "error", or "drop": it is left out and told of in `dropped`. Rows are dropped after `rows` is taken, so that
+      "error", or "drop": it is left out, counted in a warning and told of in `dropped`. Rows are dropped after `rows` is taken, so that
       slices mean the same rows either way.
 
   Raises: FileNotFoundError; ValueError naming file and row, and where no row is left.
@@ -68,6 +70,8 @@ def comparisons(
   if not kept:
     raise ValueError(f"All {len(selected)} rows of {name} were dropped as bad; the first: {dropped[0]} Is it of the"
                      f" format {format!r}?")
+  if dropped:
+    logging.warning("%d of %d rows of %s are left out as bad; the first: %s", len(dropped), len(selected), name, dropped[0])
   files.check_ids(kept, places, "the format's `id`")
   return Comparisons(name, tuple(kept), tuple(dropped))
 
@@ -210,19 +214,19 @@ class Choices(RowFormat):
   def read(self, row):
     texts = [str(value(row, column)) for column in self.responses]
     ballots = value(row, self.votes) if self.votes else [value(row, self.label)]
-    shares = [0.0] * len(texts)
+    points = [0] * len(texts)  # Whole numbers, so that equal shares are equal.
     for ballot in ballots:
       if ballot in self.labels:
-        shares[list(self.labels).index(ballot)] += 1 / len(ballots)
+        points[list(self.labels).index(ballot)] += len(texts)
       elif ballot == self.tie:
-        shares = [s + 1 / len(ballots) / len(texts) for s in shares]
+        points = [p + 1 for p in points]
       else:
         raise ValueError(f"column {self.votes or self.label!r} holds the label {ballot!r}, not one of"
                          f" {[*self.labels, *([] if self.tie is None else [self.tie])]}: correct it, or set `labels` and"
                          " `tie`.")
     if not ballots:
       raise ValueError(f"column {self.votes!r} holds no votes.")
-    fields = best_first(texts, shares)
+    fields = best_first(texts, [p / (len(ballots) * len(texts)) for p in points])
     return {**fields, "soft_label": fields["scores"][0]} if self.votes and len(texts) == 2 else fields
 
 
