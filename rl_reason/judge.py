@@ -25,8 +25,9 @@ from rl_reason.types import Comparison, Message
 
 # (prompt, response) texts -> one number per response, higher is better; [N, M] from the M members of an ensemble, whose
 # mean is judged; or, to be judged on steps, a list of arrays, one number per step. NaN: this one could not be scored.
-# A scorer may have two attributes: `render_prompt`, messages -> text, in place of `plain_text`; and `by_prompt`: true if
-# it wants (prompt, responses) and returns one array for each, because it compares a prompt's responses.
+# A scorer may have two attributes: `render_prompt`, messages -> what it wants to see in place of `plain_text`; and
+# `by_prompt`: true if it wants (prompt, responses) and returns an array of their scores for each prompt. It then gets
+# responses in labelled steps as tuples of their steps' texts, and returns for each prompt a list of arrays.
 ScoreFn = Callable[[Sequence[tuple[str, Any]]], Any]
 
 
@@ -89,16 +90,8 @@ def judge(score: ScoreFn, comparisons: Source, *, threshold: float | None = None
 def judge_beside_baselines(
     score: ScoreFn, comparisons: Source, *, threshold: float | None = None) -> dict[str, Report]:
   """{"scorer": its report, "length": that of a scorer which only sees length, "random": of one which sees nothing}."""
-  def on_steps(baseline):  # By the rows' own steps: a baseline knows no separator.
-    steps = {(plain_text(c.prompt), r): [s.text for s in texts] for c in rows for r, texts in zip(c.responses, c.steps)}
-    def scores(pairs):
-      if not any(steps.get(pair) for pair in pairs):
-        return baseline(pairs)
-      return [baseline([(pair[0], text) for text in steps[pair]]) for pair in pairs]
-    return scores
-  rows = [comparisons[i] for i in range(len(comparisons))]
-  return {"scorer": judge(score, comparisons, threshold=threshold), "length": judge(on_steps(length()), comparisons),
-          "random": judge(on_steps(random()), comparisons)}
+  return {"scorer": judge(score, comparisons, threshold=threshold), "length": judge(length(), comparisons),
+          "random": judge(random(), comparisons)}
 
 
 def plain_text(prompt: str | Sequence[Message]) -> str:
@@ -111,23 +104,27 @@ def plain_text(prompt: str | Sequence[Message]) -> str:
 # --- Scorers that a command may name.
 
 
-def length(*, separator: str = "") -> ScoreFn:
-  """Characters: the baseline that likes the longer response. separator: what ends a step; ""; the response is one."""
-  return _by_parts(separator, lambda prompt, text: float(len(text)))
+def length() -> ScoreFn:
+  """Characters of each response or step: the baseline that likes the longer one."""
+  return _by_prompt(lambda prompt, text: float(len(text)))
 
 
-def random(*, seed: int = 0, separator: str = "") -> ScoreFn:
-  """Uniform in [0, 1), the same for the same prompt and response in every process."""
+def random(*, seed: int = 0) -> ScoreFn:
+  """Uniform in [0, 1), the same for the same prompt and response or step in every process."""
   def draw(prompt, text):
     digest = hashlib.blake2b(json.dumps([seed, prompt, text]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2 ** 64
-  return _by_parts(separator, draw)
+  return _by_prompt(draw)
 
 
-def _by_parts(separator, one):
-  if separator:
-    return lambda pairs: [np.array([one(p, step) for step in text.split(separator)]) for p, text in pairs]
-  return lambda pairs: np.array([one(p, text) for p, text in pairs])
+def _by_prompt(one):
+  def response(prompt, given):
+    return one(prompt, given) if isinstance(given, str) else np.array([one(prompt, step) for step in given])
+
+  def score(rows):
+    return [[response(prompt, r) for r in responses] for prompt, responses in rows]
+  score.by_prompt = True
+  return score
 
 
 # Name -> a function whose keyword arguments are --scorer_args, and that returns a ScoreFn.
@@ -237,7 +234,11 @@ def _judge_lists(rows: list[Comparison], scores, report: Report) -> None:
 
 def _judge_steps(score, solutions: list[tuple[Comparison, int]], threshold, report: Report) -> None:
   render = getattr(score, "render_prompt", plain_text)
-  given = score([(render(c.prompt), c.responses[i]) for c, i in solutions])
+  if getattr(score, "by_prompt", False):
+    rows = score([(render(c.prompt), (tuple(s.text for s in c.steps[i]),)) for c, i in solutions])
+    given = [row[0] for row in rows]
+  else:
+    given = score([(render(c.prompt), c.responses[i]) for c, i in solutions])
   if len(given) != len(solutions):
     raise ValueError(f"The scorer returned {len(given)} arrays of step scores for {len(solutions)} solutions.")
   step_scores, labels = [], []

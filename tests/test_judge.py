@@ -54,10 +54,10 @@ def test_the_baselines_stand_beside_every_scorer():
 
 
 def test_random_is_the_same_everywhere_and_seeded():
-  pairs = [("p", "a"), ("p", "b"), ("q", "a")]
-  first = judge_lib.random()(pairs)
-  assert first.tolist() == judge_lib.random()(pairs[::-1])[::-1].tolist() and len(set(first)) == 3
-  assert (judge_lib.random(seed=1)(pairs) != first).all() and (0 <= first).all() and (first < 1).all()
+  rows = [("p", ("a", "b")), ("q", ("a",))]
+  first = judge_lib.random()(rows)
+  assert first == judge_lib.random()(rows[::-1])[::-1] and len({*first[0], *first[1]}) == 3
+  assert judge_lib.random(seed=1)(rows)[0] != first[0] and all(0 <= x < 1 for row in first for x in row)
 
 
 def test_failed_scores_lose_and_are_counted():
@@ -171,8 +171,22 @@ def test_steps_by_hand():
     shifted = judge(steps_by_text({"ok": 0.9 + scale, "fine": 0.4 + scale, "bad": 0.1 + scale, "x": scale, "y": scale}),
                     SOLUTIONS)
     assert shifted.estimates["steps/f1"].value == 1.0, scale
-  baselines = judge_beside_baselines(judge_lib.random(separator="\n"), SOLUTIONS)
+  baselines = judge_beside_baselines(judge_lib.random(seed=1), SOLUTIONS)
   assert {"steps/f1", "steps/auc"} <= set(baselines["length"].estimates)
+
+
+def test_a_scorer_by_prompt_gets_the_steps():
+  def score(rows):
+    return [[np.array([0.1 if step.strip() == "bad" else 0.9 for step in steps]) for steps in texts] for _, texts in rows]
+  score.by_prompt = True
+  assert judge(score, SOLUTIONS).estimates["steps/f1"].value == 1.0
+
+
+def test_rows_may_hold_responses_and_steps():
+  steps = (Step("ok\n", 1.0), Step("bad", 0.0)), (Step("bad", 0.0),)
+  rows = [Comparison(f"p{i}", ("ok\nbad", "bad"), (1.0, 0.0), steps=steps) for i in range(4)]
+  report = judge_beside_baselines(judge_lib.length(), rows)["scorer"]
+  assert report.estimates["accuracy"].value == 1.0 and report.counts["solutions"] == 8
 
 
 def test_steps_that_are_cut_elsewhere_are_told_of():
@@ -200,7 +214,7 @@ def test_rows_that_compare_nothing_are_refused():
 
 
 def test_scorers_by_name():
-  assert judge_lib.make_scorer("length", {})([("p", "abc")]).tolist() == [3.0]
+  assert judge_lib.make_scorer("length", {})([("p", ("abc", "d"))]) == [[3.0, 1.0]]
   with pytest.raises(ValueError, match="Did you mean 'length'"):
     judge_lib.make_scorer("lenght", {})
   with pytest.raises(ValueError, match="takes no argument 'size'"):
