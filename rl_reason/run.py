@@ -21,6 +21,7 @@ from rl_reason import memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
 from rl_reason.models.sources import POLICIES
+from rl_reason.rewards.monitors import StoppedByMonitor
 from rl_reason.rollout import check_sampling, encode_prompts
 from rl_reason.stages import STAGES, Context, Trained
 from rl_reason.tasks import load_task
@@ -198,7 +199,7 @@ def errors_in_one_line():
   """A user's mistake ends the command with its message; RL_REASON_TRACEBACK=1 shows where it was found."""
   try:
     yield
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError, StoppedByMonitor) as error:
     if os.environ.get("RL_REASON_TRACEBACK"):
       raise
     raise SystemExit(f"Error: {error}") from error

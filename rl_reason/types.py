@@ -149,7 +149,7 @@ class Sample:
   spans: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
 
 
-# Rewards: one number per sample, in the order given. See rewards/__init__.py for the list.
+# Rewards: one number per sample, in the order given, or rewards.StepRewards. See rewards/__init__.py for the list.
 RewardFn: TypeAlias = Callable[[Sequence[Sample]], Float[np.ndarray, "N"]]
 
 

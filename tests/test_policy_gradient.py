@@ -79,6 +79,8 @@ def assert_same(a, b, atol):
     (dict(int8_rollouts=True), "int8_rollouts samples from another .* importance_cap is 0: set importance_cap=2.0"),
     (dict(importance_cap=-1.0), "importance_cap must be at least 0, got -1.0"),
     (dict(slots=-4), "slots must be at least 0, got -4"),
+    (dict(monitors={"divergence": {"args": {"learned": "reward/lenght", "verifier": "eval/pass@1"}}}),
+     "Monitor 'divergence' reads 'reward/lenght', which nothing logs. Did you mean 'length'"),
 ])
 def test_fields_that_do_not_go_together_are_refused(one, change, message):
   with pytest.raises(ValueError, match=message):

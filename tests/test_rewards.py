@@ -240,7 +240,7 @@ def test_every_reward_states_its_range_and_takes_no_samples():
   needed = {"pattern_format": {"pattern": "x"}, "overlong_penalty": {"limit_tokens": 2, "buffer_tokens": 1},
             "judge_rating": {"generate": "json:dumps"}, "judge_preference": {"generate": "json:dumps"}}
   for name, function in REWARDS.items():
-    assert re.search(r"in (\{0, 1\}|\[-1, 0\]|\[0, 1\])", function.__doc__.splitlines()[0]), name
+    assert re.search(r"in (\{0, 1\}|\[-1, 0\]|\[0, 1\]|\[-0.5, 0.5\])", function.__doc__.splitlines()[0]), name
     args = needed.get(name, {})
     if inspect.isclass(function):
       function, args = function(**args), {}
@@ -411,7 +411,7 @@ def scored_early(parts, texts, function):
   with contextlib.closing(rewards.Scoring(reward)) as scoring:
     for part in parts:
       scoring.add(part, [samples[i] for i in part])
-    return scoring.finish(samples), reward(samples)
+    return scoring.finish(samples)[:2], reward(samples)
 
 
 @pytest.mark.parametrize("parts", [[], [[2]], [[3, 0], [1]], [[4], [0, 2], [], [1, 3]], [np.array([4, 3, 2, 1, 0])]])

@@ -20,6 +20,7 @@ import rl_reason
 from rl_reason import config as config_lib
 from rl_reason import run
 from rl_reason.metrics import read_metrics
+from rl_reason.rewards.monitors import StoppedByMonitor
 from rl_reason.train import StopRequest, train
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
@@ -279,6 +280,34 @@ def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
   assert arrays(tmp_path / "checkpoints" / "rl" / "1")["['optimizer']['step']"] == updates
   # The first update starts at the reference; later ones have left it, and some ratios leave the narrow bounds.
   assert (line["kl"] > 1e-8) == (updates > 1) and (line["clip_fraction"] > 0) == (updates > 1)
+
+
+def test_a_monitor_stops_the_run_and_the_same_command_goes_on_as_if_it_had_only_warned(config, tmp_path, capsys):
+  # A weight that falls and a running normaliser: what a stop must not lose either.
+  config.rl.update(num_steps=4, rewards={"moody": {"function": "user_module:Moody"}, "length": {
+      "function": "user_module:length", "transforms": ("running_mean_std",), "gate": {"component": "moody", "below": 1.0},
+      "weight": {"schedule": "linear", "start": 1.0, "end": 0.0, "steps": 3}}})
+  config.rl.monitors = {
+      "loops": {"monitor": "repetition", "threshold": -1.0, "window": 2},
+      "heldout_gap": {"window": 2, "threshold": 9.0, "action": "stop", "args": {"training": "reward/length/shaped"}}}
+  config.checkpoint.every = config.evaluation.every = 100
+  train(config, tmp_path / "whole", plain=True)
+  assert capsys.readouterr().out.count("Monitor loops: ") == 1  # Told once, not at each step.
+  lines = [line for line in steps(tmp_path / "whole")]
+  assert ["monitor/loops" in line for line in lines] == [False, True, True, True]
+  assert all(abs(line["reward/length"]) > 0.01 for line in lines) and lines[3]["reward/length/shaped"] == 0
+  last = read_metrics(tmp_path / "whole")[-1]
+  assert "eval/pass@1" in last and last["monitor/heldout_gap"] < 9
+
+  config.rl.monitors.loops.action = "stop"
+  message = r"Stage 'rl' stopped at step 2, which is saved. Monitor loops: .*, above its threshold -1, .* To do: look at"
+  with pytest.raises(StoppedByMonitor, match=message):
+    train(config, tmp_path / "stopped", plain=True)
+  train(config, tmp_path / "stopped", plain=True)
+  whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
+  assert deterministic(stopped) == deterministic(whole)
+  whole, stopped = (arrays(w / "checkpoints" / "rl" / "4") for w in (whole, stopped))
+  assert whole.keys() == stopped.keys() and all(whole[k].tobytes() == stopped[k].tobytes() for k in whole)
 
 
 def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(config, tmp_path):

@@ -14,6 +14,7 @@ from rl_reason import learner
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.models.sources import PolicySource
+from rl_reason.rewards.monitors import Monitors
 from rl_reason.sharding import Partitioning
 from rl_reason.tasks import Source, Task
 from rl_reason.types import LearnerState, Params, Problem
@@ -147,6 +148,7 @@ class Stage:
     state.
   resumable: by name, what else a checkpoint holds.
   max_skipped: non-finite updates in a row that stop the run.
+  monitors: watch the metrics of steps and evaluations; they warn, or stop the run.
   evaluate: how good what it trains is; None: the run's own evaluation of the policy.
   close: frees worker processes and the like.
   """
@@ -157,6 +159,7 @@ class Stage:
   step: Callable[[LearnerState, list[Problem], int], tuple[LearnerState, dict[str, float], str]]
   max_skipped: int
   resumable: Mapping[str, Resumable] = dataclasses.field(default_factory=dict)
+  monitors: Monitors = dataclasses.field(default_factory=Monitors)
   evaluate: Evaluate | None = None
   close: Callable[[], None] = lambda: None
 

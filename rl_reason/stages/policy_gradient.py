@@ -20,6 +20,7 @@ from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rewards import Scoring, build_rewards
+from rl_reason.rewards.monitors import build_monitors, repeat_share
 from rl_reason.rewards.workers import failure_counts
 from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts, generate, make_samples
 from rl_reason.stages.ahead import Ahead
@@ -50,6 +51,7 @@ class Config:
     rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
   int8_rollouts: sample with the layers' matrices rounded to 8 bits. Needs importance_cap.
   start: the stage whose policy it starts from (run.starting_points).
+  monitors: signs of a gamed reward, rewards.monitors.build_monitors.
   """
   kind: str
   num_steps: int
@@ -76,12 +78,14 @@ class Config:
   importance_cap: float = 0.0
   int8_rollouts: bool = False
   start: str = ""
+  monitors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
              epochs=self.epochs, minibatches=self.minibatches)
     at_least(0, microbatches=self.microbatches, slots=self.slots, clip_low=self.clip_low, clip_high=self.clip_high,
              kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, importance_cap=self.importance_cap)
+    build_monitors(self.monitors, rewards=self.rewards)
     one_of(advantages.BASELINES, baseline=self.baseline)
     one_of(advantages.NORMALISERS, normalise=self.normalise)
     one_of(losses.KL_ESTIMATORS, kl_estimator=self.kl_estimator)
@@ -233,7 +237,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       generated = time.perf_counter()
       with jax.profiler.TraceAnnotation("reward"):
         samples = to_samples(completions)
-        scores, components = jax.tree.map(sharding.gather_rows, scoring.finish(samples))
+        judged = scoring.finish(samples)
+        scores, components = jax.tree.map(sharding.gather_rows, (judged.total, judged.logged()))
     return Rollout(index, prompts, completions, scores, components, _show(samples[0], scores[0]), {
         "time/generate": generated - started, "time/reward": time.perf_counter() - generated})
 
@@ -274,7 +279,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   return Stage(
       num_steps=config.num_steps, init=init, state_shape=state_shape, step=ahead.step if ahead else step,
       resumable={"rewards": rewards, **({"ahead": ahead} if ahead else {})},
-      max_skipped=config.optimizer.max_skipped, close=close,
+      max_skipped=config.optimizer.max_skipped, monitors=build_monitors(config.monitors, rewards=config.rewards),
+      close=close,
       data=pipeline.batches(
           context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()))
@@ -358,7 +364,7 @@ def minibatches(batch: RolloutBatch, config: Config, rng):
 
 def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
   """Means of the total reward and of each component; how many groups have nothing to teach because all rewards are
-  equal; lengths."""
+  equal; lengths and repetition."""
   scores, completions = rollout.scores, rollout.completions
   groups, tokens = scores.reshape(-1, group_size), float(completions.lengths.sum())
   return {
@@ -367,6 +373,8 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
       **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
       "completion/length": tokens / len(completions.lengths),
       "completion/truncated": float(completions.truncated.mean()),
+      "completion/repetition": float(np.mean([
+          repeat_share(row[:n].tolist()) for row, n in zip(completions.tokens, completions.lengths)])),
       "tokens": tokens,
   }
 
