@@ -217,8 +217,10 @@ def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: 
       else:
         continue
       section[field.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
-    if dataclasses.is_dataclass(hint) and isinstance(section[field.name], ml_collections.ConfigDict):
-      _with_defaults(hint, section[field.name])
+    # A section, or one that may be None.
+    section_type = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
+    if section_type and isinstance(section[field.name], ml_collections.ConfigDict):
+      _with_defaults(section_type, section[field.name])
 
 
 def load(spec: str) -> ml_collections.ConfigDict:

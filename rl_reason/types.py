@@ -171,6 +171,7 @@ class RolloutBatch:
   advantages: one number per completion token.
   reference_logprobs: nats under the reference policy, or zeros where no KL penalty is asked for.
   token_weights: each token's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
+  behaviour_values, returns: of a critic: V before each token at the time of sampling, and what to fit V to; else None.
   segments: None, or rl_reason.packing put several of a group's completions into each row: per token, the place in its row
     where its completion begins. B and T are then those of the rows, and completion_lengths their real tokens.
   """
@@ -181,6 +182,8 @@ class RolloutBatch:
   advantages: Float[Array, "B T"]
   reference_logprobs: Float[Array, "B T"]
   token_weights: Float[Array, "B T"]
+  behaviour_values: Float[Array, "B T"] | None = None
+  returns: Float[Array, "B T"] | None = None
   segments: Int[Array, "B T"] | None = None
 
   @property

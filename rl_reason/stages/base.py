@@ -132,9 +132,12 @@ class Trained:
 
   shapes: of its parameters, with dtypes and shardings.
   policy: parameters -> the policy among them, for evaluations and for stages that start from it; None: it trains none.
+  scorer: parameters -> {"trunk": of a transformer of the policy's shape, "head": on its hidden states (models.heads)}, for
+    critics that start from it; None: it trains none.
   """
   shapes: Params
   policy: Callable[[Params], Params] | None = lambda params: params
+  scorer: Callable[[Params], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Stage:
 
   num_steps: calls of `step`.
   init: () -> LearnerState, sharded; state_shape: the same without computing it.
-  data: this process's problems.
+  data: this process's problems; `step` may take more of them than it is given.
   step: (state, problems, step index) -> (state, metrics as host numbers, a completion to show or ""). It may donate the
     state.
   resumable: by name, what else a checkpoint holds.
@@ -164,19 +167,27 @@ class Stage:
   close: Callable[[], None] = lambda: None
 
 
+def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:
+  """learner.clipped_optimizer as a section says."""
+  schedule = learner.make_schedule(
+      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
+  return learner.clipped_optimizer(
+      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+
+
 def make_learner(
     context: Context, params: Params, section: Optimizer, num_updates: int, *, shapes: Params | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> tuple[optax.GradientTransformation, Callable[[], LearnerState], LearnerState]:
   """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape.
 
   Args:
+    params: where it starts, or a function that makes it.
     shapes: of params, with shardings (Trained.shapes); None: those of the policy.
+    optimizer: in place of the section's.
   """
   abstract = context.abstract_params if shapes is None else shapes
-  schedule = learner.make_schedule(
-      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
-  optimizer = learner.make_optimizer(
-      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+  optimizer = optimizer or learner.refuse_non_finite(clipped_optimizer(section, num_updates))
 
   def init_state(params):
     # A copy: the learner's arrays are donated at every update, the caller's must live on.
@@ -185,4 +196,7 @@ def make_learner(
   state = jax.eval_shape(init_state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract))
   shardings = context.partitioning.state(state, jax.tree.map(lambda x: x.sharding, abstract), optimizer)
   state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-  return optimizer, lambda: jax.jit(init_state, out_shardings=shardings)(params), state_shape
+
+  def init():
+    return jax.jit(init_state, out_shardings=shardings)(params() if callable(params) else params)
+  return optimizer, init, state_shape
