@@ -17,7 +17,7 @@ class Rollout:
   """What one step sampled and how it was judged: all groups, on every process.
 
   index: of the step. scores: weighted rewards, one per completion; components: each reward by itself.
-  shown: a completion to show. seconds: what it took, by metric name.
+  shown: a completion to show. seconds: what it took, by metric name; also what the rewards tell of themselves.
   """
   index: int
   prompts: PromptBatch

@@ -39,7 +39,7 @@ class Config:
   rewards: rewards.build_rewards.
   baseline, normalise: keys of advantages.BASELINES and NORMALISERS.
   epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
-    one, to save memory; 0: as many as this machine is fastest with (num_microbatches). Groups are never split.
+    one, to save memory; 0: as many as this machine is fastest with (packing.num_passes). Groups are never split.
   clip_low, clip_high: bounds of the probability ratio, 1 - clip_low and 1 + clip_high.
   kl_coef: weight of KL(policy || reference), the reference being the policy this stage starts from; 0 for none.
   kl_estimator: k1, k2 or k3. kl_in: "loss" (per token) or "reward" (summed over the completion, subtracted).
@@ -118,21 +118,11 @@ class Config:
           " compares with the probability of the whole distribution, so every ratio would be off.")
 
 
-# Prompt and completion tokens that one pass through the model is fastest with: a CPU's caches hold the activations of so
-# many (measured: 15.7M parameters, 512 + 96 tokens a pass take 0.85 of the time of 4096 + 768), accelerators want more.
-TOKENS_PER_PASS = {"cpu": 2048}
-TOKENS_PER_PASS_ELSEWHERE = 2**15
-
-
 def num_microbatches(config: Config, context: Context) -> int:
-  """config.microbatches or, for 0, what keeps each part near TOKENS_PER_PASS a device and its rows divisible by them."""
-  if config.microbatches:
-    return config.microbatches
-  groups, ways = config.prompts_per_step // config.minibatches, context.partitioning.ways("batch")
-  per_group = context.max_prompt_tokens + config.group_size * config.sampling.max_tokens
-  wanted = ways * TOKENS_PER_PASS.get(jax.default_backend(), TOKENS_PER_PASS_ELSEWHERE) / per_group
-  parts = [n for n in range(1, groups + 1) if groups % n == 0 and groups // n * config.group_size % ways == 0]
-  return next((n for n in parts if groups / n <= wanted), max(parts, default=1))
+  """config.microbatches or, for 0, what this machine is fastest with."""
+  return config.microbatches or packing.num_passes(
+      config.prompts_per_step // config.minibatches, config.group_size,
+      context.max_prompt_tokens + config.group_size * config.sampling.max_tokens, context.partitioning.ways("batch"))
 
 
 def num_parts(config: Config, context: Context) -> int:
@@ -151,7 +141,7 @@ def check(config: Config, context: Context) -> None:
     # Of one process too: a program is handed to one device after the other, and two threads may do so by turns.
     raise ValueError(f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could start them"
                      " in different orders and wait for each other for ever: set staleness=0, or a mesh of one device.")
-  with contextlib.closing(build_rewards(config.rewards)) as rewards:
+  with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
 
 
@@ -189,10 +179,10 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
+  rewards = build_rewards(config.rewards, models=context.models(config))
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   num_updates = config.num_steps * config.epochs * config.minibatches
   optimizer, init, state_shape = make_learner(context, params, config.optimizer, num_updates)
-  rewards = build_rewards(config.rewards)
   model, tokenizer = context.policy.config, context.policy.tokenizer
   reference = params if config.kl_coef else None
   temperature = config.sampling.temperature
@@ -240,7 +230,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         judged = scoring.finish(samples)
         scores, components = jax.tree.map(sharding.gather_rows, (judged.total, judged.logged()))
     return Rollout(index, prompts, completions, scores, components, _show(samples[0], scores[0]), {
-        "time/generate": generated - started, "time/reward": time.perf_counter() - generated})
+        "time/generate": generated - started, "time/reward": time.perf_counter() - generated,
+        **{f"reward/{k}": v for k, v in rewards.metrics().items()}})
 
   def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
     """Rewards -> advantages -> updates."""
