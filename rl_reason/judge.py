@@ -127,10 +127,31 @@ def _by_prompt(one):
   return score
 
 
+def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
+  """What a run has trained to score: a reward model, or a policy's implicit reward.
+
+  workdir: "path", or "path:stage". aggregate: of steps to a response's score; "": as it was trained.
+  """
+  from rl_reason import run, sharding  # Here: stages judge, and run imports them.
+
+  scorer = run.scorer_of_run(workdir, sharding.Partitioning(sharding.make_mesh()))
+  scorer = dataclasses.replace(scorer, aggregate=aggregate or scorer.aggregate)
+
+  def score(rows):
+    in_steps = [not isinstance(responses[0], str) for _, responses in rows]
+    scored = scorer([scorer.encode(prompt, responses, "steps" if steps else "")
+                     for (prompt, responses), steps in zip(rows, in_steps)])
+    return [[places.mean(axis=-1) for places in row.places] if steps else row.totals.mean(axis=-1)
+            for row, steps in zip(scored, in_steps)]
+  score.by_prompt, score.render_prompt = True, lambda prompt: prompt
+  return score
+
+
 # Name -> a function whose keyword arguments are --scorer_args, and that returns a ScoreFn.
 SCORERS: dict[str, Callable[..., ScoreFn]] = {
     "length": length,
     "random": random,
+    "reward_model": reward_model,  # Of a run.
     "judge_rating": pointwise_scorer,  # A generative judge rates each response.
     "judge_preference": pairwise_scorer,  # A generative judge compares a prompt's responses with each other.
 }

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
+from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.types import Params, PromptBatch
 
 # Logits computed at once: 2**24 float32 are 64 MiB. Small vocabularies then need no chunks, large ones stay in cache.
@@ -72,6 +73,17 @@ def completion_states(
   if segments is None:
     return hidden
   return jnp.where((segments == jnp.arange(size))[..., None], last, hidden)
+
+
+def response_logprobs(
+    config: ModelConfig, params: Params, batch: ResponseBatch, *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "P G N"]:
+  """log π of each response's tokens, at their places in its prompt's N tokens of rows; 0 elsewhere."""
+  logprobs, _ = completion_logprobs(
+      config, params, batch.prompts, batch.tokens, batch.row_lengths, segments=batch.segments, dtype=dtype, remat=remat)
+  count, size, _ = batch.places.shape
+  owned = batch.owners.reshape(count, 1, -1) == 1 + jnp.arange(size)[:, None]
+  return jnp.where(owned, logprobs.reshape(count, 1, -1), 0.0)
 
 
 def token_logprobs(

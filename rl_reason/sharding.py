@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 from typing import Any
@@ -205,6 +206,16 @@ def place_like(x: np.ndarray, like: jax.Array) -> jax.Array:
 def gather_rows(x: np.ndarray) -> np.ndarray:
   """Rows that each process has for itself -> all processes' rows, in process order, on each."""
   return x if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def gather_objects(own: Any) -> list[Any]:
+  """Plain data, as JSON holds it, of every process, in process order, on each."""
+  if jax.process_count() == 1:
+    return [own]
+  text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+  lengths = gather_rows(np.array([len(text)]))
+  padded = gather_rows(np.pad(text, (0, lengths.max() - len(text)))[None])
+  return [json.loads(row[:length].tobytes()) for row, length in zip(padded, lengths)]
 
 
 def any_process(flag: bool) -> bool:

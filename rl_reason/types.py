@@ -137,6 +137,7 @@ class Sample:
   group: the index of the prompt in this step's batch; a group's samples are adjacent.
   step: the training step it was sampled in (0 outside training).
   spans: named [start, end) token ranges of the completion, e.g. {"turn": [(0, 12), (30, 41)]}.
+  messages: the chat messages whose rendering `prompt` is; () where the problem's prompt is a text.
   """
   prompt: str
   completion: str
@@ -147,6 +148,7 @@ class Sample:
   step: int = 0
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   spans: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
+  messages: tuple[Message, ...] = ()
 
 
 # Rewards: one number per sample, in the order given, or rewards.StepRewards. See rewards/__init__.py for the list.

@@ -39,6 +39,7 @@ def resample(first: Rollout, draw: Callable[[int], Rollout], *, max_rounds: int,
   different = ~equal_groups(everything, by)
   kept = np.concatenate([np.flatnonzero(different), np.flatnonzero(~different)])[:wanted]
   return dataclasses.replace(everything.take(kept), metrics={
+      **everything.metrics,
       **metrics(everything, by), "resample/rounds": float(len(rounds) - 1),
       "resample/kept": float(different[kept].sum() / len(different)),
       "resample/filled": float((~different[kept]).mean())})
