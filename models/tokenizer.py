@@ -128,6 +128,13 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
                              str(path))
 
 
+def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
+  """Whether an id means the same to both."""
+  if isinstance(a, PretrainedTokenizer) and isinstance(b, PretrainedTokenizer):
+    return a is b or a.files.backend.to_str() == b.files.backend.to_str()
+  return type(a) is type(b) and getattr(a, "characters", a) == getattr(b, "characters", b)
+
+
 class CharacterTokenizer:
   """One id per character, in the order given, after id 0 for end of sequence, which also pads: for small tasks."""
   EOS = "<eos>"

@@ -38,13 +38,24 @@ def make_schedule(kind: str, *, learning_rate: float, warmup_steps: int, num_upd
 def make_optimizer(
     name: str = "adamw", *, schedule: optax.Schedule, max_grad_norm: float = 1.0, arguments: dict[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-  """An optax optimizer behind global-norm clipping (0: none), which leaves all as it was on a non-finite gradient.
+  """An optax optimizer behind global-norm clipping (0: none), which leaves all as it was on a non-finite gradient."""
+  return refuse_non_finite(clipped_optimizer(
+      name, schedule=schedule, max_grad_norm=max_grad_norm, arguments=arguments))
+
+
+def clipped_optimizer(
+    name: str, *, schedule: optax.Schedule, max_grad_norm: float, arguments: dict[str, Any] | None = None,
+) -> optax.GradientTransformation:
+  """An optax optimizer behind global-norm clipping (0: none); what train_step takes is `refuse_non_finite` of such."""
+  inner = OPTIMIZERS[name](schedule, **(arguments or {}))
+  return optax.chain(optax.clip_by_global_norm(max_grad_norm), inner) if max_grad_norm else inner
+
+
+def refuse_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Leaves all as it was on a non-finite gradient.
 
   How often in a row that happened is `skipped_in_a_row(state)`; who runs the loop decides when that is too often.
   """
-  inner = OPTIMIZERS[name](schedule, **(arguments or {}))
-  if max_grad_norm:
-    inner = optax.chain(optax.clip_by_global_norm(max_grad_norm), inner)
   never = jnp.iinfo(jnp.int32).max  # optax would apply the broken update after this many.
   return optax.apply_if_finite(inner, max_consecutive_errors=int(never))
 

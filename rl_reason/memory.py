@@ -119,13 +119,17 @@ def sharded_bytes(tree: Any) -> int:
   return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def learner_parts(state: LearnerState, *, microbatches: int) -> list[Part]:
-  """What the stage holds all along, and the gradients of what it trains. state: a Stage's state_shape."""
+def learner_parts(state: LearnerState, *, microbatches: int, start: Params | None = None) -> list[Part]:
+  """What the stage holds all along, and the gradients of what it trains.
+
+  Args:
+    state: a Stage's state_shape. start: shapes of the policy it starts from; None: those of its own parameters.
+  """
   params, trained = sharded_bytes(state.params), sharded_bytes(lora.partition(state.params)[0])
   spread = "spread over more devices with mesh.fsdp or mesh.tensor, or take a smaller policy"
   return [
       Part("parameters", params, spread),
-      Part("policy the stage starts from", params, spread),
+      Part("policy the stage starts from", params if start is None else sharded_bytes(start), spread),
       Part("optimizer", sharded_bytes(state.opt_state), f"{spread}, or optimizer.name='sgd'"),
       # With several microbatches, their sum and the newest one's.
       Part("gradients", trained * (2 if microbatches > 1 else 1), spread, "update"),
@@ -147,7 +151,7 @@ def update_parts(
 
 
 def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype) -> list[Part]:
-  """A policy reads one part of a rollout (policy_gradient.assemble). Nothing is saved for a backward pass, and one layer's
+  """A policy reads one part of a rollout (stages.assemble). Nothing is saved for a backward pass, and one layer's
   arrays are there at a time: the residual stream and what is added to it, with attention's float32 scores and weights or
   the feed-forward's three arrays, whichever are larger.
   """

@@ -39,6 +39,8 @@ class Panel:
 PANELS = (
     Panel("Held-out accuracy", "pass@1 (proportion)", ("eval/pass@1",),
           band=("eval/pass@1_low", "eval/pass@1_high"), y_limits=(0, 1), joined=True),
+    Panel("Held-out comparisons", "accuracy (proportion)", ("eval/accuracy",),
+          band=("eval/accuracy_low", "eval/accuracy_high"), y_limits=(0, 1)),
     Panel("Reward", "reward (1 = correct)", ("reward/mean", "reward/*")),
     Panel("KL to the reference policy", "KL (nats per token)", ("kl",)),
     Panel("Completion length", "tokens per completion", ("completion/length",)),

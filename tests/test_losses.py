@@ -386,3 +386,12 @@ def test_imitation_loss_by_hand(tiny_batch):
   np.testing.assert_allclose(loss, -logprobs[mask].mean(), rtol=1e-6)  # Weights of mean_over="token".
   np.testing.assert_allclose(statistics.metrics()["nll"], loss, rtol=1e-6)
   assert statistics.num_tokens == mask.sum()
+
+
+@pytest.mark.parametrize("mean_over, expected", [
+    ("token", [[1/3, 1/3, 1/3], [0, 0, 0]]), ("sequence", [[1/3, 1/3, 1/3], [0, 0, 0]]),
+    ("fixed_length", [[1/6, 1/6, 1/6], [0, 0, 0]])])
+def test_completions_without_a_true_token_do_not_count(mean_over, expected):
+  mask = jnp.array([[True, True, True], [False, False, False]])
+  np.testing.assert_allclose(losses.token_weights(mask, mean_over=mean_over, max_tokens=6), expected, rtol=1e-6)
+  assert not losses.token_weights(mask & False, mean_over=mean_over, max_tokens=6).any()

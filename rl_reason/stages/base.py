@@ -1,8 +1,9 @@
 """What a stage is given and what it hands to the training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, Protocol, TypeAlias
 
@@ -18,7 +19,9 @@ from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
 from rl_reason.models.lora import LoRA
 from rl_reason.models.sources import PolicySource
+from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.rewards.monitors import Monitors
+from rl_reason.scorer import Scorer
 from rl_reason.sharding import Partitioning
 from rl_reason.tasks import Source, Task
 from rl_reason.types import LearnerState, Params, Problem
@@ -50,27 +53,49 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Models:
+  """What learned rewards of a stage may ask for.
+
+  tokenizer: the policy's.
+  find: the name of an earlier stage, or "workdir" or "workdir:stage" of another run -> its model, which reads its
+    parameters at first use. Raises ValueError for what is no such thing.
+  """
+  tokenizer: Tokenizer
+  find: Callable[[str], Scorer]
+
+
+@dataclasses.dataclass(frozen=True)
 class Context:
   """What is the same for all stages of a run.
 
+  task: None where all stages have data of their own, and policies are not evaluated.
   sections: the checked section of each stage by name, in order.
   finished: (name of a stage that is complete) -> its parameters, as `trained` of that stage says, read from its newest
     checkpoint: stages use each other's models by name.
+  policy_at: (a stage, a field of its section, its value) -> the policy that this value names, as `start` does.
+  scorer: (name, stages that are earlier) -> a model for learned rewards, as Models.find says.
   """
   seed: int
   policy: PolicySource
   dtype: jnp.dtype
-  task: Task
+  task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   finished: Callable[[str], Params] | None = None
+  policy_at: Callable[[str, str, str], Params] | None = None
+  scorer: Callable[[str, Sequence[str]], Scorer] | None = None
 
   @property
   def prompt_bucket(self) -> int:
     """Prompts are padded to a multiple of it: few programs, little padding. Several processes pad to the limit, for each
     sees its own prompts only."""
     return 32 if jax.process_count() == 1 else self.max_prompt_tokens
+
+  def models(self, section: Any) -> Models:
+    """For the rewards of the stage with this very section."""
+    earlier = list(itertools.takewhile(lambda name: self.sections[name] is not section, self.sections))
+    return Models(self.policy.tokenizer, lambda name: self.scorer(name, earlier))
 
   def rng(self, *names: str | int) -> PRNGKeyArray:
     """A key folded from (seed, names): nothing to save, and a new consumer shifts no other."""
@@ -108,26 +133,6 @@ def fold(key: PRNGKeyArray, *names: str | int) -> PRNGKeyArray:
   return key
 
 
-# Tokens that one pass through the model is fastest with: a CPU's caches hold the activations of so many (measured: 15.7M
-# parameters, 512 + 96 tokens a pass take 0.85 of the time of 4096 + 768), accelerators want more.
-TOKENS_PER_PASS = {"cpu": 2048}
-TOKENS_PER_PASS_ELSEWHERE = 2**15
-
-
-def num_microbatches(context: Context, *, groups: int, tokens_per_group: int, rows_per_group: int = 1) -> int:
-  """Into how many parts of equally many groups a minibatch is cut, to go through the model one by one: such that each
-  part is near TOKENS_PER_PASS a device, and devices can share its rows.
-
-  Args:
-    groups: what is never split: prompts with their completions, pairs, single examples.
-    tokens_per_group, rows_per_group: of each, at most.
-  """
-  ways = context.partitioning.ways("batch")
-  wanted = ways * TOKENS_PER_PASS.get(jax.default_backend(), TOKENS_PER_PASS_ELSEWHERE) / tokens_per_group
-  parts = [n for n in range(1, groups + 1) if groups % n == 0 and groups // n * rows_per_group % ways == 0]
-  return next((n for n in parts if groups / n <= wanted), max(parts, default=1))
-
-
 class Resumable(Protocol):
   """Something whose state belongs into a checkpoint, e.g. a RewardSet."""
 
@@ -156,9 +161,12 @@ class Trained:
 
   shapes: of its parameters, with dtypes and shardings.
   policy: parameters -> the policy among them, for evaluations and for stages that start from it; None: it trains none.
+  scorer: parameters -> {"trunk": of a transformer of the policy's shape, "head": on its hidden states (models.heads)}, for
+    critics that start from it; None: it trains none.
   """
   shapes: Params
   policy: Callable[[Params], Params] | None = lambda params: params
+  scorer: Callable[[Params], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +175,13 @@ class Stage:
 
   num_steps: calls of `step`.
   init: () -> LearnerState, sharded; state_shape: the same without computing it.
-  data: this process's problems.
+  data: this process's problems; `step` may take more of them than it is given.
   step: (state, problems, step index) -> (state, metrics as host numbers, a completion to show or ""). It may donate the
     state.
   resumable: by name, what else a checkpoint holds.
   max_skipped: non-finite updates in a row that stop the run.
   monitors: watch the metrics of steps and evaluations; they warn, or stop the run.
-  evaluate: how good what it trains is; None: the run's own evaluation of the policy.
+  evaluate: how good what it trains is, beside the run's own evaluation of the policy, if it trains one.
   close: frees worker processes and the like.
   """
   num_steps: int
@@ -188,19 +196,27 @@ class Stage:
   close: Callable[[], None] = lambda: None
 
 
+def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:
+  """learner.clipped_optimizer as a section says."""
+  schedule = learner.make_schedule(
+      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
+  return learner.clipped_optimizer(
+      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+
+
 def make_learner(
     context: Context, params: Params, section: Optimizer, num_updates: int, *, shapes: Params | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> tuple[optax.GradientTransformation, Callable[[], LearnerState], LearnerState]:
   """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape.
 
   Args:
+    params: where it starts, or a function that makes it.
     shapes: of params, with shardings (Trained.shapes); None: those of the policy.
+    optimizer: in place of the section's.
   """
   abstract = context.abstract_params if shapes is None else shapes
-  schedule = learner.make_schedule(
-      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
-  optimizer = learner.make_optimizer(
-      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+  optimizer = optimizer or learner.refuse_non_finite(clipped_optimizer(section, num_updates))
 
   def init_state(params):
     # A copy: the learner's arrays are donated at every update, the caller's must live on.
@@ -211,7 +227,10 @@ def make_learner(
   shardings = context.partitioning.state(
       state, param_shardings, optimizer, trained_shardings=lora_lib.partition(param_shardings)[0])
   state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-  return optimizer, lambda: jax.jit(init_state, out_shardings=shardings)(params), state_shape
+
+  def init():
+    return jax.jit(init_state, out_shardings=shardings)(params() if callable(params) else params)
+  return optimizer, init, state_shape
 
 
 def trained_policy(context: Context, lora: LoRA) -> Trained:

@@ -7,7 +7,7 @@ import functools
 import jax
 import optax
 
-from rl_reason import demonstrations, learner, losses, policy, sharding
+from rl_reason import demonstrations, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.demonstrations import Examples
@@ -16,8 +16,7 @@ from rl_reason.models import transformer
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.models.lora import LoRA
 from rl_reason.stages.base import (
-    Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, num_microbatches, trained_policy,
-    with_adapters)
+    Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params
 
@@ -30,7 +29,7 @@ class Config:
   loss_on: what is learnt, "completion" or "text": prompts too. unlearnt: (start, end) markers of stretches of solutions
     that are read and not learnt (demonstrations.encode).
   microbatches: parts of a batch gone through one by one, to save memory; 0: as many as this machine is fastest with
-    (base.num_microbatches).
+    (packing.num_passes).
   mean_over, remat: losses.token_weights, models.transformer.REMAT_POLICIES.
   lora: models.lora.LoRA; with rank above 0 low-rank adapters are trained and the policy is frozen.
   start: the stage whose policy it starts from (run.starting_points).
@@ -154,5 +153,5 @@ def update_memory(
 
 
 def _microbatches(context: Context, batch_size: int, max_completion_tokens: int) -> int:
-  return num_microbatches(
-      context, groups=batch_size, tokens_per_group=context.max_prompt_tokens + max_completion_tokens)
+  return packing.num_passes(
+      batch_size, 1, context.max_prompt_tokens + max_completion_tokens, context.partitioning.ways("batch"))

@@ -3,7 +3,7 @@ r"""Rows of JSON Lines and Parquet files -> problems, by templates over the colu
     jsonl("gsm8k/train.jsonl", prompt="{question}", reference="{answer}", reference_pattern=r"####\s*(.+)$")
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import glob as globbing
 import gzip
@@ -234,40 +234,66 @@ def row_range(rows: str, count: int) -> range:
 
 
 def _load(path, read, mapping, where, drop_null, unique, rows, max_rows):
+  seen = set()
+
+  def wanted(place, row):
+    if drop_null and any(row.get(column, "") is None for column in mapping.columns):
+      return False
+    if unique:
+      mapping.check_columns(tuple(row), place)
+      prompt = str(split_chat(row[mapping.messages], place)[0]) if mapping.messages else " ".join(
+          mapping._fill("prompt", row, place).split())
+      if prompt in seen:
+        return False
+      seen.add(prompt)
+    return True
+
+  name, kept = select_rows(
+      path, where=where, rows=rows, max_rows=max_rows, read=read, filters=f" and drop_null={drop_null}", wanted=wanted,
+      check_first=lambda place, row: mapping.check_columns(tuple(row), place))
+  problems = tuple(mapping.problem(row, index, place) for index, place, row in kept)
+  check_ids(problems, [place for _, place, _ in kept], f"id={mapping.id!r}")
+  return Rows(name, problems)
+
+
+def select_rows(
+    path: str | Sequence[str], *, where: Mapping[str, Any] | None, rows: str, max_rows: int | None,
+    read: Callable[[str], Iterator[tuple[str, Mapping[str, Any]]]] | None = None, filters: str = "",
+    wanted: Callable[[str, Mapping[str, Any]], bool] = lambda place, row: True,
+    check_first: Callable[[str, Mapping[str, Any]], None] = lambda place, row: None,
+) -> tuple[str, list[tuple[int, str, Mapping[str, Any]]]]:
+  """(a name for the files, the selected rows as (number, "file:line", columns)).
+
+  Args:
+    path, where, rows, max_rows: as in `jsonl`.
+    read: file -> its rows with their places; by default Parquet for names ending in .parquet, else JSON Lines.
+    filters: words for the message about no rows left.
+    wanted: further rows to keep, asked after `where`. check_first: is shown the first row of each file.
+
+  Raises: FileNotFoundError; ValueError naming file and row.
+  """
   where = dict(where or {})
   row_range(rows, 0)  # Before anything is read.
   if max_rows is not None and max_rows < 1:
     raise ValueError(f"max_rows must be at least 1, or None for all rows, got {max_rows}.")
   paths = _expand(path)
-  kept, seen, count = [], set(), 0
+  kept, count = [], 0
   for file in paths:
     in_file = 0
-    for place, row in read(file):
+    for place, row in (read or (_read_parquet if file.endswith(".parquet") else _read_jsonl))(file):
       index, count, in_file = count, count + 1, in_file + 1
       if in_file == 1:
-        mapping.check_columns(tuple(row), place)
-      if not keep(row, where, place):
-        continue
-      if drop_null and any(row.get(column, "") is None for column in mapping.columns):
-        continue
-      if unique:
-        mapping.check_columns(tuple(row), place)
-        prompt = str(split_chat(row[mapping.messages], place)[0]) if mapping.messages else " ".join(
-            mapping._fill("prompt", row, place).split())
-        if prompt in seen:
-          continue
-        seen.add(prompt)
-      kept.append((index, place, row))
+        check_first(place, row)
+      if keep(row, where, place) and wanted(place, row):
+        kept.append((index, place, row))
     if not in_file:
       raise ValueError(f"{file} is empty: it holds no rows. Was it written to the end?")
   selected = row_range(rows, len(kept))[:max_rows]
   if not len(selected):
     raise ValueError(
-        f"No rows are left of the {count} in {_name(paths)}: where={where} and drop_null={drop_null} keep {len(kept)},"
-        f" of which rows={rows!r} selects none. Widen them.")
-  problems = tuple(mapping.problem(row, index, place) for index, place, row in (kept[i] for i in selected))
-  _check_ids(problems, [kept[i][1] for i in selected], mapping.id)
-  return Rows(_name(paths), problems)
+        f"No rows are left of the {count} in {_name(paths)}: where={where}{filters} keep {len(kept)}, of which"
+        f" rows={rows!r} selects none. Widen them.")
+  return _name(paths), [kept[i] for i in selected]
 
 
 def _read_jsonl(file) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -327,13 +353,14 @@ def _expand(path) -> list[str]:
   return paths
 
 
-def _check_ids(problems, places, template):
+def check_ids(problems, places, argument: str) -> None:
+  """Raises ValueError, naming places and the argument that makes ids, if two rows have one id."""
   seen = {}
   for problem, place in zip(problems, places):
     if problem.id in seen:
       raise ValueError(
-          f"{place} has the id {problem.id!r} of {seen[problem.id]}: ids tell rows apart in logs. Correct"
-          f" id={template!r}, or leave it empty to count rows.")
+          f"{place} has the id {problem.id!r} of {seen[problem.id]}: ids tell rows apart in logs. Correct {argument}, or"
+          " leave it empty to count rows.")
     seen[problem.id] = place
 
 
