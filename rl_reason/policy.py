@@ -86,6 +86,23 @@ def response_logprobs(
   return jnp.where(owned, logprobs.reshape(count, 1, -1), 0.0)
 
 
+def text_logprobs(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "R T"],
+    lengths: Int[Array, "R"],
+    targets: Int[Array, "R K"],
+    *, segments: Int[Array, "R T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "R K"]:
+  """log π(y_t | y_<t) of the tokens at the places `targets` of whole texts (types.TextBatch): nats, float32.
+
+  Of no meaning, but finite, for the first token of a text and for padding.
+  """
+  hidden, _ = transformer.forward(config, params, tokens, lengths, segments=segments, dtype=dtype, remat=remat)
+  before = jnp.take_along_axis(hidden, jnp.maximum(targets - 1, 0)[..., None], axis=1)
+  return token_logprobs(config, params, before, jnp.take_along_axis(tokens, targets, axis=1))[0]
+
+
 def token_logprobs(
     config: ModelConfig,
     params: Params,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any, Protocol, TypeAlias
@@ -13,7 +14,10 @@ import optax
 
 from rl_reason import learner
 from rl_reason.config import at_least, one_of
+from rl_reason.memory import Part, sharded_bytes
+from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
+from rl_reason.models.lora import LoRA
 from rl_reason.models.sources import PolicySource
 from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.rewards.monitors import Monitors
@@ -219,9 +223,40 @@ def make_learner(
     return learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
 
   state = jax.eval_shape(init_state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract))
-  shardings = context.partitioning.state(state, jax.tree.map(lambda x: x.sharding, abstract), optimizer)
+  param_shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  shardings = context.partitioning.state(
+      state, param_shardings, optimizer, trained_shardings=lora_lib.partition(param_shardings)[0])
   state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
   def init():
     return jax.jit(init_state, out_shardings=shardings)(params() if callable(params) else params)
   return optimizer, init, state_shape
+
+
+def trained_policy(context: Context, lora: LoRA) -> Trained:
+  """What a stage says of a policy that it trains whole, or with rank above 0 through adapters alone.
+
+  With adapters its parameters, and so its checkpoints, hold the frozen policy too: each can be read without another.
+  """
+  if not lora.rank:
+    return Trained(context.abstract_params)
+  model = context.policy.config
+  adapters = context.abstract(lora_lib.abstract_params(model, lora), lora_lib.parameter_axes(model, lora))
+  return Trained({**context.abstract_params, **adapters}, policy=lora_lib.merge)
+
+
+def with_adapters(context: Context, params: Params, lora: LoRA, name: str) -> Params:
+  """The parameters that stage `name` trains (trained_policy), where `params` is the policy that it starts from: new
+  adapters beside it that change nothing yet. For rank 0 `params` themselves."""
+  if not lora.rank:
+    return params
+  shapes = trained_policy(context, lora).shapes
+  shardings = {key: jax.tree.map(lambda x: x.sharding, shapes[key]) for key in shapes if key not in params}
+  make = jax.jit(functools.partial(lora_lib.init_params, context.policy.config, lora), out_shardings=shardings)
+  return {**params, **make(context.rng(name, "lora"))}
+
+
+def merging_memory(context: Context, lora: LoRA, *phases: str) -> list[Part]:
+  """What lora.merge makes of a policy with adapters, in these phases (memory.Part)."""
+  return [Part("policy with its adapters merged", sharded_bytes(context.abstract_params),
+               "spread over more devices with mesh.fsdp or mesh.tensor", phase) for phase in phases if lora.rank]

@@ -17,6 +17,7 @@ import numpy as np
 from rl_reason import advantages, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
+from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
 from rl_reason.rewards import Scoring, build_rewards, token_rewards
 from rl_reason.rewards.monitors import build_monitors
@@ -28,7 +29,6 @@ from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.assemble import assemble, minibatches, num_microbatches, num_parts, pack_rows
 from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
 from rl_reason.stages.critic import Critic
-from rl_reason.stages.sft import split_microbatches
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params, Sample
 
