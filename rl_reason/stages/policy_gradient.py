@@ -367,7 +367,7 @@ def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
       **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
       "completion/length": tokens / len(completions.lengths),
       "completion/truncated": float(completions.truncated.mean()),
-      "tokens": tokens,
+      "tokens": tokens, "environment_calls": len(completions.lengths),
   }
 
 
