@@ -132,6 +132,40 @@ def gae(
   return advantages.T, advantages.T + values
 
 
+def token_advantages(
+    rewards: PerToken, mask: Mask, *, group_size: int, returns: str = "total", baseline: str = "group_mean",
+    normalise: str = "none", discount: float = 1.0,
+) -> PerToken:
+  """Rewards per token of groups, adjacent rows -> advantages per token, without a critic.
+
+  returns: "total": all tokens of a completion share `advantages` of its summed reward. "to_go": a token has the return from
+    it on (returns_to_go), less its completion's baseline; both are about the return at the completion's first token, and so
+    is the scale.
+  baseline: a key of BASELINES. normalise: of NORMALISERS but, with "to_go", not batch_whiten; TOKEN_NORMALISERS come after.
+
+  Returns: zero where masked. Raises: ValueError for unknown returns.
+  """
+  normalise = normalise if normalise in NORMALISERS else "none"
+  rewards = jnp.where(mask, rewards, 0.0)
+  if returns == "total":
+    estimates = advantages(rewards.sum(axis=1).reshape(-1, group_size), baseline=baseline, normalise=normalise)
+    return jnp.where(mask, estimates.reshape(-1, 1), 0.0)
+  if returns == "to_go":
+    to_go = returns_to_go(rewards, mask, discount=discount)
+    first = jnp.take_along_axis(to_go, jnp.argmax(mask, axis=1)[:, None], axis=1)
+    whole = first.reshape(-1, group_size)
+    estimates = BASELINES[baseline](whole).reshape(-1, 1) + (to_go - first)
+    estimates = NORMALISERS[normalise](estimates.reshape(len(whole), -1), whole).reshape(to_go.shape)
+    return jnp.where(mask, estimates, 0.0)
+  raise ValueError(f"Unknown returns {returns!r}: {' or '.join(RETURNS)}.")
+
+
+RETURNS = ("total", "to_go")
+# Of all tokens of a batch, after whatever else: they need no groups. "none" is in both lists.
+TOKEN_NORMALISERS: dict[str, Callable[[PerToken, Mask], PerToken]] = {
+    "token_whiten": whiten, "none": lambda advantages, mask: advantages}
+
+
 def vtrace(
     rewards: PerToken, values: PerToken, mask: Mask, bootstrap: Float[Array, "B"],
     logprobs: PerToken, behaviour_logprobs: PerToken,

@@ -225,8 +225,39 @@ def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: 
       else:
         continue
       section[field.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
-    if dataclasses.is_dataclass(hint) and isinstance(section[field.name], ml_collections.ConfigDict):
-      _with_defaults(hint, section[field.name])
+    # A section, or one that may be None.
+    section_type = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
+    if section_type and isinstance(section[field.name], ml_collections.ConfigDict):
+      _with_defaults(section_type, section[field.name])
+
+
+def installed_experiments() -> dict[str, Path]:
+  """The library's own experiments: file name -> file."""
+  from rl_reason import experiments
+
+  return {p.name: p for folder in experiments.__path__ for p in sorted(Path(folder).glob("*.py")) if p.stem != "__init__"}
+
+
+def find_experiment(path: str) -> Path:
+  """The file, here or among the installed experiments. Raises: ValueError if there is none."""
+  file = Path(path)
+  if file.is_file():
+    return file
+  installed = installed_experiments()
+  if file.name not in installed:
+    raise ValueError(f"There is no config file {path!r}.{naming.did_you_mean(file.name, installed)} The library's own"
+                     f" experiments: {', '.join(sorted(installed))}.")
+  return installed[file.name]
+
+
+def load_experiment(file: Path) -> types.ModuleType:
+  """The module of an experiment's file. Raises: ValueError if it has no get_config."""
+  module_spec = importlib.util.spec_from_file_location(f"rl_reason_config_{file.stem}", file)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"{file} defines no get_config(size), so it is not an experiment's config file.")
+  return module
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
@@ -235,22 +266,14 @@ def load(spec: str) -> ml_collections.ConfigDict:
   A path that is not here is looked for among the installed experiments, so that experiments/quickstart.py works from
   any folder.
   """
-  from rl_reason import experiments
+  path, _, argument = spec.partition(":")
+  return load_from(load_experiment(find_experiment(path)), argument)
+
+
+def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.ConfigDict:
+  """`load` of an experiment's module."""
   from rl_reason.stages import STAGES
 
-  path, _, argument = spec.partition(":")
-  file = Path(path)
-  if not file.is_file():
-    installed = {p.name: p for folder in experiments.__path__ for p in Path(folder).glob("*.py") if p.stem != "__init__"}
-    if file.name not in installed:
-      raise ValueError(f"There is no config file {path!r}.{naming.did_you_mean(file.name, installed)} The library's own"
-                       f" experiments: {', '.join(sorted(installed))}.")
-    file = installed[file.name]
-  module_spec = importlib.util.spec_from_file_location(f"rl_reason_config_{file.stem}", file)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ValueError(f"{file} defines no get_config(size), so it is not an experiment's config file.")
   config = module.get_config(argument) if argument else module.get_config()
   config = ml_collections.ConfigDict(config)
   _with_defaults(RunConfig, config)

@@ -234,12 +234,12 @@ def token_weights(mask: Mask, *, mean_over: str, max_tokens: int) -> PerToken:
 
   mean_over: "token": every token of the minibatch counts alike (DAPO); "sequence": every completion counts alike, its
     tokens share its part (GRPO); "fixed_length": every token counts 1 / (B * max_tokens), so that a completion's
-    length changes nothing for the others (Dr. GRPO, arXiv:2503.20783).
+    length changes nothing for the others (Dr. GRPO, arXiv:2503.20783). B counts completions with a true token.
 
   Shares and not a mean, because microbatches then simply add up to the whole minibatch's loss.
   """
-  b = mask.shape[0]
   m = jnp.asarray(mask, jnp.float32)
+  b = jnp.maximum(m.any(axis=1).sum(), 1)
   if mean_over == "token":
     return m / jnp.maximum(m.sum(), 1.0)
   if mean_over == "sequence":
@@ -279,10 +279,10 @@ def policy_gradient_loss(
       maxima={"logprob_gap": gap.max()})
 
 
-def imitation_loss(logprobs: PerToken, batch: RolloutBatch) -> tuple[Float[Array, ""], LossStatistics]:
-  """Negative log-likelihood of demonstrations (a RolloutBatch whose completions are the demonstrations)."""
-  mask = batch.completion_mask
+def imitation_loss(
+    logprobs: PerToken, mask: Mask, token_weights: PerToken) -> tuple[Float[Array, ""], LossStatistics]:
+  """Negative log-likelihood of demonstrations, weighed per token; where masked out, log-probabilities may be anything."""
   nll = jnp.where(mask, -logprobs, 0.0)
-  loss = jnp.sum(batch.token_weights * nll)
+  loss = jnp.sum(token_weights * nll)
   return loss, LossStatistics(
       sums={"loss": loss}, token_sums={"nll": nll.sum()}, num_tokens=mask.sum(dtype=jnp.float32), maxima={})

@@ -20,13 +20,15 @@ class Problem:
 
   prompt: the text given to the policy, or chat messages that the tokenizer's template turns into text.
   reference: the answer that verifiers compare with.
-  solution: a worked completion to imitate (supervised stages need it), or "".
+  solution: a worked completion to imitate (supervised stages need it), or "". Or messages that go on from the prompt, of
+    which the assistant's are imitated and others' (a tool's, a user's) only read; the last is the assistant's. After a
+    prompt of text they follow one another as they are, after messages the chat template joins them.
   id: unique within its task and stable between runs.
   metadata: whatever else the row holds, for rewards that ask for it.
   """
   prompt: str | tuple[Message, ...]
   reference: str
-  solution: str = ""
+  solution: str | tuple[Message, ...] = ""
   id: str = ""
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -173,6 +175,7 @@ class RolloutBatch:
   advantages: one number per completion token.
   reference_logprobs: nats under the reference policy, or zeros where no KL penalty is asked for.
   token_weights: each token's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
+  behaviour_values, returns: of a critic: V before each token at the time of sampling, and what to fit V to; else None.
   segments: None, or rl_reason.packing put several of a group's completions into each row: per token, the place in its row
     where its completion begins. B and T are then those of the rows, and completion_lengths their real tokens.
   """
@@ -183,11 +186,34 @@ class RolloutBatch:
   advantages: Float[Array, "B T"]
   reference_logprobs: Float[Array, "B T"]
   token_weights: Float[Array, "B T"]
+  behaviour_values: Float[Array, "B T"] | None = None
+  returns: Float[Array, "B T"] | None = None
   segments: Int[Array, "B T"] | None = None
 
   @property
   def completion_mask(self) -> Bool[Array, "B T"]:
     return length_mask(self.completion_lengths, self.completions.shape[1])
+
+
+@flax.struct.dataclass
+class TextBatch:
+  """What one supervised update reads: whole texts in R right-padded rows, one or several in each.
+
+  tokens, lengths: of the rows; lengths count real tokens.
+  segments: None, or per token the place in its row where its text begins.
+  targets: the places in each row of the tokens that are learnt, as many as `target_lengths` says, then any.
+  token_weights: each target's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
+  """
+  tokens: Int[Array, "R T"]
+  lengths: Int[Array, "R"]
+  targets: Int[Array, "R K"]
+  target_lengths: Int[Array, "R"]
+  token_weights: Float[Array, "R K"]
+  segments: Int[Array, "R T"] | None = None
+
+  @property
+  def target_mask(self) -> Bool[Array, "R K"]:
+    return length_mask(self.target_lengths, self.targets.shape[1])
 
 
 @flax.struct.dataclass

@@ -240,3 +240,42 @@ def test_steps_that_are_no_ranges_or_lack_rewards_are_refused():
     advantages.pad_steps([[], [1.0]], [[], [(0, 2), (2, 3)]])
   with pytest.raises(ValueError, match=r"Completion 0 has the step \(3, 3\)"):
     advantages.pad_steps([[1.0]], [[(3, 3)]])
+
+
+# Two completions of one prompt; the last column of each is padding or worse.
+GROUP = jnp.array([[0.5, 0.0, 1.0, 9.0], [0.0, 2.0, jnp.nan, 9.0]])
+GROUP_MASK = jnp.array([[True, True, True, False], [True, True, False, False]])
+
+
+@pytest.mark.parametrize("choices, expected", [
+    # Sums 1.5 and 2, mean 1.75; the sample deviation is 0.5 / √2.
+    (dict(), [[-0.25, -0.25, -0.25, 0], [0.25, 0.25, 0, 0]]),
+    (dict(baseline="leave_one_out"), [[-0.5, -0.5, -0.5, 0], [0.5, 0.5, 0, 0]]),
+    # To go: 1.5, 1, 1 and 2, 2, less the same mean.
+    (dict(returns="to_go"), [[-0.25, -0.75, -0.75, 0], [0.25, 0.25, 0, 0]]),
+    (dict(returns="to_go", normalise="group_std"), np.array([[-0.25, -0.75, -0.75, 0], [0.25, 0.25, 0, 0]]) / (0.125**0.5 + 1e-4)),
+    # γ = 0.5: 0.75, 0.5, 1 and 1, 2; at the first tokens 0.75 and 1, mean 0.875.
+    (dict(returns="to_go", discount=0.5), [[-0.125, -0.375, 0.125, 0], [0.125, 1.125, 0, 0]]),
+    (dict(returns="to_go", baseline="none"), [[1.5, 1.0, 1.0, 0], [2.0, 2.0, 0, 0]]),
+    (dict(returns="to_go", baseline="none", normalise="token_whiten"), [[1.5, 1.0, 1.0, 0], [2.0, 2.0, 0, 0]]),
+], ids=str)
+def test_token_advantages_by_hand(choices, expected):
+  out = advantages.token_advantages(GROUP, GROUP_MASK, group_size=2, **choices)
+  np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+def test_tokens_of_a_completion_rewarded_at_its_end_share_its_advantage():
+  draw = np.random.RandomState(0)
+  lengths, scores = draw.randint(1, 7, 12), draw.standard_normal(12).astype(np.float32)
+  mask = np.arange(6) < lengths[:, None]
+  rewards = np.where(np.arange(6) == lengths[:, None] - 1, scores[:, None], 0)
+  for choices in (dict(normalise="group_std"), dict(baseline="leave_one_out"), dict(normalise="batch_std")):
+    whole = np.asarray(advantages.advantages(scores.reshape(3, 4), **{"baseline": "group_mean", **choices})).reshape(-1, 1)
+    for returns in advantages.RETURNS:
+      out = advantages.token_advantages(rewards, mask, group_size=4, returns=returns, **choices)
+      np.testing.assert_allclose(out, np.where(mask, whole, 0), atol=1e-5)
+
+
+def test_unknown_returns_are_named():
+  with pytest.raises(ValueError, match="Unknown returns 'togo': total or to_go"):
+    advantages.token_advantages(GROUP, GROUP_MASK, group_size=2, returns="togo")

@@ -382,7 +382,16 @@ def test_merging_by_hand():
 def test_imitation_loss_by_hand(tiny_batch):
   mask = np.asarray(tiny_batch.completion_mask)
   logprobs = np.where(mask, tiny_batch.behaviour_logprobs, np.nan)
-  loss, statistics = losses.imitation_loss(logprobs, tiny_batch)
+  loss, statistics = losses.imitation_loss(logprobs, mask, tiny_batch.token_weights)
   np.testing.assert_allclose(loss, -logprobs[mask].mean(), rtol=1e-6)  # Weights of mean_over="token".
   np.testing.assert_allclose(statistics.metrics()["nll"], loss, rtol=1e-6)
   assert statistics.num_tokens == mask.sum()
+
+
+@pytest.mark.parametrize("mean_over, expected", [
+    ("token", [[1/3, 1/3, 1/3], [0, 0, 0]]), ("sequence", [[1/3, 1/3, 1/3], [0, 0, 0]]),
+    ("fixed_length", [[1/6, 1/6, 1/6], [0, 0, 0]])])
+def test_completions_without_a_true_token_do_not_count(mean_over, expected):
+  mask = jnp.array([[True, True, True], [False, False, False]])
+  np.testing.assert_allclose(losses.token_weights(mask, mean_over=mean_over, max_tokens=6), expected, rtol=1e-6)
+  assert not losses.token_weights(mask & False, mean_over=mean_over, max_tokens=6).any()

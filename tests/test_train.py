@@ -93,6 +93,11 @@ def length(samples):
   return [len(s.completion) % 7 for s in samples]
 
 
+def sometimes(samples):
+  """Range [0, 6]; the completions of every other prompt, or so, earn 0."""
+  return [sum(map(ord, s.completion)) % 7 * (sum(map(ord, s.prompt)) % 2) for s in samples]
+
+
 def overflows(samples):
   """Finite numbers whose sum is not."""
   return [3e38] * len(samples)
@@ -267,6 +272,11 @@ def steps(workdir, stage="rl"):
     dict(baseline="leave_one_out", normalise="none", mean_over="sequence", kl_in="reward", kl_estimator="k1"),
     dict(baseline="none", normalise="batch_std", mean_over="fixed_length", kl_in="reward", kl_estimator="k1"),
     dict(epochs=2, minibatches=2, microbatches=2, kl_estimator="k2", clip_low=0.01, clip_high=0.01, entropy_coef=0.01),
+    dict(objective="gspo", mean_over="sequence", epochs=2, minibatches=2, clip_low=3e-4, clip_high=4e-4, equal_groups="skip"),
+    dict(objective="cispo", returns="to_go", baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1"),
+    dict(objective="gmpo", mean_over="sequence", equal_groups="resample", max_resamples=1),
+    dict(critic=dict(trunk="separate"), baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k2"),
+    dict(critic=dict(trunk="shared", value_coef=0.1), baseline="none", normalise="none", mean_over="sequence"),
 ], ids=lambda choices: "-".join(str(v) for v in choices.values()))
 def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
   config.rl.update(choices)
@@ -382,6 +392,33 @@ def test_one_step_ahead_begins_and_ends_as_a_run_without(config, tmp_path):
   assert one.pop("staleness") == 0 and one == plain
   plain, one = (arrays(tmp_path / name / "checkpoints" / "rl" / "1") for name in ("plain", "one"))
   assert all(one[name].tobytes() == x.tobytes() for name, x in plain.items() if "host" not in name)
+
+
+@pytest.mark.parametrize("choices", [
+    dict(equal_groups="resample", max_resamples=6), dict(equal_groups="resample", max_resamples=6, staleness=1),
+    dict(critic=dict(trunk="separate", warmup_steps=1), baseline="none", normalise="token_whiten", kl_in="reward")],
+    ids=lambda choices: "-".join(choices))
+def test_dynamic_sampling_and_critics_resume_to_the_same_bits(config, tmp_path, choices):
+  config.rl.update(num_steps=4, **choices)
+  config.checkpoint.keep = 10
+  set_reward(config, "user_module:sometimes")
+  train(config, tmp_path / "whole", plain=True)
+  lines = steps(tmp_path / "whole")
+  if "equal_groups" in choices:  # More prompts were needed, and found.
+    assert 1 <= max(line["resample/rounds"] for line in lines) <= 6
+    assert all(0 < line["resample/kept"] <= 1 and line["grad_norm"] > 0 for line in lines)
+  else:
+    assert all(np.isfinite(line["value/loss"]) for line in lines) and lines[-1]["value/mean"] != 0
+  workdir = tmp_path / "killed"
+  shutil.copytree(tmp_path / "whole", workdir)
+  for later in (3, 4):
+    shutil.rmtree(workdir / "checkpoints" / "rl" / str(later))
+  train(config, workdir, plain=True)
+  assert deterministic(workdir) == deterministic(tmp_path / "whole")
+  saved, again = (arrays(folder / "checkpoints" / "rl" / "4") for folder in (tmp_path / "whole", workdir))
+  assert again.keys() == saved.keys()
+  for name in saved:
+    assert again[name].tobytes() == saved[name].tobytes(), name
 
 
 def test_a_reward_that_breaks_in_the_sampling_thread_ends_the_run(ahead, tmp_path):

@@ -9,10 +9,11 @@ has `make_scorer(config, context, name) -> Scorer`, for learned rewards.
 
 from types import ModuleType
 
-from rl_reason.stages import policy_gradient, preference, reward_model, sft
+from rl_reason.stages import policy_gradient, preference, reward_model, self_training, sft
 from rl_reason.stages.base import Context, Stage, Trained
 
 STAGES: dict[str, ModuleType] = {
-    "policy_gradient": policy_gradient, "preference": preference, "reward_model": reward_model, "sft": sft}
+    "policy_gradient": policy_gradient, "preference": preference, "reward_model": reward_model,
+    "self_training": self_training, "sft": sft}
 
 __all__ = ["STAGES", "Context", "Stage", "Trained"]
