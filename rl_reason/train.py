@@ -135,6 +135,7 @@ class Loop:
             f" {self.folder.path}: they would not see its further steps. Set --config.{name}.num_steps={step} back, or"
             " choose another --workdir.")
       self._rewind(name, step, started=restored is not None)
+      updates = int(state.step)
       self.progress.stage(name, stage.num_steps, step)
       if first and restored is None:
         self._evaluate(name, 0, stage, judge, state.params)
@@ -145,6 +146,8 @@ class Loop:
           state, metrics, shown = stage.step(state, next(stage.data), step)
         step += 1
         seconds = time.perf_counter() - started
+        metrics |= {"updates": int(state.step) - updates}
+        updates += metrics["updates"]
         metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds,
                     "time/compilations": compiled.programs, "time/compile_seconds": compiled.seconds - compile_seconds}
         alarms = self._log(name, step, stage, metrics, shown)

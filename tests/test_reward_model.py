@@ -36,7 +36,8 @@ def sevens(*, size, seed, kind="pairs"):
     elif kind == "ratings":
       rows.append(Comparison(prompt, tuple(texts[:1]), (min(2.0, good(texts[0])),), id=str(i)))
     elif kind == "attributes":
-      rows.append(Comparison(prompt, tuple(texts[:1]), attributes=({"sevens": good(texts[0]), "length": len(texts[0]) if i % 2 else None},), id=str(i)))
+      values = {"sevens": good(texts[0]), "length": len(texts[0]) if i % 2 else None}
+      rows.append(Comparison(prompt, tuple(texts[:1]), attributes=(values,), id=str(i)))
     elif kind == "steps":
       steps = tuple(Step(t + ";", None if j == 3 else float("7" in t)) for j, t in enumerate(texts[:1 + i % 4 or 2]))
       rows.append(Comparison(prompt, ("".join(s.text for s in steps),), steps=(steps,), id=str(i)))

@@ -58,5 +58,5 @@ def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
       "completion/truncated": float(completions.truncated.mean()),
       "completion/repetition": float(np.mean([
           repeat_share(row[:n].tolist()) for row, n in zip(completions.tokens, completions.lengths)])),
-      "tokens": tokens,
+      "tokens": tokens, "environment_calls": float(len(completions.lengths)),
   }
