@@ -1,4 +1,10 @@
-"""Imported as `rl_reason.rewards`; see the README's map for what is in each file."""
+"""Imported as `rl_reason.rewards`; see the README's map for what is in each file.
+
+A reward is a function (or an object) of all samples of a step, group by group. It returns one number per sample or,
+where it judges steps or tokens, `StepRewards`: a row of numbers per sample and the token at which each is paid.
+Weights, transforms, gates and totals treat both alike (composition.py); `token_rewards` lays them out per token for
+whoever gives credit so.
+"""
 
 if __name__ == "rewards":
   raise ImportError(
@@ -7,8 +13,17 @@ if __name__ == "rewards":
 
 from rl_reason.rewards.answers import (after_marker, exact_answer, last_boxed, last_number, math_answer, number_answer,
                                        number_value)
-from rl_reason.rewards.composition import build_rewards, Component, RewardSet, Scoring
+from rl_reason.rewards.build import build_rewards
+from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
+from rl_reason.rewards.groups import diversity, relative_length
+from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
+from rl_reason.rewards.learned import Learned
+from rl_reason.rewards.normalisers import group_mean_std, group_rank, RunningMeanStd, SlidingMinMax
+from rl_reason.rewards.schedules import Schedule
+from rl_reason.rewards.scoring import Scoring
+from rl_reason.rewards.shaping import bounded, check_potential_based, clip, delta, potential
+from rl_reason.rewards.steps import step_ends, StepRewards, token_rewards
 
 # The list and the registry: what a config may name. Each function's first docstring line gives its range.
 REWARDS = {
@@ -20,4 +35,21 @@ REWARDS = {
     "think_format": think_format,
     "pattern_format": pattern_format,
     "overlong_penalty": overlong_penalty,
+    "relative_length": relative_length,
+    "diversity": diversity,
+    "judge_rating": PointwiseJudge,
+    "judge_preference": PairwiseJudge,
+    "learned": Learned,
+}
+
+# What a config may do to a component's values.
+TRANSFORMS = {
+    "clip": clip,
+    "delta": delta,
+    "bounded": bounded,
+    "potential": potential,
+    "running_mean_std": RunningMeanStd,
+    "sliding_min_max": SlidingMinMax,
+    "group_mean_std": group_mean_std,
+    "group_rank": group_rank,
 }

@@ -67,8 +67,8 @@ class Evaluation:
   sampling: how completions are drawn (rollout.sampling.Sampling).
   batch_size: problems at once.
   """
-  rewards: Mapping[str, Any]
-  sampling: Sampling
+  rewards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  sampling: Sampling | None = None
   num_problems: int = 100
   samples_per_problem: int = 1
   every: int = 0
@@ -129,13 +129,15 @@ class RunConfig:
 
   stages: names of the stages in order; each is also a section of the config, whose field `kind` names a stage in
     rl_reason.stages.STAGES and whose other fields are that stage's. A stage starts from its predecessor's parameters.
+  task: what policies are evaluated on, which needs evaluation's rewards and sampling; stages without data of their own
+    learn from it. None: policies are not evaluated on problems.
   max_prompt_tokens: longer prompts are an error.
   sharding_rules: (logical axis, mesh axes) pairs that replace the defaults in rl_reason/sharding.py.
   """
   policy: Policy
-  task: TaskSection
-  evaluation: Evaluation
   stages: tuple[str, ...]
+  task: TaskSection | None = None
+  evaluation: Evaluation = Evaluation()
   seed: int = 0
   max_prompt_tokens: int = 256
   mesh: MeshSection = MeshSection()
@@ -147,6 +149,11 @@ class RunConfig:
     at_least(1, max_prompt_tokens=self.max_prompt_tokens)
     if not 0 <= self.seed < 2 ** 31:
       raise ValueError(f"seed must be in [0, 2^31), got {self.seed}.")
+    if self.task is not None:
+      missing = [n for n in ("rewards", "sampling") if not getattr(self.evaluation, n)]
+      if missing:
+        raise ValueError(f"config.evaluation lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}: how a policy is"
+                         " evaluated on the task.")
     if not self.stages or len(set(self.stages)) != len(self.stages):
       raise ValueError(f"stages must name at least one section, each once; got {self.stages}.")
 
@@ -209,6 +216,7 @@ def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: 
   """Adds the dataclass's optional fields that the section leaves out, so that the command line may set them."""
   for field in dataclasses.fields(cls):
     hint = typing.get_type_hints(cls)[field.name]
+    hint = next((a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)), hint)  # Of an optional section.
     if field.name not in section:
       if field.default is not dataclasses.MISSING:
         default = field.default
@@ -217,8 +225,10 @@ def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: 
       else:
         continue
       section[field.name] = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
-    if dataclasses.is_dataclass(hint) and isinstance(section[field.name], ml_collections.ConfigDict):
-      _with_defaults(hint, section[field.name])
+    # A section, or one that may be None.
+    section_type = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
+    if section_type and isinstance(section[field.name], ml_collections.ConfigDict):
+      _with_defaults(section_type, section[field.name])
 
 
 def installed_experiments() -> dict[str, Path]:

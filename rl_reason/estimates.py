@@ -1,6 +1,6 @@
 """Estimates with their uncertainty: pass@k, majority vote; bootstrap, Wilson and t intervals, and what seeds could see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import statistics
 
 from jaxtyping import Float, Int
@@ -110,13 +110,31 @@ def bootstrap_interval(
   if not np.isfinite(scores).all():
     raise ValueError(f"per_problem_scores must be finite, got {scores[~np.isfinite(scores)][0]} for problem"
                      f" {np.flatnonzero(~np.isfinite(scores))[0]}.")
+  return bootstrap_statistic(
+      lambda i: scores[i].mean(), scores.size, confidence=confidence, num_resamples=num_resamples, seed=seed)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Int[np.ndarray, "N"]], float], count: int, *, strata: Sequence | None = None,
+    confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0,
+) -> tuple[float, float]:
+  """Percentile bootstrap interval (low, high) of a statistic of `count` rows; otherwise as `bootstrap_interval`.
+
+  Args:
+    statistic: indices of rows, some repeated -> a finite number.
+    strata: one name per row; each stratum is resampled by itself and keeps its size. None: all rows are one.
+  """
+  if count < 1:
+    raise ValueError(f"count must be at least 1, got {count}: no rows say nothing about a statistic.")
   _check_confidence(confidence)
   if num_resamples < 1:
     raise ValueError(f"num_resamples must be at least 1, got {num_resamples}; 2000 is usual.")
   rng = np.random.default_rng(seed)
+  groups = [np.arange(count)] if strata is None else [np.flatnonzero(np.asarray(strata) == s) for s in np.unique(strata)]
   # One resample at a time: all indices together would take 160 MB for ten thousand problems.
-  means = [scores[rng.integers(scores.size, size=scores.size)].mean() for _ in range(num_resamples)]
-  low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+  values = [statistic(np.concatenate([g[rng.integers(g.size, size=g.size)] for g in groups]))
+            for _ in range(num_resamples)]
+  low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
   return float(low), float(high)
 
 

@@ -24,6 +24,7 @@ class Panel:
   stage: draw this stage's lines only; None for all stages.
   band: (low, high) metrics around the first curve, and `band_label` what they are.
   y_limits: fixed limits, e.g. (0, 1) for a proportion; None fits them to the data.
+  joined: the metric means the same in all stages, so its curves run on from one to the next.
   """
   title: str
   y_label: str
@@ -32,11 +33,14 @@ class Panel:
   band: tuple[str, str] | None = None
   band_label: str = "95% interval"
   y_limits: tuple[float, float] | None = None
+  joined: bool = False
 
 
 PANELS = (
     Panel("Held-out accuracy", "pass@1 (proportion)", ("eval/pass@1",),
-          band=("eval/pass@1_low", "eval/pass@1_high"), y_limits=(0, 1)),
+          band=("eval/pass@1_low", "eval/pass@1_high"), y_limits=(0, 1), joined=True),
+    Panel("Held-out comparisons", "accuracy (proportion)", ("eval/accuracy",),
+          band=("eval/accuracy_low", "eval/accuracy_high"), y_limits=(0, 1)),
     Panel("Reward", "reward (1 = correct)", ("reward/mean", "reward/*")),
     Panel("KL to the reference policy", "KL (nats per token)", ("kl",)),
     Panel("Completion length", "tokens per completion", ("completion/length",)),
@@ -104,11 +108,11 @@ def _keys_of(panel: Panel, records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _curve(
-    key: str, stage: str, records: Sequence[Mapping[str, Any]], starts: Mapping[str, int],
+    key: str, stages: Sequence[str], records: Sequence[Mapping[str, Any]], starts: Mapping[str, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(total steps, values) of a metric in a stage, not finite values as NaN."""
-  points = [(starts[stage] + record["step"], record[key])
-            for record in records if record["stage"] == stage and key in record]
+  """(total steps, values) of a metric in these stages, not finite values as NaN."""
+  points = [(starts[record["stage"]] + record["step"], record[key])
+            for record in records if record["stage"] in stages and key in record]
   steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
   return steps, np.where(np.isfinite(values), values, np.nan)
 
@@ -117,9 +121,10 @@ def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], sta
   keys = _keys_of(panel, records)
   widest = 1
   # Stage by stage: a curve must not join the losses of two stages.
-  for stage in starts if panel.stage is None else [panel.stage]:
+  shown = list(starts) if panel.stage is None else [panel.stage]
+  for stages in [shown] if panel.joined else [[stage] for stage in shown]:
     for index, key in enumerate(keys):
-      steps, values = _curve(key, stage, records, starts)
+      steps, values = _curve(key, stages, records, starts)
       if not len(values):
         continue
       color = COLORS[index % len(COLORS)]
@@ -134,7 +139,7 @@ def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], sta
       else:
         ax.plot(steps, values, marker="o" if len(values) <= 30 else None, markersize=4, **style)
     if panel.band:
-      (steps, low), (high_steps, high) = (_curve(key, stage, records, starts) for key in panel.band)
+      (steps, low), (high_steps, high) = (_curve(key, stages, records, starts) for key in panel.band)
       if len(steps) and np.array_equal(steps, high_steps):
         ax.fill_between(steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0, label=panel.band_label)
   dress(ax, panel.title, panel.y_label, "training step" + (f"  (curve: mean of {widest})" if widest > 1 else ""))

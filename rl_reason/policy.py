@@ -1,4 +1,6 @@
-"""What training asks of a policy: log-probabilities and entropies of completion tokens, and nothing of size [B, T, V]."""
+"""What training asks of a policy: hidden states, log-probabilities and entropies of completion tokens, and nothing of size
+[B, T, V].
+"""
 
 import functools
 
@@ -8,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
+from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.types import Params, PromptBatch
 
 # Logits computed at once: 2**24 float32 are 64 MiB. Small vocabularies then need no chunks, large ones stay in cache.
@@ -25,31 +28,79 @@ def completion_logprobs(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """log π(y_t | x, y_<t) of every completion token, and the policy's entropy there.
 
+  Args:
+    temperature: the policy is softmax(logits / temperature): use the one that was sampled with.
+    others: of completion_states.
+
+  Returns: (log-probabilities, entropies), in nats, float32; finite but of no meaning where padded.
+  """
+  states = completion_states(
+      config, params, prompts, completions, completion_lengths, segments=segments, dtype=dtype, remat=remat)
+  return token_logprobs(config, params, states, completions, temperature=temperature)
+
+
+def completion_states(
+    config: ModelConfig,
+    params: Params,
+    prompts: PromptBatch,
+    completions: Int[Array, "B T"],
+    completion_lengths: Int[Array, "B"],
+    *, segments: Int[Array, "B T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "B T E"]:
+  """The hidden state before every completion token, from which it is predicted: that of the token before it.
+
   Each prompt is computed once; its B / P completions, adjacent rows, attend to its keys and values and to themselves.
 
   Args:
     prompts: P right-padded prompts, at least one token each.
     completions: right-padded; EOS included where it was sampled.
     segments: of rows that hold several completions (RolloutBatch.segments).
-    temperature: the policy is softmax(logits / temperature): use the one that was sampled with.
     remat: see models.transformer.REMAT_POLICIES.
 
-  Returns: (log-probabilities, entropies), in nats, float32; finite but of no meaning where padded.
+  Returns: hidden states after the final norm; finite but of no meaning where padded.
   """
   rows, size = completions.shape
   prompt_hidden, prefix = transformer.forward(
       config, params, prompts.tokens, prompts.lengths, dtype=dtype, remat=remat)
   last = jnp.take_along_axis(prompt_hidden, prompts.lengths[:, None, None] - 1, axis=1)
   last = jnp.repeat(last, rows // prompts.tokens.shape[0], axis=0)  # Predicts each completion's first token.
-  hidden = last
-  if size > 1:
-    before = None if segments is None else segments[:, :-1]
-    rest, _ = transformer.forward(
-        config, params, completions[:, :-1], completion_lengths, prefix, segments=before, dtype=dtype, remat=remat)
-    hidden = jnp.concatenate([last, rest], axis=1)
-    if segments is not None:
-      hidden = jnp.where((segments == jnp.arange(size))[..., None], last, hidden)
-  return token_logprobs(config, params, hidden, completions, temperature=temperature)
+  if size == 1:
+    return last
+  before = None if segments is None else segments[:, :-1]
+  rest, _ = transformer.forward(
+      config, params, completions[:, :-1], completion_lengths, prefix, segments=before, dtype=dtype, remat=remat)
+  hidden = jnp.concatenate([last, rest], axis=1)
+  if segments is None:
+    return hidden
+  return jnp.where((segments == jnp.arange(size))[..., None], last, hidden)
+
+
+def response_logprobs(
+    config: ModelConfig, params: Params, batch: ResponseBatch, *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "P G N"]:
+  """log π of each response's tokens, at their places in its prompt's N tokens of rows; 0 elsewhere."""
+  logprobs, _ = completion_logprobs(
+      config, params, batch.prompts, batch.tokens, batch.row_lengths, segments=batch.segments, dtype=dtype, remat=remat)
+  count, size, _ = batch.places.shape
+  owned = batch.owners.reshape(count, 1, -1) == 1 + jnp.arange(size)[:, None]
+  return jnp.where(owned, logprobs.reshape(count, 1, -1), 0.0)
+
+
+def text_logprobs(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "R T"],
+    lengths: Int[Array, "R"],
+    targets: Int[Array, "R K"],
+    *, segments: Int[Array, "R T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "R K"]:
+  """log π(y_t | y_<t) of the tokens at the places `targets` of whole texts (types.TextBatch): nats, float32.
+
+  Of no meaning, but finite, for the first token of a text and for padding.
+  """
+  hidden, _ = transformer.forward(config, params, tokens, lengths, segments=segments, dtype=dtype, remat=remat)
+  before = jnp.take_along_axis(hidden, jnp.maximum(targets - 1, 0)[..., None], axis=1)
+  return token_logprobs(config, params, before, jnp.take_along_axis(tokens, targets, axis=1))[0]
 
 
 def token_logprobs(

@@ -22,6 +22,7 @@ from rl_reason.evaluate import memory as evaluation_memory
 from rl_reason.metrics import MetricWriter, read_metrics
 from rl_reason.profiling import Trace
 from rl_reason.progress import Progress
+from rl_reason.rewards.monitors import Alarm, StoppedByMonitor
 from rl_reason.stages import STAGES, Context, Stage
 from rl_reason.stages.base import Evaluate
 from rl_reason.types import Params
@@ -37,7 +38,8 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
 
   Returns: the last stage's parameters, or None if a signal stopped the run early.
   Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if gradients stay
-    non-finite; OSError if a checkpoint cannot be written. What was saved stays whole.
+    non-finite; StoppedByMonitor if a monitor says so; OSError if a checkpoint cannot be written. What was saved stays
+    whole.
   """
   # The config, the devices, the data and the policy: all that can be wrong is found here.
   run_config, sections = run.check(config)
@@ -47,10 +49,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     compilation.keep_programs(progress.note)
     context = folder.with_stages(run.make_context(run_config), run_config, sections)
     starts = run.starting_points(context)
-    check_verifier(run_config.evaluation, context)
+    between = []
+    if context.task is not None:
+      check_verifier(run_config.evaluation, context)
+      between = evaluation_memory(run_config.evaluation, context)
     for name in run_config.stages:
       STAGES[sections[name].kind].check(sections[name], context)
-    available, between = memory.device_memory(context.partitioning), evaluation_memory(run_config.evaluation, context)
+    available = memory.device_memory(context.partitioning)
     for name in run_config.stages:
       needed = STAGES[sections[name].kind].memory(sections[name], context)
       progress.note(memory.fit(name, [*needed, *between], available))
@@ -102,8 +107,8 @@ class Loop:
     checkpointing, evaluation, compiled = self.config.checkpoint, self.config.evaluation, compilation.compilations()
     policies = [s for s in self.config.stages if run.trained(self.context, s).policy is not None]
     # What a policy is worth before a stage is known where an earlier one trained it.
-    first = stage.evaluate is not None or name == policies[0]
-    judge = stage.evaluate or self._accuracy(name)
+    first = stage.evaluate is not None or name in policies[:1]
+    judge = self._judge(name, stage)
     with contextlib.closing(self.folder.checkpoints(name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       restored = saved.restore(stage.state_shape)
       if restored is None:
@@ -116,6 +121,7 @@ class Loop:
               f" stage now has {sorted(stage.resumable)}: a rollout would be lost, or missing. Resume with the staleness it"
               " was saved with, or choose another --workdir.")
         stage.data.set_state(host["data"])
+        stage.monitors.restore(host.get("monitors", {}))
         for key, part in stage.resumable.items():
           part.restore(host["resumable"][key])
       if step >= stage.num_steps:
@@ -132,7 +138,7 @@ class Loop:
       updates = int(state.step)
       self.progress.stage(name, stage.num_steps, step)
       if first and restored is None:
-        self._evaluate(name, 0, judge, state.params)
+        self._evaluate(name, 0, stage, judge, state.params)
 
       while step < stage.num_steps:
         started, compile_seconds = time.perf_counter(), compiled.seconds
@@ -144,8 +150,7 @@ class Loop:
         updates += metrics["updates"]
         metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds,
                     "time/compilations": compiled.programs, "time/compile_seconds": compiled.seconds - compile_seconds}
-        self.writer.write(name, step, metrics)
-        self.progress.update(step, metrics, shown)
+        alarms = self._log(name, step, stage, metrics, shown)
         if metrics["skipped_in_a_row"] >= stage.max_skipped:
           raise FloatingPointError(
               f"Stage {name!r} stopped at step {step}: the last {int(metrics['skipped_in_a_row'])} gradients were not"
@@ -153,11 +158,17 @@ class Loop:
               f" {saved.steps[-1:] or 'none'}. Lower the learning rate, or look at loss and kl in metrics.jsonl.")
         last, stopping = step == stage.num_steps, sharding.any_process(self.stop.requested)
         if last or evaluation.every and step % evaluation.every == 0:
-          self._evaluate(name, step, judge, state.params)
+          alarms += self._evaluate(name, step, stage, judge, state.params)
+        halting = [alarm.message for alarm in alarms if alarm.action == "stop"]
         # After the step's lines are written: a checkpoint stands for all that came before it.
-        if last or stopping or step % checkpointing.every == 0:
+        if last or stopping or halting or step % checkpointing.every == 0:
           saved.save(step, state, {
-              "data": stage.data.get_state(), "resumable": {k: v.state() for k, v in stage.resumable.items()}})
+              "data": stage.data.get_state(), "resumable": {k: v.state() for k, v in stage.resumable.items()},
+              "monitors": stage.monitors.state()})
+        if halting:
+          saved.wait()
+          raise StoppedByMonitor(f"Stage {name!r} stopped at step {step}, which is saved. {halting[0]} The same command"
+                                 " continues.")
         if stopping and not last:
           saved.wait()
           return None
@@ -174,22 +185,35 @@ class Loop:
     else:
       self.writer.rewind(order, order[order.index(name) - 1], 2**31)
 
-  def _accuracy(self, name: str) -> Evaluate:
+  def _judge(self, name: str, stage: Stage) -> Evaluate:
+    """The stage's own evaluation and, where it trains a policy, the run's."""
     policy = run.trained(self.context, name).policy
 
     def judge(params):
-      result = evaluate(self.config.evaluation, self.context, policy(params), report=self.progress.note)
-      return result.metrics, result.rows()
+      metrics, rows = stage.evaluate(params) if stage.evaluate else ({}, [])
+      if policy is not None and self.context.task is not None:
+        result = evaluate(self.config.evaluation, self.context, policy(params), report=self.progress.note)
+        metrics, rows = {**metrics, **result.metrics}, [*result.rows()[:50], *rows]
+      return metrics, rows
     return judge
 
-  def _evaluate(self, name: str, step: int, judge: Evaluate, params: Params) -> None:
+  def _log(
+      self, name: str, step: int, stage: Stage, metrics: Mapping[str, float], shown: str | None = None) -> list[Alarm]:
+    """Writes and shows what a step or an evaluation measured. Returns the alarms that it raises, told."""
+    values, alarms = stage.monitors.observe(metrics)
+    self.writer.write(name, step, {**metrics, **values})
+    self.progress.update(step, {**metrics, **values}, shown)
+    for alarm in alarms:
+      self.progress.note(alarm.message)
+    return alarms
+
+  def _evaluate(self, name: str, step: int, stage: Stage, judge: Evaluate, params: Params) -> list[Alarm]:
     started = time.perf_counter()
     metrics, rows = judge(params)
-    metrics = {**metrics, "time/evaluation": time.perf_counter() - started}
-    self.writer.write(name, step, metrics)
-    self.progress.update(step, metrics)
+    alarms = self._log(name, step, stage, {**metrics, "time/evaluation": time.perf_counter() - started})
     if sharding.is_main_process():
-      self.folder.write(f"samples/{name}-{step}.json", rows[:50])
+      self.folder.write(f"samples/{name}-{step}.json", rows[:100])
+    return alarms
 
 
 class StopRequest:

@@ -1,5 +1,8 @@
-"""Baselines and normalisers, by hand and against NumPy."""
+"""Baselines and normalisers, returns and estimates per token: by hand, against NumPy, by identities and with garbage."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,3 +54,228 @@ def test_equal_rewards_give_zeros(baseline, normalise):
 
 def test_integer_rewards_become_float32():
   assert advantages.advantages(np.array([[1, 0]]), baseline="none").dtype == jnp.float32
+
+
+def test_batch_whitening_by_hand():
+  # r = [1, 0, 0, 3], [2, 2, 2, 2] minus group means: [0, -1, -1, 2], zeros: mean 0, population variance 6 / 8.
+  np.testing.assert_allclose(
+      advantages.advantages(REWARDS, normalise="batch_whiten"),
+      np.array([[0, -1, -1, 2], [0, 0, 0, 0]]) / np.sqrt(6 / 8), atol=1e-6)
+  # REINFORCE++: no baseline but the batch's mean, 12 / 8.
+  np.testing.assert_allclose(
+      advantages.advantages(REWARDS, baseline="none", normalise="batch_whiten"),
+      (np.asarray(REWARDS) - 1.5) / np.std(REWARDS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf, 1e30])
+def test_whiten_by_hand(garbage):
+  # 1, 3 and 5 of two rows: mean 3, variance 8 / 3.
+  x = jnp.array([[1.0, garbage, 3.0], [garbage, garbage, 5.0]])
+  mask = jnp.array([[True, False, True], [False, False, True]])
+  z = 2 / np.sqrt(8 / 3)
+  np.testing.assert_allclose(advantages.whiten(x, mask), [[-z, 0, 0], [0, 0, z]], atol=1e-6)
+  assert not advantages.whiten(x, jnp.zeros_like(mask)).any()
+  assert not advantages.whiten(jnp.full((2, 3), 7.0), mask).any()
+
+
+MASK = jnp.array([[False, True, True, False, True, False]])  # A prompt token, two own, a tool's, one own, padding.
+
+
+@pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf, 1e30])
+def test_gae_by_hand(garbage):
+  # γ = 1, λ = 0.5: δ = [0.6 − 0.5, 0.8 − 0.6, 1 − 0.8] = [0.1, 0.2, 0.2]; A = [0.1 + 0.5 · 0.3, 0.2 + 0.5 · 0.2, 0.2].
+  def own(*x):
+    return jnp.where(MASK, jnp.array([[0, x[0], x[1], 0, x[2], 0]]), garbage)
+  a, returns = advantages.gae(own(0.0, 0.0, 1.0), own(0.5, 0.6, 0.8), MASK, jnp.zeros(1), lam=0.5)
+  np.testing.assert_allclose(a, [[0, 0.25, 0.3, 0, 0.2, 0]], rtol=1e-6)
+  np.testing.assert_allclose(returns, [[0, 0.75, 0.9, 0, 1.0, 0]], rtol=1e-6)
+  # γ = 0.5 and a bootstrap of 2 behind the last token: δ = [0.3 − 0.5, 0.4 − 0.6, 1 + 1 − 0.8] = [−0.2, −0.2, 1.2];
+  # γλ = 0.25: A = [−0.2 + 0.25 · 0.1, −0.2 + 0.3, 1.2].
+  a, _ = advantages.gae(own(0.0, 0.0, 1.0), own(0.5, 0.6, 0.8), MASK, jnp.full(1, 2.0), discount=0.5, lam=0.5)
+  np.testing.assert_allclose(a, [[0, -0.175, 0.1, 0, 1.2, 0]], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+  """Rewards, values, mask, bootstrap, two log-probabilities: 3 rows of 9 tokens, a third of them masked."""
+  rng = np.random.RandomState(3)
+  def noise(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+  return dict(rewards=noise(3, 9), values=noise(3, 9), mask=rng.rand(3, 9) < 0.7, bootstrap=noise(3),
+              logprobs=noise(3, 9), behaviour_logprobs=noise(3, 9))
+
+
+def estimates(name, **tokens):
+  if name == "gae":
+    tokens = {k: v for k, v in tokens.items() if "logprobs" not in k}
+  return getattr(advantages, name)(**tokens, discount=0.9)
+
+
+def test_gae_identities(tokens):
+  x = {k: v for k, v in tokens.items() if "logprobs" not in k}
+  # λ = 1: return − value, the bootstrap being one more reward. λ = 0: the one-step error.
+  last = np.where(tokens["mask"], np.arange(9), -1).argmax(axis=1)
+  rewards = tokens["rewards"].copy()
+  rewards[np.arange(3), last] += 0.9 * tokens["bootstrap"]
+  to_go = advantages.returns_to_go(rewards, tokens["mask"], discount=0.9)
+  a, returns = advantages.gae(**x, discount=0.9, lam=1.0)
+  np.testing.assert_allclose(a, np.where(tokens["mask"], to_go - tokens["values"], 0), atol=1e-5)
+  np.testing.assert_allclose(returns, to_go, atol=1e-5)
+  following = np.stack([next_own(*row) for row in zip(tokens["values"], tokens["mask"], tokens["bootstrap"])])
+  _, returns = advantages.gae(**x, discount=0.9, lam=0.0)
+  np.testing.assert_allclose(returns, np.where(tokens["mask"], tokens["rewards"] + 0.9 * following, 0), atol=1e-5)
+
+
+def next_own(values, mask, bootstrap):
+  """At each token the value at the row's next token of the policy's own, or the bootstrap."""
+  later = [np.append(values[i + 1:][mask[i + 1:]], bootstrap)[0] for i in range(len(values))]
+  return np.array(later)
+
+
+def test_a_masked_token_is_as_if_it_were_not_there(tokens):
+  mask = tokens["mask"]
+  for name in ("gae", "vtrace"):
+    full = estimates(name, **tokens)
+    for i in range(3):
+      own = {k: v[i][mask[i]][None] if v.ndim == 2 else v[i:i + 1] for k, v in tokens.items()}
+      for whole, part in zip(full, estimates(name, **own)):
+        np.testing.assert_allclose(whole[i][mask[i]], part[0], atol=1e-6)
+        assert not whole[i][~mask[i]].any()
+
+
+def test_returns_to_go_by_hand():
+  # Own rewards 1, 2, 4 at discount 0.5: 1 + 0.5 · 4, 2 + 0.5 · 4, 4.
+  rewards = jnp.array([[9.0, 1.0, 2.0, np.nan, 4.0, 9.0]])
+  np.testing.assert_allclose(advantages.returns_to_go(rewards, MASK, discount=0.5), [[0, 3, 4, 0, 4, 0]])
+  np.testing.assert_allclose(advantages.returns_to_go(rewards, MASK), [[0, 7, 6, 0, 4, 0]])
+
+
+def test_vtrace_by_hand():
+  # γ = 1, V = 0.5, 0.2, r = 0, 1, ratios 0.5 and 2, bounds 1: ρ = c = 0.5, 1. δ = [0.5 (0.2 − 0.5), 1 − 0.2] = [−0.15, 0.8];
+  # v = [0.5 − 0.15 + 0.5 · 0.8, 1] = [0.75, 1]; A = [0.5 (1 − 0.5), 1 − 0.2]. With bounds of 2: ρ = 0.5, 2, δ_2 = 1.6,
+  # v = [0.5 − 0.15 + 0.5 · 1.6, 1.8], A = [0.5 (1.8 − 0.5), 1.6].
+  def run(*ratios, **bounds):
+    return advantages.vtrace(
+        jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 0.2]]), jnp.ones((1, 2), bool), jnp.zeros(1),
+        jnp.log(jnp.array([ratios])), jnp.zeros((1, 2)), **bounds)
+  a, targets = run(0.5, 2.0)
+  np.testing.assert_allclose(targets, [[0.75, 1.0]], rtol=1e-6)
+  np.testing.assert_allclose(a, [[0.25, 0.8]], rtol=1e-6)
+  a, targets = run(0.5, 2.0, max_rho=2.0, max_c=2.0, max_policy_rho=2.0)
+  np.testing.assert_allclose(targets, [[1.15, 1.8]], rtol=1e-6)
+  np.testing.assert_allclose(a, [[0.65, 1.6]], rtol=1e-6)
+  # Each bound its own, ratios 2 and 0.5: ρ = 1.5, 0.5; c = 1; δ = [−0.45, 0.4]; v = [0.5 − 0.45 + 0.4, 0.6];
+  # A = [1.2 (0.6 − 0.5), 0.5 · 0.8].
+  a, targets = run(2.0, 0.5, max_rho=1.5, max_c=1.0, max_policy_rho=1.2)
+  np.testing.assert_allclose(targets, [[0.45, 0.6]], rtol=1e-6)
+  np.testing.assert_allclose(a, [[0.12, 0.4]], rtol=1e-5)
+
+
+def test_vtrace_on_policy_is_the_return(tokens):
+  x = dict(tokens, behaviour_logprobs=tokens["logprobs"])
+  a, targets = estimates("vtrace", **x)
+  expected, returns = advantages.gae(**{k: v for k, v in x.items() if "logprobs" not in k}, discount=0.9, lam=1.0)
+  np.testing.assert_allclose(targets, returns, atol=1e-5)
+  np.testing.assert_allclose(a, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gae", "vtrace"])
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e30])
+def test_garbage_where_masked_changes_nothing(name, garbage, tokens):
+  dirty = {k: np.where(tokens["mask"], v, garbage) if v.ndim == 2 and k != "mask" else v for k, v in tokens.items()}
+  run = jax.jit(functools.partial(estimates, name))
+  jax.tree.map(np.testing.assert_array_equal, run(**dirty), run(**tokens))
+
+
+@pytest.mark.parametrize("name, value", [("discount", 1.1), ("lam", -0.1), ("discount", np.nan)])
+def test_a_discount_out_of_range_is_refused(name, value, tokens):
+  with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got"):
+    advantages.vtrace(**tokens, **{name: value})
+
+
+def test_process_returns_by_hand():
+  # Steps of 2 and 3 tokens worth 1 and −2, 5 for the outcome; of the second row one step worth 3, which ends past padding.
+  step_rewards, spans, step_mask = advantages.pad_steps([[1, -2], [3]], [[(0, 2), (2, 5)], [(0, 6)]])
+  mask = jnp.arange(6) < jnp.array([[5], [3]])
+  outcome = jnp.array([5.0, 0.0])
+  rewards = advantages.token_rewards(step_rewards, spans, step_mask, outcome, mask)
+  np.testing.assert_allclose(rewards, [[0, 1, 0, 0, 3, 0], [0, 0, 3, 0, 0, 0]])
+  returns = advantages.process_returns(step_rewards, spans, step_mask, outcome, mask)
+  np.testing.assert_allclose(returns, [[4, 4, 3, 3, 3, 0], [3, 3, 3, 0, 0, 0]])
+  np.testing.assert_allclose(
+      advantages.process_returns(step_rewards, spans, step_mask, outcome, mask, discount=0.5),
+      [[0.6875, 1.375, 0.75, 1.5, 3, 0], [0.75, 1.5, 3, 0, 0, 0]])
+  with pytest.raises(ValueError, match="Unknown form 'max': sum or min"):
+    advantages.process_returns(step_rewards, spans, step_mask, outcome, mask, form="max")
+
+
+def test_the_min_form_is_the_weakest_step_up_to_it():
+  # Weights of e^0, e^ln3 at temperature 1 for rewards 0 and −ln 3: 1/4, 3/4; the sum to come of [0, −3/4 ln 3].
+  spans = [[(0, 1), (1, 2), (2, 3)]]
+  mask = jnp.ones((1, 3), bool)
+  def run(rewards, temperature, outcome=0.0):
+    return advantages.process_returns(
+        *advantages.pad_steps([rewards], [spans[0][:len(rewards)]]), jnp.array([outcome]), mask, form="min",
+        temperature=temperature)
+  np.testing.assert_allclose(run([0.0, -np.log(3)], 1.0), [[-0.75 * np.log(3)] * 2 + [0]], rtol=1e-5)
+  np.testing.assert_allclose(run([0.7, 0.2, 0.9], 1e-3), [[0.2, 0.2, 0]], atol=1e-6)
+  np.testing.assert_allclose(run([0.7, 0.2, 0.9], 1e-3, outcome=1.0), [[1.2, 1.2, 1]], atol=1e-6)
+  assert not run([], 1.0).any()
+  # A row of fewer steps: its weights are over its own alone.
+  np.testing.assert_allclose(advantages.process_returns(
+      *advantages.pad_steps([[0.0, -np.log(3)], [1.0]], [spans[0][:2], spans[0][:1]]), jnp.zeros(2), jnp.ones((2, 3), bool),
+      form="min", temperature=1.0), [[-0.75 * np.log(3)] * 2 + [0], [1, 0, 0]], rtol=1e-5)
+
+
+def test_a_step_that_ends_in_a_tool_s_text_rewards_the_last_own_token():
+  # Own: 1, 2, 4. Steps end after tool token 3, after own 4, and in the prompt, where nobody is to be rewarded.
+  step_rewards, spans, step_mask = advantages.pad_steps([[1, 2, 4]], [[(1, 4), (4, 5), (0, 1)]])
+  np.testing.assert_allclose(
+      advantages.token_rewards(step_rewards, spans, step_mask, jnp.zeros(1), MASK), [[0, 0, 1, 0, 2, 0]])
+  assert not advantages.token_rewards(step_rewards, spans, step_mask, jnp.ones(1), jnp.zeros_like(MASK)).any()
+
+
+def test_steps_that_are_no_ranges_or_lack_rewards_are_refused():
+  with pytest.raises(ValueError, match="Completion 1 has 1 step rewards and 2 steps"):
+    advantages.pad_steps([[], [1.0]], [[], [(0, 2), (2, 3)]])
+  with pytest.raises(ValueError, match=r"Completion 0 has the step \(3, 3\)"):
+    advantages.pad_steps([[1.0]], [[(3, 3)]])
+
+
+# Two completions of one prompt; the last column of each is padding or worse.
+GROUP = jnp.array([[0.5, 0.0, 1.0, 9.0], [0.0, 2.0, jnp.nan, 9.0]])
+GROUP_MASK = jnp.array([[True, True, True, False], [True, True, False, False]])
+
+
+@pytest.mark.parametrize("choices, expected", [
+    # Sums 1.5 and 2, mean 1.75; the sample deviation is 0.5 / √2.
+    (dict(), [[-0.25, -0.25, -0.25, 0], [0.25, 0.25, 0, 0]]),
+    (dict(baseline="leave_one_out"), [[-0.5, -0.5, -0.5, 0], [0.5, 0.5, 0, 0]]),
+    # To go: 1.5, 1, 1 and 2, 2, less the same mean.
+    (dict(returns="to_go"), [[-0.25, -0.75, -0.75, 0], [0.25, 0.25, 0, 0]]),
+    (dict(returns="to_go", normalise="group_std"), np.array([[-0.25, -0.75, -0.75, 0], [0.25, 0.25, 0, 0]]) / (0.125**0.5 + 1e-4)),
+    # γ = 0.5: 0.75, 0.5, 1 and 1, 2; at the first tokens 0.75 and 1, mean 0.875.
+    (dict(returns="to_go", discount=0.5), [[-0.125, -0.375, 0.125, 0], [0.125, 1.125, 0, 0]]),
+    (dict(returns="to_go", baseline="none"), [[1.5, 1.0, 1.0, 0], [2.0, 2.0, 0, 0]]),
+    (dict(returns="to_go", baseline="none", normalise="token_whiten"), [[1.5, 1.0, 1.0, 0], [2.0, 2.0, 0, 0]]),
+], ids=str)
+def test_token_advantages_by_hand(choices, expected):
+  out = advantages.token_advantages(GROUP, GROUP_MASK, group_size=2, **choices)
+  np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+def test_tokens_of_a_completion_rewarded_at_its_end_share_its_advantage():
+  draw = np.random.RandomState(0)
+  lengths, scores = draw.randint(1, 7, 12), draw.standard_normal(12).astype(np.float32)
+  mask = np.arange(6) < lengths[:, None]
+  rewards = np.where(np.arange(6) == lengths[:, None] - 1, scores[:, None], 0)
+  for choices in (dict(normalise="group_std"), dict(baseline="leave_one_out"), dict(normalise="batch_std")):
+    whole = np.asarray(advantages.advantages(scores.reshape(3, 4), **{"baseline": "group_mean", **choices})).reshape(-1, 1)
+    for returns in advantages.RETURNS:
+      out = advantages.token_advantages(rewards, mask, group_size=4, returns=returns, **choices)
+      np.testing.assert_allclose(out, np.where(mask, whole, 0), atol=1e-5)
+
+
+def test_unknown_returns_are_named():
+  with pytest.raises(ValueError, match="Unknown returns 'togo': total or to_go"):
+    advantages.token_advantages(GROUP, GROUP_MASK, group_size=2, returns="togo")

@@ -19,8 +19,9 @@ def rollout(index, count=2):
       index, PromptBatch(draw.randint(0, 9, (1, 3)).astype(np.int32), np.array([3], np.int32)),
       Completions(draw.randint(0, 9, (count, 4)).astype(np.int32), np.full(count, 1 + index, np.int32),
                   np.array([True, False]), draw.rand(count, 4).astype(np.float32), -draw.rand(count, 4).astype(np.float32)),
-      draw.rand(count).astype(np.float32), {"length": draw.rand(count).astype(np.float32)}, f"shown {index} → \u2028\n",
-      {"time/generate": 0.1 + index / 3})
+      draw.rand(count).astype(np.float32), draw.rand(count, 4).astype(np.float32),
+      {"length": draw.rand(count).astype(np.float32)}, f"shown {index} → \u2028\n", {"time/generate": 0.1 + index / 3},
+      {"tokens": 2.0 * (1 + index)})
 
 
 class Halves:

@@ -14,6 +14,7 @@ import pytest
 import rl_reason
 from rl_reason import config as config_lib
 from rl_reason import run
+from rl_reason.experiments import algorithms
 
 QUICKSTART = "experiments/quickstart.py:tiny"
 
@@ -35,6 +36,12 @@ def put(config, path, value):
 def test_the_packaged_experiments_are_correct():
   for spec in (QUICKSTART, "experiments/quickstart.py", "experiments/smollm2_gsm.py"):
     run.check(config_lib.load(spec))
+  for algorithm, fields in algorithms.ALGORITHMS.items():
+    for size in ("", "-tiny"):
+      section = run.check(config_lib.load(f"experiments/algorithms.py:{algorithm}{size}"))[1]["rl"]
+      assert all(getattr(section, name) == value for name, value in fields.items() if not isinstance(value, dict))
+  with pytest.raises(ValueError, match="Unknown algorithm 'gspo-huge': use one of :grpo, :dr_grpo"):
+    config_lib.load("experiments/algorithms.py:gspo-huge")
 
 
 def test_packaged_experiments_are_found_from_any_folder(tmp_path, monkeypatch):
@@ -111,7 +118,8 @@ def test_a_mistake_is_named_with_its_path_and_a_cure(config, field, value, messa
 
 
 @pytest.mark.parametrize("section, field", [("", "policy"), ("rl", "group_size"), ("rl", "optimizer"),
-                                            ("evaluation", "rewards"), ("sft.optimizer", "learning_rate")])
+                                            ("evaluation", "rewards"), ("evaluation", "sampling"),
+                                            ("sft.optimizer", "learning_rate")])
 def test_a_missing_field_is_named(config, section, field):
   holder = config
   for name in filter(None, section.split(".")):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from rl_reason import losses
+from rl_reason.packing import Packing, pack
+from rl_reason.types import length_mask
 
 BOUNDS = dict(clip_low=0.2, clip_high=0.3)
 FULL = dict(clip_low=0.2, clip_high=0.3, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.01)
@@ -45,6 +47,164 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce():
   loss, gradient, clipped = objective_and_gradient(jnp.ones((1, 3)), advantages)
   np.testing.assert_allclose(loss, -advantages, rtol=1e-6)
   np.testing.assert_allclose(gradient, -advantages, rtol=1e-6)
+  assert not clipped.any()
+
+
+def value_and_gradient(name, logprobs, behaviour, advantages, mask=None, segments=None, weights=None, **bounds):
+  """An objective per token, the gradient of its weighted sum with respect to logprobs, and the clipped tokens."""
+  mask = jnp.ones(behaviour.shape, bool) if mask is None else jnp.asarray(mask)
+  weights = jnp.asarray(mask, jnp.float32) if weights is None else weights
+
+  def total(logprobs):
+    loss, clipped = losses.OBJECTIVES[name](logprobs, behaviour, advantages, mask, segments, **(bounds or BOUNDS))
+    return jnp.sum(weights * loss), (loss, clipped)
+  (_, (loss, clipped)), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(logprobs))
+  return loss, gradient, clipped
+
+
+def test_gspo_by_hand():
+  # Row 0: log ρ = ln 2, ln 2, ln 0.25: mean 0, s = 1, not clipped. d loss / d logprob of each token, of the sum over 3
+  #   tokens of −s A: −3 s A / 3 = −2. Row 1: log ρ = 2 ln 1.5, 0: mean ln 1.5, s = 1.5 > 1.3: −min(3, 2.6), clipped whole.
+  # Row 2: the same s, A = −1: −min(−1.5, −1.3) = 1.5, not clipped, gradient 2 · 1.5 / 2.
+  mask = jnp.array([[True, True, True], [True, True, False], [True, True, False]])
+  behaviour = jnp.full((3, 3), -3.0)
+  logprobs = behaviour + jnp.log(jnp.array([[2, 2, 0.25], [2.25, 1, 9], [2.25, 1, 9]]))
+  advantages = jnp.array([[2.0] * 3, [2.0] * 3, [-1.0] * 3])
+  for name in ("gspo", "gspo_token"):
+    loss, gradient, clipped = value_and_gradient(name, logprobs, behaviour, advantages, mask)
+    np.testing.assert_allclose(loss, [[-2, -2, -2], [-2.6, -2.6, 0], [1.5, 1.5, 0]], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [[-2, -2, -2], [0, 0, 0], [1.5, 1.5, 0]], rtol=1e-5)
+    np.testing.assert_array_equal(clipped, [[False] * 3, [True, True, False], [False] * 3])
+
+
+def test_gspo_token_moves_each_token_by_its_own_advantage():
+  # log ρ = ln 1.21, 0: s = 1.1. Own gradients −s A_t = −2.2 and 1.1; the sequence form shares out their mean, −0.55.
+  logprobs, advantages = row(*np.log([1.21, 1.0])), row(2.0, -1.0)
+  loss, gradient, _ = value_and_gradient("gspo_token", logprobs, jnp.zeros((1, 2)), advantages)
+  np.testing.assert_allclose(loss, [[-2.2, 1.1]], rtol=1e-5)
+  np.testing.assert_allclose(gradient, [[-2.2, 1.1]], rtol=1e-5)
+  np.testing.assert_allclose(
+      value_and_gradient("gspo", logprobs, jnp.zeros((1, 2)), advantages)[1], [[-0.55, -0.55]], rtol=1e-5)
+
+
+def test_cispo_by_hand():
+  # Bounds 0.8 and 1.3, log π = ln ρ − 1, loss −clip(ρ) A log π, gradient −clip(ρ) A: clipped tokens still learn.
+  #   ρ = 1.5, A = 2: −1.3 · 2 · −0.594535 = 1.545791    ρ = 0.5, A = −1: 0.8 · −1.693147 = −1.354518
+  #   ρ = 1, A = 3: −3 · −1 = 3
+  loss, gradient, clipped = value_and_gradient(
+      "cispo", row(*np.log([1.5, 0.5, 1.0]) - 1), jnp.full((1, 3), -1.0), row(2.0, -1.0, 3.0))
+  np.testing.assert_allclose(loss, [[1.545791, -1.354518, 3.0]], rtol=1e-5)
+  np.testing.assert_allclose(gradient, [[-2.6, 0.8, -3.0]], rtol=1e-5)
+  np.testing.assert_array_equal(clipped, [[True, True, False]])
+  loss, _, clipped = value_and_gradient(  # The paper's: no lower bound.
+      "cispo", row(np.log(0.01)), jnp.zeros((1, 1)), row(1.0), clip_low=1.0, clip_high=0.3)
+  np.testing.assert_allclose(loss, [[-0.01 * np.log(0.01)]], rtol=1e-5)
+  assert not clipped.any()
+
+
+def test_gmpo_by_hand():
+  # Bounds of log ρ −0.2 and 0.3. A = 2: log ρ = 0.5, −0.5 -> c = 0.3 (clipped), −0.5 (min keeps the worse): mean −0.1,
+  #   loss −2 e^−0.1 each; the second token's gradient, of the sum of two: −2 e^−0.1. A = −1: c = 0.5, −0.2 (clipped):
+  #   mean 0.15, loss e^0.15, the first token's gradient e^0.15.
+  logprobs = jnp.array([[0.5, -0.5, 7.0], [0.5, -0.5, 7.0]])
+  mask, advantages = jnp.array([[True, True, False]] * 2), jnp.array([[2.0] * 3, [-1.0] * 3])
+  loss, gradient, clipped = value_and_gradient("gmpo", logprobs, jnp.zeros((2, 3)), advantages, mask)
+  np.testing.assert_allclose(loss, [[-2 * np.exp(-0.1)] * 2 + [0], [np.exp(0.15)] * 2 + [0]], rtol=1e-5)
+  np.testing.assert_allclose(gradient, [[0, -2 * np.exp(-0.1), 0], [np.exp(0.15), 0, 0]], rtol=1e-5)
+  np.testing.assert_array_equal(clipped, [[True, False, False], [False, True, False]])
+
+
+@pytest.fixture(scope="module")
+def sequence_advantages(tiny_batch):
+  """One advantage per completion, at all of its tokens, as group baselines give."""
+  return np.where(tiny_batch.completion_mask, tiny_batch.advantages[:, :1], 0.0)
+
+
+@pytest.mark.parametrize("name", losses.OBJECTIVES)
+@pytest.mark.parametrize("mean_over", losses.REDUCTIONS)
+def test_every_objective_starts_from_the_gradient_of_reinforce(name, mean_over, tiny_batch, sequence_advantages):
+  weights = losses.token_weights(tiny_batch.completion_mask, mean_over=mean_over, max_tokens=9)
+  _, gradient, clipped = value_and_gradient(
+      name, tiny_batch.behaviour_logprobs, tiny_batch.behaviour_logprobs, sequence_advantages, tiny_batch.completion_mask,
+      weights=weights)
+  np.testing.assert_allclose(gradient, -weights * sequence_advantages, rtol=1e-5, atol=1e-7)
+  assert not clipped.any()
+
+
+def test_gspo_of_one_token_is_the_clipped_objective(scores, tiny_batch):
+  mask = np.zeros((8, 5), bool)
+  mask[:, 2] = True
+  arguments = (scores[0], tiny_batch.behaviour_logprobs, np.where(mask, 1 - np.arange(8)[:, None] % 3, 0.0), mask)
+  expected = value_and_gradient("clipped", *arguments)
+  assert expected[2].any()
+  for name in ("gspo", "gspo_token"):
+    for x, y in zip(value_and_gradient(name, *arguments), expected):
+      np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def packing(tiny_batch):
+  """4 groups of 2, each in one row of 8: 5 + 2, 1 + 5, 3 + 4 and 5 + 1 tokens."""
+  lengths = np.asarray(tiny_batch.completion_lengths)
+  start = np.where(np.arange(8) % 2, np.roll(lengths, 1), 0)
+  return Packing(row=np.arange(8) // 2, start=start, lengths=lengths, num_rows=4, size=8)
+
+
+@pytest.mark.parametrize("name", losses.OBJECTIVES)
+@pytest.mark.parametrize("garbage", [0.0, np.inf, -np.inf, np.nan, 1e30])
+def test_objectives_are_the_same_packed_and_unpacked(name, garbage, scores, tiny_batch, packing):
+  mask = np.asarray(length_mask(packing.row_lengths, 8))
+  rows = (scores[0], tiny_batch.behaviour_logprobs, tiny_batch.advantages)
+  expected = value_and_gradient(name, *rows, tiny_batch.completion_mask)
+  assert expected[2].any() and not expected[2].all()
+  packed = value_and_gradient(
+      name, *(np.where(mask, packing.pack(x), garbage) for x in rows), mask, jnp.asarray(packing.segments))
+  for x, y in zip(packed, expected):
+    np.testing.assert_allclose(packing.unpack(np.asarray(x), 5), y, rtol=1e-5, atol=1e-7)
+    assert not np.asarray(x)[~mask].any()
+
+
+def test_completion_mean_by_hand():
+  # Two completions of 2 and 3 tokens, then padding that begins with itself.
+  x, mask = row(1.0, 3.0, 2.0, 4.0, 9.0, 8.0, 8.0), row(True, True, True, True, True, False, False)
+  segments = row(0, 0, 2, 2, 2, 5, 6)
+  np.testing.assert_allclose(losses.completion_mean(x, mask, segments), [[2, 2, 5, 5, 5, 0, 0]], rtol=1e-6)
+  np.testing.assert_allclose(losses.completion_mean(x, mask), [[3.8] * 5 + [0, 0]], rtol=1e-6)
+  assert not losses.completion_mean(x, jnp.zeros_like(mask)).any()
+
+
+def test_completion_means_of_rows_on_several_devices_need_no_communication():
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  x = jax.device_put(jnp.ones((16, 6)), rows)
+  mask, segments = jax.device_put((jnp.ones((16, 6), bool), jnp.zeros((16, 6), jnp.int32)), rows)
+  program = jax.jit(losses.completion_mean).lower(x, mask, segments).compile()
+  assert "num_partitions=8" in program.as_text()
+  assert not any(word in program.as_text() for word in ("all-gather", "all-reduce", "all-to-all", "collective"))
+  np.testing.assert_array_equal(program(x, mask, segments), x)
+
+
+def test_value_loss_by_hand():
+  # Clip 0.2 around the old value 1. V = 1.1, R = 2: both 0.81 / 2. V = 1.5, R = 2: max(0.25, (1.2 − 2)²) / 2 = 0.32,
+  # clipped. V = 1.5, R = 0: max(2.25, 1.44) / 2, gradient V − R = 1.5. V = 0.5, R = 0: max(0.25, 0.64) / 2, clipped.
+  values, returns, mask = row(1.1, 1.5, 1.5, 0.5, np.nan), row(2.0, 2.0, 0.0, 0.0, np.nan), row(*[True] * 4, False)
+
+  def total(values, clip=0.2):
+    loss, clipped = losses.value_loss(values, jnp.ones((1, 5)), returns, mask, clip=clip)
+    return loss.sum(), (loss, clipped)
+  (_, (loss, clipped)), gradient = jax.value_and_grad(total, has_aux=True)(values)
+  np.testing.assert_allclose(loss, [[0.405, 0.32, 1.125, 0.32, 0.0]], rtol=1e-5)
+  np.testing.assert_allclose(gradient, [[-0.9, 0.0, 1.5, 0.0, 0.0]], rtol=1e-5)
+  np.testing.assert_array_equal(clipped, [[False, True, False, True, False]])
+  (_, (loss, clipped)), gradient = jax.value_and_grad(total, has_aux=True)(values, np.inf)
+  np.testing.assert_allclose(gradient, [[-0.9, -0.5, 1.5, 0.5, 0.0]], rtol=1e-5)
+  assert not clipped.any()
+
+
+def test_a_value_within_bounds_is_never_called_clipped():
+  behaviour = jnp.linspace(-0.1, 0.1, 10001)[None]  # Where old + (new − old) is often not new, in float32.
+  values = 0.3 * behaviour + 0.1
+  _, clipped = losses.value_loss(values, behaviour, 7 * values, jnp.ones((1, 10001), bool), clip=0.2)
   assert not clipped.any()
 
 
@@ -179,6 +339,25 @@ def test_garbage_where_masked_changes_nothing(garbage, loss_and_gradient, scores
   assert all((g[~mask] == 0).all() for g in gradient) and np.abs(gradient[0]).max() > 0.01
 
 
+def test_policy_gradient_loss_uses_the_objective_it_is_given(scores, tiny_batch):
+  def loss(**options):
+    return losses.policy_gradient_loss(*scores, tiny_batch, **FULL, **options)[1].metrics()["policy_loss"]
+  values = {name: float(loss(objective=name)) for name in losses.OBJECTIVES}
+  assert values["clipped"] == float(loss())
+  for name in losses.OBJECTIVES:
+    per_token, _ = losses.OBJECTIVES[name](
+        scores[0], tiny_batch.behaviour_logprobs, tiny_batch.advantages, tiny_batch.completion_mask, None, **BOUNDS)
+    np.testing.assert_allclose(values[name], jnp.sum(tiny_batch.token_weights * per_token), rtol=1e-5)
+  assert len(set(values.values())) == 4  # GSPO's two forms differ in their gradients alone.
+
+
+def test_a_packed_batch_has_the_same_loss(scores, tiny_batch, packing):
+  def loss(scores, batch):
+    return losses.policy_gradient_loss(*scores, batch, **FULL, objective="gspo")[0]
+  np.testing.assert_allclose(
+      loss([packing.pack(x) for x in scores], pack(tiny_batch, packing)), loss(scores, tiny_batch), rtol=1e-5)
+
+
 def test_microbatches_add_up_to_the_whole(loss_and_gradient, scores, tiny_batch):
   (loss, whole), _ = loss_and_gradient(*scores, tiny_batch)
   parts = [loss_and_gradient(*(x[rows] for x in scores), jax.tree.map(
@@ -203,7 +382,16 @@ def test_merging_by_hand():
 def test_imitation_loss_by_hand(tiny_batch):
   mask = np.asarray(tiny_batch.completion_mask)
   logprobs = np.where(mask, tiny_batch.behaviour_logprobs, np.nan)
-  loss, statistics = losses.imitation_loss(logprobs, tiny_batch)
+  loss, statistics = losses.imitation_loss(logprobs, mask, tiny_batch.token_weights)
   np.testing.assert_allclose(loss, -logprobs[mask].mean(), rtol=1e-6)  # Weights of mean_over="token".
   np.testing.assert_allclose(statistics.metrics()["nll"], loss, rtol=1e-6)
   assert statistics.num_tokens == mask.sum()
+
+
+@pytest.mark.parametrize("mean_over, expected", [
+    ("token", [[1/3, 1/3, 1/3], [0, 0, 0]]), ("sequence", [[1/3, 1/3, 1/3], [0, 0, 0]]),
+    ("fixed_length", [[1/6, 1/6, 1/6], [0, 0, 0]])])
+def test_completions_without_a_true_token_do_not_count(mean_over, expected):
+  mask = jnp.array([[True, True, True], [False, False, False]])
+  np.testing.assert_allclose(losses.token_weights(mask, mean_over=mean_over, max_tokens=6), expected, rtol=1e-6)
+  assert not losses.token_weights(mask & False, mean_over=mean_over, max_tokens=6).any()

@@ -62,9 +62,17 @@ RECORDS = [
 def test_stages_follow_each_other_on_one_axis():
   starts = plots._stage_starts(RECORDS)
   assert starts == {"sft": 0, "rl": 4, "last": 6}
-  steps, values = plots._curve("loss", "rl", RECORDS, starts)
+  steps, values = plots._curve("loss", ["rl"], RECORDS, starts)
   assert steps.tolist() == [6] and values.tolist() == [1]
-  assert np.isnan(plots._curve("reward/mean", "rl", RECORDS, starts)[1]).all()
+  assert np.isnan(plots._curve("reward/mean", ["rl"], RECORDS, starts)[1]).all()
+
+
+@pytest.mark.parametrize("joined, curves", [(False, [[4], [6]]), (True, [[4, 6]])])
+def test_only_a_joined_curve_runs_on_from_stage_to_stage(joined, curves):
+  records = [{"stage": "sft", "step": 4, "eval/pass@1": 0.2}, {"stage": "rl", "step": 2, "eval/pass@1": 0.4}]
+  ax = plots.figure.Figure().add_subplot()
+  plots._draw(ax, Panel("Accuracy", "pass@1", ("eval/pass@1",), joined=joined), records, plots._stage_starts(records))
+  assert [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"] == curves
 
 
 def test_chart_holds_the_curves_the_names_and_the_stage_boundaries():

@@ -9,8 +9,9 @@ import pytest
 
 from rl_reason import config as config_lib
 from rl_reason import memory, policy, run
-from rl_reason.rollout import Completions, encode_prompts
+from rl_reason.rollout import Completions, Rollout, encode_prompts
 from rl_reason.stages import policy_gradient
+from rl_reason.stages.critic import Critic
 from rl_reason.types import length_mask
 
 T = 32
@@ -35,6 +36,10 @@ def length(samples):
   return [len(s.completion_tokens) % 5 for s in samples]
 
 
+def third(samples):
+  return [s.completion_tokens[0] == 3 for s in samples]
+
+
 @pytest.fixture(scope="module")
 def one():
   """(context on one device, config, parameters, problems)."""
@@ -54,6 +59,13 @@ def completions(one):
   with context.partitioning.use():
     logprobs = np.where(mask, policy.score(context.policy.config, params, prompts, tokens, LENGTHS), 0)
   return Completions(tokens, LENGTHS, LENGTHS == T, logprobs, logprobs)
+
+
+def rollout_of(one, completions, scores=np.zeros(16, np.float32)):
+  context, _, _, problems = one
+  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  at_the_end = np.where(np.arange(T) == completions.lengths[:, None] - 1, scores[:, None], 0).astype(np.float32)
+  return Rollout(0, prompts, completions, scores, at_the_end, {})
 
 
 def step(context, config, params, problems, completions, monkeypatch):
@@ -79,6 +91,21 @@ def assert_same(a, b, atol):
     (dict(int8_rollouts=True), "int8_rollouts samples from another .* importance_cap is 0: set importance_cap=2.0"),
     (dict(importance_cap=-1.0), "importance_cap must be at least 0, got -1.0"),
     (dict(slots=-4), "slots must be at least 0, got -4"),
+    (dict(monitors={"divergence": {"args": {"learned": "reward/lenght", "verifier": "eval/pass@1"}}}),
+     "Monitor 'divergence' reads 'reward/lenght', which nothing logs. Did you mean 'length'"),
+    (dict(objective="gpso"), "Unknown objective 'gpso'. Did you mean 'gspo'?"),
+    (dict(returns="togo"), "Unknown returns 'togo'. Did you mean 'to_go'?"),
+    (dict(normalise="token_white"), "Unknown normalise 'token_white'. Did you mean 'token_whiten'?"),
+    (dict(discount=1.5, returns="to_go"), r"discount must be in \[0, 1\], got 1.5"),
+    (dict(discount=0.9), "discount=0.9 is for returns='to_go' and critics"),
+    (dict(returns="to_go", normalise="batch_whiten"), "set normalise='token_whiten'"),
+    (dict(critic=Critic()), "A critic is the baseline, and baseline='group_mean' would be a second one"),
+    (dict(critic=Critic(), baseline="none", normalise="group_std"), r"Unknown normalise \(with a critic\) 'group_std'"),
+    (dict(critic=Critic(warmup_steps=4), baseline="none", normalise="none"), "critic.warmup_steps=4 of num_steps=4"),
+    (dict(equal_groups="drop"), "Unknown equal_groups 'drop'"),
+    (dict(equal_groups="skip", group_size=1, baseline="none", normalise="none"), "every group would be left out"),
+    (dict(equal_by="exact_answer"), r"Unknown equal_by \(a reward\) 'exact_answer'.* Known: length"),
+    (dict(prompts_per_step=1, group_size=1, baseline="none", normalise="batch_std"), "a step has one completion"),
 ])
 def test_fields_that_do_not_go_together_are_refused(one, change, message):
   with pytest.raises(ValueError, match=message):
@@ -131,11 +158,13 @@ def test_importance_weights_of_another_sampler_by_hand(one, completions, monkeyp
   assert metrics["clip_fraction"] == 0  # Clipping bounds the step, not the mismatch.
 
 
-@pytest.mark.parametrize("minibatches, microbatches, rows", [(1, 1, (8, 8)), (1, 2, (8, 16))])
-def test_eight_devices_and_one_pack_and_update_alike(minibatches, microbatches, rows, one, completions, monkeypatch):
+@pytest.mark.parametrize("minibatches, microbatches, rows, objective", [
+    (1, 1, (8, 8), "clipped"), (1, 2, (8, 16), "gspo"), (1, 2, (8, 16), "gmpo")])
+def test_eight_devices_and_one_pack_and_update_alike(
+    minibatches, microbatches, rows, objective, one, completions, monkeypatch):
   # On one device two rows a group. Eight devices share 8 rows of the four groups, or 8 of each two: four rows a group.
   context, config = make_context(data=2, fsdp=4)
-  change = dict(minibatches=minibatches, microbatches=microbatches, kl_coef=0.1, importance_cap=2.0)
+  change = dict(minibatches=minibatches, microbatches=microbatches, kl_coef=0.1, importance_cap=2.0, objective=objective)
   config = dataclasses.replace(config, **change)
   assert tuple(policy_gradient.pack_rows(config, c, LENGTHS, microbatches).num_rows for c in (one[0], context)) == rows
   with context.partitioning.use():
@@ -145,10 +174,9 @@ def test_eight_devices_and_one_pack_and_update_alike(minibatches, microbatches, 
 
 
 def test_scoring_goes_through_equal_parts_of_one_shape(one, completions, monkeypatch):
-  context, config, params, problems = one
+  context, config, params, _ = one
   reference = jax.tree.map(lambda x: 0.9 * x, params)
-  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  rollout = policy_gradient.Rollout(0, prompts, completions, np.zeros(16, np.float32), {}, "", {})
+  rollout = rollout_of(one, completions)
   shapes, score = [], policy.score
   def recorded(config, params, *arrays, **kwargs):
     shapes.append([x.shape for x in jax.tree.leaves(arrays)])
@@ -157,7 +185,7 @@ def test_scoring_goes_through_equal_parts_of_one_shape(one, completions, monkeyp
   config = dataclasses.replace(config, minibatches=2, microbatches=2, kl_coef=0.1, importance_cap=2.0)
   with context.partitioning.use():
     batch, _ = policy_gradient.assemble(config, context, rollout, params, reference)
-    expected = score(context.policy.config, reference, prompts, completions.tokens, LENGTHS)
+    expected = score(context.policy.config, reference, rollout.prompts, completions.tokens, LENGTHS)
   # Four parts of a group each, for each of the two policies: its prompt, two rows of 32, their lengths and segments.
   assert len(shapes) == 8 and all(s == [(1, 8), (1,), (2, T), (2,), (2, T)] for s in shapes), shapes
   mask = np.asarray(length_mask(LENGTHS, T))
@@ -167,12 +195,11 @@ def test_scoring_goes_through_equal_parts_of_one_shape(one, completions, monkeyp
 
 def test_a_penalty_in_the_reward_is_of_the_trainers_policy_and_not_of_the_samplers(one, completions):
   # No reward but −0.1 · Σ (log π − log π_ref); the sampler, a constant 0.5 below π, must not shift it. Weights e^0.5.
-  context, config, params, problems = one
+  context, config, params, _ = one
   reference = jax.tree.map(lambda x: 0.9 * x, params)
   mask = np.asarray(length_mask(LENGTHS, T))
   other = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(0.5))
-  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  rollout = policy_gradient.Rollout(0, prompts, other, np.zeros(16, np.float32), {}, "", {})
+  rollout = rollout_of(one, other)
   config = dataclasses.replace(config, kl_coef=0.1, kl_in="reward", kl_estimator="k1", baseline="none", normalise="none",
                                importance_cap=2.0)
   with context.partitioning.use():
@@ -180,6 +207,74 @@ def test_a_penalty_in_the_reward_is_of_the_trainers_policy_and_not_of_the_sample
   penalty = 0.1 * np.where(mask, completions.logprobs - batch.reference_logprobs, 0).sum(1, keepdims=True)
   assert np.abs(penalty).max() > 0.01
   np.testing.assert_allclose(batch.advantages, np.where(mask, -np.exp(0.5) * penalty, 0), atol=1e-5)
+
+
+def test_a_penalty_per_token_and_returns_to_go_by_hand(one, completions):
+  # R_t = r_t − 0.1 (log π − log π_ref)_t + 0.9 R_{t+1}, the reward at the last token alone. REINFORCE++ whitens all tokens.
+  context, config, params, _ = one
+  reference, scores = jax.tree.map(lambda x: 0.9 * x, params), (LENGTHS % 5).astype(np.float32)
+  config = dataclasses.replace(config, kl_coef=0.1, kl_in="reward", kl_estimator="k1", returns="to_go", discount=0.9,
+                               baseline="none", normalise="none")
+  def assembled(**change):
+    with context.partitioning.use():
+      return policy_gradient.assemble(
+          dataclasses.replace(config, **change), context, rollout_of(one, completions, scores), params, reference)[0]
+  batch, expected, mask = assembled(), np.zeros((16, T)), np.asarray(length_mask(LENGTHS, T))
+  for b, length in enumerate(LENGTHS):
+    later = scores[b]
+    for t in reversed(range(length)):
+      later = expected[b, t] = later - 0.1 * (completions.logprobs[b, t] - batch.reference_logprobs[b, t])
+      later *= 0.9
+  np.testing.assert_allclose(batch.advantages, expected, atol=1e-5)
+  whitened = assembled(normalise="token_whiten").advantages
+  np.testing.assert_allclose(
+      whitened, np.where(mask, (expected - expected[mask].mean()) / expected[mask].std(), 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("mean_over, share", [
+    ("token", lambda length, total: 1 / total), ("sequence", lambda length, total: 1 / 8 / length),
+    ("fixed_length", lambda length, total: 1 / (8 * T))])
+def test_skipped_groups_have_no_part_in_the_loss(mean_over, share, one, completions):
+  # All of groups 0 and 2 are rewarded alike: 8 completions are left.
+  context, config, params, _ = one
+  scores = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], np.float32)
+  config = dataclasses.replace(config, equal_groups="skip", mean_over=mean_over, microbatches=1)
+  with context.partitioning.use():
+    batch, _ = policy_gradient.assemble(config, context, rollout_of(one, completions, scores), params, None)
+  [minibatch] = policy_gradient.minibatches(batch, config, jax.random.key(0))
+  left = np.repeat([False, True, False, True], 4)
+  expected = np.where(left, share(LENGTHS, LENGTHS[left].sum()), 0)
+  mask = np.asarray(length_mask(LENGTHS, T))
+  np.testing.assert_allclose(minibatch.token_weights, np.where(mask, expected[:, None], 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", [
+    dict(equal_groups="skip"), dict(baseline="none", normalise="token_whiten"), dict(normalise="batch_std"),
+    dict(normalise="batch_whiten"), dict(returns="to_go", baseline="leave_one_out", normalise="group_std")], ids=str)
+def test_rewards_that_are_all_equal_teach_nothing_and_break_nothing(change, one, completions):
+  context, config, params, _ = one
+  config = dataclasses.replace(config, microbatches=1, **change)
+  with context.partitioning.use():
+    batch, _ = policy_gradient.assemble(
+        config, context, rollout_of(one, completions, np.full(16, 0.3, np.float32)), params, None)
+  [minibatch] = policy_gradient.minibatches(batch, config, jax.random.key(0))
+  assert np.abs(batch.advantages).max() < 0.01 and np.isfinite(minibatch.token_weights).all()
+  assert minibatch.token_weights.any() == ("equal_groups" not in change)
+
+
+def test_a_step_of_one_prompt_and_one_token_completions(one, monkeypatch):
+  context, config, params, problems = one
+  config = dataclasses.replace(config, prompts_per_step=1, group_size=2, sampling=dataclasses.replace(
+      config.sampling, max_tokens=1), normalise="token_whiten", objective="gspo", clip_low=3e-4, clip_high=4e-4)
+  tokens, ones = np.array([[3], [5]], np.int32), np.ones(2, np.int32)
+  prompts = encode_prompts(problems[:1], context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  with context.partitioning.use():
+    logprobs = np.asarray(policy.score(context.policy.config, params, prompts, tokens, ones))
+  sampled = Completions(tokens, ones, ones > 0, logprobs, logprobs)
+  for reward, moves in (("third", True), ("length", False)):
+    changed = dataclasses.replace(config, rewards={reward: {"function": f"{__name__}:{reward}"}})
+    _, metrics = step(context, changed, params, problems[:1], sampled, monkeypatch)
+    assert all(np.isfinite(v) for v in metrics.values()) and (metrics["grad_norm"] > 0) == moves
 
 
 def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):

@@ -20,6 +20,7 @@ import rl_reason
 from rl_reason import config as config_lib
 from rl_reason import run
 from rl_reason.metrics import read_metrics
+from rl_reason.rewards.monitors import StoppedByMonitor
 from rl_reason.train import StopRequest, train
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
@@ -90,6 +91,11 @@ def forgets_one(samples):
 def length(samples):
   """Range [0, 6]."""
   return [len(s.completion) % 7 for s in samples]
+
+
+def sometimes(samples):
+  """Range [0, 6]; the completions of every other prompt, or so, earn 0."""
+  return [sum(map(ord, s.completion)) % 7 * (sum(map(ord, s.prompt)) % 2) for s in samples]
 
 
 def overflows(samples):
@@ -266,6 +272,11 @@ def steps(workdir, stage="rl"):
     dict(baseline="leave_one_out", normalise="none", mean_over="sequence", kl_in="reward", kl_estimator="k1"),
     dict(baseline="none", normalise="batch_std", mean_over="fixed_length", kl_in="reward", kl_estimator="k1"),
     dict(epochs=2, minibatches=2, microbatches=2, kl_estimator="k2", clip_low=0.01, clip_high=0.01, entropy_coef=0.01),
+    dict(objective="gspo", mean_over="sequence", epochs=2, minibatches=2, clip_low=3e-4, clip_high=4e-4, equal_groups="skip"),
+    dict(objective="cispo", returns="to_go", baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1"),
+    dict(objective="gmpo", mean_over="sequence", equal_groups="resample", max_resamples=1),
+    dict(critic=dict(trunk="separate"), baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k2"),
+    dict(critic=dict(trunk="shared", value_coef=0.1), baseline="none", normalise="none", mean_over="sequence"),
 ], ids=lambda choices: "-".join(str(v) for v in choices.values()))
 def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
   config.rl.update(choices)
@@ -279,6 +290,34 @@ def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
   assert arrays(tmp_path / "checkpoints" / "rl" / "1")["['optimizer']['step']"] == updates
   # The first update starts at the reference; later ones have left it, and some ratios leave the narrow bounds.
   assert (line["kl"] > 1e-8) == (updates > 1) and (line["clip_fraction"] > 0) == (updates > 1)
+
+
+def test_a_monitor_stops_the_run_and_the_same_command_goes_on_as_if_it_had_only_warned(config, tmp_path, capsys):
+  # A weight that falls and a running normaliser: what a stop must not lose either.
+  config.rl.update(num_steps=4, rewards={"moody": {"function": "user_module:Moody"}, "length": {
+      "function": "user_module:length", "transforms": ("running_mean_std",), "gate": {"component": "moody", "below": 1.0},
+      "weight": {"schedule": "linear", "start": 1.0, "end": 0.0, "steps": 3}}})
+  config.rl.monitors = {
+      "loops": {"monitor": "repetition", "threshold": -1.0, "window": 2},
+      "heldout_gap": {"window": 2, "threshold": 9.0, "action": "stop", "args": {"training": "reward/length/shaped"}}}
+  config.checkpoint.every = config.evaluation.every = 100
+  train(config, tmp_path / "whole", plain=True)
+  assert capsys.readouterr().out.count("Monitor loops: ") == 1  # Told once, not at each step.
+  lines = [line for line in steps(tmp_path / "whole")]
+  assert ["monitor/loops" in line for line in lines] == [False, True, True, True]
+  assert all(abs(line["reward/length"]) > 0.01 for line in lines) and lines[3]["reward/length/shaped"] == 0
+  last = read_metrics(tmp_path / "whole")[-1]
+  assert "eval/pass@1" in last and last["monitor/heldout_gap"] < 9
+
+  config.rl.monitors.loops.action = "stop"
+  message = r"Stage 'rl' stopped at step 2, which is saved. Monitor loops: .*, above its threshold -1, .* To do: look at"
+  with pytest.raises(StoppedByMonitor, match=message):
+    train(config, tmp_path / "stopped", plain=True)
+  train(config, tmp_path / "stopped", plain=True)
+  whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
+  assert deterministic(stopped) == deterministic(whole)
+  whole, stopped = (arrays(w / "checkpoints" / "rl" / "4") for w in (whole, stopped))
+  assert whole.keys() == stopped.keys() and all(whole[k].tobytes() == stopped[k].tobytes() for k in whole)
 
 
 def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(config, tmp_path):
@@ -353,6 +392,33 @@ def test_one_step_ahead_begins_and_ends_as_a_run_without(config, tmp_path):
   assert one.pop("staleness") == 0 and one == plain
   plain, one = (arrays(tmp_path / name / "checkpoints" / "rl" / "1") for name in ("plain", "one"))
   assert all(one[name].tobytes() == x.tobytes() for name, x in plain.items() if "host" not in name)
+
+
+@pytest.mark.parametrize("choices", [
+    dict(equal_groups="resample", max_resamples=6), dict(equal_groups="resample", max_resamples=6, staleness=1),
+    dict(critic=dict(trunk="separate", warmup_steps=1), baseline="none", normalise="token_whiten", kl_in="reward")],
+    ids=lambda choices: "-".join(choices))
+def test_dynamic_sampling_and_critics_resume_to_the_same_bits(config, tmp_path, choices):
+  config.rl.update(num_steps=4, **choices)
+  config.checkpoint.keep = 10
+  set_reward(config, "user_module:sometimes")
+  train(config, tmp_path / "whole", plain=True)
+  lines = steps(tmp_path / "whole")
+  if "equal_groups" in choices:  # More prompts were needed, and found.
+    assert 1 <= max(line["resample/rounds"] for line in lines) <= 6
+    assert all(0 < line["resample/kept"] <= 1 and line["grad_norm"] > 0 for line in lines)
+  else:
+    assert all(np.isfinite(line["value/loss"]) for line in lines) and lines[-1]["value/mean"] != 0
+  workdir = tmp_path / "killed"
+  shutil.copytree(tmp_path / "whole", workdir)
+  for later in (3, 4):
+    shutil.rmtree(workdir / "checkpoints" / "rl" / str(later))
+  train(config, workdir, plain=True)
+  assert deterministic(workdir) == deterministic(tmp_path / "whole")
+  saved, again = (arrays(folder / "checkpoints" / "rl" / "4") for folder in (tmp_path / "whole", workdir))
+  assert again.keys() == saved.keys()
+  for name in saved:
+    assert again[name].tobytes() == saved[name].tobytes(), name
 
 
 def test_a_reward_that_breaks_in_the_sampling_thread_ends_the_run(ahead, tmp_path):

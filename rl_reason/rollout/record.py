@@ -1,11 +1,12 @@
 """One rollout as the host holds it, between sampling and learning."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from jaxtyping import Float
+import jax
+from jaxtyping import Float, Int
 import numpy as np
 
 from rl_reason.rollout.generate import Completions
@@ -17,30 +18,61 @@ class Rollout:
   """What one step sampled and how it was judged: all groups, on every process.
 
   index: of the step. scores: weighted rewards, one per completion; components: each reward by itself.
-  shown: a completion to show. seconds: what it took, by metric name.
+  rewards: the same per token: a row sums to its completion's score; zero after its end.
+  shown: a completion to show. seconds: what it took, by metric name. metrics: what else is logged of it, also what the
+    rewards tell of themselves.
   """
   index: int
   prompts: PromptBatch
   completions: Completions
   scores: Float[np.ndarray, "B"]
+  rewards: Float[np.ndarray, "B T"]
   components: Mapping[str, Float[np.ndarray, "B"]]
-  shown: str
-  seconds: Mapping[str, float]
+  shown: str = ""
+  seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def group_size(self) -> int:
+    return len(self.scores) // len(self.prompts.lengths)
+
+  def take(self, groups: Int[np.ndarray, "N"]) -> "Rollout":
+    """These groups, in this order."""
+    rows = (np.asarray(groups)[:, None] * self.group_size + np.arange(self.group_size)).reshape(-1)
+    completions, scores, rewards, components = jax.tree.map(
+        lambda x: x[rows], (self.completions, self.scores, self.rewards, dict(self.components)))
+    return dataclasses.replace(
+        self, prompts=jax.tree.map(lambda x: x[groups], self.prompts), completions=completions, scores=scores,
+        rewards=rewards, components=components)
+
+  @classmethod
+  def join(cls, rollouts: Sequence["Rollout"]) -> "Rollout":
+    """The groups of several, one after the other: index, shown and metrics of the first, seconds of all."""
+    first, width = rollouts[0], max(r.prompts.tokens.shape[1] for r in rollouts)
+    prompts = [r.prompts.replace(tokens=np.pad(r.prompts.tokens, ((0, 0), (0, width - r.prompts.tokens.shape[1]))))
+               for r in rollouts]
+    prompts, completions, scores, rewards, components = jax.tree.map(
+        lambda *x: np.concatenate(x),
+        *((p, r.completions, r.scores, r.rewards, dict(r.components)) for p, r in zip(prompts, rollouts)))
+    return dataclasses.replace(
+        first, prompts=prompts, completions=completions, scores=scores, rewards=rewards, components=components,
+        seconds={name: sum(r.seconds[name] for r in rollouts) for name in first.seconds})
 
   def to_json(self) -> dict[str, Any]:
     """Plain data; `from_json` gives the same bits back."""
     def plain(arrays):
       return {name: _to_json(array) for name, array in arrays.items()}
     return {"index": self.index, "prompts": plain(vars(self.prompts)), "completions": plain(vars(self.completions)),
-            "scores": _to_json(self.scores), "components": plain(self.components), "shown": self.shown,
-            "seconds": dict(self.seconds)}
+            "scores": _to_json(self.scores), "rewards": _to_json(self.rewards), "components": plain(self.components),
+            "shown": self.shown, "seconds": dict(self.seconds), "metrics": dict(self.metrics)}
 
   @classmethod
   def from_json(cls, data: Mapping[str, Any]) -> "Rollout":
     def arrays(part):
       return {name: _from_json(array) for name, array in part.items()}
     return cls(data["index"], PromptBatch(**arrays(data["prompts"])), Completions(**arrays(data["completions"])),
-               _from_json(data["scores"]), arrays(data["components"]), data["shown"], data["seconds"])
+               _from_json(data["scores"]), _from_json(data["rewards"]), arrays(data["components"]), data["shown"],
+               data["seconds"], data["metrics"])
 
 
 def _to_json(array: np.ndarray) -> dict[str, Any]:

@@ -22,19 +22,22 @@ class Ahead:
 
   def __init__(
       self, context: Context, sample: Callable[[Params, list[Problem], int], Rollout],
-      learn: Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, float]]], num_steps: int):
+      learn: Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, float]]], num_steps: int,
+      policy: Callable[[Params], Params] = lambda params: params):
+    """sample: of the policy's parameters; policy: picks them among the state's."""
     self._context, self._sample, self._learn, self._last = context, sample, learn, num_steps - 1
+    self._policy = policy
     self._waiting: tuple[Rollout, float] | None = None  # With its staleness.
     self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
 
   def step(
       self, state: LearnerState, problems: list[Problem], index: int) -> tuple[LearnerState, dict[str, float], str]:
     if self._waiting is None:
-      rollout, metrics = self._sample(state.params, problems, index), {"skipped_in_a_row": 0.0}
+      rollout, metrics = self._sample(self._policy(state.params), problems, index), {"skipped_in_a_row": 0.0}
       self._waiting = rollout, 0.0
     else:
       # A copy: the update donates its parameters.
-      params = jax.tree.map(jnp.copy, state.params)
+      params = jax.tree.map(jnp.copy, self._policy(state.params))
       sampling = self._thread.submit(self._in_mesh, params, problems, index)
       del params  # The thread's to free.
       state, metrics = self._update(state)  # Where this fails, `close` waits for the thread.
@@ -44,7 +47,7 @@ class Ahead:
       state, own = self._update(state)
       metrics = {**own, "skipped_in_a_row": max(own["skipped_in_a_row"], metrics["skipped_in_a_row"])}
     # What is logged of a step is the rollout it updated on, but tokens are those it sampled.
-    return state, {**rollout.seconds, **metrics, "tokens": float(rollout.completions.lengths.sum())}, rollout.shown
+    return state, {**rollout.seconds, **metrics, "tokens": rollout.metrics["tokens"]}, rollout.shown
 
   def _update(self, state: LearnerState) -> tuple[LearnerState, dict[str, float]]:
     """Learns from the rollout that waits; then none does."""

@@ -1,7 +1,9 @@
 """What a stage is given and what it hands to the training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
+import itertools
 import math
 from typing import Any, Protocol, TypeAlias
 
@@ -12,8 +14,14 @@ import optax
 
 from rl_reason import learner
 from rl_reason.config import at_least, one_of
+from rl_reason.memory import Part, sharded_bytes
+from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
+from rl_reason.models.lora import LoRA
 from rl_reason.models.sources import PolicySource
+from rl_reason.models.tokenizer import Tokenizer
+from rl_reason.rewards.monitors import Monitors
+from rl_reason.scorer import Scorer
 from rl_reason.sharding import Partitioning
 from rl_reason.tasks import Source, Task
 from rl_reason.types import LearnerState, Params, Problem
@@ -45,27 +53,49 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Models:
+  """What learned rewards of a stage may ask for.
+
+  tokenizer: the policy's.
+  find: the name of an earlier stage, or "workdir" or "workdir:stage" of another run -> its model, which reads its
+    parameters at first use. Raises ValueError for what is no such thing.
+  """
+  tokenizer: Tokenizer
+  find: Callable[[str], Scorer]
+
+
+@dataclasses.dataclass(frozen=True)
 class Context:
   """What is the same for all stages of a run.
 
+  task: None where all stages have data of their own, and policies are not evaluated.
   sections: the checked section of each stage by name, in order.
   finished: (name of a stage that is complete) -> its parameters, as `trained` of that stage says, read from its newest
     checkpoint: stages use each other's models by name.
+  policy_at: (a stage, a field of its section, its value) -> the policy that this value names, as `start` does.
+  scorer: (name, stages that are earlier) -> a model for learned rewards, as Models.find says.
   """
   seed: int
   policy: PolicySource
   dtype: jnp.dtype
-  task: Task
+  task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   finished: Callable[[str], Params] | None = None
+  policy_at: Callable[[str, str, str], Params] | None = None
+  scorer: Callable[[str, Sequence[str]], Scorer] | None = None
 
   @property
   def prompt_bucket(self) -> int:
     """Prompts are padded to a multiple of it: few programs, little padding. Several processes pad to the limit, for each
     sees its own prompts only."""
     return 32 if jax.process_count() == 1 else self.max_prompt_tokens
+
+  def models(self, section: Any) -> Models:
+    """For the rewards of the stage with this very section."""
+    earlier = list(itertools.takewhile(lambda name: self.sections[name] is not section, self.sections))
+    return Models(self.policy.tokenizer, lambda name: self.scorer(name, earlier))
 
   def rng(self, *names: str | int) -> PRNGKeyArray:
     """A key folded from (seed, names): nothing to save, and a new consumer shifts no other."""
@@ -131,9 +161,12 @@ class Trained:
 
   shapes: of its parameters, with dtypes and shardings.
   policy: parameters -> the policy among them, for evaluations and for stages that start from it; None: it trains none.
+  scorer: parameters -> {"trunk": of a transformer of the policy's shape, "head": on its hidden states (models.heads)}, for
+    critics that start from it; None: it trains none.
   """
   shapes: Params
   policy: Callable[[Params], Params] | None = lambda params: params
+  scorer: Callable[[Params], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +175,13 @@ class Stage:
 
   num_steps: calls of `step`.
   init: () -> LearnerState, sharded; state_shape: the same without computing it.
-  data: this process's problems.
+  data: this process's problems; `step` may take more of them than it is given.
   step: (state, problems, step index) -> (state, metrics as host numbers, a completion to show or ""). It may donate the
     state.
   resumable: by name, what else a checkpoint holds.
   max_skipped: non-finite updates in a row that stop the run.
-  evaluate: how good what it trains is; None: the run's own evaluation of the policy.
+  monitors: watch the metrics of steps and evaluations; they warn, or stop the run.
+  evaluate: how good what it trains is, beside the run's own evaluation of the policy, if it trains one.
   close: frees worker processes and the like.
   """
   num_steps: int
@@ -157,29 +191,72 @@ class Stage:
   step: Callable[[LearnerState, list[Problem], int], tuple[LearnerState, dict[str, float], str]]
   max_skipped: int
   resumable: Mapping[str, Resumable] = dataclasses.field(default_factory=dict)
+  monitors: Monitors = dataclasses.field(default_factory=Monitors)
   evaluate: Evaluate | None = None
   close: Callable[[], None] = lambda: None
 
 
+def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:
+  """learner.clipped_optimizer as a section says."""
+  schedule = learner.make_schedule(
+      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
+  return learner.clipped_optimizer(
+      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+
+
 def make_learner(
     context: Context, params: Params, section: Optimizer, num_updates: int, *, shapes: Params | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> tuple[optax.GradientTransformation, Callable[[], LearnerState], LearnerState]:
   """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape.
 
   Args:
+    params: where it starts, or a function that makes it.
     shapes: of params, with shardings (Trained.shapes); None: those of the policy.
+    optimizer: in place of the section's.
   """
   abstract = context.abstract_params if shapes is None else shapes
-  schedule = learner.make_schedule(
-      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
-  optimizer = learner.make_optimizer(
-      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+  optimizer = optimizer or learner.refuse_non_finite(clipped_optimizer(section, num_updates))
 
   def init_state(params):
     # A copy: the learner's arrays are donated at every update, the caller's must live on.
     return learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
 
   state = jax.eval_shape(init_state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract))
-  shardings = context.partitioning.state(state, jax.tree.map(lambda x: x.sharding, abstract), optimizer)
+  param_shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  shardings = context.partitioning.state(
+      state, param_shardings, optimizer, trained_shardings=lora_lib.partition(param_shardings)[0])
   state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-  return optimizer, lambda: jax.jit(init_state, out_shardings=shardings)(params), state_shape
+
+  def init():
+    return jax.jit(init_state, out_shardings=shardings)(params() if callable(params) else params)
+  return optimizer, init, state_shape
+
+
+def trained_policy(context: Context, lora: LoRA) -> Trained:
+  """What a stage says of a policy that it trains whole, or with rank above 0 through adapters alone.
+
+  With adapters its parameters, and so its checkpoints, hold the frozen policy too: each can be read without another.
+  """
+  if not lora.rank:
+    return Trained(context.abstract_params)
+  model = context.policy.config
+  adapters = context.abstract(lora_lib.abstract_params(model, lora), lora_lib.parameter_axes(model, lora))
+  return Trained({**context.abstract_params, **adapters}, policy=lora_lib.merge)
+
+
+def with_adapters(context: Context, params: Params, lora: LoRA, name: str) -> Params:
+  """The parameters that stage `name` trains (trained_policy), where `params` is the policy that it starts from: new
+  adapters beside it that change nothing yet. For rank 0 `params` themselves."""
+  if not lora.rank:
+    return params
+  shapes = trained_policy(context, lora).shapes
+  shardings = {key: jax.tree.map(lambda x: x.sharding, shapes[key]) for key in shapes if key not in params}
+  make = jax.jit(functools.partial(lora_lib.init_params, context.policy.config, lora), out_shardings=shardings)
+  return {**params, **make(context.rng(name, "lora"))}
+
+
+def merging_memory(context: Context, lora: LoRA, *phases: str) -> list[Part]:
+  """What lora.merge makes of a policy with adapters, in these phases (memory.Part)."""
+  return [Part("policy with its adapters merged", sharded_bytes(context.abstract_params),
+               "spread over more devices with mesh.fsdp or mesh.tensor", phase) for phase in phases if lora.rank]

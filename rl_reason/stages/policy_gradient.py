@@ -1,7 +1,7 @@
-"""Policy gradients on verifiable rewards: prompts -> completions -> rewards -> advantages -> updates.
+"""Policy gradients on rewards: prompts -> completions -> rewards -> advantages -> updates.
 
-With group baselines and clipping this is GRPO (arXiv:2402.03300), Dr. GRPO (2503.20783), RLOO (2402.14740) or DAPO's loss
-(2503.14476), as `baseline`, `normalise`, `mean_over` and the clip bounds say.
+An algorithm is a choice of fields: GRPO, Dr. GRPO, RLOO, REINFORCE++ with and without a baseline, DAPO, GSPO, CISPO, GMPO and
+PPO are written out in experiments/algorithms.py.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,23 @@ import numpy as np
 from rl_reason import advantages, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
+from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
-from rl_reason.models.flash_attention import attention_kernel
-from rl_reason.rewards import Scoring, build_rewards
+from rl_reason.rewards import Scoring, build_rewards, token_rewards
+from rl_reason.rewards.monitors import build_monitors
 from rl_reason.rewards.workers import failure_counts
 from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts, generate, make_samples
+from rl_reason.stages import critic as critic_lib
+from rl_reason.stages import groups
 from rl_reason.stages.ahead import Ahead
+from rl_reason.stages.assemble import assemble, minibatches, num_microbatches, num_parts, pack_rows
 from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
-from rl_reason.stages.sft import split_microbatches
+from rl_reason.stages.critic import Critic
 from rl_reason.tasks import pipeline
-from rl_reason.types import LearnerState, Params, RolloutBatch, Sample, length_mask
+from rl_reason.types import LearnerState, Params, Sample
+
+
+EQUAL_GROUPS = ("keep", "skip", "resample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +43,20 @@ class Config:
   slots: completions decoded at once, at least group_size: bounds the memory of the KV cache (rollout.generate); 0: all.
   sampling: rollout.sampling.Sampling; its filters must be off, for the update knows only the whole distribution.
   rewards: rewards.build_rewards.
-  baseline, normalise: keys of advantages.BASELINES and NORMALISERS.
+  returns: what a token is credited with. "total": its completion's whole reward. "to_go": what is rewarded from it on,
+    each further token discounted by `discount`. With a critic it is advantages.gae's, by its lam.
+  baseline: a key of advantages.BASELINES. normalise: a key of advantages.NORMALISERS or TOKEN_NORMALISERS.
+  equal_groups: what becomes of groups whose rewards are all equal. "keep": learnt from like others. "skip": their tokens
+    have no part in the loss. "resample": skipped, and replaced by groups of further prompts, in at most `max_resamples`
+    rounds of prompts_per_step (stages.groups.resample). Advantages are normalised over all groups of the batch.
+  equal_by: the reward whose values are compared, e.g. the verifier's beside a length penalty; "": the total.
   epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
-    one, to save memory; 0: as many as this machine is fastest with (num_microbatches). Groups are never split.
-  clip_low, clip_high: bounds of the probability ratio, 1 - clip_low and 1 + clip_high.
+    one, to save memory; 0: as many as this machine is fastest with (packing.num_passes). Groups are never split.
+  objective: a key of losses.OBJECTIVES. clip_low, clip_high: its bounds: of the probability ratio, 1 - clip_low and
+    1 + clip_high, or as the objective says.
   kl_coef: weight of KL(policy || reference), the reference being the policy this stage starts from; 0 for none.
-  kl_estimator: k1, k2 or k3. kl_in: "loss" (per token) or "reward" (summed over the completion, subtracted).
+  kl_estimator: k1, k2 or k3. kl_in: "loss", or "reward": subtracted from each token's reward.
+  critic: a Critic, whose values take the place of the baseline; None for none.
   entropy_coef: weight of the entropy bonus. mean_over: token, sequence or fixed_length (losses.token_weights).
   remat: models.transformer.REMAT_POLICIES.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one step old
@@ -50,6 +65,7 @@ class Config:
     rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
   int8_rollouts: sample with the layers' matrices rounded to 8 bits. Needs importance_cap.
   start: the stage whose policy it starts from (run.starting_points).
+  monitors: signs of a gamed reward, rewards.monitors.build_monitors.
   """
   kind: str
   num_steps: int
@@ -58,12 +74,19 @@ class Config:
   sampling: Sampling
   rewards: Mapping[str, Any]
   optimizer: Optimizer
+  returns: str = "total"
+  discount: float = 1.0
   baseline: str = "group_mean"
   normalise: str = "none"
+  equal_groups: str = "keep"
+  equal_by: str = ""
+  max_resamples: int = 10
+  critic: Critic | None = None
   slots: int = 0
   epochs: int = 1
   minibatches: int = 1
   microbatches: int = 0
+  objective: str = "clipped"
   clip_low: float = 0.2
   clip_high: float = 0.2
   kl_coef: float = 0.0
@@ -76,14 +99,20 @@ class Config:
   importance_cap: float = 0.0
   int8_rollouts: bool = False
   start: str = ""
+  monitors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
-             epochs=self.epochs, minibatches=self.minibatches)
+             epochs=self.epochs, minibatches=self.minibatches, max_resamples=self.max_resamples)
     at_least(0, microbatches=self.microbatches, slots=self.slots, clip_low=self.clip_low, clip_high=self.clip_high,
-             kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, importance_cap=self.importance_cap)
+             kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, importance_cap=self.importance_cap,
+             discount=self.discount)
+    build_monitors(self.monitors, rewards=self.rewards)
+    one_of(advantages.RETURNS, returns=self.returns)
     one_of(advantages.BASELINES, baseline=self.baseline)
-    one_of(advantages.NORMALISERS, normalise=self.normalise)
+    one_of({**advantages.NORMALISERS, **advantages.TOKEN_NORMALISERS}, normalise=self.normalise)
+    one_of(EQUAL_GROUPS, equal_groups=self.equal_groups)
+    one_of(losses.OBJECTIVES, objective=self.objective)
     one_of(losses.KL_ESTIMATORS, kl_estimator=self.kl_estimator)
     one_of(("loss", "reward"), kl_in=self.kl_in)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
@@ -96,6 +125,9 @@ class Config:
                        " importance_cap=2.0 or so, to weigh the samples.")
     if self.clip_low > 1:
       raise ValueError(f"clip_low must be in [0, 1], got {self.clip_low}: a probability ratio is never below 0.")
+    if self.equal_by:
+      one_of(self.rewards, **{"equal_by (a reward)": self.equal_by})
+    self._check_credit()
     if self.group_size < 2 and (self.baseline != "none" or self.normalise == "group_std"):
       raise ValueError(
           f"group_size must be at least 2 with baseline={self.baseline!r} and normalise={self.normalise!r}, got"
@@ -113,27 +145,31 @@ class Config:
           f"Training samples need temperature above 0 and no top_k, top_p or min_p, got {self.sampling}: the update"
           " compares with the probability of the whole distribution, so every ratio would be off.")
 
-
-# Prompt and completion tokens that one pass through the model is fastest with: a CPU's caches hold the activations of so
-# many (measured: 15.7M parameters, 512 + 96 tokens a pass take 0.85 of the time of 4096 + 768), accelerators want more.
-TOKENS_PER_PASS = {"cpu": 2048}
-TOKENS_PER_PASS_ELSEWHERE = 2**15
-
-
-def num_microbatches(config: Config, context: Context) -> int:
-  """config.microbatches or, for 0, what keeps each part near TOKENS_PER_PASS a device and its rows divisible by them."""
-  if config.microbatches:
-    return config.microbatches
-  groups, ways = config.prompts_per_step // config.minibatches, context.partitioning.ways("batch")
-  per_group = context.max_prompt_tokens + config.group_size * config.sampling.max_tokens
-  wanted = ways * TOKENS_PER_PASS.get(jax.default_backend(), TOKENS_PER_PASS_ELSEWHERE) / per_group
-  parts = [n for n in range(1, groups + 1) if groups % n == 0 and groups // n * config.group_size % ways == 0]
-  return next((n for n in parts if groups / n <= wanted), max(parts, default=1))
-
-
-def num_parts(config: Config, context: Context) -> int:
-  """Into how many parts of equally many groups an update cuts a rollout."""
-  return config.minibatches * num_microbatches(config, context)
+  def _check_credit(self):
+    """Which estimates of advantages go together."""
+    to_go = self.critic is not None or self.returns == "to_go"
+    if self.discount > 1:
+      raise ValueError(f"discount must be in [0, 1], got {self.discount}: above 1 later rewards count more and more.")
+    if self.discount < 1 and not to_go:
+      raise ValueError(f"discount={self.discount} is for returns='to_go' and critics, and returns='total' gives all tokens of"
+                       " a completion the same: set returns='to_go', or discount=1.0.")
+    if to_go and self.normalise == "batch_whiten":
+      raise ValueError("normalise='batch_whiten' is over completions, and with returns='to_go' or a critic advantages differ"
+                       " from token to token: set normalise='token_whiten'.")
+    if self.critic is not None:
+      if self.baseline != "none":
+        raise ValueError(f"A critic is the baseline, and baseline={self.baseline!r} would be a second one: set"
+                         " baseline='none'.")
+      one_of(advantages.TOKEN_NORMALISERS, **{"normalise (with a critic)": self.normalise})
+      if self.critic.warmup_steps >= self.num_steps:
+        raise ValueError(f"critic.warmup_steps={self.critic.warmup_steps} of num_steps={self.num_steps}: the policy would"
+                         " never learn. Lower it, or raise num_steps.")
+    if self.prompts_per_step * self.group_size < 2 and self.normalise == "batch_std":
+      raise ValueError("normalise='batch_std' divides by the deviation of a step's rewards, and a step has one completion:"
+                       " raise prompts_per_step or group_size, or set normalise='none'.")
+    if self.equal_groups != "keep" and self.group_size < 2:
+      raise ValueError(f"equal_groups={self.equal_groups!r} compares a group's completions, and group_size is"
+                       f" {self.group_size}: every group would be left out. Raise group_size, or set equal_groups='keep'.")
 
 
 def check(config: Config, context: Context) -> None:
@@ -147,14 +183,31 @@ def check(config: Config, context: Context) -> None:
     # Of one process too: a program is handed to one device after the other, and two threads may do so by turns.
     raise ValueError(f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could start them"
                      " in different orders and wait for each other for ever: set staleness=0, or a mesh of one device.")
-  with contextlib.closing(build_rewards(config.rewards)) as rewards:
+  with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
+  if config.critic is not None:
+    critic_lib.check(config.critic, context, next((n for n, section in context.sections.items() if section is config), ""))
 
 
 def trained(config: Config, context: Context) -> Trained:
-  """The policy itself."""
-  del config
-  return Trained(context.abstract_params)
+  """The policy itself or, with a critic, {"policy": ..., "critic": ...}."""
+  if config.critic is None:
+    return Trained(context.abstract_params)
+  return Trained(
+      {"policy": context.abstract_params, "critic": critic_lib.abstract_params(config.critic, context)},
+      policy=lambda params: params["policy"],
+      scorer=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
+
+
+def learner_of(config: Config, context: Context, params: Params, name: str = ""):
+  """make_learner of what `trained` says, starting from the policy `params`."""
+  updates, shapes = config.epochs * config.minibatches, trained(config, context).shapes
+  if config.critic is None:
+    return make_learner(context, params, config.optimizer, config.num_steps * updates)
+  return make_learner(
+      context, lambda: {"policy": params, "critic": critic_lib.init_params(config.critic, context, params, name)},
+      config.optimizer, config.num_steps * updates, shapes=shapes, optimizer=critic_lib.make_optimizer(
+          config.critic, config.optimizer, num_steps=config.num_steps, updates_per_step=updates))
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
@@ -164,49 +217,64 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
       config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // num_parts(config, context))
-  state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
+  state_shape, critic = learner_of(config, context, None)[-1], config.critic
   sampling = memory_lib.rollout_parts(
       model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
       cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
       slots=config.slots, int8=config.int8_rollouts)
   if config.staleness:  # Beside all that an update does, with parameters of its own.
     sampling.append(memory_lib.Part(
-        "parameters that sample", memory_lib.sharded_bytes(state_shape.params), "set staleness=0", "sampling"))
+        "parameters that sample", memory_lib.sharded_bytes(context.abstract_params), "set staleness=0", "sampling"))
     sampling += [dataclasses.replace(part, phase=phase) for phase in ("scoring", "update", "optimizer step")
                  for part in sampling]
-  scores = config.kl_coef or config.importance_cap
+  updating = memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat)
+  if critic is not None and critic.trunk == "separate":
+    updating.append(dataclasses.replace(updating[0], name="activations of the critic"))
+  scores = config.kl_coef or config.importance_cap or critic is not None
   return [
-      *memory_lib.learner_parts(state_shape, microbatches=config.microbatches),
+      *memory_lib.learner_parts(state_shape, microbatches=config.microbatches, start=context.abstract_params),
       *sampling,
       *(memory_lib.scoring_parts(model, partitioning, microbatch, dtype=dtype) if scores else ()),
-      *memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat),
+      *updating,
   ]
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
+  rewards = build_rewards(config.rewards, models=context.models(config))
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
-  num_updates = config.num_steps * config.epochs * config.minibatches
-  optimizer, init, state_shape = make_learner(context, params, config.optimizer, num_updates)
-  rewards = build_rewards(config.rewards)
+  optimizer, init, state_shape = learner_of(config, context, params, name)
+  policy_of = trained(config, context).policy
   model, tokenizer = context.policy.config, context.policy.tokenizer
   reference = params if config.kl_coef else None
   temperature = config.sampling.temperature
 
   def loss_fn(params, batch):
-    logprobs, entropy = policy.completion_logprobs(
-        model, params, batch.prompts, batch.completions, batch.completion_lengths, segments=batch.segments,
-        temperature=temperature, dtype=context.dtype, remat=config.remat)
-    return losses.policy_gradient_loss(
-        logprobs, entropy, batch, clip_low=config.clip_low, clip_high=config.clip_high,
+    acting, critic = critic_lib.split(config.critic, params)
+    def states_of(params):
+      return policy.completion_states(
+          model, params, batch.prompts, batch.completions, batch.completion_lengths, segments=batch.segments,
+          dtype=context.dtype, remat=config.remat)
+    states = states_of(acting)
+    logprobs, entropy = policy.token_logprobs(model, acting, states, batch.completions, temperature=temperature)
+    loss, statistics = losses.policy_gradient_loss(
+        logprobs, entropy, batch, objective=config.objective, clip_low=config.clip_low, clip_high=config.clip_high,
         kl_coef=config.kl_coef if config.kl_in == "loss" else 0.0, kl_estimator=config.kl_estimator,
         entropy_coef=config.entropy_coef)
+    if critic is None:
+      return loss, statistics
+    values = critic_lib.values(config.critic, critic, states, states_of)
+    return critic_lib.add_value_loss(config.critic, loss, statistics, values, batch)
 
   update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
   update = jax.profiler.annotate_function(update, name="update")  # In a profile's timeline; so are the others below.
 
-  def sample(params, problems, index) -> Rollout:
-    """Prompts -> completions -> rewards, by the policy `params`."""
+  data = pipeline.batches(
+      context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
+      process_index=jax.process_index(), process_count=jax.process_count())
+
+  def sample_once(params, problems, index, *further) -> Rollout:
+    """Prompts -> completions -> rewards, by the policy `params`. further: a number for each round after a step's first."""
     started = time.perf_counter()
     # Prompts, the same on every process.
     prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
@@ -228,14 +296,28 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       with jax.profiler.TraceAnnotation("generate"):
         completions = generate(
             model, params, prompts, config.sampling, group_size=config.group_size,
-            rng=context.rng(name, "rollout", index), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
+            rng=context.rng(name, "rollout", index, *further), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
             dtype=context.dtype, slots=config.slots, int8=config.int8_rollouts, on_finished=on_finished)
       generated = time.perf_counter()
       with jax.profiler.TraceAnnotation("reward"):
         samples = to_samples(completions)
-        scores, components = jax.tree.map(sharding.gather_rows, scoring.finish(samples))
-    return Rollout(index, prompts, completions, scores, components, _show(samples[0], scores[0]), {
-        "time/generate": generated - started, "time/reward": time.perf_counter() - generated})
+        judged = scoring.finish(samples)
+        per_token = token_rewards(judged, completions.lengths[own], config.sampling.max_tokens)
+        scores, per_token, components = jax.tree.map(
+            sharding.gather_rows, (judged.total, per_token, judged.logged()))
+    return Rollout(index, prompts, completions, scores, per_token, components, _show(samples[0], scores[0]), {
+        "time/generate": generated - started, "time/reward": time.perf_counter() - generated},
+        {f"reward/{k}": v for k, v in rewards.metrics().items()})
+
+  def sample(params, problems, index) -> Rollout:
+    """The step's rollout, with what is logged of it."""
+    rollout = sample_once(params, problems, index)
+    if config.equal_groups == "resample":
+      # From the same stream of problems, so that its position, which is checkpointed, says it all.
+      return groups.resample(
+          rollout, lambda further: sample_once(params, next(data), index, further),
+          max_rounds=config.max_resamples, by=config.equal_by)
+    return dataclasses.replace(rollout, metrics={**rollout.metrics, **groups.metrics(rollout, config.equal_by)})
 
   def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
     """Rewards -> advantages -> updates."""
@@ -254,17 +336,17 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         # Without staleness the first update has the very parameters that sampled: any gap is a fault, or rounding.
         "logprob_gap": history[0]["logprob_gap"],
         "skipped_in_a_row": max(h["skipped_in_a_row"] for h in history),
-        **metrics, **rollout_metrics(rollout, config.group_size),
+        **metrics, **rollout.metrics,
         **{f"reward_workers/{k}": float(v) for k, v in failure_counts().items()},
         **rollout.seconds, "time/score": scored - started, "time/update": time.perf_counter() - scored,
     }
 
   def step(state, problems, index):
-    rollout = sample(state.params, problems, index)
+    rollout = sample(policy_of(state.params), problems, index)
     state, metrics = learn(state, rollout)
     return state, metrics, rollout.shown
 
-  ahead = Ahead(context, sample, learn, config.num_steps) if config.staleness else None
+  ahead = Ahead(context, sample, learn, config.num_steps, policy_of) if config.staleness else None
 
   def close():
     if ahead:
@@ -274,101 +356,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   return Stage(
       num_steps=config.num_steps, init=init, state_shape=state_shape, step=ahead.step if ahead else step,
       resumable={"rewards": rewards, **({"ahead": ahead} if ahead else {})},
-      max_skipped=config.optimizer.max_skipped, close=close,
-      data=pipeline.batches(
-          context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
-          process_index=jax.process_index(), process_count=jax.process_count()))
-
-
-def assemble(
-    config: Config, context: Context, rollout: Rollout, params: Params, reference: Params | None,
-) -> tuple[RolloutBatch, dict[str, float]]:
-  """(what the loss reads, host arrays: rewards -> advantages per token; metrics of the importance weights, if any).
-
-  Args:
-    params: the policy that the next update starts from. reference: the one the KL penalty is measured against.
-  """
-  completions, scores = rollout.completions, rollout.scores
-  size = completions.tokens.shape[1]
-  mask = np.asarray(length_mask(completions.lengths, size))
-  # In as many parts as the update has, so that scoring takes no more memory than the update.
-  parts = num_parts(config, context)
-  rows = pack_rows(config, context, completions.lengths, parts)
-  packed = (rollout.prompts, rows.pack(completions.tokens), rows.row_lengths, rows.segments)
-
-  def logprobs_of(params):
-    scored = []
-    for part in range(parts):
-      placed = context.partitioning.place(
-          jax.tree.map(lambda x, part=part: np.split(x, parts)[part], packed), ("batch",))
-      scored.append(policy.score(
-          context.policy.config, params, *placed, temperature=config.sampling.temperature, dtype=context.dtype))
-    return rows.unpack(np.concatenate([sharding.fetch(x) for x in scored]), size)  # The device need not wait for the host.
-
-  # The policy before the update: what sampled, unless that was another and importance weights make up for it.
-  behaviour_logprobs, weights, metrics = completions.behaviour_logprobs, 1.0, {}
-  if config.importance_cap:
-    behaviour_logprobs = logprobs_of(params)
-    weights, metrics = losses.truncated_importance(
-        behaviour_logprobs, completions.behaviour_logprobs, mask, cap=config.importance_cap)
-  reference_logprobs = np.zeros_like(behaviour_logprobs) if reference is None else logprobs_of(reference)
-  if config.kl_coef and config.kl_in == "reward":
-    kl = losses.kl_estimate(behaviour_logprobs, reference_logprobs, mask, estimator=config.kl_estimator)
-    scores = scores - config.kl_coef * np.asarray(kl).sum(axis=1)
-  per_completion = np.asarray(advantages.advantages(
-      scores.reshape(-1, config.group_size), baseline=config.baseline, normalise=config.normalise)).reshape(-1, 1)
-  return RolloutBatch(
-      prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
-      behaviour_logprobs=behaviour_logprobs, advantages=np.where(mask, per_completion * np.asarray(weights), 0.0),
-      reference_logprobs=reference_logprobs,
-      token_weights=np.zeros_like(behaviour_logprobs)), jax.tree.map(float, metrics)  # token_weights: set per minibatch.
-
-
-def pack_rows(config: Config, context: Context, lengths: np.ndarray, parts: int) -> packing.Packing:
-  """How completions are laid into rows that go through the model in `parts` parts of equally many groups.
-
-  Several share a row only where the reference attention runs: flash kernels know rows of one completion.
-  """
-  kernel = attention_kernel(context.policy.config, context.dtype, config.sampling.max_tokens, jax.devices()[0])
-  return packing.Packing.of(
-      lengths, config.group_size, config.sampling.max_tokens, together=kernel == "reference",
-      divisor=parts * context.partitioning.ways("batch"))
-
-
-def minibatches(batch: RolloutBatch, config: Config, rng):
-  """Yields epochs * minibatches parts of whole groups, shuffled anew in each epoch; their weights each sum up to 1.
-
-  Groups are ordered such that microbatches, equal stretches of a minibatch, hold about equally many tokens.
-  """
-  num_prompts = batch.prompts.tokens.shape[0]
-  for epoch in range(config.epochs):
-    order = np.arange(num_prompts)
-    if config.epochs * config.minibatches > 1:
-      order = np.asarray(jax.random.permutation(jax.random.fold_in(rng, epoch), num_prompts))
-    for groups in np.split(order, config.minibatches):
-      tokens = batch.completion_lengths.reshape(num_prompts, -1).sum(axis=1)[groups]
-      groups = groups[np.concatenate(packing.balance(tokens, config.microbatches))]
-      rows = (groups[:, None] * config.group_size + np.arange(config.group_size)).reshape(-1)
-      part = jax.tree.map(lambda x, rows=rows: x[rows], batch.replace(prompts=None))
-      part = part.replace(prompts=jax.tree.map(lambda x, groups=groups: x[groups], batch.prompts))
-      weights = losses.token_weights(
-          part.completion_mask, mean_over=config.mean_over, max_tokens=config.sampling.max_tokens)
-      yield part.replace(token_weights=np.asarray(weights))
-
-
-def rollout_metrics(rollout: Rollout, group_size: int) -> dict[str, float]:
-  """Means of the total reward and of each component; how many groups have nothing to teach because all rewards are
-  equal; lengths."""
-  scores, completions = rollout.scores, rollout.completions
-  groups, tokens = scores.reshape(-1, group_size), float(completions.lengths.sum())
-  return {
-      "reward/mean": float(scores.mean()), "reward/std": float(scores.std()),
-      "reward/equal_groups": float((groups == groups[:, :1]).all(axis=1).mean()),
-      **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
-      "completion/length": tokens / len(completions.lengths),
-      "completion/truncated": float(completions.truncated.mean()),
-      "tokens": tokens, "environment_calls": len(completions.lengths),
-  }
+      max_skipped=config.optimizer.max_skipped, monitors=build_monitors(config.monitors, rewards=config.rewards),
+      close=close, data=data)
 
 
 def _show(sample: Sample, score: float) -> str:

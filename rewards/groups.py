@@ -1,0 +1,73 @@
+"""Rewards of a completion among its group, the completions of the same prompt. A group's samples are adjacent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import itertools
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+import numpy as np
+
+if TYPE_CHECKING:  # Not at run time: workers import this package, and types.py imports JAX.
+  from rl_reason.types import Sample
+
+
+def group_slices(groups: Sequence[int]) -> list[slice]:
+  """Where each group's samples are, from Sample.group of each.
+
+  Raises: ValueError if a group's samples are not adjacent.
+  """
+  slices, seen, start = [], set(), 0
+  for group, members in itertools.groupby(groups):
+    if group in seen:
+      raise ValueError(f"The samples of group {group} are not adjacent (groups {list(groups)[:50]}): a reward that sees"
+                       " groups would take it for two. Give whole groups, one after the other.")
+    seen.add(group)
+    slices.append(slice(start, start := start + len(list(members))))
+  return slices
+
+
+def relative_length(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
+  """Length reward in [-0.5, 0.5]: 0.5 for the shortest completion of a group, −0.5 for the longest; 0 if all are equal.
+
+      0.5 − (length − min) / (max − min)
+
+  Lengths are len(completion_tokens). Give it to correct completions only (a gate), or short wrong ones are rewarded.
+
+  Source: Kimi Team 2025, arXiv:2501.12599, sec. 2.3.3, where wrong completions get min(0, ·): a second component with the
+  opposite gate and `clip` at high=0.
+  """
+  lengths = np.array([len(s.completion_tokens) for s in samples], np.float64)
+  out = np.zeros(len(samples), np.float32)
+  for group in group_slices([s.group for s in samples]):
+    shortest, longest = lengths[group].min(), lengths[group].max()
+    if longest > shortest:
+      out[group] = 0.5 - (lengths[group] - shortest) / (longest - shortest)
+  return out
+
+
+def diversity(samples: Sequence[Sample], *, n: int = 3) -> Float[np.ndarray, "N"]:
+  """Diversity reward in [0, 1]: how little a completion shares with the others of its group; 0 for one alone.
+
+      1 − mean over the others of |A ∩ B| / |A ∪ B|,   A and B being their sets of token n-grams
+
+  A completion of fewer tokens is one shorter n-gram; two without any are equal.
+
+  Raises: ValueError unless n >= 1.
+  """
+  if n < 1:
+    raise ValueError(f"diversity: n must be at least 1, got {n}.")
+  grams = [_ngrams(s.completion_tokens, n) for s in samples]
+  out = np.zeros(len(samples), np.float32)
+  for group in group_slices([s.group for s in samples]):
+    members = range(len(samples))[group]
+    for i in members:
+      shared = [len(grams[i] & grams[j]) / len(union) if (union := grams[i] | grams[j]) else 1.0
+                for j in members if j != i]
+      out[i] = 1 - np.mean(shared) if shared else 0.0
+  return out
+
+
+def _ngrams(tokens: Sequence[int], n: int) -> set[tuple[int, ...]]:
+  return {tuple(tokens[i:i + n]) for i in range(max(len(tokens) - n, 0) + 1)} if tokens else set()

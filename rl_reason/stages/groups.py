@@ -1,0 +1,62 @@
+"""Which groups of a rollout have something to teach, and dynamic sampling: more prompts in place of those that have not."""
+
+from collections.abc import Callable
+import dataclasses
+
+from jaxtyping import Bool
+import numpy as np
+
+from rl_reason.rewards.monitors import repeat_share
+from rl_reason.rollout import Rollout
+
+
+def equal_groups(rollout: Rollout, by: str = "") -> Bool[np.ndarray, "P"]:
+  """Groups whose completions all got the same reward, in total or in the component `by`: no baseline of the group leaves
+  them an advantage."""
+  values = (rollout.components[by] if by else rollout.scores).reshape(-1, rollout.group_size)
+  return (values == values[:, :1]).all(axis=1)
+
+
+def resample(first: Rollout, draw: Callable[[int], Rollout], *, max_rounds: int, by: str = "") -> Rollout:
+  """Dynamic sampling: rounds of further prompts, until as many groups as the first round has are not equal.
+
+  Too many of them: those sampled first are kept. Still too few after `max_rounds`: equal groups fill their places, so that
+  all steps have one shape. The metrics are those of everything that was sampled.
+
+  Args:
+    draw: (round, from 1) -> another rollout, of as many further prompts.
+    by: see equal_groups.
+
+  Source: Yu et al. 2025 (DAPO), arXiv:2503.14476, sec. 3.2, which knows no limit of rounds.
+  """
+  wanted, rounds = len(first.prompts.lengths), [first]
+
+  def num_different():
+    return sum(int((~equal_groups(r, by)).sum()) for r in rounds)
+  while num_different() < wanted and len(rounds) <= max_rounds:
+    rounds.append(draw(len(rounds)))
+  everything = Rollout.join(rounds)
+  different = ~equal_groups(everything, by)
+  kept = np.concatenate([np.flatnonzero(different), np.flatnonzero(~different)])[:wanted]
+  return dataclasses.replace(everything.take(kept), metrics={
+      **everything.metrics,
+      **metrics(everything, by), "resample/rounds": float(len(rounds) - 1),
+      "resample/kept": float(different[kept].sum() / len(different)),
+      "resample/filled": float((~different[kept]).mean())})
+
+
+def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
+  """Means of the total reward and of each component; how many groups have nothing to teach because all rewards are
+  equal; lengths and repetition."""
+  scores, completions = rollout.scores, rollout.completions
+  tokens = float(completions.lengths.sum())
+  return {
+      "reward/mean": float(scores.mean()), "reward/std": float(scores.std()),
+      "reward/equal_groups": float(equal_groups(rollout, by).mean()),
+      **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
+      "completion/length": tokens / len(completions.lengths),
+      "completion/truncated": float(completions.truncated.mean()),
+      "completion/repetition": float(np.mean([
+          repeat_share(row[:n].tolist()) for row, n in zip(completions.tokens, completions.lengths)])),
+      "tokens": tokens, "environment_calls": float(len(completions.lengths)),
+  }
