@@ -225,5 +225,5 @@ class LearnerState:
 
 
 def length_mask(lengths: Int[Array, "N"], size: int) -> Bool[Array, "N size"]:
-  """True at the first `lengths[n]` of `size` positions."""
-  return jax.numpy.arange(size) < lengths[:, None]
+  """True at the first `lengths[n]` of `size` positions; on the host where the lengths are."""
+  return np.arange(size) < lengths[:, None]
