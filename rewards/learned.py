@@ -125,7 +125,8 @@ class Learned:
     combined = [self._combine(row, self._std_weight) for row in rows]
     if ends is None:
       return np.array([row[0] for row in combined], np.float64)
-    return StepRewards(*map(list, zip(*(_at_distinct(v, e) for v, e in zip(combined, ends))))) if combined else StepRewards([], [])
+    paid = [_at_distinct(v, e) for v, e in zip(combined, ends)]
+    return StepRewards([v for v, _ in paid], [e for _, e in paid])
 
   def metrics(self) -> dict[str, float]:
     """Of the last call."""

@@ -152,8 +152,8 @@ class RunConfig:
     if self.task is not None:
       missing = [n for n in ("rewards", "sampling") if not getattr(self.evaluation, n)]
       if missing:
-        raise ValueError(f"config.evaluation lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}, which tell how a policy"
-                         " is evaluated on the task.")
+        raise ValueError(f"config.evaluation lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}: how a policy is"
+                         " evaluated on the task.")
     if not self.stages or len(set(self.stages)) != len(self.stages):
       raise ValueError(f"stages must name at least one section, each once; got {self.stages}.")
 

@@ -9,7 +9,8 @@ COLUMNS = ("after", "steps", "pass@1 (95 %)", "pass@k", "KL", "tokens/s", "secon
 def summary(metrics: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[list[str]]:
   """Rows for COLUMNS from the lines of metrics.jsonl: the start, then each stage's end.
 
-  A stage that trains no policy shows its accuracy on held-out comparisons. KL is the mean over the stage's last tenth of steps; tokens/s are trained tokens over the seconds of its steps.
+  A stage that trains no policy shows its accuracy on held-out comparisons. KL is the mean over the stage's last tenth of
+  steps; tokens/s are trained tokens over the seconds of its steps.
   """
   rows = []
   for i, stage in enumerate(stages):

@@ -13,6 +13,7 @@ from rl_reason.models import heads, reward_model, transformer
 from rl_reason.models.reward_model import RewardModel
 from rl_reason.models.tokenizer import CharacterTokenizer
 from rl_reason.responses import Encoded, Layout, encode, split_steps
+from rl_reason.stages import critic
 from rl_reason.stages import reward_model as stage
 from rl_reason.types import Comparison, Step
 
@@ -36,7 +37,8 @@ def sevens(*, size, seed, kind="pairs"):
     elif kind == "ratings":
       rows.append(Comparison(prompt, tuple(texts[:1]), (min(2.0, good(texts[0])),), id=str(i)))
     elif kind == "attributes":
-      rows.append(Comparison(prompt, tuple(texts[:1]), attributes=({"sevens": good(texts[0]), "length": len(texts[0]) if i % 2 else None},), id=str(i)))
+      values = {"sevens": good(texts[0]), "length": len(texts[0]) if i % 2 else None}
+      rows.append(Comparison(prompt, tuple(texts[:1]), attributes=(values,), id=str(i)))
     elif kind == "steps":
       steps = tuple(Step(t + ";", None if j == 3 else float("7" in t)) for j, t in enumerate(texts[:1 + i % 4 or 2]))
       rows.append(Comparison(prompt, ("".join(s.text for s in steps),), steps=(steps,), id=str(i)))
@@ -111,6 +113,13 @@ def test_a_frozen_trunk_stays_and_microbatches_change_nothing(context):
   sgd = dict(optimizer=dataclasses.replace(frozen.optimizer, name="sgd", learning_rate=1.0))
   one, four = (trained(context, dataclasses.replace(section(), microbatches=n, **sgd), steps=2)[-1] for n in (1, 4))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, four)
+
+
+def test_a_critic_may_start_from_it(context):
+  for fields in (dict(head_hidden=8), dict(head_hidden=8, loss="ordinal", levels=3)):
+    offered = stage.trained(section(**fields), context)
+    assert jax.tree.map(lambda x: (x.shape, x.sharding), offered.scorer(offered.shapes)) == jax.tree.map(
+        lambda x: (x.shape, x.sharding), critic.abstract_params(critic.Critic(hidden=8), context))
 
 
 def test_a_score_is_read_at_the_last_real_token(tiny_config, draw_params):

@@ -145,10 +145,13 @@ def architecture(config: Config, context: Context) -> RewardModel:
 
 
 def trained(config: Config, context: Context) -> Trained:
-  """A decoder with a head; no policy."""
+  """A decoder with a head, from which a critic may start; no policy."""
   model = architecture(config, context)
   shapes = context.abstract(reward_model.abstract_params(model), reward_model.parameter_axes(model))
-  return Trained(shapes, policy=None)
+
+  def without_scale(params):
+    return {"trunk": params["trunk"], "head": {k: v for k, v in params["head"].items() if k != "thresholds"}}
+  return Trained(shapes, policy=None, scorer=without_scale)
 
 
 def check(config: Config, context: Context) -> None:
