@@ -23,6 +23,7 @@ setuptools.setup(
     # tests/test_packaging.py compares this list with the folders.
     packages=[
         "rl_reason",
+        "rl_reason.claims",
         "rl_reason.rollout",
         "rl_reason.stages",
         "rl_reason.tasks",

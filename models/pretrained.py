@@ -72,6 +72,7 @@ def read_config(path: str | Path) -> ModelConfig:
 
 def load(
     path: str | Path, *, config: ModelConfig | None = None, shardings: Any = None, dtype: Any = jnp.float32,
+    new_rows: range = range(0),
 ) -> Params:
   """The parameters of a Hugging Face directory or GGUF file, as transformer.init_params lays them out.
 
@@ -82,6 +83,10 @@ def load(
     config: read from the path by default.
     shardings: a jax.sharding.Sharding per parameter, in the parameters' structure; None puts all on the default device.
     dtype: of every parameter. GGUF weights are dequantised to it by way of float32.
+    new_rows: ids of new tokens, after all others. Their rows of the embedding, and of the unembedding where that is
+      another matrix, are the mean of all before them: a new token is then about as likely as an average one, and changes
+      the others' probabilities by at most a factor 1 + n / vocabulary (Hewitt 2021, "Initializing new word embeddings
+      for pretrained language models"). The config's vocab_size may be so much larger than the files' as they need.
 
   Raises: FileNotFoundError and ValueError as read_config, and ValueError where a tensor is missing, has no place in the
     model, has another shape, is cut off, or is quantised in a way that cannot be read. Tensor and file are named.
@@ -89,6 +94,8 @@ def load(
   files: WeightFiles = safetensors_files.Directory(path) if _kind(path) == "directory" else gguf_files.File(path)
   config = config or files.config()
   layout = safetensors_files.layout(config)
+  if new_rows:
+    files = _NewRows(files, [layout[name].name for name in ("embedding", "unembedding") if name in layout], new_rows)
   _check(files, config, layout, path)
   device = jax.config.jax_default_device or jax.local_devices()[0]
   device = jax.local_devices(backend=device)[0] if isinstance(device, str) else device
@@ -108,6 +115,47 @@ def load(
 
   trees = (abstract_params(config),) if shardings is None else (abstract_params(config), shardings)
   return jax.tree_util.tree_map_with_path(parameter, *trees)
+
+
+class _NewRows:
+  """Files whose vocabulary has rows for new tokens, after those of all others: the mean of these."""
+
+  def __init__(self, files: WeightFiles, names: Sequence[str], rows: range):
+    self._files, self._names, self._rows = files, [name for name in names if name in files.shapes], rows
+    self._means: dict[str, np.ndarray] = {}
+    self.shapes = {**files.shapes}
+    for name in self._names:
+      count, *rest = files.shapes[name]
+      if count < rows.start:
+        raise ValueError(f"{files.describe(name)} has {count} rows, and new tokens begin at {rows.start}: the tokenizer is"
+                         " another model's.")
+      self.shapes[name] = (max(count, rows.stop), *rest)
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._files, name)
+
+  def read(self, name: str, rows: slice, columns: slice | None = None) -> np.ndarray:
+    if name not in self._names:
+      return self._files.read(name, rows, columns)
+    new = slice(max(rows.start, self._rows.start), min(rows.stop, self._rows.stop))
+    if new.start >= new.stop:
+      return self._files.read(name, rows, columns)
+    stored = slice(rows.start, min(rows.stop, self._files.shapes[name][0]))
+    mean = self._mean(name) if columns is None else self._mean(name)[columns]
+    out = np.empty((rows.stop - rows.start, len(mean)), np.float32)
+    if stored.start < stored.stop:
+      out[:stored.stop - rows.start] = self._files.read(name, stored, columns)
+    out[new.start - rows.start:new.stop - rows.start] = mean
+    return out
+
+  def _mean(self, name: str) -> np.ndarray:
+    if name not in self._means:
+      count, width = self._rows.start, self.shapes[name][1]
+      total, step = np.zeros(width, np.float64), max(1, _CHUNK_BYTES // (4 * width))
+      for first in range(0, count, step):
+        total += self._files.read(name, slice(first, min(first + step, count))).sum(axis=0, dtype=np.float64)
+      self._means[name] = (total / count).astype(np.float32)
+    return self._means[name]
 
 
 def _check(files: WeightFiles, config: ModelConfig, layout: Mapping[str, Weight], path: str | Path) -> None:

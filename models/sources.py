@@ -1,6 +1,6 @@
 """Where a policy comes from: a function named in the config -> its shape, its tokenizer and a way to make its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from pathlib import Path
@@ -38,16 +38,26 @@ def small(*, characters: str, width: int, num_layers: int, num_heads: int = 0, m
   return PolicySource(config, tokenizer, make_params)
 
 
-def from_files(*, path: str, tokenizer: str = "", chat_template: str = "") -> PolicySource:
+def from_files(
+    *, path: str, tokenizer: str = "", chat_template: str = "", new_tokens: Sequence[str] = ()) -> PolicySource:
   """A pretrained policy: a Hugging Face directory, a GGUF file, or the name of one that `fetch` has brought.
 
-  tokenizer: another directory or GGUF file for the tokenizer. chat_template: Jinja source in place of the model's own.
+  Args:
+    tokenizer: another directory or GGUF file for the tokenizer. chat_template: Jinja source in place of the model's own.
+    new_tokens: added to the vocabulary. Their rows of the embedding, and of the unembedding where that is another, start
+      as the mean of the others' (pretrained.load); the vocabulary grows only where it has no rows to spare.
   """
   if path in pretrained.FETCHABLE and not Path(path).exists():
     path = pretrained.fetch(path)
   config = pretrained.read_config(path)
-  loaded = tokenizers.load(tokenizer or path, chat_template=chat_template or None)
-  return PolicySource(config, loaded, lambda rng, shardings: pretrained.load(path, config=config, shardings=shardings))
+  loaded = tokenizers.load(tokenizer or path, chat_template=chat_template or None, new_tokens=new_tokens)
+  new_rows = range(0)
+  if new_tokens:
+    first = loaded.files.backend.token_to_id(new_tokens[0])
+    new_rows = range(first, first + len(new_tokens))
+    config = dataclasses.replace(config, vocab_size=max(config.vocab_size, new_rows.stop))
+  return PolicySource(config, loaded, lambda rng, shardings: pretrained.load(
+      path, config=config, shardings=shardings, new_rows=new_rows))
 
 
 POLICIES: dict[str, Callable[..., PolicySource]] = {"small": small, "pretrained": from_files}

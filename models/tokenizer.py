@@ -58,6 +58,22 @@ class Tokenizer(Protocol):
     up to where the assistant speaks: control tokens of the template count, those in messages are spelt out.
     """
 
+  def encode_chat(
+      self, prompt: Sequence[Message], reply: Sequence[Message],
+      split: Callable[[str], list[tuple[str, bool]]] = lambda text: [(text, True)],
+  ) -> list[tuple[list[int], str, bool]]:
+    """What the chat template writes for `reply` after what `encode_prompt` reads of `prompt`, up to the end of the
+    assistant's last turn, in pieces: (ids, "assistant" or "others", what `split` says of it).
+
+    The assistant's are what it would have sampled: its message up to the token that ends the turn, without what the
+    template puts before (its name) and behind (a line break). Those go with the others' words.
+
+    Args:
+      split: cuts what the assistant says into (text, flag) parts; others' words have the flag True.
+    Raises: ValueError where the template writes earlier turns otherwise once later ones follow (some drop reasoning):
+      what is learnt would not be what the policy reads when it speaks.
+    """
+
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     """The text that `encode_prompt` reads, without a begin-of-sequence token that it adds."""
 
@@ -73,7 +89,8 @@ class Tokenizer(Protocol):
 
 
 def load(path: str | os.PathLike, *, chat_template: str | None = None,
-         template_arguments: Mapping[str, Any] | None = None) -> "CharacterTokenizer | PretrainedTokenizer":
+         template_arguments: Mapping[str, Any] | None = None, new_tokens: Sequence[str] = (),
+         ) -> "CharacterTokenizer | PretrainedTokenizer":
   """Reads the tokenizer of a pretrained model, or one that `save` wrote.
 
   Args:
@@ -81,11 +98,16 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
     chat_template: Jinja source to use instead of the model's own, or the name of one of the model's several.
     template_arguments: more variables for the template, e.g. {"enable_thinking": False}. A template that prints today's
       date makes a run unrepeatable: such templates take the date as an argument too (Llama 3: {"date_string": ...}).
+    new_tokens: texts to add as tokens, e.g. "<|reflect|>" (tokenizer_files.with_tokens); the model needs rows for them
+      (pretrained.load).
   """
   path = pathlib.Path(path)
   if path.is_dir():
     characters = tokenizer_files.read_json(path / "tokenizer_config.json").get("characters")
     if isinstance(characters, str):
+      if new_tokens:
+        raise ValueError(f"new_tokens={list(new_tokens)} cannot be added to a character tokenizer: a token is a character"
+                         " there. Add characters instead.")
       return CharacterTokenizer(characters)
     files = tokenizer_files.read_directory(path)
   elif not path.is_file():
@@ -95,6 +117,8 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
       if file.read(4) != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file: give one, or the Hugging Face directory (not a file in it).")
     files = tokenizer_files.read_gguf(path)
+  if new_tokens:
+    files = tokenizer_files.with_tokens(files, new_tokens)
   if chat_template is None and files.chat_templates:
     if "default" not in files.chat_templates:
       raise ValueError(f"{path} has several chat templates, none of them the default: choose one with chat_template="
@@ -102,6 +126,13 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
     chat_template = "default"
   return PretrainedTokenizer(files, files.chat_templates.get(chat_template, chat_template), template_arguments or {},
                              str(path))
+
+
+def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
+  """Whether an id means the same to both."""
+  if isinstance(a, PretrainedTokenizer) and isinstance(b, PretrainedTokenizer):
+    return a is b or a.files.backend.to_str() == b.files.backend.to_str()
+  return type(a) is type(b) and getattr(a, "characters", a) == getattr(b, "characters", b)
 
 
 class CharacterTokenizer:
@@ -133,6 +164,9 @@ class CharacterTokenizer:
 
   def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
     return self.encode(self.render_prompt(prompt), allow_special=True)
+
+  def encode_chat(self, prompt, reply, split=lambda text: [(text, True)]):
+    return self.encode_prompt(prompt)  # Raises: there is no chat template.
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     if not isinstance(prompt, str):
@@ -211,14 +245,34 @@ class PretrainedTokenizer:
       return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
     if not any(map(self._may_hold_control, _strings(prompt))):
       return self.encode(self._render(prompt), allow_special=True)
-    # The messages' own control tokens are marked, rendered and unmarked; the template's get the spelling of _guarded.
-    def mark(text: str) -> str:
-      return self._control.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", _NOT_TEXT.sub("\ufffd", text))
-    def swap(match: re.Match) -> str:
-      return match[1] or (f"{_OPEN}{match[2]}{_CLOSE}" if match[2] else "")
-    control, text = self._control.pattern, self._render(_map_strings(prompt, mark))
-    text = re.sub(f"{_OPEN}({control}){_CLOSE}|({control})|[{_OPEN}{_CLOSE}]", swap, text)
-    return self._guarded.encode(text, add_special_tokens=False).ids
+    return self._guarded.encode(self._render_guarded(prompt), add_special_tokens=False).ids
+
+  def encode_chat(self, prompt, reply, split=lambda text: [(text, True)]):
+    def add(text, author, flag=True):
+      pieces.append((self._guarded.encode(text, add_special_tokens=False).ids, author, flag))
+    stops = map(self.files.backend.id_to_token, self.stop_ids)
+    stops = "|".join(re.escape(f"{_OPEN}{x}{_CLOSE}" if x in self._control_tokens else x) for x in stops)
+    messages, pieces, written = list(prompt), [], self._render_guarded(prompt)
+    for number, message in enumerate(reply, 1):
+      before = self._render_guarded(messages)  # And the assistant speaks.
+      messages.append(message)
+      if message["role"] != "assistant":
+        continue
+      after = self._render_guarded(messages, add_generation_prompt=False)
+      if not before.startswith(written) or not after.startswith(before):
+        raise ValueError(f"The chat template of {self.source} writes what came before message {number} of {_roles(reply)}"
+                         " otherwise once that message is there, so the policy would not read what it is taught on. Make"
+                         " each of the assistant's turns a problem of its own, or give another template with load(...,"
+                         " chat_template=...).")
+      said = after[len(before):]
+      ends = [match.end() for match in re.finditer(stops, said)]
+      said = said[:ends[-1]] if ends else said
+      if before != written:
+        add(before[len(written):], "others")
+      for text, flag in split(said):
+        add(text, "assistant", flag)
+      written = before + said
+    return pieces
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     def clean(text: str) -> str:
@@ -233,6 +287,8 @@ class PretrainedTokenizer:
 
   def save(self, directory: str | os.PathLike) -> None:
     config = {**self.files.named_tokens, "add_bos_token": self.files.adds_bos}
+    if self.files.new_tokens:
+      config["new_tokens"] = list(self.files.new_tokens)
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
     tokenizer_files.write_directory(pathlib.Path(directory), self.files.backend, config, self.stop_ids, self.pad_id)
@@ -250,10 +306,12 @@ class PretrainedTokenizer:
   @functools.cached_property
   def _control_tokens(self) -> tuple[str, ...]:
     """What text must not be able to write: special and stop tokens, and turn marks that are not called special
-    (DeepSeek's <｜User｜>). Others, such as <think> and <tool_call>, are for the policy and the user to write."""
+    (DeepSeek's <｜User｜>). Others, such as <think> and <tool_call>, are for the policy and the user to write, and so are
+    all that were added with load(..., new_tokens=...)."""
     stop = {self.files.backend.id_to_token(i) for i in self.stop_ids}
     return tuple(token.content for token in self.files.backend.get_added_tokens_decoder().values()
-                 if token.special or token.content in stop or token.content.startswith(("<|", "<｜")))
+                 if (token.special or token.content in stop or token.content.startswith(("<|", "<｜")))
+                 and token.content not in self.files.new_tokens)
 
   @functools.cached_property
   def _control(self) -> re.Pattern:
@@ -285,6 +343,16 @@ class PretrainedTokenizer:
       model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     state["post_processor"] = None
     return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+  def _render_guarded(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    """A chat in the spelling of `_guarded`: the template's control tokens are tokens, the messages' own are text."""
+    # These are marked, rendered and unmarked.
+    def mark(text: str) -> str:
+      return self._control.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", _NOT_TEXT.sub("\ufffd", text))
+    def swap(match: re.Match) -> str:
+      return match[1] or (f"{_OPEN}{match[2]}{_CLOSE}" if match[2] else "")
+    control, text = self._control.pattern, self._render(_map_strings(messages, mark), add_generation_prompt)
+    return re.sub(f"{_OPEN}({control}){_CLOSE}|({control})|[{_OPEN}{_CLOSE}]", swap, text)
 
   def _render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     if self.chat_template is None:

@@ -31,6 +31,7 @@ class TokenizerFiles:
   adds_bos: whether plain text is preceded by bos_token.
   chat_templates: Jinja sources by name; the usual one is "default".
   vocab_size: the model's, where it is known: often more than the tokenizer's, as embeddings are padded.
+  new_tokens: those that `with_tokens` added. Whoever writes may write them, whatever they look like.
   """
   backend: tokenizers.Tokenizer
   named_tokens: Mapping[str, str]
@@ -38,6 +39,7 @@ class TokenizerFiles:
   adds_bos: bool
   chat_templates: Mapping[str, str]
   vocab_size: int
+  new_tokens: tuple[str, ...] = ()
 
 
 def read_directory(path: pathlib.Path) -> TokenizerFiles:
@@ -89,7 +91,37 @@ def read_directory(path: pathlib.Path) -> TokenizerFiles:
     backend.post_processor = _post_processor(named.get("bos_token"), bos_id, adds_bos)
   model_vocab = model.get("vocab_size") or model.get("text_config", {}).get("vocab_size") or 0
   vocab_size = max(1 + max(backend.get_vocab(with_added_tokens=True).values()), model_vocab)
-  return TokenizerFiles(backend, named, stop_ids, adds_bos, templates, vocab_size)
+  return TokenizerFiles(
+      backend, named, stop_ids, adds_bos, templates, vocab_size, tuple(config.get("new_tokens", ())))
+
+
+def with_tokens(files: TokenizerFiles, tokens: Sequence[str]) -> TokenizerFiles:
+  """The same tokenizer with these tokens after all others: each is one id wherever a text holds it.
+
+  They take the rows of a padded vocabulary that no token has, and more where these are too few (vocab_size). Not called
+  special, so that decoding shows them to rewards, here and in transformers.
+
+  Raises: ValueError for a token that exists, comes twice or is no text that can be found in another.
+  """
+  tokens = list(tokens)
+  for token in tokens:
+    if not isinstance(token, str) or token != token.strip() or not token:
+      raise ValueError(f"A new token must be a text without spaces around it, got {token!r}.")
+    if files.backend.token_to_id(token) is not None:
+      raise ValueError(f"The token {token!r} exists already, with id {files.backend.token_to_id(token)}: leave it out of"
+                       " the new ones, it is in use as it is.")
+  if len(set(tokens)) < len(tokens):
+    raise ValueError(f"A new token comes twice in {tokens}.")
+  backend = tokenizers.Tokenizer.from_str(files.backend.to_str())
+  first = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+  backend.add_tokens([tokenizers.AddedToken(token, special=False, normalized=False) for token in tokens])
+  ids = [backend.token_to_id(token) for token in tokens]
+  if ids != list(range(first, first + len(tokens))):  # The library counts tokens; ids with gaps would be given twice.
+    raise ValueError(f"The vocabulary has gaps, so that new tokens would get the ids {ids} and not {first} and up: give a"
+                     " tokenizer without gaps.")
+  return dataclasses.replace(
+      files, backend=backend, vocab_size=max(files.vocab_size, first + len(tokens)),
+      new_tokens=(*files.new_tokens, *tokens))
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:

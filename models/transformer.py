@@ -77,6 +77,14 @@ class Block(nn.Module):
       scale = self.get_variable("scales", name)  # Of weights in 8 bits (quantize).
       return value if scale is None else value * scale.astype(x.dtype)
 
+    def adapted(name, x, y):
+      """y, the product of x and the matrix of that name, with what an adapter adds to it (models.lora)."""
+      adapter = self.get_variable("lora", name)
+      if adapter is None:
+        return y
+      low = jnp.tensordot(x, adapter["a"].astype(x.dtype), INPUT_AXES[name])
+      return y + jnp.tensordot(low, adapter["b"].astype(x.dtype), 1)
+
     def bias(name, shape, axes):
       return self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape).astype(x.dtype)
 
@@ -89,6 +97,7 @@ class Block(nn.Module):
     qkv = []
     for name, count, axis in heads:
       y = jnp.einsum("bte,ehd->bthd", h, weight(name, (c.width, count, c.head_dim), ("embed", axis, "head_dim"), c.width))
+      y = adapted(name, h, y)
       if c.qkv_bias:
         y += bias(f"{name}_bias", (count, c.head_dim), (axis, "head_dim"))
       qkv.append(constrain(y, ("batch", "length", axis, "head_dim")))
@@ -106,20 +115,20 @@ class Block(nn.Module):
     else:
       h = flash_attention(c, q, (*past, own), visibility, is_local, self.kernel)
     o = weight("o", (c.num_heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), c.num_heads * c.head_dim)
-    h = jnp.einsum("bthd,hde->bte", h, o)
+    h = adapted("o", h, jnp.einsum("bthd,hde->bte", h, o))
     if c.output_bias:
       h += bias("o_bias", (c.width,), ("embed",))
     x += norm("attention_post_norm", h) if c.post_norms else h
 
     h = norm("mlp_norm", x)
-    gate = h @ weight("gate", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width)
-    up = h @ weight("up", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width)
+    gate = adapted("gate", h, h @ weight("gate", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width))
+    up = adapted("up", h, h @ weight("up", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width))
     if c.mlp_bias:
       gate += bias("gate_bias", (c.mlp_hidden,), ("mlp",))
       up += bias("up_bias", (c.mlp_hidden,), ("mlp",))
     h = (nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)) * up
     h = constrain(h, ("batch", "length", "mlp"))
-    h = h @ weight("down", (c.mlp_hidden, c.width), ("mlp", "embed"), c.mlp_hidden)
+    h = adapted("down", h, h @ weight("down", (c.mlp_hidden, c.width), ("mlp", "embed"), c.mlp_hidden))
     if c.mlp_bias:
       h += bias("down_bias", (c.width,), ("embed",))
     x += norm("mlp_post_norm", h) if c.post_norms else h
@@ -144,7 +153,7 @@ class Transformer(nn.Module):
     if self.remat != "none":
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
     self.layers = nn.scan(
-        block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
+        block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True}, length=c.num_layers,
         unroll=c.num_layers if c.num_layers <= UNROLLED_LAYERS else 1, in_axes=(0, nn.broadcast, nn.broadcast),
         metadata_params={nn.PARTITION_NAME: "layers"})(c, self.kernel)
 
@@ -222,6 +231,7 @@ def forward(
   """Runs whole right-padded sequences through the model.
 
   Args:
+    params: of the model, or with adapters beside them (models.lora).
     tokens: row b holds `lengths[b]` real tokens; the rest may be anything.
     prefix: keys and values that come before, from an earlier call: N rows, of which each serves B / N adjacent rows.
       Positions go on where the prefix's real tokens end. None: the sequences start here.
@@ -241,7 +251,15 @@ def forward(
   if kernel is None:
     kernel = attention_kernel(config, dtype, tokens.shape[1], jax.devices()[0]) if segments is None else "reference"
   return Transformer(config, remat, kernel).apply(
-      {"params": params}, tokens, positions, valid, segments, prefix, dtype)
+      _collections(params), tokens, positions, valid, segments, prefix, dtype)
+
+
+def _collections(params: Params) -> dict[str, Params]:
+  """Parameters as flax wants them, adapters apart and scaled (models.lora)."""
+  if "lora" not in params:
+    return {"params": params}
+  scaled = {name: {"a": x["a"], "b": x["b"] * params["lora_scale"]} for name, x in params["lora"].items()}
+  return {"params": params, "lora": {"layers": scaled}}
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... E"]) -> Float[Array, "... V"]:
@@ -250,11 +268,17 @@ def unembed(config: ModelConfig, params: Params, hidden: Float[Array, "... E"]) 
 
 
 def split_layers(config: ModelConfig, params: Params) -> list[Params]:
-  """Per layer, its own parameter arrays: a decode loop would otherwise slice the stacked ones at every token."""
+  """Per layer, its own parameter arrays: a decode loop would otherwise slice the stacked ones at every token.
+
+  Raises: ValueError for parameters with adapters, which decoding would leave out.
+  """
+  if "lora" in params:
+    raise ValueError("These parameters have adapters, which decoding does not read: give it lora.merge(params).")
   return [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(config.num_layers)]
 
 
-INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}  # Leading axes that a product sums over.
+# The matrices of a layer -> the leading axes that a product with each sums over.
+INPUT_AXES = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
 
 
 def quantize(layer: Params) -> dict[str, Params]:

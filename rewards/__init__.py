@@ -17,6 +17,8 @@ from rl_reason.rewards.build import build_rewards
 from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
 from rl_reason.rewards.groups import diversity, relative_length
+from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
+from rl_reason.rewards.learned import Learned
 from rl_reason.rewards.normalisers import group_mean_std, group_rank, RunningMeanStd, SlidingMinMax
 from rl_reason.rewards.schedules import Schedule
 from rl_reason.rewards.scoring import Scoring
@@ -35,6 +37,9 @@ REWARDS = {
     "overlong_penalty": overlong_penalty,
     "relative_length": relative_length,
     "diversity": diversity,
+    "judge_rating": PointwiseJudge,
+    "judge_preference": PairwiseJudge,
+    "learned": Learned,
 }
 
 # What a config may do to a component's values.

@@ -11,7 +11,7 @@ from rl_reason.rewards.schedules import Schedule
 FIELDS = ("function", "weight", "args", "transforms", "gate")
 
 
-def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:
+def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any = None) -> RewardSet:
   """A RewardSet from a config's mapping; everything that can be checked without samples is checked here.
 
       {"math_answer": 1.0,                                                  # A name in REWARDS -> its weight.
@@ -26,6 +26,9 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:
   may name a class: it is made with `args`, and the object is called with the samples. "weight" (default 1.0) is a number
   or the fields of a Schedule. "transforms" are names in TRANSFORMS or dotted paths, alone or as {"name": ...} beside
   their arguments, applied in this order. "gate" has the fields of a Gate.
+
+  Args:
+    models: given to rewards with an argument `models`: where learned ones find theirs (stages.base.Models).
 
   Raises: ValueError for unknown names, arguments, weights, transforms or gates, saying what was probably meant.
   """
@@ -44,7 +47,7 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]]) -> RewardSet:
                          f" {', '.join(FIELDS)}; an argument of the function goes into \"args\".")
     args = dict(entry.get("args") or {})
     path = entry.get("function", name)
-    function, args = _made(f"Reward {name!r}", "reward", path, args, REWARDS)
+    function, args = _made(f"Reward {name!r}", "reward", path, args, REWARDS, models)
     try:
       weight = Schedule.of(entry.get("weight", 1.0))
     except ValueError as error:
@@ -72,11 +75,16 @@ def _transforms(name: str, entries: Any) -> tuple[Transform, ...]:
   return tuple(made)
 
 
-def _made(what: str, kind: str, path: str, args: Mapping[str, Any], registry: Mapping[str, Any]):
+def _made(what: str, kind: str, path: str, args: Mapping[str, Any], registry: Mapping[str, Any], models: Any = None):
   """(function, arguments of its calls); of a class, an object and none."""
   function = naming.find(kind, path, registry)
   is_class = inspect.isclass(function)  # Then the samples, or values, come later, to its objects.
   given = {"groups": []} if getattr(function, "sees_groups", False) and not is_class else {}
+  if "models" in inspect.signature(function).parameters:
+    if models is None:
+      raise ValueError(f"{what}: {path} needs models of a run, which only stages have: elsewhere, as in evaluation.rewards,"
+                       " use a verifier.")
+    args = {**args, "models": models}
   naming.check_arguments(f"{what}: {path}", function, {**args, **given}, positional=0 if is_class else 1)
   if not is_class:
     if path in registry:

@@ -230,6 +230,11 @@ class RewardSet:
     for name, owner in stateful.items():
       owner.restore(state[name])
 
+  def metrics(self) -> dict[str, float]:
+    """What components tell of their last call (a method `metrics() -> dict`), as "<component>/<name>"."""
+    return {f"{c.name}/{k}": v for c in self.components if hasattr(c.function, "metrics")
+            for k, v in c.function.metrics().items()}
+
   def close(self) -> None:
     """Frees what components hold, and ends the shared worker processes (they come back at the next use)."""
     for c in self.components:

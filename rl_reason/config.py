@@ -67,8 +67,8 @@ class Evaluation:
   sampling: how completions are drawn (rollout.sampling.Sampling).
   batch_size: problems at once.
   """
-  rewards: Mapping[str, Any]
-  sampling: Sampling
+  rewards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  sampling: Sampling | None = None
   num_problems: int = 100
   samples_per_problem: int = 1
   every: int = 0
@@ -129,13 +129,15 @@ class RunConfig:
 
   stages: names of the stages in order; each is also a section of the config, whose field `kind` names a stage in
     rl_reason.stages.STAGES and whose other fields are that stage's. A stage starts from its predecessor's parameters.
+  task: what policies are evaluated on, which needs evaluation's rewards and sampling; stages without data of their own
+    learn from it. None: policies are not evaluated on problems.
   max_prompt_tokens: longer prompts are an error.
   sharding_rules: (logical axis, mesh axes) pairs that replace the defaults in rl_reason/sharding.py.
   """
   policy: Policy
-  task: TaskSection
-  evaluation: Evaluation
   stages: tuple[str, ...]
+  task: TaskSection | None = None
+  evaluation: Evaluation = Evaluation()
   seed: int = 0
   max_prompt_tokens: int = 256
   mesh: MeshSection = MeshSection()
@@ -147,6 +149,11 @@ class RunConfig:
     at_least(1, max_prompt_tokens=self.max_prompt_tokens)
     if not 0 <= self.seed < 2 ** 31:
       raise ValueError(f"seed must be in [0, 2^31), got {self.seed}.")
+    if self.task is not None:
+      missing = [n for n in ("rewards", "sampling") if not getattr(self.evaluation, n)]
+      if missing:
+        raise ValueError(f"config.evaluation lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}, which tell how a policy"
+                         " is evaluated on the task.")
     if not self.stages or len(set(self.stages)) != len(self.stages):
       raise ValueError(f"stages must name at least one section, each once; got {self.stages}.")
 
@@ -209,6 +216,7 @@ def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: 
   """Adds the dataclass's optional fields that the section leaves out, so that the command line may set them."""
   for field in dataclasses.fields(cls):
     hint = typing.get_type_hints(cls)[field.name]
+    hint = next((a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)), hint)  # Of an optional section.
     if field.name not in section:
       if field.default is not dataclasses.MISSING:
         default = field.default
@@ -223,28 +231,49 @@ def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: 
       _with_defaults(section_type, section[field.name])
 
 
+def installed_experiments() -> dict[str, Path]:
+  """The library's own experiments: file name -> file."""
+  from rl_reason import experiments
+
+  return {p.name: p for folder in experiments.__path__ for p in sorted(Path(folder).glob("*.py")) if p.stem != "__init__"}
+
+
+def find_experiment(path: str) -> Path:
+  """The file, here or among the installed experiments. Raises: ValueError if there is none."""
+  file = Path(path)
+  if file.is_file():
+    return file
+  installed = installed_experiments()
+  if file.name not in installed:
+    raise ValueError(f"There is no config file {path!r}.{naming.did_you_mean(file.name, installed)} The library's own"
+                     f" experiments: {', '.join(sorted(installed))}.")
+  return installed[file.name]
+
+
+def load_experiment(file: Path) -> types.ModuleType:
+  """The module of an experiment's file. Raises: ValueError if it has no get_config."""
+  module_spec = importlib.util.spec_from_file_location(f"rl_reason_config_{file.stem}", file)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"{file} defines no get_config(size), so it is not an experiment's config file.")
+  return module
+
+
 def load(spec: str) -> ml_collections.ConfigDict:
   """The ConfigDict of "path/to/file.py" or "path/to/file.py:argument", with every optional field filled in.
 
   A path that is not here is looked for among the installed experiments, so that experiments/quickstart.py works from
   any folder.
   """
-  from rl_reason import experiments
+  path, _, argument = spec.partition(":")
+  return load_from(load_experiment(find_experiment(path)), argument)
+
+
+def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.ConfigDict:
+  """`load` of an experiment's module."""
   from rl_reason.stages import STAGES
 
-  path, _, argument = spec.partition(":")
-  file = Path(path)
-  if not file.is_file():
-    installed = {p.name: p for folder in experiments.__path__ for p in Path(folder).glob("*.py") if p.stem != "__init__"}
-    if file.name not in installed:
-      raise ValueError(f"There is no config file {path!r}.{naming.did_you_mean(file.name, installed)} The library's own"
-                       f" experiments: {', '.join(sorted(installed))}.")
-    file = installed[file.name]
-  module_spec = importlib.util.spec_from_file_location(f"rl_reason_config_{file.stem}", file)
-  module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ValueError(f"{file} defines no get_config(size), so it is not an experiment's config file.")
   config = module.get_config(argument) if argument else module.get_config()
   config = ml_collections.ConfigDict(config)
   _with_defaults(RunConfig, config)

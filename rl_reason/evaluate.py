@@ -37,6 +37,8 @@ class Result:
 
 def check_verifier(section: Evaluation, context: Context) -> None:
   """Raises: ValueError for unknown rewards, and for held-out references that they cannot use."""
+  if context.task is None:
+    raise ValueError("The config has no task to evaluate a policy on: add config.task and config.evaluation.")
   count = min(section.num_problems, len(context.task.heldout))
   with contextlib.closing(build_rewards(section.rewards)) as rewards:
     rewards.check_references([context.task.heldout[i].reference for i in range(count)])

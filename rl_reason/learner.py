@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from rl_reason.losses import LossStatistics
-from rl_reason.types import LearnerState, Params, RolloutBatch
+from rl_reason.models import lora
+from rl_reason.types import LearnerState, Params
 
-LossFn = Callable[[Params, RolloutBatch], tuple[jax.Array, LossStatistics]]
+# (parameters, microbatch) -> (loss, statistics); a batch is a RolloutBatch, a TextBatch or a stage's own.
+LossFn = Callable[[Params, Any], tuple[jax.Array, LossStatistics]]
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": optax.adamw, "sgd": optax.sgd, "lion": optax.lion, "adafactor": optax.adafactor}
@@ -63,25 +66,28 @@ def skipped_in_a_row(state: LearnerState) -> jax.Array:
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
-  return LearnerState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+  """With the optimizer's state of what is trained (lora.partition): all parameters, or adapters alone."""
+  return LearnerState(
+      step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(lora.partition(params)[0]))
 
 
 def train_step(
-    state: LearnerState, microbatches: RolloutBatch, *, loss_fn: LossFn, optimizer: optax.GradientTransformation,
+    state: LearnerState, microbatches: Any, *, loss_fn: LossFn, optimizer: optax.GradientTransformation,
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
-  """One optimizer step on one minibatch.
+  """One optimizer step on one minibatch, of what is trained: frozen parameters have no gradients and stay as they are.
 
   Args:
-    microbatches: a RolloutBatch whose every array has a leading axis of A microbatches, gone through one after the
+    microbatches: a batch whose every array has a leading axis of A microbatches, gone through one after the
       other; their token_weights sum to 1 over all A, so that A changes memory and not the result.
     loss_fn: (params, microbatch) -> (loss, LossStatistics).
 
   Returns: the new state and metrics; `skipped_in_a_row` is above 0 where the update was refused.
   """
-  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+  trained, frozen = lora.partition(state.params)
+  gradient = jax.value_and_grad(lambda trained, batch: loss_fn(lora.combine(trained, frozen), batch), has_aux=True)
 
   def one(i):
-    (_, statistics), grads = gradient(state.params, jax.tree.map(lambda x: x[i], microbatches))
+    (_, statistics), grads = gradient(trained, jax.tree.map(lambda x: x[i], microbatches))
     return grads, statistics
 
   num = jax.tree.leaves(microbatches)[0].shape[0]
@@ -98,9 +104,14 @@ def train_step(
     statistics = statistics.replace(maxima=jax.tree.map(lambda x: x - jnp.inf, statistics.maxima))
     (grads, statistics), _ = jax.lax.scan(add, (grads, statistics), jnp.arange(num))
 
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+  params = lora.combine(optax.apply_updates(trained, updates), frozen)
   state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   metrics = {**statistics.metrics(), "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
              "skipped_in_a_row": skipped_in_a_row(state)}
   return state, metrics
+
+
+def split_microbatches(batch: Any, count: int) -> Any:
+  """[N ...] -> [count, N / count ...] for every host array of a batch: what `train_step` goes through one by one."""
+  return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *x.shape[1:]), batch)

@@ -279,10 +279,10 @@ def policy_gradient_loss(
       maxima={"logprob_gap": gap.max()})
 
 
-def imitation_loss(logprobs: PerToken, batch: RolloutBatch) -> tuple[Float[Array, ""], LossStatistics]:
-  """Negative log-likelihood of demonstrations (a RolloutBatch whose completions are the demonstrations)."""
-  mask = batch.completion_mask
+def imitation_loss(
+    logprobs: PerToken, mask: Mask, token_weights: PerToken) -> tuple[Float[Array, ""], LossStatistics]:
+  """Negative log-likelihood of demonstrations, weighed per token; where masked out, log-probabilities may be anything."""
   nll = jnp.where(mask, -logprobs, 0.0)
-  loss = jnp.sum(batch.token_weights * nll)
+  loss = jnp.sum(token_weights * nll)
   return loss, LossStatistics(
       sums={"loss": loss}, token_sums={"nll": nll.sum()}, num_tokens=mask.sum(dtype=jnp.float32), maxima={})

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl_reason import policy
-from rl_reason.models import transformer
+from rl_reason.models import lora, transformer
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout.schedule import Schedule
 from rl_reason.sharding import Partitioning
@@ -37,7 +37,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Sizes of what is sampled or learnt from at once: prompts, completions of each, and both's padded tokens."""
+  """Sizes of what is sampled or learnt from at once: prompts, completions of each, and both's padded tokens.
+
+  prompt_tokens: 0 for rows of whole texts, as supervised stages read them; completion_tokens are then the rows'.
+  """
   prompts: int
   group_size: int
   prompt_tokens: int
@@ -117,20 +120,20 @@ def sharded_bytes(tree: Any) -> int:
 
 
 def learner_parts(state: LearnerState, *, microbatches: int, start: Params | None = None) -> list[Part]:
-  """What the stage holds all along, and the gradients.
+  """What the stage holds all along, and the gradients of what it trains.
 
   Args:
     state: a Stage's state_shape. start: shapes of the policy it starts from; None: those of its own parameters.
   """
-  params = sharded_bytes(state.params)
+  params, trained = sharded_bytes(state.params), sharded_bytes(lora.partition(state.params)[0])
   spread = "spread over more devices with mesh.fsdp or mesh.tensor, or take a smaller policy"
   return [
       Part("parameters", params, spread),
       Part("policy the stage starts from", params if start is None else sharded_bytes(start), spread),
       Part("optimizer", sharded_bytes(state.opt_state), f"{spread}, or optimizer.name='sgd'"),
       # With several microbatches, their sum and the newest one's.
-      Part("gradients", params * (2 if microbatches > 1 else 1), spread, "update"),
-      Part("gradients and the optimizer's step", 2 * params, spread, "optimizer step"),
+      Part("gradients", trained * (2 if microbatches > 1 else 1), spread, "update"),
+      Part("gradients and the optimizer's step", 2 * trained, spread, "optimizer step"),
   ]
 
 
@@ -197,17 +200,21 @@ def rollout_parts(
 def saved_activations(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, remat: str,
 ) -> float:
-  """Bytes on a device that the backward pass of policy.completion_logprobs gets from its forward pass."""
+  """Bytes on a device that the backward pass of policy.completion_logprobs, or for whole texts of policy.text_logprobs, gets
+  from its forward pass."""
   model = _local(model, partitioning)
   def array(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.int32)
   params = transformer.abstract_params(model)
-  data = (PromptBatch(array(batch.prompts, batch.prompt_tokens), array(batch.prompts)),
-          array(batch.completions, batch.completion_tokens), array(batch.completions))
+  completions = array(batch.completions, batch.completion_tokens), array(batch.completions)
+  if batch.prompt_tokens:
+    logprobs, data = policy.completion_logprobs, (
+        PromptBatch(array(batch.prompts, batch.prompt_tokens), array(batch.prompts)), *completions)
+  else:
+    logprobs, data = policy.text_logprobs, (*completions, completions[0])
 
   def residuals(params, data):
-    _, backward = jax.vjp(
-        lambda params: policy.completion_logprobs(model, params, *data, dtype=dtype, remat=remat), params)
+    _, backward = jax.vjp(lambda params: logprobs(model, params, *data, dtype=dtype, remat=remat), params)
     given = {id(x) for x in jax.tree.leaves((params, data))}
     return [x for x in jax.tree.leaves(backward) if id(x) not in given]
 

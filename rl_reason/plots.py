@@ -12,7 +12,7 @@ import numpy as np
 from rl_reason import metrics
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Panel:
 PANELS = (
     Panel("Held-out accuracy", "pass@1 (proportion)", ("eval/pass@1",),
           band=("eval/pass@1_low", "eval/pass@1_high"), y_limits=(0, 1), joined=True),
+    Panel("Held-out comparisons", "accuracy (proportion)", ("eval/accuracy",),
+          band=("eval/accuracy_low", "eval/accuracy_high"), y_limits=(0, 1)),
     Panel("Reward", "reward (1 = correct)", ("reward/mean", "reward/*")),
     Panel("KL to the reference policy", "KL (nats per token)", ("kl",)),
     Panel("Completion length", "tokens per completion", ("completion/length",)),
@@ -125,7 +127,7 @@ def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], sta
       steps, values = _curve(key, stages, records, starts)
       if not len(values):
         continue
-      color = _COLORS[index % len(_COLORS)]
+      color = COLORS[index % len(COLORS)]
       # The main curve is drawn over its components.
       linewidth, zorder = (2.0, 3) if index == 0 else (1.4, 2)
       style = dict(color=color, linewidth=linewidth, zorder=zorder, label=_label(key, keys))
@@ -133,21 +135,15 @@ def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], sta
         window = len(values) // 40 | 1  # Odd, so that the mean is centred.
         widest = max(widest, window)
         ax.plot(steps, values, color=color, linewidth=0.8, alpha=0.3, zorder=1)
-        ax.plot(steps, _running_mean(values, window), **style)
+        ax.plot(steps, running_mean(values, window), **style)
       else:
         ax.plot(steps, values, marker="o" if len(values) <= 30 else None, markersize=4, **style)
     if panel.band:
       (steps, low), (high_steps, high) = (_curve(key, stages, records, starts) for key in panel.band)
       if len(steps) and np.array_equal(steps, high_steps):
-        ax.fill_between(steps, low, high, color=_COLORS[0], alpha=0.18, linewidth=0, label=panel.band_label)
-  ax.set_title(panel.title, fontsize=13, fontweight="bold", loc="left")
-  ax.set_ylabel(panel.y_label, fontsize=11)
-  ax.set_xlabel("training step" + (f"  (curve: mean of {widest})" if widest > 1 else ""), fontsize=11)
-  ax.tick_params(labelsize=10)
+        ax.fill_between(steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0, label=panel.band_label)
+  dress(ax, panel.title, panel.y_label, "training step" + (f"  (curve: mean of {widest})" if widest > 1 else ""))
   ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
-  ax.grid(color="#dddddd", linewidth=0.7)
-  ax.set_axisbelow(True)
-  ax.spines[["top", "right"]].set_visible(False)
   if panel.y_limits:
     ax.set_ylim(*panel.y_limits)
   elif len(keys) > 1:
@@ -161,6 +157,17 @@ def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], sta
   labels = dict(zip(*reversed(ax.get_legend_handles_labels())))  # One entry per curve, not one per stage.
   if len(labels) > 1:
     ax.legend(labels.values(), labels.keys(), fontsize=9, framealpha=0.8, loc="best")
+
+
+def dress(ax: axes.Axes, title: str, y_label: str, x_label: str) -> None:
+  """What all charts have: titles, sizes, a grid, no frame."""
+  ax.set_title(title, fontsize=13, fontweight="bold", loc="left")
+  ax.set_ylabel(y_label, fontsize=11)
+  ax.set_xlabel(x_label, fontsize=11)
+  ax.tick_params(labelsize=10)
+  ax.grid(color="#dddddd", linewidth=0.7)
+  ax.set_axisbelow(True)
+  ax.spines[["top", "right"]].set_visible(False)
 
 
 def _label(key: str, keys: Sequence[str]) -> str:
@@ -178,7 +185,7 @@ def _mark_stages(ax: axes.Axes, starts: Mapping[str, int]) -> None:
                 ha="left", va="top", fontsize=9, color="#444444")
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
   """Mean over `window` points around each, fewer at the ends; NaN counts for nothing."""
   kernel = np.ones(max(window, 1))
   total = np.convolve(np.nan_to_num(values), kernel, mode="same")

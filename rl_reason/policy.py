@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
+from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.types import Params, PromptBatch
 
 # Logits computed at once: 2**24 float32 are 64 MiB. Small vocabularies then need no chunks, large ones stay in cache.
@@ -72,6 +73,34 @@ def completion_states(
   if segments is None:
     return hidden
   return jnp.where((segments == jnp.arange(size))[..., None], last, hidden)
+
+
+def response_logprobs(
+    config: ModelConfig, params: Params, batch: ResponseBatch, *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "P G N"]:
+  """log π of each response's tokens, at their places in its prompt's N tokens of rows; 0 elsewhere."""
+  logprobs, _ = completion_logprobs(
+      config, params, batch.prompts, batch.tokens, batch.row_lengths, segments=batch.segments, dtype=dtype, remat=remat)
+  count, size, _ = batch.places.shape
+  owned = batch.owners.reshape(count, 1, -1) == 1 + jnp.arange(size)[:, None]
+  return jnp.where(owned, logprobs.reshape(count, 1, -1), 0.0)
+
+
+def text_logprobs(
+    config: ModelConfig,
+    params: Params,
+    tokens: Int[Array, "R T"],
+    lengths: Int[Array, "R"],
+    targets: Int[Array, "R K"],
+    *, segments: Int[Array, "R T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "R K"]:
+  """log π(y_t | y_<t) of the tokens at the places `targets` of whole texts (types.TextBatch): nats, float32.
+
+  Of no meaning, but finite, for the first token of a text and for padding.
+  """
+  hidden, _ = transformer.forward(config, params, tokens, lengths, segments=segments, dtype=dtype, remat=remat)
+  before = jnp.take_along_axis(hidden, jnp.maximum(targets - 1, 0)[..., None], axis=1)
+  return token_logprobs(config, params, before, jnp.take_along_axis(tokens, targets, axis=1))[0]
 
 
 def token_logprobs(

@@ -25,6 +25,7 @@ HEADLINE = (
     ("entropy", "entropy"),
     ("completion/length", "length"),
     ("eval/pass@1", "pass@1"),
+    ("eval/accuracy", "accuracy"),
     ("time/tokens_per_second", "{} tok/s"),
 )
 _RATE_STEPS = 32  # The ETA uses the speed of this many latest steps: completions grow as training goes on.

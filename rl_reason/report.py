@@ -9,14 +9,14 @@ COLUMNS = ("after", "steps", "pass@1 (95 %)", "pass@k", "KL", "tokens/s", "secon
 def summary(metrics: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[list[str]]:
   """Rows for COLUMNS from the lines of metrics.jsonl: the start, then each stage's end.
 
-  KL is the mean over the stage's last tenth of steps; tokens/s are trained tokens over the seconds of its steps.
+  A stage that trains no policy shows its accuracy on held-out comparisons. KL is the mean over the stage's last tenth of steps; tokens/s are trained tokens over the seconds of its steps.
   """
   rows = []
   for i, stage in enumerate(stages):
     lines = [m for m in metrics if m["stage"] == stage]
-    evaluations = [m for m in lines if "eval/pass@1" in m]
+    evaluations = [m for m in lines if "eval/pass@1" in m or "eval/accuracy" in m]
     steps = [m for m in lines if "time/step" in m]
-    if i == 0 and evaluations and evaluations[0]["step"] == 0:
+    if i == 0 and evaluations and evaluations[0]["step"] == 0 and "eval/pass@1" in evaluations[0]:
       rows.append(["nothing", "0", *_accuracy(evaluations[0]), "", "", ""])
     if not steps:
       continue
@@ -30,6 +30,9 @@ def summary(metrics: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list
 
 
 def _accuracy(m: Mapping[str, Any]) -> tuple[str, str]:
+  if "eval/pass@1" not in m:
+    interval = f" ({m['eval/accuracy_low']:.3f}-{m['eval/accuracy_high']:.3f})" if "eval/accuracy_low" in m else ""
+    return f"accuracy {m['eval/accuracy']:.3f}{interval}", ""
   several = [k for k in m if k.startswith("eval/pass@") and k.split("@")[1].isdigit() and k != "eval/pass@1"]
   return (f"{m['eval/pass@1']:.3f} ({m['eval/pass@1_low']:.3f}-{m['eval/pass@1_high']:.3f})",
           f"{m[several[0]]:.3f} (k={several[0].split('@')[1]})" if several else "")

@@ -1,9 +1,10 @@
 """What train, evaluate and sample share: a checked config -> everything a stage needs, and the work directory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import os
 from pathlib import Path
@@ -20,9 +21,10 @@ from rl_reason import config as config_lib
 from rl_reason import memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
-from rl_reason.models.sources import POLICIES
+from rl_reason.models.sources import POLICIES, PolicySource
 from rl_reason.rewards.monitors import StoppedByMonitor
 from rl_reason.rollout import check_sampling, encode_prompts
+from rl_reason.scorer import Scorer
 from rl_reason.stages import STAGES, Context, Trained
 from rl_reason.tasks import load_task
 from rl_reason.types import Params
@@ -47,6 +49,8 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     kind = config[name].get("kind", "")
     config_lib.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
     sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
+    if run_config.task is None and not hasattr(sections[name], "data"):
+      raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
   profile = run_config.logging.profile
   if profile.stage:
     config_lib.one_of(sections, **{"stage (config.logging.profile.stage)": profile.stage})
@@ -56,19 +60,26 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
   return run_config, sections
 
 
+def make_policy(section: config_lib.Policy) -> PolicySource:
+  """Raises: ValueError or FileNotFoundError for what cannot work."""
+  make = naming.find("policy source", section.source, POLICIES)
+  naming.check_arguments(f"The policy source {section.source!r}", make, section.args)
+  return make(**section.args)
+
+
 def make_context(config: RunConfig) -> Context:
   """Mesh, policy source and task. Raises: ValueError or FileNotFoundError for what cannot work, before training."""
   sharding.check_platform(config.mesh.platform)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   rules = dict(sharding.DEFAULT_RULES) | dict(config.sharding_rules)
-  task = load_task(config.task.source, config.task.args, config.task.train, config.task.heldout)
-  make_policy = naming.find("policy source", config.policy.source, POLICIES)
-  naming.check_arguments(f"The policy source {config.policy.source!r}", make_policy, config.policy.args)
-  policy = make_policy(**config.policy.args)
-  check_sampling(config.evaluation.sampling, policy.config, policy.tokenizer, max_prompt_tokens=config.max_prompt_tokens)
-  # The whole of the held-out part is used, so all its prompts must fit; training prompts are checked as they come.
-  count = min(config.evaluation.num_problems, len(task.heldout))
-  encode_prompts([task.heldout[i] for i in range(count)], policy.tokenizer, max_tokens=config.max_prompt_tokens)
+  policy = make_policy(config.policy)
+  task = None
+  if config.task is not None:
+    task = load_task(config.task.source, config.task.args, config.task.train, config.task.heldout)
+    check_sampling(config.evaluation.sampling, policy.config, policy.tokenizer, max_prompt_tokens=config.max_prompt_tokens)
+    # The whole of the held-out part is used, so all its prompts must fit; training prompts are checked as they come.
+    count = min(config.evaluation.num_problems, len(task.heldout))
+    encode_prompts([task.heldout[i] for i in range(count)], policy.tokenizer, max_tokens=config.max_prompt_tokens)
   return Context(
       seed=config.seed, policy=policy, dtype=jnp.dtype(config.policy.dtype), task=task,
       max_prompt_tokens=config.max_prompt_tokens, partitioning=sharding.Partitioning(mesh, tuple(rules.items())))
@@ -87,17 +98,67 @@ def starting_points(context: Context) -> dict[str, str]:
 
   Raises: ValueError for other names.
   """
-  points, earlier = {}, []
+  points = {}
   for name, section in context.sections.items():
-    known = ["initial", *earlier]
-    if section.start and section.start not in known:
-      raise ValueError(f"config.{name}.start={section.start!r} is no earlier stage that trains a policy."
-                       f"{naming.did_you_mean(section.start, known)} Known: {', '.join(known)}; or \"\" for the last of them.")
-    start = section.start or known[-1]
-    points[name] = "" if start == "initial" else start
-    if trained(context, name).policy is not None:
-      earlier.append(name)
+    points[name] = _policy_name(context, name, "start", section.start)
+    _policy_name(context, name, "reference", getattr(section, "reference", ""))
   return points
+
+
+def _policy_name(context: Context, stage: str, field: str, value: str) -> str:
+  """Of the stage whose policy a field of another stage's section names; "" for the initial policy."""
+  earlier = itertools.takewhile(lambda n: n != stage, context.sections)
+  known = ["initial", *(n for n in earlier if trained(context, n).policy is not None)]
+  if value and value not in known:
+    raise ValueError(f"config.{stage}.{field}={value!r} is no earlier stage that trains a policy."
+                     f"{naming.did_you_mean(value, known)} Known: {', '.join(known)}; or \"\" for the last of them.")
+  name = value or known[-1]
+  return "" if name == "initial" else name
+
+
+def find_scorer(context: Context, name: str, earlier: Sequence[str]) -> Scorer:
+  """A model for learned rewards: of an earlier stage, or of another run by its workdir (stages.base.Models).
+
+  Args:
+    context: of with_stages.
+  Raises: ValueError for what is no model that scores.
+  """
+  scoring = [n for n in earlier if hasattr(STAGES[context.sections[n].kind], "make_scorer")]
+  if name in scoring:
+    return STAGES[context.sections[name].kind].make_scorer(context.sections[name], context, name)
+  if name not in context.sections and (Path(name) / "config.json").is_file() or _split(name)[1]:
+    return scorer_of_run(name, context.partitioning)
+  raise ValueError(f"{name!r} is neither an earlier stage that trains a model that scores, nor the workdir of another run."
+                   f"{naming.did_you_mean(name, scoring)} Such stages: {', '.join(scoring) or 'none'}; their kinds:"
+                   f" {', '.join(k for k, s in STAGES.items() if hasattr(s, 'make_scorer'))}.")
+
+
+def scorer_of_run(name: str, partitioning: sharding.Partitioning) -> Scorer:
+  """The model of a run's stage, by "workdir:stage", or by "workdir" that of its last stage with one.
+
+  Raises: ValueError if there is none, or it is not trained yet.
+  """
+  folder, stage = (Path(name), "") if (Path(name) / "config.json").is_file() else _split(name)
+  if not (folder / "config.json").is_file():
+    raise ValueError(f"{name} is not the workdir of a run: it has no config.json.")
+  config, sections = check(ml_collections.ConfigDict(json.loads((folder / "config.json").read_text())))
+  context = Workdir(folder).with_stages(Context(
+      seed=config.seed, policy=make_policy(config.policy), dtype=jnp.dtype(config.policy.dtype), task=None,
+      max_prompt_tokens=config.max_prompt_tokens, partitioning=partitioning), config, sections)
+  scoring = [n for n in sections if hasattr(STAGES[sections[n].kind], "make_scorer")]
+  stage = stage or (scoring[-1] if scoring else "")
+  if stage not in scoring:
+    raise ValueError(f"The run in {folder} has no stage {stage!r} that trains a model that scores; such are:"
+                     f" {', '.join(scoring) or 'none'}.")
+  if not (folder / "checkpoints" / stage).is_dir():
+    raise ValueError(f"The run in {folder} has not trained its stage {stage!r} yet: run it first.")
+  return find_scorer(context, stage, list(sections))
+
+
+def _split(name: str) -> tuple[Path, str]:
+  """(workdir, stage) of "workdir:stage"; ("", "") of anything else."""
+  path, _, stage = name.rpartition(":")
+  return (Path(path), stage) if path and (Path(path) / "config.json").is_file() else (Path(), "")
 
 
 def initial_params(context: Context) -> Params:
@@ -149,7 +210,13 @@ class Workdir:
   def with_stages(self, context: Context, config: RunConfig, sections: Mapping[str, Any]) -> Context:
     """The context of a run in this folder: its stages know each other's sections and finished parameters."""
     context = dataclasses.replace(context, sections=sections)
-    return dataclasses.replace(context, finished=lambda name: self._newest(config, context, name)[1])
+    context = dataclasses.replace(context, finished=lambda name: self._newest(config, context, name)[1])
+    context = dataclasses.replace(context, policy_at=lambda stage, field, value: self._policy(context, stage, field, value))
+    return dataclasses.replace(context, scorer=lambda name, earlier: find_scorer(context, name, earlier))
+
+  def _policy(self, context: Context, stage: str, field: str, value: str) -> Params:
+    name = _policy_name(context, stage, field, value)
+    return trained(context, name).policy(context.finished(name)) if name else initial_params(context)
 
   def newest_policy(self, config: RunConfig, context: Context) -> tuple[str, Params]:
     """(where it is from, parameters) of the policy in the newest checkpoint that holds one.

@@ -30,7 +30,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     run_config, sections = run.check(config)
     folder = run.Workdir(workdir)
     context = folder.with_stages(run.make_context(run_config), run_config, sections)
-    example, prompt = context.task.heldout[0].prompt, _PROMPT.value
+    if run_config.evaluation.sampling is None:
+      raise ValueError("The config says nothing of sampling: add config.evaluation.sampling.")
+    example, prompt = context.task.heldout[0].prompt if context.task else "", _PROMPT.value
     if not isinstance(example, str):  # A chat, with the task's system message and worked turns, if any.
       prompt = (*example[:-1], {"role": "user", "content": prompt})
     problems, tokenizer = [Problem(prompt=prompt, reference="", id="--prompt")], context.policy.tokenizer

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 from typing import Any
@@ -123,14 +124,20 @@ class Partitioning:
     """Per parameter its sharding, from its shape and its logical axes (models.transformer.parameter_axes)."""
     return jax.tree.map(lambda x, spec: self.sharding(x.shape, (*spec, *[None] * (x.ndim - len(spec)))), shapes, axes)
 
-  def state(self, abstract: LearnerState, param_shardings: Params, optimizer: optax.GradientTransformation) -> LearnerState:
-    """Per array of a LearnerState its sharding: the optimizer's moments lie with their parameters."""
+  def state(
+      self, abstract: LearnerState, param_shardings: Params, optimizer: optax.GradientTransformation, *,
+      trained_shardings: Params | None = None) -> LearnerState:
+    """Per array of a LearnerState its sharding: the optimizer's moments lie with their parameters.
+
+    trained_shardings: of the parameters that the optimizer knows, if not all (models.lora.partition).
+    """
     whole = NamedSharding(self.mesh, PartitionSpec())
     # Where parts of the parameters have optimizers of their own, each holds nodes without arrays for the others.
     def absent(x):
       return isinstance(x, optax.MaskedNode)
     opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda x, sharding: x if absent(x) else sharding, abstract.opt_state, param_shardings,
+        optimizer, lambda x, sharding: x if absent(x) else sharding, abstract.opt_state,
+        param_shardings if trained_shardings is None else trained_shardings,
         transform_non_params=lambda _: whole, is_leaf=absent)
     return LearnerState(step=whole, params=param_shardings, opt_state=opt_state)
 
@@ -205,6 +212,16 @@ def place_like(x: np.ndarray, like: jax.Array) -> jax.Array:
 def gather_rows(x: np.ndarray) -> np.ndarray:
   """Rows that each process has for itself -> all processes' rows, in process order, on each."""
   return x if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def gather_objects(own: Any) -> list[Any]:
+  """Plain data, as JSON holds it, of every process, in process order, on each."""
+  if jax.process_count() == 1:
+    return [own]
+  text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+  lengths = gather_rows(np.array([len(text)]))
+  padded = gather_rows(np.pad(text, (0, lengths.max() - len(text)))[None])
+  return [json.loads(row[:length].tobytes()) for row, length in zip(padded, lengths)]
 
 
 def any_process(flag: bool) -> bool:

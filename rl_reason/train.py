@@ -49,10 +49,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     compilation.keep_programs(progress.note)
     context = folder.with_stages(run.make_context(run_config), run_config, sections)
     starts = run.starting_points(context)
-    check_verifier(run_config.evaluation, context)
+    between = []
+    if context.task is not None:
+      check_verifier(run_config.evaluation, context)
+      between = evaluation_memory(run_config.evaluation, context)
     for name in run_config.stages:
       STAGES[sections[name].kind].check(sections[name], context)
-    available, between = memory.device_memory(context.partitioning), evaluation_memory(run_config.evaluation, context)
+    available = memory.device_memory(context.partitioning)
     for name in run_config.stages:
       needed = STAGES[sections[name].kind].memory(sections[name], context)
       progress.note(memory.fit(name, [*needed, *between], available))
@@ -104,8 +107,8 @@ class Loop:
     checkpointing, evaluation, compiled = self.config.checkpoint, self.config.evaluation, compilation.compilations()
     policies = [s for s in self.config.stages if run.trained(self.context, s).policy is not None]
     # What a policy is worth before a stage is known where an earlier one trained it.
-    first = stage.evaluate is not None or name == policies[0]
-    judge = stage.evaluate or self._accuracy(name)
+    first = stage.evaluate is not None or name in policies[:1]
+    judge = self._judge(name, stage)
     with contextlib.closing(self.folder.checkpoints(name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       restored = saved.restore(stage.state_shape)
       if restored is None:
@@ -132,6 +135,7 @@ class Loop:
             f" {self.folder.path}: they would not see its further steps. Set --config.{name}.num_steps={step} back, or"
             " choose another --workdir.")
       self._rewind(name, step, started=restored is not None)
+      updates = int(state.step)
       self.progress.stage(name, stage.num_steps, step)
       if first and restored is None:
         self._evaluate(name, 0, stage, judge, state.params)
@@ -142,6 +146,8 @@ class Loop:
           state, metrics, shown = stage.step(state, next(stage.data), step)
         step += 1
         seconds = time.perf_counter() - started
+        metrics |= {"updates": int(state.step) - updates}
+        updates += metrics["updates"]
         metrics |= {"time/step": seconds, "time/tokens_per_second": metrics["tokens"] / seconds,
                     "time/compilations": compiled.programs, "time/compile_seconds": compiled.seconds - compile_seconds}
         alarms = self._log(name, step, stage, metrics, shown)
@@ -179,12 +185,16 @@ class Loop:
     else:
       self.writer.rewind(order, order[order.index(name) - 1], 2**31)
 
-  def _accuracy(self, name: str) -> Evaluate:
+  def _judge(self, name: str, stage: Stage) -> Evaluate:
+    """The stage's own evaluation and, where it trains a policy, the run's."""
     policy = run.trained(self.context, name).policy
 
     def judge(params):
-      result = evaluate(self.config.evaluation, self.context, policy(params), report=self.progress.note)
-      return result.metrics, result.rows()
+      metrics, rows = stage.evaluate(params) if stage.evaluate else ({}, [])
+      if policy is not None and self.context.task is not None:
+        result = evaluate(self.config.evaluation, self.context, policy(params), report=self.progress.note)
+        metrics, rows = {**metrics, **result.metrics}, [*result.rows()[:50], *rows]
+      return metrics, rows
     return judge
 
   def _log(
@@ -202,7 +212,7 @@ class Loop:
     metrics, rows = judge(params)
     alarms = self._log(name, step, stage, {**metrics, "time/evaluation": time.perf_counter() - started})
     if sharding.is_main_process():
-      self.folder.write(f"samples/{name}-{step}.json", rows[:50])
+      self.folder.write(f"samples/{name}-{step}.json", rows[:100])
     return alarms
 
 

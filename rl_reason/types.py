@@ -1,4 +1,4 @@
-"""The few structures that travel between rooms: problems, samples, device batches and the learner's state."""
+"""The few structures that travel between rooms: problems, comparisons, samples, device batches, the learner's state."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -20,15 +20,112 @@ class Problem:
 
   prompt: the text given to the policy, or chat messages that the tokenizer's template turns into text.
   reference: the answer that verifiers compare with.
-  solution: a worked completion to imitate (supervised stages need it), or "".
+  solution: a worked completion to imitate (supervised stages need it), or "". Or messages that go on from the prompt, of
+    which the assistant's are imitated and others' (a tool's, a user's) only read; the last is the assistant's. After a
+    prompt of text they follow one another as they are, after messages the chat template joins them.
   id: unique within its task and stable between runs.
   metadata: whatever else the row holds, for rewards that ask for it.
   """
   prompt: str | tuple[Message, ...]
   reference: str
-  solution: str = ""
+  solution: str | tuple[Message, ...] = ""
   id: str = ""
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """A step of a worked response: its text, separator included, and how right it is.
+
+  label: in [0, 1]: 1 right, 0 wrong, between them a share of continuations that succeed (Math-Shepherd); None: unlabelled.
+  """
+  text: str
+  label: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Responses to one prompt with what is known of their quality: a row that reward models learn from and are judged on.
+
+  A pair has two responses, a list more, a row with a label of its own one. Where scores are known, responses stand best
+  first: the chosen one of a pair is responses[0]. (Whoever shows them to a judge by position has to shuffle or swap.)
+
+  prompt: as in Problem.
+  responses: texts, none blank.
+  scores: one finite number per response, never rising; equal numbers are a tie. (1, 0) is a pair without degrees; ranks
+    enter negated. (): not compared, there are only attributes or steps.
+  soft_label: of a pair, the probability in [0, 1] that responses[0] is the better one, e.g. its share of votes; None:
+    what the scores say (see `preference`).
+  margin: by how much the best should win, in units of reward, at least 0.
+  weight: of the row in a loss, at least 0.
+  attributes: one mapping per response, name -> value, None where it is missing; () without attributes.
+  steps: per response its Steps, whose texts joined are the response; () for a response without, or for all.
+  domain: what accuracy is reported by. id, metadata: as in Problem.
+
+  Raises: ValueError for blank texts, identical responses of different score, and whatever else is not as said here.
+  """
+  prompt: str | tuple[Message, ...]
+  responses: tuple[str, ...]
+  scores: tuple[float, ...] = ()
+  soft_label: float | None = None
+  margin: float = 0.0
+  weight: float = 1.0
+  attributes: tuple[Mapping[str, float | None], ...] = ()
+  steps: tuple[tuple[Step, ...], ...] = ()
+  domain: str = ""
+  id: str = ""
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    def finite(value):
+      return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and np.isfinite(value)
+    count = len(self.responses)
+    if isinstance(self.responses, str) or not count:
+      raise ValueError(f"responses must be a tuple of at least one text, got {self.responses!r}.")
+    for i, response in enumerate(self.responses):
+      if not isinstance(response, str) or not response.strip():
+        raise ValueError(f"response {i} is {response!r}: a blank text has nothing to score. Leave the row out.")
+    for name in ("scores", "attributes", "steps"):
+      given = getattr(self, name)
+      if len(given) not in (0, count):
+        raise ValueError(f"{name} has {len(given)} entries for {count} responses: give one for each, or none.")
+    if not all(map(finite, self.scores)):
+      raise ValueError(f"scores must be finite numbers, got {self.scores}: correct them, or leave the row out.")
+    if any(a < b for a, b in zip(self.scores, self.scores[1:])):
+      raise ValueError(f"scores must not rise, got {self.scores}: responses stand best first. Sort both by score.")
+    by_text: dict[str, float] = {}
+    for response, score in zip(self.responses, self.scores):
+      # Equal responses of a longer list, e.g. of samples, may be equally good; a pair of them says nothing.
+      if response in by_text and (count == 2 or by_text[response] != score):
+        raise ValueError(f"two responses are identical, with scores {by_text[response]} and {score}: {response[:80]!r}."
+                         " A comparison of a text with itself has no answer. Leave the row out.")
+      by_text[response] = score
+    if self.soft_label is not None and (count != 2 or not finite(self.soft_label) or not 0 <= self.soft_label <= 1):
+      raise ValueError(f"soft_label is the probability, in [0, 1], that the first of two responses is better; got"
+                       f" {self.soft_label!r} for {count} responses.")
+    for name in ("margin", "weight"):
+      if not finite(getattr(self, name)) or getattr(self, name) < 0:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}.")
+    for i, values in enumerate(self.attributes):
+      for name, value in values.items():
+        if value is not None and not finite(value):
+          raise ValueError(f"attribute {name!r} of response {i} is {value!r}: give a finite number, or None if it is"
+                           " missing.")
+    for i, (response, steps) in enumerate(zip(self.responses, self.steps)):
+      if steps and "".join(s.text for s in steps) != response:
+        raise ValueError(f"the steps of response {i} do not join to it: their texts must cover it, separators included.")
+      for j, step in enumerate(steps):
+        if not step.text.strip():
+          raise ValueError(f"step {j} of response {i} is blank, {step.text!r}: it cannot be right or wrong. Leave it out.")
+        if step.label is not None and (not finite(step.label) or not 0 <= step.label <= 1):
+          raise ValueError(f"step {j} of response {i} has the label {step.label!r}: give a number in [0, 1], or None.")
+
+  @property
+  def preference(self) -> float | None:
+    """Of a pair, the probability that responses[0] is better: soft_label, else 1, or 0.5 for a tie; None if unknown."""
+    if self.soft_label is not None or len(self.scores) != 2:
+      return self.soft_label
+    return 1.0 if self.scores[0] > self.scores[1] else 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +139,7 @@ class Sample:
   group: the index of the prompt in this step's batch; a group's samples are adjacent.
   step: the training step it was sampled in (0 outside training).
   spans: named [start, end) token ranges of the completion, e.g. {"turn": [(0, 12), (30, 41)]}.
+  messages: the chat messages whose rendering `prompt` is; () where the problem's prompt is a text.
   """
   prompt: str
   completion: str
@@ -52,6 +150,7 @@ class Sample:
   step: int = 0
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   spans: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
+  messages: tuple[Message, ...] = ()
 
 
 # Rewards: one number per sample, in the order given, or rewards.StepRewards. See rewards/__init__.py for the list.
@@ -94,6 +193,27 @@ class RolloutBatch:
   @property
   def completion_mask(self) -> Bool[Array, "B T"]:
     return length_mask(self.completion_lengths, self.completions.shape[1])
+
+
+@flax.struct.dataclass
+class TextBatch:
+  """What one supervised update reads: whole texts in R right-padded rows, one or several in each.
+
+  tokens, lengths: of the rows; lengths count real tokens.
+  segments: None, or per token the place in its row where its text begins.
+  targets: the places in each row of the tokens that are learnt, as many as `target_lengths` says, then any.
+  token_weights: each target's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
+  """
+  tokens: Int[Array, "R T"]
+  lengths: Int[Array, "R"]
+  targets: Int[Array, "R K"]
+  target_lengths: Int[Array, "R"]
+  token_weights: Float[Array, "R K"]
+  segments: Int[Array, "R T"] | None = None
+
+  @property
+  def target_mask(self) -> Bool[Array, "R K"]:
+    return length_mask(self.target_lengths, self.targets.shape[1])
 
 
 @flax.struct.dataclass

@@ -118,7 +118,7 @@ def test_a_mistake_is_named_with_its_path_and_a_cure(config, field, value, messa
 
 
 @pytest.mark.parametrize("section, field", [("", "policy"), ("rl", "group_size"), ("rl", "optimizer"),
-                                            ("evaluation", "rewards"), ("sft.optimizer", "learning_rate")])
+                                            ("evaluation", "rewards"), ("evaluation", "sampling"), ("sft.optimizer", "learning_rate")])
 def test_a_missing_field_is_named(config, section, field):
   holder = config
   for name in filter(None, section.split(".")):

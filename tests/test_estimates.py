@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rl_reason.estimates import bootstrap_interval, majority_at_k, pass_at_k, wilson_interval
+from rl_reason.estimates import (bootstrap_interval, detectable_effect, majority_at_k, mean_interval, pass_at_k,
+                                 wilson_interval)
 
 
 def test_pass_at_k_equals_enumeration_of_all_subsets():
@@ -130,3 +131,37 @@ def test_wilson_at_the_ends():
 def test_wilson_refuses(successes, n, message):
   with pytest.raises(ValueError, match=message):
     wilson_interval(successes, n)
+
+
+def test_mean_interval_by_hand():
+  # Mean 0.2, s = 0.1, t_{0.975, 2} = 4.30265: half width 4.30265 · 0.1 / √3 = 0.24841.
+  np.testing.assert_allclose(mean_interval([0.1, 0.2, 0.3]), [-0.04841, 0.44841], atol=1e-5)
+  # Two values: t_{0.75, 1} = tan(π/4) = 1, s / √2 = 1/2.
+  np.testing.assert_allclose(mean_interval([0, 1], confidence=0.5), [0.0, 1.0], atol=1e-12)
+  assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_mean_interval_covers_as_often_as_it_says_and_the_bootstrap_of_three_does_not():
+  values = np.random.default_rng(0).standard_normal((2000, 3)) + 7
+  covered = [low <= 7 <= high for low, high in map(mean_interval, values)]
+  assert abs(np.mean(covered) - 0.95) < 0.015  # Three standard errors.
+  resampled = [bootstrap_interval(v, num_resamples=200) for v in values[:300]]
+  assert np.mean([low <= 7 <= high for low, high in resampled]) < 0.85
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_an_effect_of_the_detectable_size_is_seen_four_times_in_five(n):
+  # Any values with deviation 1.
+  base = np.arange(n) / np.arange(n).std(ddof=1)
+  effect = detectable_effect(base)
+  values = np.random.default_rng(n).standard_normal((4000, n)) + effect
+  assert abs(np.mean([mean_interval(v)[0] > 0 for v in values]) - 0.8) < 0.02  # Three standard errors.
+
+
+@pytest.mark.parametrize("values, arguments, message", [
+    ([1.0], {}, "at least two"), ([[1.0, 2.0]], {}, "at least two"), ([1.0, np.inf], {}, "finite, got inf at position 1"),
+    ([1.0, 2.0], {"confidence": 95}, "between 0 and 1, got 95"), ([1.0, 2.0], {"power": 1.0}, "power must be"),
+])
+def test_estimates_of_few_values_refuse(values, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    detectable_effect(np.array(values), **arguments)

@@ -382,7 +382,7 @@ def test_merging_by_hand():
 def test_imitation_loss_by_hand(tiny_batch):
   mask = np.asarray(tiny_batch.completion_mask)
   logprobs = np.where(mask, tiny_batch.behaviour_logprobs, np.nan)
-  loss, statistics = losses.imitation_loss(logprobs, tiny_batch)
+  loss, statistics = losses.imitation_loss(logprobs, mask, tiny_batch.token_weights)
   np.testing.assert_allclose(loss, -logprobs[mask].mean(), rtol=1e-6)  # Weights of mean_over="token".
   np.testing.assert_allclose(statistics.metrics()["nll"], loss, rtol=1e-6)
   assert statistics.num_tokens == mask.sum()

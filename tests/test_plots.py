@@ -86,7 +86,7 @@ def test_chart_holds_the_curves_the_names_and_the_stage_boundaries():
 
 
 def test_running_mean_by_hand():
-  np.testing.assert_allclose(plots._running_mean(np.array([1.0, 2.0, np.nan, 6.0]), 3), [1.5, 1.5, 4.0, 6.0])
+  np.testing.assert_allclose(plots.running_mean(np.array([1.0, 2.0, np.nan, 6.0]), 3), [1.5, 1.5, 4.0, 6.0])
 
 
 def test_pyplot_is_not_touched():

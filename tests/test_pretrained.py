@@ -623,3 +623,56 @@ def test_show_and_convert(saved, tmp_path, capsys):
   assert "weights alone" in capsys.readouterr().err
   assert_same(pretrained.load(tmp_path / "half", dtype=jnp.bfloat16),
               jax.tree.map(lambda x: x.astype(jnp.bfloat16), saved[1]))
+
+
+# New tokens.
+
+@pytest.mark.parametrize("first, count, vocab", [(38, 2, 40), (38, 1, 40), (40, 3, 43), (39, 3, 42)])
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_new_tokens_are_the_mean_of_the_others(tmp_path, first, count, vocab, tied, monkeypatch):
+  import dataclasses
+  monkeypatch.setattr(pretrained, "_CHUNK_BYTES", 300)  # A few rows at a time.
+  config = dataclasses.replace(SMALL, tied_embeddings=tied)
+  params = random_params(config)
+  pretrained.save(tmp_path, config, params)
+  grown = dataclasses.replace(config, vocab_size=vocab)
+  new = pretrained.load(tmp_path, config=grown, new_rows=range(first, first + count))
+  for name in ("embedding",) if tied else ("embedding", "unembedding"):
+    assert new[name].shape == (vocab, 16)
+    np.testing.assert_array_equal(new[name][:first], params[name][:first])
+    np.testing.assert_allclose(
+        new[name][first:first + count], np.broadcast_to(params[name][:first].mean(0), (count, 16)), atol=1e-6)
+    np.testing.assert_array_equal(new[name][first + count:], params[name][first + count:])
+  assert_same(new["layers"], jax.tree.map(jnp.asarray, params["layers"]))
+  # Each device makes its own part.
+  mesh = jax.make_mesh((2, 2), ("v", "e"), devices=jax.devices()[:4])
+  whole = NamedSharding(mesh, PartitionSpec())
+  shardings = jax.tree.map(lambda x: whole, abstract_params(grown))
+  shardings["embedding"] = NamedSharding(mesh, PartitionSpec("v" if vocab % 2 == 0 else None, "e"))
+  parts = pretrained.load(tmp_path, config=grown, new_rows=range(first, first + count), shardings=shardings)
+  np.testing.assert_array_equal(parts["embedding"], new["embedding"])
+
+
+def test_new_rows_of_another_models_tokenizer_are_refused(saved):
+  with pytest.raises(ValueError, match="has 40 rows, and new tokens begin at 50: the tokenizer is another model's"):
+    pretrained.load(saved[0], new_rows=range(50, 51))
+
+
+def test_a_policy_with_new_tokens(tmp_path):
+  from test_tokenizer import FIRST_NEW, model_directory
+  import dataclasses
+  from rl_reason.models import sources
+  config = dataclasses.replace(SMALL, vocab_size=FIRST_NEW + 1)  # One row to spare.
+  pretrained.save(tmp_path / "model", config, random_params(config))
+  model_directory(tmp_path / "model")
+  source = sources.from_files(path=str(tmp_path / "model"), new_tokens=("<|reflect|>", "<note>"))
+  assert source.config.vocab_size == source.tokenizer.vocab_size == FIRST_NEW + 2
+  params = source.make_params(jax.random.key(0), None)
+  assert params["embedding"].shape[0] == FIRST_NEW + 2
+  np.testing.assert_array_equal(params["embedding"][FIRST_NEW], params["embedding"][FIRST_NEW + 1])
+  # Saved, it is a model like any other.
+  pretrained.save(tmp_path / "new", source.config, params)
+  source.tokenizer.save(tmp_path / "new")
+  again = sources.from_files(path=str(tmp_path / "new"))
+  assert again.config == source.config and again.tokenizer.encode("<note>") == [FIRST_NEW + 1]
+  assert_same(again.make_params(jax.random.key(0), None), params)

@@ -31,6 +31,13 @@ def test_one_sample_per_problem_has_no_pass_at_k():
   assert [row[3] for row in rows] == ["", ""] and rows[1][4] == "0.5000"
 
 
+def test_a_stage_that_trains_no_policy_shows_its_accuracy():
+  last = {"stage": "rm", "step": 2, "eval/accuracy": 0.7, "eval/accuracy_low": 0.6, "eval/accuracy_high": 0.8}
+  first = {"stage": "rm", "step": 0, "eval/accuracy": 0.0}
+  assert report.summary([first, *steps("rm", 2), last], ["rm"]) == [
+      ["rm", "2", "accuracy 0.700 (0.600-0.800)", "", "", "200", "1"]]
+
+
 def test_stages_without_steps_or_evaluations_leave_gaps():
   assert report.summary([], ["sft", "rl"]) == []
   assert report.summary(steps("sft", 2), ["sft", "rl"]) == [["sft", "2", "", "", "", "200", "1"]]

@@ -83,6 +83,38 @@ def test_examples_that_are_no_turns_of_a_chat_are_refused(tmp_path, chat, exampl
     files.jsonl(write_jsonl(tmp_path / "a.jsonl"), prompt="{question}", chat=chat, examples=examples)
 
 
+TURNS = [{"role": role, "content": content} for role, content in (
+    ("system", "be brief"), ("user", "1+1?"), ("assistant", "2"), ("user", "+1?"), ("assistant", "3"), ("user", "thanks"))]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_chats_become_prompts_and_what_follows(tmp_path, kind):
+  rows = [{"chat": TURNS, "answer": "3"}, {"chat": TURNS[:2], "answer": "2"}, {"chat": TURNS[:3], "answer": "2"}]
+  path = tmp_path / f"rows.{kind}"
+  pq.write_table(pa.Table.from_pylist(rows), path) if kind == "parquet" else write_jsonl(path, rows)
+  source = tasks.SOURCES[kind](str(path), messages="chat", reference="{answer}")
+  assert [source[i].prompt for i in range(3)] == [tuple(TURNS[:2])] * 3
+  assert [source[i].solution for i in range(3)] == [tuple(TURNS[2:5]), "", tuple(TURNS[2:3])] and source[0].reference == "3"
+  assert len(tasks.SOURCES[kind](str(path), messages="chat", unique=True)) == 1
+
+
+@pytest.mark.parametrize("chat, message", [
+    ("hi", "rows.jsonl:1: column 'chat' must hold a list"), ([], "must hold a list"), ([{"role": "user"}], "must hold a list"),
+    (TURNS[2:], "begins with the assistant's words"), (None, "column 'chat' is null, but messages='chat' needs it")])
+def test_chats_that_are_none_are_named(tmp_path, chat, message):
+  with pytest.raises(ValueError, match=message):
+    files.jsonl(write_jsonl(tmp_path / "rows.jsonl", [{"chat": chat}]), messages="chat")
+
+
+def test_a_chat_needs_no_templates(tmp_path):
+  with pytest.raises(ValueError, match="names a whole chat: leave out prompt"):
+    files.jsonl(write_jsonl(tmp_path / "rows.jsonl"), messages="chat", prompt="{question}")
+  with pytest.raises(ValueError, match="no column 'chat'"):
+    files.jsonl(write_jsonl(tmp_path / "rows.jsonl"), messages="chat")
+  with pytest.raises(ValueError, match="prompt is an empty template"):
+    files.jsonl(write_jsonl(tmp_path / "rows.jsonl"))
+
+
 def test_globs_and_lists_of_files_keep_their_order(tmp_path):
   a, b = write_jsonl(tmp_path / "a.jsonl", ROWS[:1]), write_jsonl(tmp_path / "b.jsonl", ROWS[1:])
   by_glob = files.jsonl(str(tmp_path / "*.jsonl"), prompt="{question}")

@@ -539,3 +539,46 @@ def test_smollm2_gives_the_reference_ids():
   chat = next(row for row in rows if row["prompt"].startswith("<|im_start|>"))
   question = chat["prompt"].split("user\n")[1].split("<|im_end|>")[0]
   assert tok.encode_prompt([{"role": "user", "content": question}]) == chat["input_ids"]
+
+
+# New tokens.
+
+NEW = ("<|reflect|>", "<note>")
+FIRST_NEW = THINK + 1
+
+
+def test_new_tokens_are_one_id_for_writers_and_readers(tmp_path):
+  directory = model_directory(tmp_path / "old")
+  write(directory, "config.json", {"vocab_size": FIRST_NEW + 10})  # Padded.
+  tok = tokenizer.load(directory, new_tokens=NEW)
+  text = "1<|reflect|>2<note><|im_end|>"
+  ids = [*ids_of("1"), FIRST_NEW, *ids_of("2"), FIRST_NEW + 1]
+  # A text writes them, and still no control token; a message writes them too; rewards see them.
+  assert tok.encode(text) == [*ids, *ids_of("<|im_end|>")] and tok.encode(text, allow_special=True) == [*ids, IM_END]
+  assert tok.encode_prompt(({"role": "user", "content": text},))[6:6 + len(ids)] == ids
+  assert tok.decode(tok.encode(text, allow_special=True)) == "1<|reflect|>2<note>"
+  assert tok.vocab_size == FIRST_NEW + 10  # There was room.
+  old = tokenizer.load(directory)
+  assert FIRST_NEW not in old.encode(text) and old.encode("hello <think>") == tok.encode("hello <think>")
+  # Where the model has no room the vocabulary grows.
+  assert tokenizer.load(model_directory(tmp_path / "full"), new_tokens=NEW).vocab_size == FIRST_NEW + 2
+  tok.save(tmp_path / "new")
+  again = tokenizer.load(tmp_path / "new")
+  assert again.encode(text) == tok.encode(text) and again.decode([FIRST_NEW]) == "<|reflect|>"
+  more = tokenizer.load(tmp_path / "new", new_tokens=["<|more|>"])
+  assert more.encode("<|more|><|reflect|>") == [FIRST_NEW + 2, FIRST_NEW]
+
+
+@pytest.mark.parametrize("tokens, message", [
+    (["<think>"], f"token '<think>' exists already, with id {THINK}"), (["hello"], "'hello' exists already"),
+    (["<a>", "<a>"], "comes twice"), ([""], "without spaces around it, got ''"), ([" <a>"], "got ' <a>'"),
+    ([3], "must be a text")])
+def test_tokens_that_cannot_be_new_are_refused(tmp_path, tokens, message):
+  with pytest.raises(ValueError, match=message):
+    tokenizer.load(model_directory(tmp_path), new_tokens=tokens)
+
+
+def test_a_character_tokenizer_takes_no_new_tokens(tmp_path):
+  tokenizer.CharacterTokenizer("ab").save(tmp_path)
+  with pytest.raises(ValueError, match="Add characters instead"):
+    tokenizer.load(tmp_path, new_tokens=["<a>"])

@@ -18,8 +18,6 @@ import datetime
 import json
 import os
 from pathlib import Path
-import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +25,7 @@ import sys
 import time
 from typing import Any
 
+from rl_reason import provenance
 from rl_reason.experiments.benchmarks import shapes, table
 
 HERE = Path(__file__).resolve().parent
@@ -185,26 +184,6 @@ def say(text: str) -> None:
   print(text, flush=True)
 
 
-def describe_machine(device: str) -> dict[str, Any]:
-  """cpu, cores, memory_gb, and `kind`: a name for the results file."""
-  cpu = platform.processor() or platform.machine()
-  with contextlib.suppress(OSError):
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    cpu = found.group(1).strip() if found else cpu
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-  kind = f"{cpu} {cores} cores" if device == "cpu" else device
-  return dict(kind=re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-"), device=device, cpu=cpu, cores=cores,
-              memory_gb=round(memory, 1), python=platform.python_version(), system=platform.platform())
-
-
-def commit() -> str:
-  """The checkout's commit, with "+" after it where files differ from it."""
-  def git(*arguments):
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-  return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
-
-
 def write(path: Path, content: Mapping[str, Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + ".partial")
@@ -235,11 +214,11 @@ def main() -> None:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
 
   import jax  # Here: a user who only asks for --help need not wait for it.
-  machine = describe_machine(jax.devices()[0].device_kind)
+  machine = provenance.machine(jax.devices()[0].device_kind)
   path = args.results or HERE / "results" / f"{machine['kind']}.json"
   results = json.loads(path.read_text()) if path.exists() else {}
   results = dict(machine=machine, shapes=results.get("shapes", {}), unfinished=results.get("unfinished"))
-  command = dict(shapes=list(args.shapes), systems=list(args.systems), rounds=args.rounds, commit=commit())
+  command = dict(shapes=list(args.shapes), systems=list(args.systems), rounds=args.rounds, commit=provenance.commit(ROOT))
   left = list(args.shapes)
   if results["unfinished"] and results["unfinished"]["command"] == command:
     left = results["unfinished"]["left"]

@@ -70,5 +70,5 @@ def make_samples(
     samples.append(Sample(
         prompt=prompts[i // group_size], completion=text[:min(ends)] if ends else text, reference=problem.reference,
         completion_tokens=ids, truncated=bool(completions.truncated[i]), group=i // group_size, step=step,
-        metadata=problem.metadata))
+        metadata=problem.metadata, messages=() if isinstance(problem.prompt, str) else tuple(problem.prompt)))
   return samples

@@ -19,7 +19,8 @@ class Rollout:
 
   index: of the step. scores: weighted rewards, one per completion; components: each reward by itself.
   rewards: the same per token: a row sums to its completion's score; zero after its end.
-  shown: a completion to show. seconds: what it took, by metric name. metrics: what else is logged of it.
+  shown: a completion to show. seconds: what it took, by metric name. metrics: what else is logged of it, also what the
+    rewards tell of themselves.
   """
   index: int
   prompts: PromptBatch

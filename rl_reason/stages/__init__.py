@@ -3,14 +3,17 @@
 A stage file has a dataclass `Config` (its section's fields, `start` among them), `check(config, context)`, which raises
 before any stage runs for what could not work, `memory(config, context)`, what it will need (rl_reason.memory),
 `trained(config, context) -> Trained`, the shapes of what it trains, and `build(config, context, params, name) -> Stage`,
-params being the policy that it starts from.
+params being the policy that it starts from. One whose model can score
+has `make_scorer(config, context, name) -> Scorer`, for learned rewards.
 """
 
 from types import ModuleType
 
-from rl_reason.stages import policy_gradient, sft
+from rl_reason.stages import policy_gradient, preference, reward_model, self_training, sft
 from rl_reason.stages.base import Context, Stage, Trained
 
-STAGES: dict[str, ModuleType] = {"policy_gradient": policy_gradient, "sft": sft}
+STAGES: dict[str, ModuleType] = {
+    "policy_gradient": policy_gradient, "preference": preference, "reward_model": reward_model,
+    "self_training": self_training, "sft": sft}
 
 __all__ = ["STAGES", "Context", "Stage", "Trained"]

@@ -1,7 +1,9 @@
 """What a stage is given and what it hands to the training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
+import itertools
 import math
 from typing import Any, Protocol, TypeAlias
 
@@ -12,9 +14,14 @@ import optax
 
 from rl_reason import learner
 from rl_reason.config import at_least, one_of
+from rl_reason.memory import Part, sharded_bytes
+from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
+from rl_reason.models.lora import LoRA
 from rl_reason.models.sources import PolicySource
+from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.rewards.monitors import Monitors
+from rl_reason.scorer import Scorer
 from rl_reason.sharding import Partitioning
 from rl_reason.tasks import Source, Task
 from rl_reason.types import LearnerState, Params, Problem
@@ -46,27 +53,49 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Models:
+  """What learned rewards of a stage may ask for.
+
+  tokenizer: the policy's.
+  find: the name of an earlier stage, or "workdir" or "workdir:stage" of another run -> its model, which reads its
+    parameters at first use. Raises ValueError for what is no such thing.
+  """
+  tokenizer: Tokenizer
+  find: Callable[[str], Scorer]
+
+
+@dataclasses.dataclass(frozen=True)
 class Context:
   """What is the same for all stages of a run.
 
+  task: None where all stages have data of their own, and policies are not evaluated.
   sections: the checked section of each stage by name, in order.
   finished: (name of a stage that is complete) -> its parameters, as `trained` of that stage says, read from its newest
     checkpoint: stages use each other's models by name.
+  policy_at: (a stage, a field of its section, its value) -> the policy that this value names, as `start` does.
+  scorer: (name, stages that are earlier) -> a model for learned rewards, as Models.find says.
   """
   seed: int
   policy: PolicySource
   dtype: jnp.dtype
-  task: Task
+  task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   finished: Callable[[str], Params] | None = None
+  policy_at: Callable[[str, str, str], Params] | None = None
+  scorer: Callable[[str, Sequence[str]], Scorer] | None = None
 
   @property
   def prompt_bucket(self) -> int:
     """Prompts are padded to a multiple of it: few programs, little padding. Several processes pad to the limit, for each
     sees its own prompts only."""
     return 32 if jax.process_count() == 1 else self.max_prompt_tokens
+
+  def models(self, section: Any) -> Models:
+    """For the rewards of the stage with this very section."""
+    earlier = list(itertools.takewhile(lambda name: self.sections[name] is not section, self.sections))
+    return Models(self.policy.tokenizer, lambda name: self.scorer(name, earlier))
 
   def rng(self, *names: str | int) -> PRNGKeyArray:
     """A key folded from (seed, names): nothing to save, and a new consumer shifts no other."""
@@ -152,7 +181,7 @@ class Stage:
   resumable: by name, what else a checkpoint holds.
   max_skipped: non-finite updates in a row that stop the run.
   monitors: watch the metrics of steps and evaluations; they warn, or stop the run.
-  evaluate: how good what it trains is; None: the run's own evaluation of the policy.
+  evaluate: how good what it trains is, beside the run's own evaluation of the policy, if it trains one.
   close: frees worker processes and the like.
   """
   num_steps: int
@@ -194,9 +223,40 @@ def make_learner(
     return learner.init_state(jax.tree.map(jnp.copy, params), optimizer)
 
   state = jax.eval_shape(init_state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract))
-  shardings = context.partitioning.state(state, jax.tree.map(lambda x: x.sharding, abstract), optimizer)
+  param_shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  shardings = context.partitioning.state(
+      state, param_shardings, optimizer, trained_shardings=lora_lib.partition(param_shardings)[0])
   state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
   def init():
     return jax.jit(init_state, out_shardings=shardings)(params() if callable(params) else params)
   return optimizer, init, state_shape
+
+
+def trained_policy(context: Context, lora: LoRA) -> Trained:
+  """What a stage says of a policy that it trains whole, or with rank above 0 through adapters alone.
+
+  With adapters its parameters, and so its checkpoints, hold the frozen policy too: each can be read without another.
+  """
+  if not lora.rank:
+    return Trained(context.abstract_params)
+  model = context.policy.config
+  adapters = context.abstract(lora_lib.abstract_params(model, lora), lora_lib.parameter_axes(model, lora))
+  return Trained({**context.abstract_params, **adapters}, policy=lora_lib.merge)
+
+
+def with_adapters(context: Context, params: Params, lora: LoRA, name: str) -> Params:
+  """The parameters that stage `name` trains (trained_policy), where `params` is the policy that it starts from: new
+  adapters beside it that change nothing yet. For rank 0 `params` themselves."""
+  if not lora.rank:
+    return params
+  shapes = trained_policy(context, lora).shapes
+  shardings = {key: jax.tree.map(lambda x: x.sharding, shapes[key]) for key in shapes if key not in params}
+  make = jax.jit(functools.partial(lora_lib.init_params, context.policy.config, lora), out_shardings=shardings)
+  return {**params, **make(context.rng(name, "lora"))}
+
+
+def merging_memory(context: Context, lora: LoRA, *phases: str) -> list[Part]:
+  """What lora.merge makes of a policy with adapters, in these phases (memory.Part)."""
+  return [Part("policy with its adapters merged", sharded_bytes(context.abstract_params),
+               "spread over more devices with mesh.fsdp or mesh.tensor", phase) for phase in phases if lora.rank]

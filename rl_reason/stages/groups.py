@@ -39,6 +39,7 @@ def resample(first: Rollout, draw: Callable[[int], Rollout], *, max_rounds: int,
   different = ~equal_groups(everything, by)
   kept = np.concatenate([np.flatnonzero(different), np.flatnonzero(~different)])[:wanted]
   return dataclasses.replace(everything.take(kept), metrics={
+      **everything.metrics,
       **metrics(everything, by), "resample/rounds": float(len(rounds) - 1),
       "resample/kept": float(different[kept].sum() / len(different)),
       "resample/filled": float((~different[kept]).mean())})
@@ -57,5 +58,5 @@ def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
       "completion/truncated": float(completions.truncated.mean()),
       "completion/repetition": float(np.mean([
           repeat_share(row[:n].tolist()) for row, n in zip(completions.tokens, completions.lengths)])),
-      "tokens": tokens,
+      "tokens": tokens, "environment_calls": float(len(completions.lengths)),
   }

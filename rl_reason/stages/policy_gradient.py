@@ -17,6 +17,7 @@ import numpy as np
 from rl_reason import advantages, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
+from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
 from rl_reason.rewards import Scoring, build_rewards, token_rewards
 from rl_reason.rewards.monitors import build_monitors
@@ -28,7 +29,6 @@ from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.assemble import assemble, minibatches, num_microbatches, num_parts, pack_rows
 from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
 from rl_reason.stages.critic import Critic
-from rl_reason.stages.sft import split_microbatches
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params, Sample
 
@@ -50,7 +50,7 @@ class Config:
     rounds of prompts_per_step (stages.groups.resample). Advantages are normalised over all groups of the batch.
   equal_by: the reward whose values are compared, e.g. the verifier's beside a length penalty; "": the total.
   epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
-    one, to save memory; 0: as many as this machine is fastest with (num_microbatches). Groups are never split.
+    one, to save memory; 0: as many as this machine is fastest with (packing.num_passes). Groups are never split.
   objective: a key of losses.OBJECTIVES. clip_low, clip_high: its bounds: of the probability ratio, 1 - clip_low and
     1 + clip_high, or as the objective says.
   kl_coef: weight of KL(policy || reference), the reference being the policy this stage starts from; 0 for none.
@@ -182,7 +182,7 @@ def check(config: Config, context: Context) -> None:
     # Of one process too: a program is handed to one device after the other, and two threads may do so by turns.
     raise ValueError(f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could start them"
                      " in different orders and wait for each other for ever: set staleness=0, or a mesh of one device.")
-  with contextlib.closing(build_rewards(config.rewards)) as rewards:
+  with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.critic is not None:
     critic_lib.check(config.critic, context, next((n for n, section in context.sections.items() if section is config), ""))
@@ -240,9 +240,10 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
+  rewards = build_rewards(config.rewards, models=context.models(config))
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   optimizer, init, state_shape = learner_of(config, context, params, name)
-  policy_of, rewards = trained(config, context).policy, build_rewards(config.rewards)
+  policy_of = trained(config, context).policy
   model, tokenizer = context.policy.config, context.policy.tokenizer
   reference = params if config.kl_coef else None
   temperature = config.sampling.temperature
@@ -304,7 +305,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         scores, per_token, components = jax.tree.map(
             sharding.gather_rows, (judged.total, per_token, judged.logged()))
     return Rollout(index, prompts, completions, scores, per_token, components, _show(samples[0], scores[0]), {
-        "time/generate": generated - started, "time/reward": time.perf_counter() - generated})
+        "time/generate": generated - started, "time/reward": time.perf_counter() - generated},
+        {f"reward/{k}": v for k, v in rewards.metrics().items()})
 
   def sample(params, problems, index) -> Rollout:
     """The step's rollout, with what is logged of it."""
@@ -314,7 +316,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       return groups.resample(
           rollout, lambda further: sample_once(params, next(data), index, further),
           max_rounds=config.max_resamples, by=config.equal_by)
-    return dataclasses.replace(rollout, metrics=groups.metrics(rollout, config.equal_by))
+    return dataclasses.replace(rollout, metrics={**rollout.metrics, **groups.metrics(rollout, config.equal_by)})
 
   def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
     """Rewards -> advantages -> updates."""

@@ -1,27 +1,38 @@
-"""Supervised fine-tuning: imitate worked solutions. problems -> prompt and solution tokens -> one update."""
+"""Supervised fine-tuning: imitate worked solutions. problems -> rows of prompts with their solutions -> one update."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
 import jax
-import numpy as np
+import optax
 
-from rl_reason import learner, losses, policy, sharding
+from rl_reason import demonstrations, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
+from rl_reason.demonstrations import Examples
+from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
-from rl_reason.rollout.prompts import encode_prompts, pad_rows
-from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, make_learner
+from rl_reason.models.flash_attention import attention_kernel
+from rl_reason.models.lora import LoRA
+from rl_reason.stages.base import (
+    Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy,
+    with_adapters)
 from rl_reason.tasks import pipeline
-from rl_reason.types import Params, Problem, PromptBatch, RolloutBatch, length_mask
+from rl_reason.types import LearnerState, Params
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """num_steps: updates. batch_size: solutions per update, over all processes.
 
-  max_completion_tokens: longer solutions are an error. microbatches: parts of a batch gone through one by one, to save
-  memory. mean_over, remat: see losses.token_weights and models.transformer.REMAT_POLICIES.
+  max_completion_tokens: longer solutions are an error.
+  loss_on: what is learnt, "completion" or "text": prompts too. unlearnt: (start, end) markers of stretches of solutions
+    that are read and not learnt (demonstrations.encode).
+  microbatches: parts of a batch gone through one by one, to save memory; 0: as many as this machine is fastest with
+    (packing.num_passes).
+  mean_over, remat: losses.token_weights, models.transformer.REMAT_POLICIES.
+  lora: models.lora.LoRA; with rank above 0 low-rank adapters are trained and the policy is frozen.
   start: the stage whose policy it starts from (run.starting_points).
   """
   kind: str
@@ -29,71 +40,69 @@ class Config:
   batch_size: int
   max_completion_tokens: int
   optimizer: Optimizer
-  microbatches: int = 1
+  loss_on: str = "completion"
+  unlearnt: tuple[tuple[str, str], ...] = ()
+  microbatches: int = 0
   mean_over: str = "token"
   remat: str = "none"
+  lora: LoRA = LoRA()
   start: str = ""
 
   def __post_init__(self):
-    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, microbatches=self.microbatches,
-             max_completion_tokens=self.max_completion_tokens)
+    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_completion_tokens=self.max_completion_tokens)
+    at_least(0, microbatches=self.microbatches)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
+    one_of(demonstrations.LOSS_ON, loss_on=self.loss_on)
     one_of(transformer.REMAT_POLICIES, remat=self.remat)
-    if self.batch_size % self.microbatches:
+    if self.batch_size % max(1, self.microbatches):
       raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
+    if not all(a and b for a, b in self.unlearnt):
+      raise ValueError(f"unlearnt must hold pairs of texts, (start, end), got {self.unlearnt}: an empty one is everywhere.")
 
 
 def check(config: Config, context: Context) -> None:
   """Raises: ValueError for problems without a solution, and for prompts and solutions that are too long."""
-  demonstrations(
-      first_rows(context.task.train), context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
-      bucket=context.prompt_bucket, max_completion_tokens=config.max_completion_tokens)
+  rows = first_rows(context.task.train)
+  size = context.max_prompt_tokens + config.max_completion_tokens
+  if size > context.policy.config.max_positions:
+    raise ValueError(
+        f"max_prompt_tokens={context.max_prompt_tokens} and max_completion_tokens={config.max_completion_tokens} are more"
+        f" than the policy's context of {context.policy.config.max_positions} tokens. Lower one.")
+  demonstrations.encode(
+      rows, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
+      max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on, unlearnt=config.unlearnt)
 
 
 def trained(config: Config, context: Context) -> Trained:
   """The policy itself."""
-  del config
-  return Trained(context.abstract_params)
+  return trained_policy(context, config.lora)
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
-  batch = memory_lib.Batch(
-      config.batch_size // config.microbatches, 1, context.max_prompt_tokens, config.max_completion_tokens)
-  state_shape = make_learner(context, None, config.optimizer, config.num_steps)[-1]
-  return memory_lib.learner_parts(state_shape, microbatches=config.microbatches) + memory_lib.update_parts(
-      context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=config.remat)
+  shapes = trained(config, context).shapes
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=shapes)[-1]
+  return [*merging_memory(context, config.lora, "evaluation"), *update_memory(
+      context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
+      max_completion_tokens=config.max_completion_tokens, remat=config.remat)]
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
-  optimizer, init, state_shape = make_learner(context, params, config.optimizer, config.num_steps)
-  tokenizer, model = context.policy.tokenizer, context.policy.config
-
-  def loss_fn(params, batch):
-    logprobs, _ = policy.completion_logprobs(
-        model, params, batch.prompts, batch.completions, batch.completion_lengths,
-        dtype=context.dtype, remat=config.remat)
-    return losses.imitation_loss(logprobs, batch)
-
-  update = jax.jit(
-      functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
-  update = jax.profiler.annotate_function(update, name="update")  # In a profile's timeline.
+  optimizer, init, state_shape = make_learner(
+      context, with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps,
+      shapes=trained(config, context).shapes)
+  update = make_update(
+      context, optimizer, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
+      max_completion_tokens=config.max_completion_tokens, remat=config.remat)
 
   def step(state, problems, index):
     del index
-    prompts, solutions, lengths = jax.tree.map(sharding.gather_rows, demonstrations(
-        problems, tokenizer, max_prompt_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket,
-        max_completion_tokens=config.max_completion_tokens))
-    mask, unused = length_mask(lengths, config.max_completion_tokens), np.zeros(solutions.shape, np.float32)
-    weights = losses.token_weights(mask, mean_over=config.mean_over, max_tokens=config.max_completion_tokens)
-    batch = RolloutBatch(
-        prompts=prompts, completions=solutions, completion_lengths=lengths, token_weights=np.asarray(weights),
-        behaviour_logprobs=unused, advantages=unused, reference_logprobs=unused)
-    microbatches = split_microbatches(batch, config.microbatches)
-    state, metrics = update(state, context.partitioning.place(microbatches, (None, "batch")))
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    return state, {**metrics, "tokens": float(lengths.sum())}, ""
+    examples = demonstrations.encode(
+        problems, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
+        max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on, unlearnt=config.unlearnt)
+    state, metrics = update(state, jax.tree.map(sharding.gather_rows, examples))
+    return state, metrics, ""
 
   return Stage(
       num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
@@ -103,27 +112,47 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
           process_index=jax.process_index(), process_count=jax.process_count()))
 
 
-def demonstrations(
-    problems: list[Problem], tokenizer, *, max_prompt_tokens: int, bucket: int, max_completion_tokens: int,
-) -> tuple[PromptBatch, np.ndarray, np.ndarray]:
-  """(prompts, solutions with EOS, their lengths): one solution per prompt; prompts padded to a multiple of `bucket`,
-  solutions to their limit.
+def make_update(
+    context: Context, optimizer: optax.GradientTransformation, *, batch_size: int, microbatches: int, mean_over: str,
+    max_completion_tokens: int, remat: str,
+) -> Callable[[LearnerState, Examples], tuple[LearnerState, dict[str, float]]]:
+  """One update towards batch_size examples, the same on every process: (state, examples) -> (state, metrics). It donates
+  the state. Arguments: fields of Config."""
+  model, max_tokens = context.policy.config, context.max_prompt_tokens + max_completion_tokens
+  parts = microbatches or _microbatches(context, batch_size, max_completion_tokens)
+  # Several share a row only where the reference attention runs: flash kernels know rows of one example.
+  together = attention_kernel(model, context.dtype, max_tokens, jax.devices()[0]) == "reference"
 
-  Raises: ValueError for a problem without a solution, and for one that is too long.
-  """
-  rows = []
-  for p in problems:
-    if not p.solution:
-      raise ValueError(f"Problem {p.id!r} has no solution to imitate: give the task one (for files, `solution` is a"
-                       " template over the columns), or leave the supervised stage out.")
-    rows.append([*tokenizer.encode(p.solution), tokenizer.eos_id])
-    if len(rows[-1]) > max_completion_tokens:
-      raise ValueError(f"The solution of problem {p.id!r} has {len(rows[-1])} tokens with EOS, the limit"
-                       f" max_completion_tokens is {max_completion_tokens}: raise it, or drop such rows.")
-  prompts = encode_prompts(problems, tokenizer, max_tokens=max_prompt_tokens, bucket=bucket)
-  return prompts, pad_rows(rows, max_completion_tokens), np.array([len(r) for r in rows], np.int32)
+  def loss_fn(params, batch):
+    logprobs = policy.text_logprobs(
+        model, params, batch.tokens, batch.lengths, batch.targets, segments=batch.segments, dtype=context.dtype,
+        remat=remat)
+    return losses.imitation_loss(logprobs, batch.target_mask, batch.token_weights)
+
+  train_step = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+  train_step = jax.profiler.annotate_function(train_step, name="update")  # In a profile's timeline.
+
+  def update(state, examples):
+    batch = demonstrations.to_batch(
+        examples, mean_over=mean_over, max_tokens=max_completion_tokens, together=together,
+        divisor=parts * context.partitioning.ways("batch"))
+    state, metrics = train_step(state, context.partitioning.place(split_microbatches(batch, parts), (None, "batch")))
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    return state, {**metrics, "tokens": float(examples.learnt.sum())}
+  return update
 
 
-def split_microbatches(batch: RolloutBatch, count: int) -> RolloutBatch:
-  """[N ...] -> [count, N / count ...] for every array: whole groups stay together."""
-  return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *x.shape[1:]), batch)
+def update_memory(
+    context: Context, state_shape: LearnerState, *, batch_size: int, microbatches: int, max_completion_tokens: int,
+    remat: str,
+) -> list[memory_lib.Part]:
+  """What a device holds for `make_update`."""
+  parts = microbatches or _microbatches(context, batch_size, max_completion_tokens)
+  batch = memory_lib.Batch(batch_size // parts, 1, 0, context.max_prompt_tokens + max_completion_tokens)
+  return memory_lib.learner_parts(state_shape, microbatches=parts) + memory_lib.update_parts(
+      context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=remat)
+
+
+def _microbatches(context: Context, batch_size: int, max_completion_tokens: int) -> int:
+  return packing.num_passes(
+      batch_size, 1, context.max_prompt_tokens + max_completion_tokens, context.partitioning.ways("batch"))

@@ -1,7 +1,8 @@
 """Datasets and generators: where prompts, their references and worked solutions come from.
 
-A source is any object with a length and random access to `Problem`s, deterministic and picklable. A user's own data
-needs a function that returns one, named in a config by its dotted path `package.module:function`.
+A source is any object with a length and random access to `Problem`s (to `Comparison`s, for stages that train reward
+models), deterministic and picklable. A user's own data needs a function that returns one, named in a config by its
+dotted path `package.module:function`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,22 +14,25 @@ from rl_reason import naming
 from rl_reason.tasks import arithmetic
 from rl_reason.tasks import files
 from rl_reason.tasks import gsm_symbolic
+from rl_reason.tasks import preferences
 from rl_reason.tasks import prepared
-from rl_reason.types import Problem
+from rl_reason.types import Comparison, Problem
 
 
 class Source(Protocol):
-  """Rows of a task in a fixed order: `source[i]` is the same Problem in every process and every run."""
+  """Rows in a fixed order: `source[i]` is the same Problem or Comparison in every process and every run."""
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> Problem: ...
+  def __getitem__(self, index: int) -> Problem | Comparison: ...
 
 
-# What a config may name. Each function's keyword arguments are the config's `arguments`, `train` and `heldout`.
+# What a config may name. All but "comparisons" hold Problems.
+# Each function's keyword arguments are the config's `arguments`, `train` and `heldout`.
 SOURCES: dict[str, Callable[..., Source]] = {
     "jsonl": files.jsonl,  # .jsonl and .jsonl.gz files; templates over the columns make the prompt and the reference.
     "parquet": files.parquet,  # The same over Parquet files.
+    "comparisons": preferences.comparisons,  # Preferences and step labels from files, in the public formats.
     "tfds": prepared.tfds_source,  # A prepared TFDS data set; `python -m rl_reason.tasks.prepare` makes one.
     "arithmetic": arithmetic.arithmetic,  # Generated running totals with worked steps: 7+5-3= -> 7+5=12;12-3=9;#9
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.

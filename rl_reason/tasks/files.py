@@ -3,7 +3,7 @@ r"""Rows of JSON Lines and Parquet files -> problems, by templates over the colu
     jsonl("gsm8k/train.jsonl", prompt="{question}", reference="{answer}", reference_pattern=r"####\s*(.+)$")
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import glob as globbing
 import gzip
@@ -14,7 +14,7 @@ import string
 from typing import Any
 
 from rl_reason import naming
-from rl_reason.types import Problem
+from rl_reason.types import Message, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Rows:
 
 
 def jsonl(
-    path: str | Sequence[str], *, prompt: str, reference: str = "", system: str = "", chat: bool = False,
-    reference_pattern: str = "", solution: str = "", id: str = "", where: Mapping[str, Any] | None = None,
-    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None,
-    examples: Sequence[tuple[str, str]] = ()) -> Rows:
+    path: str | Sequence[str], *, prompt: str = "", messages: str = "", reference: str = "", system: str = "",
+    chat: bool = False, reference_pattern: str = "", solution: str = "", id: str = "",
+    where: Mapping[str, Any] | None = None, drop_null: bool = False, unique: bool = False, rows: str = "",
+    max_rows: int | None = None, examples: Sequence[tuple[str, str]] = ()) -> Rows:
   r"""Problems from .jsonl or .jsonl.gz files: one JSON object a line, blank lines aside.
 
   Templates are Python format strings over the columns: "Q: {question}\nA:", "{answer:g}" (145.0 -> 145),
@@ -43,6 +43,9 @@ def jsonl(
   Args:
     path: a file, a glob, or a list of these. Files of a glob come in sorted order.
     prompt: template of the prompt.
+    messages: in place of prompt, system, examples and solution: the column that holds a chat, a list of {"role": ...,
+      "content": ...}. It is the prompt up to where the assistant first speaks, and from there the solution, up to the
+      assistant's last word.
     reference: template of the reference answer.
     system: a system message; with chat=False it stands before the prompt, with a blank line between.
     chat: the prompt becomes messages (system, if any, and user) for the tokenizer's chat template.
@@ -62,17 +65,17 @@ def jsonl(
   Raises: FileNotFoundError; ValueError naming file and row for malformed lines, missing or null columns, references
     that the pattern does not match, repeated ids, and for no rows at all.
   """
-  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id, examples)
+  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id, examples, messages)
   return _load(path, _read_jsonl, mapping, where, drop_null, unique, rows, max_rows)
 
 
 def parquet(
-    path: str | Sequence[str], *, prompt: str, reference: str = "", system: str = "", chat: bool = False,
-    reference_pattern: str = "", solution: str = "", id: str = "", where: Mapping[str, Any] | None = None,
-    drop_null: bool = False, unique: bool = False, rows: str = "", max_rows: int | None = None,
-    examples: Sequence[tuple[str, str]] = ()) -> Rows:
+    path: str | Sequence[str], *, prompt: str = "", messages: str = "", reference: str = "", system: str = "",
+    chat: bool = False, reference_pattern: str = "", solution: str = "", id: str = "",
+    where: Mapping[str, Any] | None = None, drop_null: bool = False, unique: bool = False, rows: str = "",
+    max_rows: int | None = None, examples: Sequence[tuple[str, str]] = ()) -> Rows:
   """Problems from Parquet files; arguments and errors as in `jsonl`."""
-  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id, examples)
+  mapping = RowMapping(prompt, reference, system, chat, reference_pattern, solution, id, examples, messages)
   return _load(path, _read_parquet, mapping, where, drop_null, unique, rows, max_rows)
 
 
@@ -87,21 +90,27 @@ class RowMapping:
   solution: str = ""
   id: str = ""
   examples: Sequence[tuple[str, str]] = ()
+  messages: str = ""
 
   def __post_init__(self):
+    if self.messages and (self.prompt or self.system or self.examples or self.solution or self.chat):
+      raise ValueError(f"messages={self.messages!r} names a whole chat: leave out prompt, system, chat, examples and"
+                       " solution.")
     if self.examples and not self.chat:
       raise ValueError(f"examples are turns of a chat, and chat is {self.chat!r}: set chat=True, or write them into the"
                        " prompt template.")
     for example in self.examples:
       if isinstance(example, str) or len(example) != 2 or not all(isinstance(text, str) and text for text in example):
         raise ValueError(f"examples must be (question, answer) pairs of non-empty texts, got {example!r} among them.")
-    if not self.prompt:
+    if not self.prompt and not self.messages:
       raise ValueError(
-          "prompt is an empty template: every prompt would be empty. Name a column, e.g. prompt='{question}'.")
+          "prompt is an empty template: every prompt would be empty. Name a column, e.g. prompt='{question}', or the"
+          " column of a chat with messages='messages'.")
     columns = {}
     for name in ("prompt", "reference", "solution", "id"):
       columns[name] = _template_columns(name, getattr(self, name))
-    if not columns["prompt"]:
+    columns["messages"] = (self.messages,) if self.messages else ()
+    if not columns["prompt"] and not self.messages:
       raise ValueError(
           f"The prompt template {self.prompt!r} names no column: every prompt would be the same. Name one, e.g."
           " '{question}'.")
@@ -150,8 +159,12 @@ class RowMapping:
             f"{where}: reference_pattern {self.reference_pattern!r} does not match the reference {reference[-300:]!r}."
             " Correct the pattern, or leave the row out with `where`.")
       reference = match.group(1)
+    if self.messages:
+      prompt, solution = split_chat(row[self.messages], f"{where}: column {self.messages!r}")
+    else:
+      prompt, solution = self.fill_prompt(row, where), self._fill("solution", row, where)
     return Problem(
-        prompt=self.fill_prompt(row, where), reference=reference.strip(), solution=self._fill("solution", row, where),
+        prompt=prompt, reference=reference.strip(), solution=solution,
         id=self._fill("id", row, where) if self.id else str(index), metadata=row)
 
   def fill_prompt(self, row: Mapping[str, Any], where: str):
@@ -171,6 +184,21 @@ class RowMapping:
       raise ValueError(
           f"{where}: the template {argument}={template!r} cannot be filled in: {type(error).__name__}: {error}. The"
           f" values: { {c: row[c] for c in self._columns[argument]} }.") from error
+
+
+def split_chat(messages: Any, place: str) -> tuple[tuple[Message, ...], tuple[Message, ...] | str]:
+  """(prompt, solution) of a chat: before the assistant first speaks, and from there to its last word ("": it never does).
+
+  Raises: ValueError for what is no list of messages, and for a chat that the assistant begins. `place` is for the message.
+  """
+  if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages or not all(
+      isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
+    raise ValueError(f'{place} must hold a list of {{"role": text, "content": text}}, got {str(messages)[:200]!r}.')
+  said = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+  if said[:1] == [0]:
+    raise ValueError(f"{place} begins with the assistant's words: there is no prompt. Leave such rows out with `where`.")
+  messages = tuple(dict(m) for m in messages)
+  return (messages[:said[0]], messages[said[0]:said[-1] + 1]) if said else (messages, "")
 
 
 def keep(row: Mapping[str, Any], where: Mapping[str, Any], place: str) -> bool:
@@ -206,39 +234,66 @@ def row_range(rows: str, count: int) -> range:
 
 
 def _load(path, read, mapping, where, drop_null, unique, rows, max_rows):
+  seen = set()
+
+  def wanted(place, row):
+    if drop_null and any(row.get(column, "") is None for column in mapping.columns):
+      return False
+    if unique:
+      mapping.check_columns(tuple(row), place)
+      prompt = str(split_chat(row[mapping.messages], place)[0]) if mapping.messages else " ".join(
+          mapping._fill("prompt", row, place).split())
+      if prompt in seen:
+        return False
+      seen.add(prompt)
+    return True
+
+  name, kept = select_rows(
+      path, where=where, rows=rows, max_rows=max_rows, read=read, filters=f" and drop_null={drop_null}", wanted=wanted,
+      check_first=lambda place, row: mapping.check_columns(tuple(row), place))
+  problems = tuple(mapping.problem(row, index, place) for index, place, row in kept)
+  check_ids(problems, [place for _, place, _ in kept], f"id={mapping.id!r}")
+  return Rows(name, problems)
+
+
+def select_rows(
+    path: str | Sequence[str], *, where: Mapping[str, Any] | None, rows: str, max_rows: int | None,
+    read: Callable[[str], Iterator[tuple[str, Mapping[str, Any]]]] | None = None, filters: str = "",
+    wanted: Callable[[str, Mapping[str, Any]], bool] = lambda place, row: True,
+    check_first: Callable[[str, Mapping[str, Any]], None] = lambda place, row: None,
+) -> tuple[str, list[tuple[int, str, Mapping[str, Any]]]]:
+  """(a name for the files, the selected rows as (number, "file:line", columns)).
+
+  Args:
+    path, where, rows, max_rows: as in `jsonl`.
+    read: file -> its rows with their places; by default Parquet for names ending in .parquet, else JSON Lines.
+    filters: words for the message about no rows left.
+    wanted: further rows to keep, asked after `where`. check_first: is shown the first row of each file.
+
+  Raises: FileNotFoundError; ValueError naming file and row.
+  """
   where = dict(where or {})
   row_range(rows, 0)  # Before anything is read.
   if max_rows is not None and max_rows < 1:
     raise ValueError(f"max_rows must be at least 1, or None for all rows, got {max_rows}.")
   paths = _expand(path)
-  kept, seen, count = [], set(), 0
+  kept, count = [], 0
   for file in paths:
     in_file = 0
-    for place, row in read(file):
+    for place, row in (read or (_read_parquet if file.endswith(".parquet") else _read_jsonl))(file):
       index, count, in_file = count, count + 1, in_file + 1
       if in_file == 1:
-        mapping.check_columns(tuple(row), place)
-      if not keep(row, where, place):
-        continue
-      if drop_null and any(row.get(column, "") is None for column in mapping.columns):
-        continue
-      if unique:
-        mapping.check_columns(tuple(row), place)
-        prompt = " ".join(mapping._fill("prompt", row, place).split())
-        if prompt in seen:
-          continue
-        seen.add(prompt)
-      kept.append((index, place, row))
+        check_first(place, row)
+      if keep(row, where, place) and wanted(place, row):
+        kept.append((index, place, row))
     if not in_file:
       raise ValueError(f"{file} is empty: it holds no rows. Was it written to the end?")
   selected = row_range(rows, len(kept))[:max_rows]
   if not len(selected):
     raise ValueError(
-        f"No rows are left of the {count} in {_name(paths)}: where={where} and drop_null={drop_null} keep {len(kept)},"
-        f" of which rows={rows!r} selects none. Widen them.")
-  problems = tuple(mapping.problem(row, index, place) for index, place, row in (kept[i] for i in selected))
-  _check_ids(problems, [kept[i][1] for i in selected], mapping.id)
-  return Rows(_name(paths), problems)
+        f"No rows are left of the {count} in {_name(paths)}: where={where}{filters} keep {len(kept)}, of which"
+        f" rows={rows!r} selects none. Widen them.")
+  return _name(paths), [kept[i] for i in selected]
 
 
 def _read_jsonl(file) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -298,13 +353,14 @@ def _expand(path) -> list[str]:
   return paths
 
 
-def _check_ids(problems, places, template):
+def check_ids(problems, places, argument: str) -> None:
+  """Raises ValueError, naming places and the argument that makes ids, if two rows have one id."""
   seen = {}
   for problem, place in zip(problems, places):
     if problem.id in seen:
       raise ValueError(
-          f"{place} has the id {problem.id!r} of {seen[problem.id]}: ids tell rows apart in logs. Correct"
-          f" id={template!r}, or leave it empty to count rows.")
+          f"{place} has the id {problem.id!r} of {seen[problem.id]}: ids tell rows apart in logs. Correct {argument}, or"
+          " leave it empty to count rows.")
     seen[problem.id] = place
 
 

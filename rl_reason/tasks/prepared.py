@@ -171,6 +171,9 @@ def prepare(name: str, splits: Mapping[str, Any], data_dir: str, version: str = 
 
 def _encode(problem, place) -> dict[str, str]:
   chat = not isinstance(problem.prompt, str)
+  if not isinstance(problem.solution, str):
+    raise ValueError(f"{place} (id {problem.id!r}): its solution is a list of messages, which a prepared set does not hold:"
+                     " read such rows with the source 'jsonl' or 'parquet'.")
   try:
     metadata = json.dumps(dict(problem.metadata), ensure_ascii=False)
   except TypeError as error:

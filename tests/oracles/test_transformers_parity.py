@@ -155,3 +155,29 @@ def test_absent_keys_mean_what_they_mean_to_transformers(raw):
     assert ours.query_scale == theirs.query_pre_attn_scalar ** -0.5
   if raw["model_type"] in ("gemma3", "mistral"):
     assert ours.sliding_window == theirs.sliding_window
+
+
+def test_a_model_with_new_tokens_loads_there(tmp_path):
+  from test_tokenizer import FIRST_NEW, model_directory
+  from rl_reason.models import sources
+  raw = {**CASES["llama"], "vocab_size": FIRST_NEW}
+  random_model(raw).save_pretrained(tmp_path / "theirs")
+  model_directory(tmp_path / "theirs")
+  source = sources.from_files(path=str(tmp_path / "theirs"), new_tokens=["<|reflect|>", "<note>"])
+  params = source.make_params(jax.random.key(0), None)
+  pretrained.save(tmp_path / "ours", source.config, params)
+  source.tokenizer.save(tmp_path / "ours")
+  tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+  ids = tok.encode("1<|reflect|>2<note>", add_special_tokens=False)
+  assert ids == source.tokenizer.encode("1<|reflect|>2<note>") and ids[1::2] == [FIRST_NEW, FIRST_NEW + 1]
+  assert tok.decode(ids, skip_special_tokens=True) == "1<|reflect|>2<note>"
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+  assert model.get_input_embeddings().weight.shape[0] == FIRST_NEW + 2
+  ours, theirs = our_logits(source.config, params, [ids]), their_logits(model, [ids])
+  report("new tokens", ours, theirs)
+  np.testing.assert_allclose(ours, theirs, atol=1e-4)
+  # As transformers' own resizing starts them, but for its noise: the mean of the rows before.
+  before = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+  before.resize_token_embeddings(FIRST_NEW + 2, mean_resizing=True)
+  theirs = before.get_input_embeddings().weight[-2:].detach().numpy()
+  np.testing.assert_allclose(np.asarray(params["embedding"][-2:]), theirs, atol=1e-2)

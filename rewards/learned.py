@@ -1,0 +1,186 @@
+"""Learned reward models as rewards: earlier stages of the run, or other runs; alone or as an ensemble.
+
+    "quality": {"function": "learned", "args": {"model": "rm"}}                    # A stage named rm.
+    "careful": {"function": "learned", "args": {                                   # Two other runs.
+        "model": ["runs/a", "runs/b:rm"], "normalise": "mean_std", "combine": "lower"}}
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+import numpy as np
+
+from rl_reason import naming
+from rl_reason.rewards.outputs import describe
+from rl_reason.rewards.steps import StepRewards, step_ends
+
+if TYPE_CHECKING:  # Not at run time: workers import this package, and these import JAX.
+  from rl_reason.scorer import RowScores, Scorer
+  from rl_reason.stages.base import Models
+  from rl_reason.types import Sample
+
+# What each sample's values from several models become; std_weight is for "lower" (a lower confidence bound).
+COMBINATIONS = {
+    "mean": lambda values, std_weight: values.mean(axis=0),
+    "min": lambda values, std_weight: values.min(axis=0),
+    "lower": lambda values, std_weight: values.mean(axis=0) - std_weight * values.std(axis=0)}
+READING = {"step": "steps", "token": "tokens"}
+
+
+class Learned:
+  """Range (-inf, inf): what reward models think of a completion, as a whole or of its steps or tokens.
+
+  A model reads the prompt and the completion's text with its own tokenizer, EOS after it also where the limit cut it.
+
+  Args:
+    model: a stage of this run that comes before, the workdir of another run ("path", or "path:stage"), or several.
+    models: given by the stage.
+    per: "response": one number. "step": StepRewards, at the spans named `span` or, where there are none, at the text's
+      stretches that end with the model's separator. "token": StepRewards at every token; the model must have the policy's
+      tokenizer.
+    combine: several models' "mean", "min" or "lower": mean - std_weight * std over them. How far apart they are is logged
+      as reward/<component>/disagreement: the mean standard deviation.
+    normalise: with the moments of the model's scores in training: "none", "mean" or "mean_std" (scorer.Scorer).
+    weights: of the outputs of a model with several; their mean if empty.
+    aggregate: of steps or tokens to a response's number; "": as the model was trained.
+    on_nan: "error", or "zero": what is not finite counts 0 and is logged as reward/<component>/not_finite.
+  """
+
+  def __init__(
+      self, *, model: str | Sequence[str], models: Models, per: str = "response", combine: str = "mean",
+      std_weight: float = 1.0, normalise: str = "none", weights: Mapping[str, float] | None = None, aggregate: str = "",
+      on_nan: str = "error", span: str = "step"):
+    from rl_reason.models.reward_model import AGGREGATES
+    from rl_reason.models.tokenizer import same_tokens
+    from rl_reason.scorer import NORMALISATIONS
+
+    for field, value, known in (
+        ("per", per, ("response", *READING)), ("combine", combine, COMBINATIONS), ("normalise", normalise, NORMALISATIONS),
+        ("aggregate", aggregate, ("", *AGGREGATES)), ("on_nan", on_nan, ("error", "zero"))):
+      if value not in known:
+        raise ValueError(f"A learned reward's {field} is {value!r}.{naming.did_you_mean(value, known)} Known:"
+                         f" {', '.join(map(repr, known))}.")
+    names = [model] if isinstance(model, str) else list(model)
+    if not names:
+      raise ValueError("A learned reward's model is an empty list: name a stage or a workdir.")
+    self._scorers = [self._prepared(models.find(name), name, per, normalise, aggregate) for name in names]
+    self._weights = [self._output_weights(s, name, dict(weights or {})) for s, name in zip(self._scorers, names)]
+    for name, scorer in zip(names, self._scorers):
+      if per == "token" and not same_tokens(scorer.tokenizer, models.tokenizer):
+        raise ValueError(f"The reward model {name!r} has another tokenizer than the policy, so its tokens are not the"
+                         " policy's: set per='response' or 'step'.")
+    self._names, self._tokenizer, self._per, self._span = names, models.tokenizer, per, span
+    self._combine, self._std_weight, self._on_nan = COMBINATIONS[combine], std_weight, on_nan
+    self._metrics: dict[str, float] = {}
+
+  @staticmethod
+  def _prepared(scorer: Scorer, name: str, per: str, normalise: str, aggregate: str) -> Scorer:
+    needed = READING.get(per)
+    if needed and needed not in scorer.reads:
+      raise ValueError(f"The reward model {name!r} is read at {' or '.join(scorer.reads)}, and per={per!r} needs {needed}:"
+                       f" train it with read={needed!r}, or set per='response'.")
+    scorer = dataclasses.replace(scorer, aggregate=aggregate or scorer.aggregate, normalise=normalise)
+    if scorer.aggregate == "product" and normalise != "none":
+      raise ValueError(f"The reward model {name!r} multiplies the probabilities of steps, which normalise={normalise!r} would"
+                       " shift: set normalise='none', or another aggregate.")
+    return scorer
+
+  @staticmethod
+  def _output_weights(scorer: Scorer, name: str, weights: Mapping[str, float]) -> Float[np.ndarray, "A"]:
+    unknown = [w for w in weights if w not in scorer.outputs]
+    if unknown:
+      raise ValueError(f"The reward model {name!r} has no output {unknown[0]!r}.{naming.did_you_mean(unknown[0], scorer.outputs)}"
+                       f" Its outputs: {', '.join(scorer.outputs)}.")
+    return np.array([weights.get(o, 0.0) if weights else 1 / len(scorer.outputs) for o in scorer.outputs])
+
+  def __call__(self, samples: Sequence[Sample]) -> Float[np.ndarray, "N"] | StepRewards:
+    """Raises: ValueError naming the sample whose score is not finite, or that is too long for the model."""
+    if self._per == "response":
+      found = np.array([self._responses(s, w, samples) for s, w in zip(self._scorers, self._weights)])
+      values, ends = found[..., None], None
+    else:
+      parts = [self._parts(sample) for sample in samples]
+      values = [self._places(s, w, samples, parts) for s, w in zip(self._scorers, self._weights)]
+      values = [np.stack(rows) for rows in zip(*values)]  # Per sample [models, K].
+      ends = [end for _, end in parts]
+    rows = [values[:, i] for i in range(len(samples))] if ends is None else values
+    bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
+    if bad and self._on_nan == "error":
+      raise ValueError(
+          f"The reward model {' or '.join(map(repr, self._names))} gave {len(bad)} of {len(samples)} samples a score that is"
+          f" not finite; the first: {describe(samples[bad[0]])}. Look at its own evaluations: its training may have"
+          " diverged. on_nan='zero' would count such samples as 0.")
+    for i in bad:
+      rows[i] = np.zeros_like(rows[i])
+    spread = [row.std(axis=0).mean() for row in rows if row.size]
+    self._metrics = {"disagreement": float(np.mean(spread)) if spread else 0.0} if len(self._scorers) > 1 else {}
+    if self._on_nan == "zero":
+      self._metrics["not_finite"] = float(len(bad))
+    combined = [self._combine(row, self._std_weight) for row in rows]
+    if ends is None:
+      return np.array([row[0] for row in combined], np.float64)
+    return StepRewards(*map(list, zip(*(_at_distinct(v, e) for v, e in zip(combined, ends))))) if combined else StepRewards([], [])
+
+  def metrics(self) -> dict[str, float]:
+    """Of the last call."""
+    return dict(self._metrics)
+
+  def close(self) -> None:
+    """Lets the models' parameters go."""
+    self._scorers = [dataclasses.replace(s) for s in self._scorers]
+
+  def _responses(self, scorer: Scorer, weights, samples) -> Float[np.ndarray, "N"]:
+    scored = self._run(scorer, samples, [s.completion for s in samples], "")
+    return np.array([row.totals[g] @ weights for row, g in scored])
+
+  def _places(self, scorer: Scorer, weights, samples, parts) -> list[Float[np.ndarray, "K"]]:
+    scored = self._run(scorer, samples, [texts for texts, _ in parts], READING[self._per])
+    values = [row.places[g] @ weights for row, g in scored]
+    return [np.diff(v, prepend=0.0) for v in values] if scorer.cumulative else values
+
+  def _run(self, scorer: Scorer, samples, texts: Sequence[Any], read: str) -> list[tuple[RowScores, int]]:
+    """Per sample the scores of its group's row, and which response of it the sample is."""
+    rows, places = [], []
+    for _, group in itertools.groupby(range(len(samples)), key=lambda i: (samples[i].group, samples[i].prompt)):
+      group = list(group)
+      first = samples[group[0]]
+      if self._per == "token":
+        encoded = scorer.encode(first.messages or first.prompt, [])
+        ids = [list(texts[i]) for i in group]
+        all_places = [list(range(len(i))) for i in ids]
+        rows.append(dataclasses.replace(encoded, responses=ids, places=all_places, steps=all_places))
+      else:
+        rows.append(scorer.encode(first.messages or first.prompt, [texts[i] for i in group], read))
+      places += [(len(rows) - 1, g) for g in range(len(group))]
+    scored = scorer(rows)
+    return [(scored[row], g) for row, g in places]
+
+  def _parts(self, sample: Sample) -> tuple[Sequence[Any], Any]:
+    """(step texts, or ids; the place among completion_tokens where each ends)."""
+    from rl_reason.responses import split_steps
+
+    tokens, decode = sample.completion_tokens, self._tokenizer.decode
+    if self._per == "token":
+      return tokens, np.arange(len(tokens))
+    if sample.spans.get(self._span):
+      ends = step_ends(sample, span=self._span)
+      return [decode(tokens[a:b + 1]) for a, b in zip([0, *(ends[:-1] + 1)], ends)], ends
+    texts = split_steps(sample.completion, self._scorers[0].separator)
+    # A step ends in the token that completes its text.
+    upto = np.cumsum([len(text) for text in texts])
+    found = [bisect.bisect_left(range(1, len(tokens) + 1), end, key=lambda n: len(decode(tokens[:n]))) for end in upto]
+    return texts, np.minimum(found, len(tokens) - 1)
+
+
+def _at_distinct(values, ends):
+  """Steps that end in one token are paid there together; without a token there is nothing to pay at."""
+  at, where = np.unique(ends, return_inverse=True)
+  if len(at) == 0 or at[0] < 0:
+    return np.zeros(0), np.zeros(0, np.int64)
+  return np.bincount(where, values, len(at)), at

@@ -1,0 +1,113 @@
+"""Measures over several seeds whether an experiment's claims hold here.
+
+    python -m rl_reason.claims experiments/NAME.py [more.py] [--seeds=5] [--claim=NAME] [--jobs=2]
+    python -m rl_reason.claims --all       # Every experiment that states a claim.
+    python -m rl_reason.claims --stale     # Those whose config or code changed since, or that were never measured.
+    python -m rl_reason.claims --list      # What there is, and what changed.
+    python -m rl_reason.claims experiments/NAME.py:tiny    # A rehearsal, with this argument for every arm's config.
+
+The same command continues what was stopped. Results are in experiments/results/, a rehearsal's in its workdir.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+import sys
+
+from rl_reason import config as config_lib
+from rl_reason.claims import declaration, judgement, results, runs
+from rl_reason.claims.declaration import Experiment
+from rl_reason.config import at_least, one_of
+from rl_reason.progress import Progress
+from rl_reason.run import errors_in_one_line
+
+
+def measure(
+    experiment: Experiment, names: Sequence[str], progress: Progress, *, seeds: int | None = None, jobs: int | None = None,
+    workdir: Path = Path("runs/claims"), argument: str = "",
+) -> bool:
+  """Runs these claims of an experiment, records and draws them. Returns false if a signal stopped it before."""
+  counts = {name: seeds or experiment.claims[name].seeds for name in names}
+  planned = {name: runs.plan(experiment, name, counts[name], workdir, argument) for name in names}
+  for name in names:
+    if changes := results.stale(experiment, name):
+      progress.note(f"{experiment.name}/{name}: {results.shorten(changes)}.")
+  if not runs.run_all([r for name in names for r in planned[name]], jobs, progress):
+    return False
+  from rl_reason.claims import figures  # Here: matplotlib takes a second to load.
+
+  root = experiment.file.resolve().parent.parent
+  where = workdir / "rehearsals" / experiment.name if argument else results.folder(experiment)
+  for name in names:
+    claim = experiment.claims[name]
+    measured = [judgement.measure(claim, run) for run in planned[name]]
+    record = results.record(experiment, name, planned[name], measured, counts[name], root)
+    path = results.write(experiment, name, record, where)
+    figures.draw(record, claim, planned[name], path.with_suffix(".png"))
+    progress.table(claim.title, ["arm", "seed", "value", "seconds", "end"], [
+        [m.arm, str(m.seed), "" if m.value is None else f"{m.value:.4g}", f"{m.seconds:.0f}",
+         m.status + (f": {m.error}" if m.error else "")] for m in measured])
+    progress.note(f"{record['verdict'].upper()}: {record['reason']}" + ("" if record["detectable"] is None else
+                  f" These seeds could have seen {record['detectable']:.3g} from the threshold."))
+    progress.note(f"Written: {path}, {path.with_suffix('.png').name}.")
+  if not argument and results.update_readme(root):
+    progress.note(f"The table in {root / 'README.md'} is up to date.")
+  return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Returns the exit status: 1 if a claim has no verdict, for runs are missing or cannot be compared; 130 if stopped."""
+  parser = argparse.ArgumentParser(
+      prog="python -m rl_reason.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("experiments", nargs="*", metavar="experiments/NAME.py[:argument]")
+  parser.add_argument("--claim", action="append", help="only the claim of this name; may be given several times")
+  parser.add_argument("--seeds", type=int, help="how many, from 0 on; by default as many as the claim says")
+  parser.add_argument("--jobs", type=int, help="runs at a time; by default one for each core or GPU")
+  parser.add_argument("--workdir", type=Path, default=Path("runs/claims"), help="the runs' folders")
+  parser.add_argument("--all", action="store_true", help="every experiment that states a claim")
+  parser.add_argument("--stale", action="store_true", help="only claims whose config or code changed since the result")
+  parser.add_argument("--list", action="store_true", help="show the claims and their results, run nothing")
+  args = parser.parse_args(argv)
+  with errors_in_one_line():
+    if args.seeds is not None:
+      at_least(2, seeds=args.seeds)
+    if args.jobs is not None:
+      at_least(1, jobs=args.jobs)
+    chosen = _choose(args.experiments, all_of_them=args.all or not args.experiments and (args.list or args.stale))
+    known = {name for experiment, _ in chosen for name in experiment.claims}
+    for name in args.claim or ():
+      one_of(sorted(known), claim=name)
+    todo = [(e, [n for n in e.claims if n in (args.claim or e.claims) and (not args.stale or results.stale(e, n))], argument)
+            for e, argument in chosen]
+    with Progress(seconds_between_lines=10.0) as progress:
+      if args.list:
+        progress.table("Claims", ["claim", "verdict", "measured", "changed since"], [
+            _line(e, name) for e, names, _ in todo for name in names])
+        return 0
+      stopped = not all(measure(e, names, progress, seeds=args.seeds, jobs=args.jobs, workdir=args.workdir,
+                                argument=argument) for e, names, argument in todo if names)
+      if stopped:
+        progress.note("Stopped: what the runs did is saved, and the same command continues.")
+        return 130
+    records = [results.read(e, name) for e, names, argument in todo for name in names if not argument]
+    return int(any(r["verdict"] in ("missing", "invalid") for r in records))
+
+
+def _choose(specs: Sequence[str], *, all_of_them: bool) -> list[tuple[Experiment, str]]:
+  """(experiment, argument in place of its arms' own) for each."""
+  if all_of_them:
+    files = config_lib.installed_experiments().values()
+    return [(declaration.load(str(f)), "") for f in files if hasattr(config_lib.load_experiment(f), "CLAIMS")]
+  if not specs:
+    raise ValueError("Say which claims: experiments/NAME.py, --all, --stale or --list.")
+  return [(declaration.load(spec), spec.partition(":")[2]) for spec in specs]
+
+
+def _line(experiment: Experiment, name: str) -> list[str]:
+  record = results.read(experiment, name)
+  changed = results.shorten(results.stale(experiment, name))
+  return [f"{experiment.name}/{name}", *((record["verdict"], record["date"][:10]) if record else ("", "")), changed]
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,108 @@
+"""A claim's figure: learning curves of its arms, where its metric has one, beside what the arms came to and the effect."""
+
+from collections.abc import Mapping, Sequence
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib import axes
+import numpy as np
+
+from rl_reason import plots
+from rl_reason.claims import measures, runs
+from rl_reason.claims.declaration import Claim
+
+Curves = Mapping[str, Sequence[measures.Curve]]
+
+
+def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[runs.Run], png: Path) -> None:
+  """A PNG 1200 pixels wide. What is missing is left out, and the title says that there is no verdict."""
+  # The arms that are compared first, so that they have the same colours in every figure.
+  arms = [*claim.pair, *(a for a in claim.arms if a not in claim.pair)]
+  colors = {arm: plots.COLORS[i % len(plots.COLORS)] for i, arm in enumerate(arms)}
+  curves = _curves(claim, planned)
+  drawn = [r for r in record["runs"] if r["value"] is not None]
+  panels = [bool(curves), True, record["effect"] is not None]
+  sheet = plots.figure.Figure(figsize=(12, 4.4), dpi=100, layout="constrained")
+  sheet.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+  grid = sheet.add_gridspec(1, sum(panels), width_ratios=[w for w, there in zip((2.2, 1, 1), panels) if there])
+  places = iter(range(sum(panels)))
+  if curves:
+    _draw_curves(sheet.add_subplot(grid[next(places)]), claim, curves, colors)
+  _draw_values(sheet.add_subplot(grid[next(places)]), claim, arms, drawn, colors)
+  if record["effect"] is not None:
+    _draw_effect(sheet.add_subplot(grid[next(places)]), claim, record)
+  sheet.suptitle(f"{claim.title}: {record['verdict']}", fontsize=14, fontweight="bold", x=0.01, ha="left")
+  partial = png.with_name(png.name + ".partial")
+  sheet.savefig(partial, format="png")
+  os.replace(partial, png)
+
+
+def _curves(claim: Claim, planned: Sequence[runs.Run]) -> dict[str, list[measures.Curve]]:
+  """Arm -> a curve per seed, of finished runs, if the claim's metric reads a curve."""
+  name, stage = claim.metric.args.get("name"), claim.metric.args.get("stage", "")
+  found: dict[str, list[measures.Curve]] = {}
+  if claim.metric.function not in measures.MEASURES:
+    return found
+  for run in planned:
+    if runs.outcome(run).status == "finished":
+      try:
+        found.setdefault(run.arm, []).append(measures.curve(run.folder, name, stage))
+      except ValueError:
+        continue  # The record says that this run has no such metric.
+  return found if any(len(steps) > 1 for curves in found.values() for steps, _ in curves) else {}
+
+
+def _draw_curves(ax: axes.Axes, claim: Claim, curves: Curves, colors: Mapping[str, str]) -> None:
+  """Mean over seeds, and a band from the lowest to the highest: of few seeds an interval would hide how few they are."""
+  window = 1
+  for arm, of_seeds in curves.items():
+    steps = sorted(set.intersection(*({*steps} for steps, _ in of_seeds)))
+    values = np.array([v[np.isin(s, steps)] for s, v in of_seeds])
+    values = np.where(np.isfinite(values), values, np.nan)
+    if len(steps) > 30:
+      window = max(window, len(steps) // 20 | 1)
+      values = np.array([plots.running_mean(v, len(steps) // 20 | 1) for v in values])
+    ax.fill_between(steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colors[arm], alpha=0.18, linewidth=0)
+    ax.plot(steps, np.nanmean(values, axis=0), color=colors[arm], linewidth=2, label=f"{arm} ({len(of_seeds)} seeds)",
+            marker="o" if len(steps) <= 30 else None, markersize=4)
+  plots.dress(ax, "Mean over seeds; band: lowest to highest", claim.metric.args["name"], "step" + (
+      f" of stage {claim.metric.args['stage']}" if claim.metric.args.get("stage") else "") + (
+          f"  (each curve: mean of {window})" if window > 1 else ""))
+  ax.legend(fontsize=10, framealpha=0.8, loc="best")
+
+
+def _draw_values(
+    ax: axes.Axes, claim: Claim, arms: Sequence[str], drawn: Sequence[Mapping[str, Any]], colors: Mapping[str, str],
+) -> None:
+  """A point per run, a bar for the mean of an arm, and a line between the runs of a seed."""
+  for seed in sorted({r["seed"] for r in drawn}):
+    pair = [(arms.index(r["arm"]), r["value"]) for arm in claim.pair for r in drawn if (r["arm"], r["seed"]) == (arm, seed)]
+    if len(pair) == 2:
+      ax.plot(*zip(*pair), color="#999999", linewidth=1, zorder=1)
+  for i, arm in enumerate(arms):
+    values = [r["value"] for r in drawn if r["arm"] == arm]
+    if values:
+      ax.plot([i - 0.2, i + 0.2], [np.mean(values)] * 2, color=colors[arm], linewidth=3, zorder=2)
+      ax.scatter([i] * len(values), values, color=colors[arm], s=30, zorder=3, edgecolor="white")
+  name = claim.metric.function.rpartition(":")[2]
+  plots.dress(ax, "Each run, and the mean", " ".join(filter(None, (name, claim.metric.args.get("name")))), "")
+  ax.set_xticks(range(len(arms)), arms, rotation=20 if len(arms) > 2 else 0)
+  ax.set_xlim(-0.6, len(arms) - 0.4)
+
+
+def _draw_effect(ax: axes.Axes, claim: Claim, record: Mapping[str, Any]) -> None:
+  low, high = record["interval"]
+  effects = record["effects"]
+  ax.scatter(np.linspace(-0.15, 0.15, len(effects)), effects, color="#666666", s=24, zorder=3, label="a seed")
+  ax.errorbar([0.45], [record["effect"]], [[record["effect"] - low], [high - record["effect"]]], color="black", marker="D",
+              markersize=7, capsize=6, linewidth=2, zorder=4, label="mean, 95% interval")
+  ax.axhline(claim.threshold, color="#D55E00", linewidth=1.6, linestyle=(0, (4, 3)),
+             label=f"holds if {'above' if claim.direction == 'higher' else 'below'} {claim.threshold:g}")
+  words = {"difference": f"{claim.treatment} − {claim.baseline}", "ratio": f"{claim.treatment} / {claim.baseline}",
+           "absolute": claim.treatment}
+  plots.dress(ax, "Effect", words[claim.compare], "")
+  ax.set_xticks([])
+  ax.set_xlim(-0.4, 0.8)
+  ax.margins(y=0.2)
+  ax.legend(fontsize=9, framealpha=0.8, loc="best")

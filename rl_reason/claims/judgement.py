@@ -1,0 +1,144 @@
+"""Numbers of every run -> effect, interval, and a verdict, or why there is none."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+from jaxtyping import Float
+import numpy as np
+
+from rl_reason import estimates
+from rl_reason.claims import measures, runs
+from rl_reason.claims.declaration import Claim
+
+CONFIDENCE, POWER = 0.95, 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """A run in the record. status: finished, failed, stopped, diverged (its number is not finite) or unmeasured (it has none);
+  value: only of a finished one. totals: of the metrics that must match. seconds: of all its processes."""
+  arm: str
+  seed: int
+  status: str
+  error: str = ""
+  value: float | None = None
+  totals: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+  """verdict: holds, does not hold or undecided; missing or invalid where none can be given. reason: in a sentence.
+
+  effects: per seed, in the claim's terms: differences, ratios or the treatment's own values.
+  effect: their mean, of ratios the geometric one. interval: 95 % around it (estimates.mean_interval; of ratios, of their
+  logarithms). detectable: how far from the threshold, for ratios by what factor, the truth must be for these seeds to see
+  it four times in five. cost: matched metric -> arm -> total per seed.
+  """
+  verdict: str
+  reason: str
+  effects: Sequence[float] = ()
+  effect: float | None = None
+  interval: tuple[float, float] | None = None
+  detectable: float | None = None
+  cost: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
+
+
+def measure(claim: Claim, run: runs.Run) -> Measured:
+  """What a run gave."""
+  end = runs.outcome(run)
+  found = Measured(run.arm, run.seed, end.status, end.error, seconds=end.seconds)
+  if end.status != "finished":
+    return found
+  try:
+    value = measures.measure(run.folder, claim.metric.function, dict(claim.metric.args))
+    totals = measures.totals(run.folder)
+  except Exception as error:  # pylint: disable=broad-except
+    # The metric may be a user's function: whatever it raises, this run has no number, and the others keep theirs.
+    return dataclasses.replace(found, status="unmeasured", error=f"{type(error).__name__}: {error}")
+  if not math.isfinite(value):
+    return dataclasses.replace(found, status="diverged", error=f"its metric is {value}")
+  return dataclasses.replace(found, value=value, totals={k: totals[k] for k in claim.matched if k in totals})
+
+
+def judge(claim: Claim, measured: Sequence[Measured], seeds: int) -> Judgement:
+  """The verdict over seeds 0 to seeds - 1; runs of arms that the claim does not compare do not matter here."""
+  of = {(m.arm, m.seed): m for m in measured}
+  missing = [(arm, seed) for arm in claim.pair for seed in range(seeds)
+             if (arm, seed) not in of or of[arm, seed].status != "finished"]
+  values = {arm: np.array([of[arm, s].value for s in range(seeds) if (arm, s) not in missing]) for arm in claim.pair}
+  if missing:
+    told = [f"{arm} with seed {seed} {_end(of.get((arm, seed)))}" for arm, seed in missing]
+    return Judgement("missing", f"{len(missing)} of {len(claim.pair) * seeds} runs are missing: {'; '.join(told)}.")
+  cost = {name: {arm: [of[arm, s].totals.get(name) for s in range(seeds)] for arm in claim.pair}
+          for name in claim.matched}
+  fault = mismatch(claim, cost)
+  if fault:
+    return Judgement("invalid", fault, cost=cost)
+  try:
+    effects = compare(claim, values)
+  except ValueError as error:
+    return Judgement("invalid", str(error), cost=cost)
+  logarithmic = claim.compare == "ratio"
+  scale, back = (np.log, math.exp) if logarithmic else (np.asarray, float)
+  low, high = map(back, estimates.mean_interval(scale(effects), confidence=CONFIDENCE))
+  verdict = decide(claim, low, high)
+  shown = f"{back(scale(effects).mean()):.3g} ({low:.3g} to {high:.3g})"
+  side = "above" if claim.direction == "higher" else "below"
+  reason = {"holds": f"{shown} lies {side} {claim.threshold:g}", "does not hold": f"{shown} does not lie {side} "
+            f"{claim.threshold:g}", "undecided": f"{shown} has {claim.threshold:g} inside"}[verdict] + f", {seeds} seeds."
+  if len(set(effects)) == 1:
+    reason += " All seeds gave the same effect, to the bit: whether the arms differ as they should is worth a look."
+  return Judgement(
+      verdict, reason, effects=effects.tolist(), effect=back(scale(effects).mean()), interval=(low, high), cost=cost,
+      detectable=back(estimates.detectable_effect(scale(effects), confidence=CONFIDENCE, power=POWER)))
+
+
+def compare(claim: Claim, values: Mapping[str, Float[np.ndarray, "N"]]) -> Float[np.ndarray, "N"]:
+  """The effect in each seed. Raises: ValueError for a ratio of numbers that are not positive."""
+  treatment = values[claim.treatment]
+  if claim.compare == "absolute":
+    return treatment
+  baseline = values[claim.baseline]
+  if claim.compare == "difference":
+    return treatment - baseline
+  if min(treatment.min(), baseline.min()) <= 0:
+    raise ValueError(f"A ratio needs positive numbers, and the metric was {min(treatment.min(), baseline.min()):g} in a run:"
+                     " state the claim as a difference.")
+  return treatment / baseline
+
+
+def decide(claim: Claim, low: float, high: float) -> str:
+  """The whole interval beyond the threshold: holds. None of it: does not hold. Else undecided."""
+  if claim.direction == "lower":
+    low, high, threshold = -high, -low, -claim.threshold
+  else:
+    threshold = claim.threshold
+  return "holds" if low > threshold else "does not hold" if high <= threshold else "undecided"
+
+
+def mismatch(claim: Claim, cost: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+  """What did not match between treatment and baseline although it must, in a sentence; "" if all did."""
+  for name, totals in cost.items():
+    for seed, pair in enumerate(zip(totals[claim.treatment], totals[claim.baseline])):
+      if None in pair:
+        return (f"{name!r} must match, and a run logged none: it cannot be compared. `matched` names metrics of"
+                " metrics.jsonl.")
+      apart = abs(pair[0] - pair[1]) / max(map(abs, pair)) if any(pair) else 0.0
+      if apart > claim.tolerance:
+        return (f"{name} must match within {claim.tolerance:.0%}: {claim.treatment} had {pair[0]:g} and {claim.baseline}"
+                f" {pair[1]:g} with seed {seed}, {apart:.0%} apart. Their results cannot be compared.")
+  return ""
+
+
+def _end(measured: Measured | None) -> str:
+  if measured is None:
+    return "was not run"
+  words = {"failed": "failed", "stopped": "stopped early", "diverged": "diverged", "unmeasured": "has no such number"}
+  return words[measured.status] + (f" ({measured.error})" if measured.error else "")
+
+
+def to_json(judgement: Judgement) -> dict[str, Any]:
+  return dataclasses.asdict(judgement)

@@ -1,0 +1,183 @@
+"""The record of a claim: written, compared with what the claim says now, and shown in one table of all claims."""
+
+from collections.abc import Mapping, Sequence
+import datetime
+import json
+from pathlib import Path
+import shlex
+import sys
+from typing import Any
+
+from rl_reason import config as config_lib
+from rl_reason import provenance
+from rl_reason.claims import dependencies, judgement, runs
+from rl_reason.claims.declaration import Experiment, to_json
+from rl_reason.run import Workdir
+
+COLUMNS = ("claim", "of", "compared", "effect (95 %)", "threshold", "could have seen", "verdict", "measured")
+BEGIN, END = "<!-- claims: generated, do not edit -->", "<!-- /claims -->"
+RUNNING = ("checkpoint", "logging", "mesh")  # Sections that say how a run is run, not what it does.
+
+
+def folder(experiment: Experiment) -> Path:
+  """Beside the experiment's file."""
+  return experiment.file.parent / "results" / experiment.name
+
+
+def read(experiment: Experiment, name: str) -> dict[str, Any] | None:
+  """A claim's record, None if it was never measured. Raises: ValueError for a file that is no record of this claim."""
+  path = folder(experiment) / f"{name}.json"
+  if not path.exists():
+    return None
+  try:
+    record = json.loads(path.read_text())
+    of = record["experiment"], record["name"], record["verdict"], record["test"], record["configs"], record["code"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no record of a claim ({type(error).__name__}: {error}). Restore or delete it.") from error
+  if of[:2] != (experiment.name, name):
+    raise ValueError(f"{path} is the record of claim {of[1]!r} of {of[0]!r}, not of {name!r} of {experiment.name!r}: it was"
+                     " copied or renamed. Restore or delete it.")
+  return record
+
+
+def state(experiment: Experiment, name: str) -> dict[str, Any]:
+  """What decides about the result, as it is now: test (the declaration), configs by arm, code (module -> digest)."""
+  claim = experiment.claims[name]
+  configs = {arm: to_json(config) for arm, config in experiment.configs[name].items()}
+  code = {}
+  for config in configs.values():
+    code |= dependencies.code(config)
+  code |= dependencies.code({}, [claim.metric.function], start="rl_reason.claims.measures")
+  return {"test": claim.test(), "configs": {k: _what(c) for k, c in configs.items()}, "code": code}
+
+
+def record(
+    experiment: Experiment, name: str, planned: Sequence[runs.Run], measured: Sequence[judgement.Measured], seeds: int,
+    root: Path,
+) -> dict[str, Any]:
+  """The record of a claim whose runs are done.
+
+  An earlier record of it is kept in `earlier`, in short: its verdict, and what was changed after it had been seen.
+  """
+  claim, now, before = experiment.claims[name], state(experiment, name), read(experiment, name)
+  versions = next((json.loads(p.read_text()) for r in planned if (p := r.folder / "versions.json").exists()), {})
+  verdict = judgement.judge(claim, measured, seeds)
+  return {
+      "experiment": experiment.name, "name": name, "verdict": verdict.verdict, "reason": verdict.reason,
+      "claim": {k: v for k, v in to_json(claim).items() if k != "arms"}, "seeds": seeds, **now,
+      "digests": {k: dependencies.digest(v) for k, v in now.items()},
+      **{k: v for k, v in judgement.to_json(verdict).items() if k not in ("verdict", "reason")},
+      "confidence": judgement.CONFIDENCE, "power": judgement.POWER,
+      "runs": to_json([*measured]), "earlier": _earlier(before, now, seeds),
+      "seconds": round(sum(m.seconds for m in measured)),
+      "commit": provenance.commit(root, beside=("README.md", "experiments/results")),
+      "command": " ".join(["python -m rl_reason.claims", *map(shlex.quote, sys.argv[1:])]),
+      "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+      "machine": provenance.machine(versions.get("device", "cpu")), "versions": versions}
+
+
+def write(experiment: Experiment, name: str, content: Mapping[str, Any], where: Path | None = None) -> Path:
+  where = folder(experiment) if where is None else where
+  Workdir(where).write(f"{name}.json", content)
+  return where / f"{name}.json"
+
+
+def stale(experiment: Experiment, name: str) -> list[str]:
+  """What changed since the claim was measured, one entry each; ["never measured"] if it was not; [] if nothing did."""
+  before = read(experiment, name)
+  if before is None:
+    return ["never measured"]
+  now = state(experiment, name)
+  modules = sorted(m for m in {*before["code"], *now["code"]} if before["code"].get(m) != now["code"].get(m))
+  return [*_changes(before, now), *(f"code of {m}" for m in modules)]
+
+
+def shorten(changes: Sequence[str]) -> str:
+  return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+
+
+# The table.
+
+
+def all_records(results: Path) -> list[dict[str, Any]]:
+  """Every record below experiments/results."""
+  return [json.loads(path.read_text()) for path in sorted(results.glob("*/*.json"))]
+
+
+def table(records: Sequence[Mapping[str, Any]], results: str = "experiments/results") -> str:
+  """All claims in Markdown, with what must be said about them below. results: the folder, as links name it."""
+  lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+  notes = []
+  for r in records:
+    lines.append("| " + " | ".join(_row(r, f"{results}/{r['experiment']}/{r['name']}")) + " |")
+    if r["verdict"] in ("missing", "invalid"):
+      notes.append(f"- {r['claim']['title']}: {r['reason']}")
+    for e in r["earlier"]:
+      notes.append(f"- {r['claim']['title']}: measured before ({e['date'][:10]}, {e['verdict']}{_effect(e)}); then changed:"
+                   f" {'; '.join(e['changed'])}.")
+  return "\n".join([*lines, *([""] if notes else []), *(" ".join(note.split()) for note in notes)])
+
+
+def update_readme(root: Path) -> bool:
+  """Puts the table of all records below root/experiments/results between the README's marks. False without such marks."""
+  readme = root / "README.md"
+  if not readme.exists() or BEGIN not in (text := readme.read_text()):
+    return False
+  before, _, rest = text.partition(BEGIN)
+  after = rest.partition(END)[2]
+  readme.write_text(f"{before}{BEGIN}\n{table(all_records(root / 'experiments/results'))}\n{END}{after}")
+  return True
+
+
+def _row(r: Mapping[str, Any], path: str) -> list[str]:
+  claim = r["claim"]
+  compared = " - ".join(filter(None, (claim["treatment"], claim["baseline"])))
+  if claim["compare"] == "ratio":
+    compared = compared.replace(" - ", " / ")
+  metric = claim["metric"]
+  metric = " ".join(filter(None, (metric["function"].rpartition(":")[2], metric["args"].get("name"))))
+  detectable = r["detectable"]
+  card = f"; card {claim['card']:02d}" if claim["card"] else ""
+  cells = [
+      f"[{claim['title']}]({path}.json)", f"{claim['paper']}{card}", f"{compared}: {metric}, {r['seeds']} seeds",
+      _effect(r).removeprefix(", ") or "-", ("above " if claim["direction"] == "higher" else "below ")
+      + f"{claim['threshold']:g}", "-" if detectable is None else
+      (f"a factor of {detectable:.3g}" if claim["compare"] == "ratio" else f"{detectable:.3g}"),
+      f"[{r['verdict']}]({path}.png)" if r["effect"] is not None else r["verdict"],
+      f"{r['date'][:10]}, {r['seconds'] / 60:.0f} min of runs, {r['machine']['device']}"]
+  return [" ".join(cell.split()).replace("|", "\\|") for cell in cells]
+
+
+def _effect(r: Mapping[str, Any]) -> str:
+  return "" if r["effect"] is None else f", {r['effect']:.3g} ({r['interval'][0]:.3g} to {r['interval'][1]:.3g})"
+
+
+# Changes.
+
+
+def _earlier(before: Mapping[str, Any] | None, now: Mapping[str, Any], seeds: int) -> list[dict[str, Any]]:
+  """The earlier records, and the last one if its claim said something else or had other seeds."""
+  if before is None:
+    return []
+  changed = _changes(before, now) + ([f"seeds was {before['seeds']} and is {seeds}"] if before["seeds"] != seeds else [])
+  if not changed:
+    return before["earlier"]
+  kept = {k: before[k] for k in ("date", "commit", "verdict", "effect", "interval", "seeds", "digests")}
+  return [*before["earlier"], {**kept, "changed": changed}]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """What the claim and its arms' configs say otherwise. A field that the config did not have then is a new option's
+  default: that is the code's change."""
+  told = config_lib.changes(before["test"], now["test"])
+  for arm in dict.fromkeys([*before["configs"], *now["configs"]]):
+    if arm not in before["configs"] or arm not in now["configs"]:
+      told[f"arm {arm}"] = (arm in before["configs"] or None, arm in now["configs"] or None)
+      continue
+    found = config_lib.changes(before["configs"][arm], now["configs"][arm])
+    told |= {f"{arm}: {k}": v for k, v in found.items() if v[0] is not None}
+  return [f"{k} was {old!r} and is {new!r}" for k, (old, new) in told.items()]
+
+
+def _what(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in config.items() if k not in (*RUNNING, "seed")}

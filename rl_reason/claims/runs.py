@@ -1,0 +1,231 @@
+"""Runs of a claim's arms over seeds: each in a process and a folder of its own, side by side, resumed after a kill."""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Literal
+
+from rl_reason import metrics, provenance
+from rl_reason.claims import declaration, dependencies
+from rl_reason.claims.worker import STOPPED
+from rl_reason.progress import Progress
+
+FINISHED, FAILED, SECONDS = "finished.json", "failed.json", "seconds.json"  # What a worker leaves in its run's folder.
+_STOP_SECONDS = 120  # For a worker to save after the step that it is in.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One arm with one seed. config: as JSON; code: dependencies.code of it.
+
+  The folder is named after both: another config, or code that changed, is another run, and what an old one left is never
+  taken for it.
+  """
+  experiment: str
+  claim: str
+  arm: str
+  seed: int
+  config: Mapping[str, Any] = dataclasses.field(hash=False, compare=False)
+  code: Mapping[str, str] = dataclasses.field(hash=False, compare=False)
+  workdir: Path = Path("runs/claims")
+
+  @property
+  def digest(self) -> str:
+    config = {k: v for k, v in self.config.items() if k != "seed"}  # The seeds of an arm lie side by side.
+    return dependencies.digest([config, dict(self.code)])[:8]
+
+  @property
+  def folder(self) -> Path:
+    return self.workdir / Path(self.experiment).stem / f"{self.arm}-{self.digest}" / f"seed{self.seed}"
+
+  @property
+  def num_steps(self) -> int:
+    return sum(self.config[stage]["num_steps"] for stage in self.config["stages"])
+
+  def done(self) -> int:
+    """Steps in metrics.jsonl, of all stages."""
+    with contextlib.suppress(FileNotFoundError):
+      lines = metrics.read_metrics(self.folder)
+      if lines:
+        stages = list(self.config["stages"])
+        before = stages[:stages.index(lines[-1]["stage"])] if lines[-1]["stage"] in stages else []
+        return sum(self.config[s]["num_steps"] for s in before) + lines[-1]["step"]
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a run ended: finished; failed: `error` says why, it is tried again by the next command; stopped: by a signal."""
+  status: Literal["finished", "failed", "stopped"]
+  error: str = ""
+  seconds: float = 0.0
+
+
+def outcome(run: Run) -> Outcome:
+  """Of a run that no worker is at."""
+  seconds = sum(read_json(run.folder / SECONDS) or [])
+  if (run.folder / FINISHED).exists():
+    return Outcome("finished", seconds=seconds)
+  failed = read_json(run.folder / FAILED)
+  return Outcome("failed", failed["error"], seconds) if failed else Outcome("stopped", seconds=seconds)
+
+
+def plan(experiment: declaration.Experiment, name: str, seeds: int, workdir: Path, argument: str = "") -> list[Run]:
+  """The runs of a claim, seed by seed, so that what is there after a kill can be compared."""
+  configs = {arm: declaration.to_json(config) for arm, config in experiment.configs[name].items()}
+  code = {arm: dependencies.code(config) for arm, config in configs.items()}
+  spec = f"{experiment.file}:{argument}" if argument else str(experiment.file)
+  return [Run(spec, name, arm, seed, {**config, "seed": seed}, code[arm], workdir)
+          for seed in range(seeds) for arm, config in configs.items()]
+
+
+def distinct(runs: Sequence[Run]) -> list[Run]:
+  """One for each folder: claims share the runs of arms with the same name and config."""
+  return list({run.folder: run for run in runs}.values())
+
+
+def slots(jobs: int | None, count: int) -> list[dict[str, str]]:
+  """The environment of each of the workers that run at a time.
+
+  On a CPU each gets its share of the cores, one job a core if `jobs` is None: matrix products of one run would keep all
+  busy, but its imports, compilation, rewards and much of the sampling keep one. With GPUs each gets one, in turn; on other accelerators one job has all devices.
+
+  Args:
+    jobs: None for as many as there are cores or devices. count: runs there are; no more jobs are useful.
+  """
+  backend, devices = devices_here()
+  cores = provenance.cores()
+  everywhere = {"cpu": len(cores), "gpu": devices}.get(backend, 1)
+  jobs = max(1, min(jobs or everywhere, count))
+  if backend == "gpu":
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
+    one = [v for v in visible.split(",") if v]
+    return [{"CUDA_VISIBLE_DEVICES": one[i % len(one)], "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} for i in range(jobs)]
+  if backend != "cpu":
+    return [{}] * jobs
+  shares = [cores[i * len(cores) // jobs:(i + 1) * len(cores) // jobs] or cores for i in range(jobs)]
+  return [{"RL_REASON_CORES": ",".join(map(str, share))} for share in shares]
+
+
+def devices_here() -> tuple[str, int]:
+  """(JAX's backend, devices), found by a process of its own: this one must hold no accelerator that its workers need."""
+  code = "import jax; print(jax.default_backend(), jax.local_device_count())"
+  found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  if found.returncode:
+    raise ValueError(f"JAX finds no device here: {found.stderr.strip().splitlines()[-1:]}.")
+  backend, devices = found.stdout.split()[-2:]
+  return backend, int(devices)
+
+
+def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_seconds: float = 0.5) -> bool:
+  """Trains what is not finished. Returns true when nothing is left to run, false if Ctrl-C or SIGTERM stopped it.
+
+  A run that fails is told, and the others go on. At a signal every worker saves and stops after its current step; a second
+  one ends them at once.
+  """
+  runs = distinct(runs)
+  waiting = [r for r in runs if outcome(r).status != "finished"]
+  if not waiting:
+    return True
+  free, workers = slots(jobs, len(waiting)), {}
+  progress.note(f"{len(waiting)} of {len(runs)} runs to do, {len(free)} at a time, in {runs[0].workdir}.")
+  begun = {r: r.done() for r in runs}
+  progress.stage("claims", sum(r.num_steps for r in runs), sum(begun.values()))
+  try:
+    with _terminated_as_interrupt():
+      while waiting or workers:
+        while waiting and free:
+          run, slot = waiting.pop(0), free.pop()
+          workers[run] = Worker(run, slot)
+        for run, worker in list(workers.items()):
+          begun[run] = run.done()
+          if worker.process.poll() is not None:
+            free.append(worker.slot)
+            del workers[run]
+            worker.finish()
+            progress.note(describe(run))
+        progress.update(sum(begun.values()), {})
+        time.sleep(poll_seconds)
+  except KeyboardInterrupt:
+    progress.note(f"Stopping {len(workers)} runs after their current steps; again Ctrl-C ends them at once.")
+    return False
+  finally:
+    _stop(list(workers.values()))
+  return True
+
+
+def describe(run: Run) -> str:
+  found = outcome(run)
+  end = {"finished": f"finished after {found.seconds:.0f} s", "failed": f"failed: {found.error}",
+         "stopped": "stopped early; the same command continues it"}[found.status]
+  return f"{run.arm}, seed {run.seed}: {end}"
+
+
+class Worker:
+  """A process that trains one run, and stops when this one ends, however it ends."""
+
+  def __init__(self, run: Run, slot: Mapping[str, str]):
+    self.run, self.slot = run, slot
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / FAILED).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "rl_reason.claims.worker", f"--experiment={run.experiment}", f"--claim={run.claim}",
+               f"--arm={run.arm}", f"--seed={run.seed}", f"--digest={run.digest}", f"--folder={run.folder}"]
+    with (run.folder / "log.txt").open("a") as log:
+      # A session of its own: Ctrl-C is for this process, which then stops the workers. The pipe is never written to; it
+      # ends when this process does.
+      self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+                                      env={**os.environ, **slot}, start_new_session=True)
+
+  def finish(self) -> None:
+    """Notes why it ended, where it could not do so itself: it was killed, or failed before it began."""
+    self.process.stdin.close()
+    by_signal = self.process.returncode in (STOPPED, -signal.SIGTERM)
+    if self.process.returncode and not by_signal and outcome(self.run).status == "stopped":
+      killed = self.process.returncode == -signal.SIGKILL
+      lines = [x for x in (self.run.folder / "log.txt").read_text(errors="replace").splitlines() if x.strip()]
+      (self.run.folder / FAILED).write_text(json.dumps({"error": "killed: out of memory?" if killed else
+                                                        f"exit status {self.process.returncode}: {' '.join(lines[-1:])}"}))
+
+
+def _stop(workers: Sequence[Worker]) -> None:
+  """Asks all to save and stop, and waits; ends them at once after another signal, or when they take too long."""
+  for worker in workers:
+    with contextlib.suppress(ProcessLookupError):
+      worker.process.send_signal(signal.SIGTERM)
+  try:
+    with _terminated_as_interrupt():
+      end = time.monotonic() + _STOP_SECONDS
+      for worker in workers:
+        worker.process.wait(timeout=max(0.1, end - time.monotonic()))
+  except (KeyboardInterrupt, subprocess.TimeoutExpired):
+    for worker in workers:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
+      worker.process.wait()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupt():
+  """SIGTERM does what Ctrl-C does."""
+  def interrupt(number, frame):
+    raise KeyboardInterrupt
+  before = None
+  with contextlib.suppress(ValueError):  # Signals belong to the main thread.
+    before = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  finally:
+    if before is not None:
+      signal.signal(signal.SIGTERM, before)
+
+
+def read_json(path: Path) -> Any:
+  """What a JSON file holds, None if there is none."""
+  return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,77 @@
+"""Trains one arm of a claim with one seed, in a folder: the process that rl_reason.claims.runs starts.
+
+On a CPU RL_REASON_CORES holds the numbers of the cores that it may use.
+"""
+
+import argparse
+import fcntl
+import os
+from pathlib import Path
+import signal
+import sys
+import threading
+import time
+from typing import IO
+
+STOPPED = 3  # Exit status: a signal stopped the run; what it did is saved.
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  for name in ("experiment", "claim", "arm", "digest"):
+    parser.add_argument(f"--{name}", required=True)
+  parser.add_argument("--seed", type=int, required=True)
+  parser.add_argument("--folder", type=Path, required=True)
+  args = parser.parse_args()
+  # Before JAX is imported: it makes a thread for each core that it sees.
+  if os.environ.get("RL_REASON_CORES") and hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, map(int, os.environ["RL_REASON_CORES"].split(",")))
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+  with _alone(args.folder):
+    sys.exit(work(args.experiment, args.claim, args.arm, args.seed, args.digest, args.folder))
+
+
+def work(experiment: str, claim: str, arm: str, seed: int, digest: str, folder: Path) -> int:
+  """Trains, and leaves finished.json or failed.json. Returns the exit status."""
+  from rl_reason import run, train
+  from rl_reason.claims import declaration, runs
+
+  started, record = time.time(), run.Workdir(folder)
+  try:
+    run.start()
+    loaded = declaration.load(experiment)
+    planned = [r for r in runs.plan(loaded, claim, seed + 1, folder, experiment.partition(":")[2])
+               if (r.arm, r.seed) == (arm, seed)]
+    if not planned or planned[0].digest != digest:
+      raise ValueError(f"{experiment}, or code that it depends on, changed while the claim was running: start the same"
+                       " command again.")
+    config = loaded.configs[claim][arm]
+    with config.unlocked():
+      config.seed = seed
+    if train.train(config, folder, plain=True) is None:
+      return STOPPED
+    record.write(runs.FINISHED, {"digest": digest})
+    return 0
+  except Exception as error:  # pylint: disable=broad-except
+    # Whatever it is, it is this run's end and not the claim's; the log has the traceback.
+    record.write(runs.FAILED, {"error": f"{type(error).__name__}: {error}"})
+    raise
+  finally:
+    record.write(runs.SECONDS, [*(runs.read_json(folder / runs.SECONDS) or []), time.time() - started])
+
+
+def _end_with_parent() -> None:
+  """A parent that was killed can stop nobody: its end of the pipe closes, and the run saves and stops."""
+  sys.stdin.buffer.read()
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _alone(folder: Path) -> IO[str]:
+  """Waits until no other process is at this run: one whose parent was killed may still be saving."""
+  file = (folder / "lock").open("w")
+  fcntl.flock(file, fcntl.LOCK_EX)
+  return file
+
+
+if __name__ == "__main__":
+  main()

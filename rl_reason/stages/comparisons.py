@@ -1,0 +1,118 @@
+"""What the stages that learn from comparisons share: rows that are fit to be learnt from, their batches and their memory."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Protocol
+
+from absl import logging
+
+from rl_reason import memory as memory_lib
+from rl_reason import packing
+from rl_reason.config import TaskSection
+from rl_reason.responses import Encoded, Layout, encode_comparison, too_long
+from rl_reason.stages.base import Context, first_rows
+from rl_reason.tasks import Source, Task, load_task
+from rl_reason.types import Comparison, LearnerState
+
+
+class Section(Protocol):
+  """Fields of both stages' sections."""
+  batch_size: int
+  microbatches: int
+  max_prompt_tokens: int
+  max_response_tokens: int
+  bad_rows: str
+  data: TaskSection
+  remat: str
+
+
+class Reader:
+  """Comparisons -> ids, for one stage.
+
+  layout: of its batches. microbatches: parts of a batch.
+  """
+
+  def __init__(self, section: Section, context: Context, complain: Callable[[Comparison, Encoded], None], *,
+               read: str = "end", separator: str = "\n"):
+    """complain: raises ValueError, saying what is wrong, for a row that the loss cannot learn from."""
+    self._section, self._context, self._complain, self._read, self._separator = section, context, complain, read, separator
+    self.layout = Layout.of(
+        context.policy.config, context.dtype, max_prompt_tokens=section.max_prompt_tokens or context.max_prompt_tokens,
+        max_response_tokens=section.max_response_tokens, bucket=context.prompt_bucket,
+        ways=context.partitioning.ways("batch"))
+    self.microbatches = section.microbatches or packing.num_passes(
+        section.batch_size, 2, self.layout.max_prompt_tokens + 2 * section.max_response_tokens, self.layout.ways)
+
+  def encode(self, row: Comparison) -> Encoded:
+    """Raises: ValueError that names the row."""
+    encoded = encode_comparison(self._context.policy.tokenizer, row, read=self._read, separator=self._separator)
+    complaint = too_long(encoded, max_prompt_tokens=self.layout.max_prompt_tokens,
+                         max_response_tokens=self.layout.max_response_tokens)
+    try:
+      if complaint:
+        raise ValueError(f"it has {complaint}")
+      self._complain(row, encoded)
+    except ValueError as error:
+      raise ValueError(f"Comparison {row.id!r} cannot be learnt from: {error}. Correct it or the limit, or set"
+                       f" bad_rows='drop'. Its prompt starts {str(row.prompt)[:80]!r}.") from error
+    return encoded
+
+  def check(self) -> None:
+    """Raises: ValueError for text beyond the model's context and for bad rows, as far as a short look shows them."""
+    limits, context = self.layout, self._context.policy.config.max_positions
+    if limits.max_prompt_tokens + limits.max_response_tokens > context:
+      raise ValueError(f"max_prompt_tokens={limits.max_prompt_tokens} and max_response_tokens={limits.max_response_tokens}"
+                       f" are more than the model's context of {context} tokens. Lower one.")
+    task = self._load()
+    for half in (task.train, task.heldout):
+      if self._section.bad_rows == "error":
+        for row in first_rows(half):
+          self.encode(row)
+      else:
+        self._good_rows(half)
+
+  def task(self) -> Task:
+    """The rows that can be learnt from, all others told of. Raises: ValueError if none is left."""
+    task = self._load()
+    if self._section.bad_rows == "error":
+      return task
+    return Task(self._good_rows(task.train, tell=True), self._good_rows(task.heldout, tell=True))
+
+  def _load(self) -> Task:
+    data = self._section.data
+    return load_task(data.source, data.args, data.train, data.heldout)
+
+  def _good_rows(self, source: Source, *, tell: bool = False) -> Source:
+    good, complaints = [], []
+    for i in range(len(source)):
+      try:
+        self.encode(source[i])
+        good.append(i)
+      except ValueError as error:
+        complaints.append(str(error))
+    if not good:
+      raise ValueError(f"All {len(source)} comparisons are bad. The first: {complaints[0]}")
+    if complaints and tell:
+      logging.warning("%d of %d comparisons are left out. The first: %s", len(complaints), len(source), complaints[0])
+    return Selected(source, tuple(good))
+
+  def memory(self, state_shape: LearnerState) -> list[memory_lib.Part]:
+    """What a device needs for the update. Rows are taken for pairs; lists need more."""
+    batch = memory_lib.Batch(self._section.batch_size // self.microbatches, 2, self.layout.max_prompt_tokens,
+                             self.layout.max_response_tokens)
+    return memory_lib.learner_parts(state_shape, microbatches=self.microbatches) + memory_lib.update_parts(
+        self._context.policy.config, self._context.partitioning, batch, dtype=self._context.dtype,
+        remat=self._section.remat)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected:
+  """Some rows of a source."""
+  source: Source
+  indices: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Comparison:
+    return self.source[self.indices[index]]

@@ -1,0 +1,320 @@
+"""Policies from preferences, without sampling: comparisons -> log-probabilities of both sides -> DPO, IPO, KTO, ORPO, SimPO.
+
+cDPO is the loss dpo with label_smoothing. The reference's log-probabilities are computed once for each comparison.
+"""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from rl_reason import estimates, learner, naming, policy, preferences, scorer, sharding
+from rl_reason import memory as memory_lib
+from rl_reason.config import TaskSection, at_least, one_of
+from rl_reason.losses import LossStatistics
+from rl_reason.models import transformer
+from rl_reason.models.reward_model import ResponseBatch
+from rl_reason.responses import READINGS, Encoded
+from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
+from rl_reason.stages.comparisons import Reader
+from rl_reason.tasks import Source, pipeline
+from rl_reason.types import Comparison, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """loss: from rl_reason.preferences. pairs: it compares two sides; else it judges each response by itself, as kto does.
+  reference: it needs a reference policy's log-probabilities."""
+  loss: Callable[..., preferences.Result]
+  pairs: bool = True
+  reference: bool = True
+
+  @property
+  def leading(self) -> int:
+    """Arguments that the stage gives."""
+    return 6 if self.pairs else 5
+
+
+LOSSES = {name: Objective(loss, reference=name not in ("orpo", "simpo"))
+          for name, loss in preferences.PREFERENCE_LOSSES.items()} | {"kto": Objective(preferences.kto, pairs=False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """num_steps: updates. batch_size: comparisons per update, over all processes.
+
+  data, bad_rows, max_prompt_tokens, max_response_tokens, heldout_rows, microbatches, remat: as in stages.reward_model. Rows
+    are pairs of which one side is better; for kto also single responses, good where their score is above 0.5.
+  loss: a key of LOSSES; loss_args: its options, beta among them.
+  reference: the frozen policy: an earlier stage, "initial", or "" for the one that this stage starts from.
+  """
+  kind: str
+  num_steps: int
+  batch_size: int
+  max_response_tokens: int
+  data: TaskSection
+  optimizer: Optimizer
+  max_prompt_tokens: int = 0
+  bad_rows: str = "error"
+  loss: str = "dpo"
+  loss_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reference: str = ""
+  heldout_rows: int = 1000
+  microbatches: int = 0
+  remat: str = "none"
+  start: str = ""
+
+  def __post_init__(self):
+    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_response_tokens=self.max_response_tokens,
+             heldout_rows=self.heldout_rows)
+    at_least(0, max_prompt_tokens=self.max_prompt_tokens, microbatches=self.microbatches)
+    one_of(("error", "drop"), bad_rows=self.bad_rows)
+    one_of(LOSSES, loss=self.loss)
+    one_of(transformer.REMAT_POLICIES, remat=self.remat)
+    naming.check_arguments(f"The loss {self.loss!r}", self.objective.loss, self.loss_args, positional=self.objective.leading)
+    if self.batch_size % max(1, self.microbatches):
+      raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
+    if not self.objective.pairs and self.batch_size < 2:
+      raise ValueError(f"batch_size must be at least 2 for {self.loss!r}, got {self.batch_size}: its reference point is"
+                       " measured on other rows' responses. Raise it.")
+
+  @property
+  def objective(self) -> Objective:
+    return LOSSES[self.loss]
+
+  @property
+  def beta(self) -> float:
+    return float(self.loss_args.get("beta", inspect.signature(self.objective.loss).parameters["beta"].default))
+
+
+@flax.struct.dataclass
+class PreferenceBatch:
+  """What one update reads.
+
+  lengths: tokens of each response, EOS included; 0 where there is none. reference: sums of their log-probabilities under the
+    reference policy, or zeros.
+  good: which are desirable; of a pair, the first. weights: each example's share of the loss; they sum to 1 over all
+    microbatches. kl: kto's reference point, the same for all.
+  """
+  responses: ResponseBatch
+  lengths: Int[Array, "P G"]
+  reference: Float[Array, "P G"]
+  good: Bool[Array, "P G"]
+  weights: Float[Array, "P ..."]
+  kl: Float[Array, "P"]
+
+
+def trained(config: Config, context: Context) -> Trained:
+  """The policy itself."""
+  del config
+  return Trained(context.abstract_params)
+
+
+def check(config: Config, context: Context) -> None:
+  """Raises: ValueError for text beyond the policy's context, and for bad rows."""
+  make_reader(config, context).check()
+
+
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage."""
+  return make_reader(config, context).memory(make_learner(context, None, config.optimizer, config.num_steps)[-1])
+
+
+def make_reader(config: Config, context: Context) -> Reader:
+  def complain(row, encoded):
+    del encoded
+    if not config.objective.pairs and len(row.responses) == 1 and row.scores:
+      return
+    if len(row.responses) != 2 or row.preference is None:
+      raise ValueError(f"it has {len(row.responses)} responses with scores {row.scores}: the loss {config.loss!r} needs a"
+                       " pair of which one side is the better")
+    if row.preference <= 0.5:
+      raise ValueError(f"its first response is the better one with probability {row.preference}: a tie prefers nothing")
+  return Reader(config, context, complain)
+
+
+def judged(config: Config, sums: Float[Array, "P G"], batch: PreferenceBatch) -> preferences.Result:
+  """(loss, metrics) per example as batch.weights counts them, from the policy's log-probabilities of whole responses."""
+  if config.objective.pairs:
+    return config.objective.loss(
+        sums[:, 0], sums[:, 1], batch.reference[:, 0], batch.reference[:, 1], batch.lengths[:, 0], batch.lengths[:, 1],
+        **config.loss_args)
+  flat = [x.reshape(-1) for x in (sums, batch.reference, batch.good, batch.lengths > 0)]
+  loss, metrics = config.objective.loss(*flat, batch.kl[0], **config.loss_args)
+  return loss.reshape(sums.shape), {k: v.reshape(sums.shape) for k, v in metrics.items()}
+
+
+def build(config: Config, context: Context, params: Params, name: str) -> Stage:
+  """params are where the policy starts and, if the section names no other, the frozen reference."""
+  reader, objective = make_reader(config, context), config.objective
+  task, parts = reader.task(), reader.microbatches
+  optimizer, init, state_shape = make_learner(context, params, config.optimizer, config.num_steps)
+  reference = None
+  if objective.reference:
+    reference = context.policy_at(name, "reference", config.reference) if config.reference else params
+
+  def sums(params, responses):
+    return policy.response_logprobs(
+        context.policy.config, params, responses, dtype=context.dtype, remat=config.remat).sum(-1)
+
+  def loss_fn(params, batch):
+    loss, metrics = judged(config, sums(params, batch.responses), batch)
+    total = jnp.sum(batch.weights * loss)
+    return total, LossStatistics(
+        sums={"loss": total, **{k: jnp.sum(batch.weights * v) for k, v in metrics.items()}},
+        token_sums={}, num_tokens=jnp.ones(()), maxima={})
+
+  update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+  whole = jax.jit(sums)
+
+  def score(params, responses: ResponseBatch) -> Float[np.ndarray, "P G"]:
+    """Sums under a policy that does not learn, as many rows at once as the update has."""
+    scored = [whole(params, context.partitioning.place(part, ("batch",))) for part in split(responses, parts)]
+    return np.concatenate([sharding.fetch(x) for x in scored])
+
+  known = ReferenceSums(len(task.train))
+
+  def step(state, rows, index):
+    del index
+    encoded = [reader.encode(row) for _, row in rows]
+    responses, _ = reader.layout.batch(encoded, parts=parts, size=2)
+    if reference is not None:
+      found = known.get([i for i, _ in rows], lambda: score(reference, responses))
+    batch, metrics = make_batch(config, [row for _, row in rows], encoded, responses), {}
+    if reference is not None:
+      batch = batch.replace(reference=found)
+    if not objective.pairs:
+      # Each prompt with the responses to the next one: what the policy makes of them tells nothing of these rows.
+      shifted = [dataclasses.replace(e, responses=o.responses, places=o.places, steps=o.steps)
+                 for e, o in zip(encoded, encoded[1:] + encoded[:1])]
+      others, mask = reader.layout.batch(shifted, parts=parts, size=2)
+      kl = float(preferences.kto_reference_point(score(state.params, others), score(reference, others), mask.any(-1)))
+      batch, metrics = batch.replace(kl=np.full_like(batch.kl, kl)), {"reference_point": kl}
+    microbatches = jax.tree.map(lambda x: np.asarray(x).reshape(parts, -1, *x.shape[1:]), batch)
+    state, updated = update(state, context.partitioning.place(microbatches, (None, "batch")))
+    return state, {**{k: float(v) for k, v in jax.device_get(updated).items()}, **metrics,
+                   "tokens": float(batch.lengths.sum())}, ""
+
+  return Stage(
+      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step, resumable={"reference": known},
+      max_skipped=config.optimizer.max_skipped,
+      evaluate=evaluator(config, reader, task.heldout, score, reference),
+      # Every process reads all rows: they are laid out together.
+      data=pipeline.batches(
+          Numbered(task.train), batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
+
+
+def make_batch(
+    config: Config, rows: Sequence[Comparison], encoded: Sequence[Encoded], responses: ResponseBatch) -> PreferenceBatch:
+  """Host arrays; the reference's log-probabilities and the reference point are zeros."""
+  lengths, good = np.zeros((2, len(rows), 2), np.int32)
+  for i, (row, text) in enumerate(zip(rows, encoded)):
+    lengths[i, :len(text.responses)] = [len(r) for r in text.responses]
+    good[i, 0] = len(row.responses) == 2 or row.scores[0] > 0.5
+  weights = np.array([row.weight for row in rows], np.float32)
+  if not config.objective.pairs:
+    weights = weights[:, None] * (lengths > 0)
+  return PreferenceBatch(
+      responses=responses, lengths=lengths, reference=np.zeros(lengths.shape, np.float32), good=good.astype(bool),
+      weights=weights / max(weights.sum(), 1e-8), kl=np.zeros(len(rows), np.float32))
+
+
+def split(responses: ResponseBatch, parts: int) -> list[ResponseBatch]:
+  return [jax.tree.map(lambda x, i=i: np.split(x, parts)[i], responses) for i in range(parts)]
+
+
+class ReferenceSums:
+  """The reference policy's log-probabilities of the responses of each training row, computed when first asked for.
+
+  They belong into a checkpoint: computed anew in another batch, they would differ in the last bit.
+  """
+
+  def __init__(self, count: int):
+    self._sums = np.full((count, 2), np.nan, np.float32)
+
+  def get(self, rows: Sequence[int], compute: Callable[[], Float[np.ndarray, "P G"]]) -> Float[np.ndarray, "P G"]:
+    """compute: their sums, called if one is not known yet."""
+    missing = np.isnan(self._sums[rows])
+    if missing.any():
+      self._sums[rows] = np.where(missing, compute(), self._sums[rows])
+    return self._sums[rows]
+
+  def state(self) -> Mapping[str, Any]:
+    return {"sums": base64.b64encode(self._sums.tobytes()).decode()}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Raises: ValueError if they are of other rows."""
+    saved = np.frombuffer(base64.b64decode(state["sums"]), np.float32).reshape(-1, 2)
+    if len(saved) != len(self._sums):
+      raise ValueError(f"The checkpoint holds the reference's log-probabilities of {len(saved)} comparisons, and the data"
+                       f" now has {len(self._sums)}: resume with the data it was saved with, or choose another --workdir.")
+    self._sums = saved.copy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+  """Rows with their numbers."""
+  source: Source
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> tuple[int, Comparison]:
+    return index, self.source[index]
+
+
+def evaluator(config: Config, reader: Reader, heldout: Source, score, reference: Params | None) -> Evaluate:
+  """Parameters -> the loss and its own measures on held-out rows; kto's reference point counts as 0."""
+  rows, size = first_rows(heldout, config.heldout_rows), config.batch_size
+  known: dict[int, Float[np.ndarray, "P G"]] = {}  # The reference's, by the batch's first row.
+
+  def evaluate(params):
+    found, table = {}, []
+    for start in range(0, len(rows), size):
+      real = rows[start:start + size]
+      filled = real + real[:1] * (size - len(real))
+      encoded = [reader.encode(row) for row in filled]
+      responses, _ = reader.layout.batch(encoded, parts=reader.microbatches, size=2)
+      if reference is not None and start not in known:
+        known[start] = score(reference, responses)
+      batch = make_batch(config, filled, encoded, responses)
+      batch = batch.replace(reference=known.get(start, batch.reference))
+      sums = score(params, responses)
+      loss, metrics = judged(config, sums, batch)
+      present = batch.weights[:len(real)] > 0
+      for k, v in {"loss": loss, **metrics}.items():
+        found.setdefault(k, []).append(np.asarray(v)[:len(real)][present])
+      table += [{"id": row.id, "prompt": row.prompt, "responses": [
+          {"text": text, "logprob": float(s), "reference_logprob": float(r)}
+          for text, s, r in zip(row.responses, sums[i], batch.reference[i])]} for i, row in enumerate(real)]
+    values = {k: np.concatenate(v).astype(np.float64) for k, v in found.items()}
+    metrics = {f"eval/{k}": float(v.mean()) for k, v in values.items()}
+    if np.isfinite(values["accuracy"]).all():
+      metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = estimates.bootstrap_interval(values["accuracy"])
+    return metrics, table
+  return evaluate
+
+
+def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
+  """The implicit reward of the finished policy."""
+  if not config.objective.reference:
+    raise ValueError(f"The stage {name!r} learns with the loss {config.loss!r}, which has no reference policy: it has no"
+                     " implicit reward. Use dpo, ipo or kto, or a reward_model stage.")
+
+  def load():
+    field, value = ("reference", config.reference) if config.reference else ("start", config.start)
+    return scorer.implicit(
+        context.policy.config, context.finished(name), context.policy_at(name, field, value), beta=config.beta,
+        dtype=context.dtype)
+  return scorer.Scorer(
+      load=load, tokenizer=context.policy.tokenizer, outputs=("reward",), reads=READINGS, cumulative=True,
+      layout=make_reader(config, context).layout, max_positions=context.policy.config.max_positions,
+      partitioning=context.partitioning)

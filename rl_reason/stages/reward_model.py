@@ -1,0 +1,316 @@
+"""Reward models: comparisons -> scores of their responses -> a loss on pairs, lists, ratings, attributes or steps.
+
+Bradley-Terry with margins, soft labels and smoothing; regression and ordinal scales; several attributes with missing
+labels; rankings; process models per step (binary, soft, PQM) and token-level models, as `loss`, `labels` and `read` say.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+import numpy as np
+
+from rl_reason import estimates, judge, learner, naming, preferences, scorer, sharding
+from rl_reason import labels as label_kinds
+from rl_reason import memory as memory_lib
+from rl_reason.config import TaskSection, at_least, one_of
+from rl_reason.losses import LossStatistics
+from rl_reason.models import heads, reward_model, transformer
+from rl_reason.models.reward_model import ResponseBatch, RewardModel
+from rl_reason.responses import READINGS
+from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
+from rl_reason.stages.comparisons import Reader
+from rl_reason.tasks import Source, pipeline
+from rl_reason.types import Comparison, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """num_steps: updates. batch_size: comparisons per update, over all processes.
+
+  data: comparisons to learn from and, held out, to be measured on (tasks.preferences), like the run's own task.
+  max_prompt_tokens (0: the run's), max_response_tokens: longer rows are bad, and so are those without what the loss needs.
+  bad_rows: "error", or "drop": they are left out and counted; needs a look at every row before the first step.
+  loss: a key of preferences.REWARD_LOSSES, or a dotted path to a function of (scores, labels, mask); loss_args: its options.
+  labels: a key of labels.LABELS; "": what the loss is made for. attributes: names, an output of the head each.
+  levels: of an ordinal scale, 0 ... levels - 1; 0 for losses without thresholds.
+  read: where scores are read (responses.READINGS): "end", "steps" (process) or "tokens". separator: ends the steps of a
+    response that is not given in steps.
+  aggregate: a response's score from those at its places (reward_model.AGGREGATES): in losses of one score per response, in
+    evaluations, and by default as a reward.
+  head_hidden: width of the head's SiLU layer; 0: linear. freeze_trunk: only the head learns. The optimizer still holds
+    moments for all.
+  heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
+  """
+  kind: str
+  num_steps: int
+  batch_size: int
+  max_response_tokens: int
+  data: TaskSection
+  optimizer: Optimizer
+  max_prompt_tokens: int = 0
+  bad_rows: str = "error"
+  loss: str = "bradley_terry"
+  loss_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  labels: str = ""
+  attributes: tuple[str, ...] = ()
+  levels: int = 0
+  read: str = "end"
+  separator: str = "\n"
+  aggregate: str = "last"
+  head_hidden: int = 0
+  freeze_trunk: bool = False
+  heldout_rows: int = 1000
+  microbatches: int = 0
+  remat: str = "none"
+  start: str = ""
+
+  def __post_init__(self):
+    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_response_tokens=self.max_response_tokens,
+             heldout_rows=self.heldout_rows)
+    at_least(0, max_prompt_tokens=self.max_prompt_tokens, microbatches=self.microbatches, head_hidden=self.head_hidden,
+             levels=self.levels)
+    one_of(("error", "drop"), bad_rows=self.bad_rows)
+    one_of(READINGS, read=self.read)
+    one_of(reward_model.AGGREGATES, aggregate=self.aggregate)
+    one_of(transformer.REMAT_POLICIES, remat=self.remat)
+    if self.labels:
+      one_of(label_kinds.LABELS, labels=self.labels)
+    if self.batch_size % max(1, self.microbatches):
+      raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
+    given, wanted = set(self.loss_args) & {"margin", "thresholds"}, self._options
+    if given:
+      raise ValueError(f"loss_args holds {', '.join(given)}, which the data and the head give: take it out.")
+    naming.check_arguments(f"The loss {self.loss!r}", self._loss, [*self.loss_args, *({"thresholds"} & wanted)], positional=3)
+    if ("thresholds" in wanted) != (self.levels >= 2):
+      raise ValueError(f"levels={self.levels} with the loss {self.loss!r}: an ordinal loss needs the number of levels, 2 or"
+                       " more, and others none. Set it accordingly.")
+    if (self.kind_of_labels.per == "attribute") != bool(self.attributes):
+      raise ValueError(f"labels={self.labels!r} with attributes={self.attributes}: attributes are the labels of a head with"
+                       " an output for each. Set labels='attributes' and name them, or neither.")
+    if self.kind_of_labels.per == "place" and self.read == "end":
+      raise ValueError(f"The loss {self.loss!r} learns from labels of steps, and read='end' reads none of them: set"
+                       " read='steps' or 'tokens'.")
+
+  @property
+  def kind_of_labels(self) -> label_kinds.Labels:
+    return label_kinds.LABELS[self.labels or label_kinds.LABELS_OF_LOSS.get(self.loss, "scores")]
+
+  @property
+  def _loss(self):
+    return naming.find("loss", self.loss, preferences.REWARD_LOSSES)
+
+  @property
+  def _options(self) -> set[str]:
+    return set(inspect.signature(self._loss).parameters)
+
+  @property
+  def loss_fn(self):
+    """(scores, labels, mask, margin, thresholds) -> (loss per example, metrics per example)."""
+    loss, options = functools.partial(self._loss, **self.loss_args), self._options
+
+    def call(scores, labels, mask, margin, thresholds):
+      if "thresholds" in options:
+        labels = labels.astype(jnp.int32)
+        thresholds = preferences.ordered_thresholds(thresholds)
+      given = {"margin": margin, "thresholds": thresholds}
+      return loss(scores, labels, mask, **{k: v for k, v in given.items() if k in options})
+    return call
+
+
+@flax.struct.dataclass
+class ComparisonBatch:
+  """What one update reads: P rows of G responses, and their labels, per comparison or per response.
+
+  places_mask: which of responses.places there are. labels, labels_mask: labels.collect. margin: of rows.
+  weights: each example's share in the loss; they sum to 1 over all microbatches.
+  """
+  responses: ResponseBatch
+  places_mask: Bool[Array, "P G K"]
+  labels: Float[Array, "P ..."]
+  labels_mask: Bool[Array, "P ..."]
+  margin: Float[Array, "P"]
+  weights: Float[Array, "P ..."]
+
+
+def architecture(config: Config, context: Context) -> RewardModel:
+  head = heads.Head(outputs=max(1, len(config.attributes)), hidden=config.head_hidden)
+  return RewardModel(context.policy.config, head, max(0, config.levels - 1))
+
+
+def trained(config: Config, context: Context) -> Trained:
+  """A decoder with a head; no policy."""
+  model = architecture(config, context)
+  shapes = context.abstract(reward_model.abstract_params(model), reward_model.parameter_axes(model))
+  return Trained(shapes, policy=None)
+
+
+def check(config: Config, context: Context) -> None:
+  """Raises: ValueError for text beyond the model's context, and for bad rows."""
+  make_reader(config, context).check()
+
+
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage. It has no logits."""
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
+  return [part for part in make_reader(config, context).memory(state_shape) if part.name != "logits"]
+
+
+def make_reader(config: Config, context: Context) -> Reader:
+  kind = config.kind_of_labels
+
+  def complain(row, encoded):
+    given = kind.of_row(row, encoded, config.attributes)
+    given = given[~np.isnan(given)]
+    if config.levels and ((given % 1 != 0) | (given < 0) | (given >= config.levels)).any():
+      raise ValueError(f"its labels {given.tolist()} are outside the ordinal scale 0 ... {config.levels - 1} of"
+                       f" levels={config.levels}")
+  return Reader(config, context, complain, read=config.read, separator=config.separator)
+
+
+def make_batch(config: Config, reader: Reader, rows: list[Comparison], microbatches: int) -> ComparisonBatch:
+  """Host arrays, [microbatches ...] each."""
+  encoded, kind = [reader.encode(row) for row in rows], config.kind_of_labels
+  responses, places = reader.layout.batch(encoded, parts=microbatches)
+  given, mask = label_kinds.collect(kind, rows, encoded, places, config.attributes)
+  labelled = mask.reshape(*mask.shape[:1 + kind.per_response], -1).any(-1)
+  weights = np.array([r.weight for r in rows], np.float32).reshape(-1, *[1] * (labelled.ndim - 1)) * labelled
+  batch = ComparisonBatch(
+      responses=responses, places_mask=places, labels=given, labels_mask=mask,
+      margin=np.array([r.margin for r in rows], np.float32), weights=weights / max(weights.sum(), 1e-8))
+  return jax.tree.map(lambda x: np.asarray(x).reshape(microbatches, -1, *x.shape[1:]), batch)
+
+
+def examples(config: Config, model: RewardModel, params: Params, batch: ComparisonBatch, scores: Float[Array, "P G K A"]):
+  """(loss per example, metrics per example, the responses' scores [P G A]): examples as batch.weights counts them."""
+  kind, (count, size) = config.kind_of_labels, batch.places_mask.shape[:2]
+  per_response = reward_model.aggregate(scores, batch.places_mask, how=config.aggregate)
+  read = {"comparison": per_response[..., 0], "response": per_response[..., 0], "attribute": per_response,
+          "place": scores[..., 0]}[kind.per]
+  given, mask = batch.labels, batch.labels_mask
+  if kind.per_response:
+    read, given, mask = (x.reshape(count * size, *x.shape[2:]) for x in (read, given, mask))
+  thresholds = params["head"].get("thresholds")
+  if thresholds is not None and kind.per != "attribute":
+    thresholds = thresholds[0]
+  loss, metrics = config.loss_fn(read, given, mask, batch.margin, thresholds)
+  shape = batch.weights.shape
+  return loss.reshape(shape), {k: v.reshape(shape) for k, v in metrics.items()}, per_response
+
+
+def build(config: Config, context: Context, params: Params, name: str) -> Stage:
+  """params are where the decoder starts."""
+  model, reader = architecture(config, context), make_reader(config, context)
+  task = reader.task()
+  shapes = trained(config, context).shapes
+  initial = jax.jit(functools.partial(reward_model.init_params, model), out_shardings=jax.tree.map(
+      lambda x: x.sharding, shapes))(params, context.rng(name, "head"))
+  optimizer, init, state_shape = make_learner(context, initial, config.optimizer, config.num_steps, shapes=shapes)
+
+  def forward(params, batch):
+    return reward_model.scores(model, params, batch.responses, dtype=context.dtype, remat=config.remat)
+
+  def loss_fn(params, batch):
+    if config.freeze_trunk:
+      params = {**params, "trunk": jax.lax.stop_gradient(params["trunk"])}
+    scores = forward(params, batch)
+    loss, metrics, _ = examples(config, model, params, batch, scores)
+    moments = reward_model.moments(jax.lax.stop_gradient(scores), batch.places_mask)
+    sums = {k: jnp.sum(batch.weights * v) for k, v in metrics.items()}
+    return jnp.sum(batch.weights * loss), LossStatistics(
+        sums={**sums, "loss": jnp.sum(batch.weights * loss), **{f"moments/{k}": v for k, v in moments.items()}},
+        token_sums={}, num_tokens=jnp.ones(()), maxima={})
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state, microbatches):
+    before = state.params
+    state, metrics = learner.train_step(state, microbatches, loss_fn=loss_fn, optimizer=optimizer)
+    moments = {k: metrics.pop(f"moments/{k}") for k in before["normaliser"]}
+    fixed = {"normaliser": reward_model.updated_normaliser(before["normaliser"], moments)}
+    if config.freeze_trunk:  # Weight decay would still move it.
+      fixed["trunk"] = before["trunk"]
+    state = state.replace(params={**state.params, **fixed})
+    mean, std = reward_model.mean_and_std(fixed["normaliser"])
+    return state, {**metrics, "score/mean": mean.mean(), "score/std": std.mean()}
+
+  def step(state, rows, index):
+    del index
+    batch = make_batch(config, reader, rows, reader.microbatches)
+    state, metrics = update(state, context.partitioning.place(batch, (None, "batch")))
+    return state, {**{k: float(v) for k, v in jax.device_get(metrics).items()},
+                   "tokens": float(batch.responses.row_lengths.sum())}, ""
+
+  return Stage(
+      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
+      max_skipped=config.optimizer.max_skipped, evaluate=evaluator(config, context, model, reader, task.heldout, forward),
+      # Every process reads all rows: they are laid out together.
+      data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
+
+
+def evaluator(config: Config, context: Context, model: RewardModel, reader: Reader, heldout: Source, forward) -> Evaluate:
+  """Parameters -> the loss and its own measures on held-out rows; where these compare responses, all that rl_reason.judge
+  tells, beside a length-only and a random scorer."""
+  @jax.jit
+  def measure(params, batch):
+    return examples(config, model, params, batch, forward(params, batch))
+
+  def evaluate(params):
+    rows = first_rows(heldout, config.heldout_rows)
+    size = config.batch_size // reader.microbatches
+    found, weights, table, totals = {}, [], [], []
+    for start in range(0, len(rows), size):
+      real = rows[start:start + size]
+      batch = jax.tree.map(lambda x: x[0], make_batch(config, reader, real + real[:1] * (size - len(real)), 1))
+      loss, metrics, scores = jax.tree.map(sharding.fetch, measure(params, context.partitioning.place(batch, ("batch",))))
+      weights.append((batch.weights[:len(real)] > 0).reshape(-1))
+      for k, v in {"loss": loss, **metrics}.items():
+        found.setdefault(k, []).append(v[:len(real)].reshape(-1))
+      table += [_shown(row, s) for row, s in zip(real, scores)]
+      totals += [s[:len(row.responses)].mean(axis=-1) for row, s in zip(real, scores)]
+    present = np.concatenate(weights)
+    metrics = {}
+    for k, parts in found.items():
+      values = np.concatenate(parts)[present].astype(np.float64)
+      metrics[f"eval/{k}"] = float(values.mean())
+      if k == "accuracy" and np.isfinite(values).all():
+        metrics[f"eval/{k}_low"], metrics[f"eval/{k}_high"] = estimates.bootstrap_interval(values)
+    return {**metrics, **ranking_metrics(rows, totals)}, table
+  return evaluate
+
+
+def ranking_metrics(rows: list[Comparison], scores: list[Float[np.ndarray, "G"]]) -> dict[str, float]:
+  """rl_reason.judge on known scores of the rows' responses; {} where no row compares any."""
+  known = {(repr(row.prompt), row.responses): given for row, given in zip(rows, scores)}
+  compared = [dataclasses.replace(row, steps=()) for row in rows if len(set(row.scores)) > 1 or row.preference is not None]
+  if not compared:
+    return {}
+
+  def score(asked):
+    return [known[repr(prompt), tuple(responses)] for prompt, responses in asked]
+  score.by_prompt, score.render_prompt = True, lambda prompt: prompt
+  reports = judge.judge_beside_baselines(score, compared)
+  baselines = {f"eval/accuracy_of_{name}": reports[name].estimates["accuracy"].value
+               for name in ("length", "random") if "accuracy" in reports[name].estimates}
+  return {**reports["scorer"].metrics("eval/"), **baselines}
+
+
+def _shown(row: Comparison, scores: Float[np.ndarray, "G A"]) -> dict[str, Any]:
+  return {"id": row.id, "prompt": row.prompt, "responses": [
+      {"text": text, "score": scores[i].tolist(), **({"label": row.scores[i]} if row.scores else {})}
+      for i, text in enumerate(row.responses)]}
+
+
+def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
+  """The finished stage's model, to score texts with."""
+  model = architecture(config, context)
+  return scorer.Scorer(
+      load=lambda: scorer.from_head(model, context.finished(name), dtype=context.dtype),
+      tokenizer=context.policy.tokenizer, outputs=config.attributes or ("reward",), reads=(config.read,),
+      layout=make_reader(config, context).layout, max_positions=model.config.max_positions, partitioning=context.partitioning,
+      separator=config.separator, aggregate=config.aggregate)

@@ -1,0 +1,164 @@
+"""Preference stages: every loss moves the policy to the better side; the reference is computed once and resumes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rl_reason import config as config_lib
+from rl_reason import policy, run
+from rl_reason.responses import Layout, encode
+from rl_reason.rollout.prompts import pad_rows
+from rl_reason.stages import preference as stage
+from rl_reason.types import Comparison, PromptBatch
+from test_reward_model import context, sevens  # A fixture of this module too.
+
+HERE = __name__
+
+
+def unpaired(*, size, seed):
+  """Half pairs, half single responses."""
+  rows = sevens(size=size, seed=seed)
+  return [row if i % 2 else dataclasses.replace(row, responses=row.responses[i % 4 // 2:][:1], scores=(1.0 - i % 4 // 2,))
+          for i, row in enumerate(rows)]
+
+
+def section(source="test_reward_model:sevens", **fields):
+  given = dict(
+      kind="preference", num_steps=40, batch_size=16, max_response_tokens=10, max_prompt_tokens=8, microbatches=1,
+      data=dict(source=source, args={}, train=dict(size=100, seed=1), heldout=dict(size=32, seed=2)),
+      optimizer=dict(learning_rate=3e-3, warmup_steps=5), **fields)
+  return config_lib.parse(stage.Config, given)
+
+
+def build(context, config):
+  stage.check(config, context)
+  return stage.build(config, context, run.initial_params(context), "dpo")
+
+
+def trained(context, config, steps=None):
+  with context.partitioning.use():
+    built = build(context, config)
+    state = built.init()
+    before, history = built.evaluate(state.params)[0], []
+    for i in range(steps or config.num_steps):
+      state, metrics, _ = built.step(state, next(built.data), i)
+      history.append(metrics)
+    return before, built.evaluate(state.params)[0], history, jax.device_get(state.params)
+
+
+@pytest.mark.parametrize("loss, args", [
+    ("dpo", dict(beta=0.5)), ("dpo", dict(beta=0.5, label_smoothing=0.1)), ("ipo", dict(beta=0.5)), ("orpo", dict(beta=0.5)),
+    ("simpo", {}), ("kto", dict(beta=0.5))], ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())))
+def test_every_loss_prefers_the_better_side(context, loss, args):
+  before, after, history, _ = trained(context, section(loss=loss, loss_args=args))
+  assert after["eval/accuracy"] > 0.85 and after["eval/loss"] < before["eval/loss"], (before, after)
+  if loss in ("dpo", "ipo", "kto"):  # The policy is the reference: all implicit rewards are 0.
+    rewards = [history[0][k] for k in ("chosen_reward", "rejected_reward", "reward") if k in history[0]]
+    np.testing.assert_allclose(rewards, 0, atol=1e-5)
+  if loss == "dpo" and "label_smoothing" not in args:
+    assert np.isclose(history[0]["loss"], np.log(2), atol=1e-5)
+    assert history[-1]["margin"] > 1 and history[-1]["chosen_reward"] > history[-1]["rejected_reward"]
+
+
+def test_kto_learns_from_single_responses(context):
+  config = section(f"{HERE}:unpaired", loss="kto", loss_args=dict(beta=0.5))
+  before, after, history, _ = trained(context, config)
+  assert after["eval/accuracy"] > 0.7 and all(h["reference_point"] >= 0 for h in history)
+  with pytest.raises(ValueError, match="it has 1 responses .* the loss 'dpo' needs a pair"):
+    stage.check(dataclasses.replace(config, loss="dpo", loss_args={}), context)
+
+
+def test_log_probabilities_are_those_of_each_response_alone(context, draw_params):
+  model, tokenizer = context.policy.config, context.policy.tokenizer
+  params = draw_params(model)
+  texts = [("12=", ["7", "123123"]), ("7+7=", ["", "77"])]
+  batch, _ = Layout(8, 16, bucket=8).batch([encode(tokenizer, p, r, read="end") for p, r in texts])
+  assert batch.segments is not None
+  sums = policy.response_logprobs(model, params, batch).sum(-1)
+  for i, (prompt, responses) in enumerate(texts):
+    for g, text in enumerate(responses):
+      ids = [*tokenizer.encode(text), tokenizer.eos_id]
+      prompts = PromptBatch(pad_rows([tokenizer.encode_prompt(prompt)], 8), np.array([len(prompt)], np.int32))
+      alone, _ = policy.completion_logprobs(model, params, prompts, np.array([ids]), np.array([len(ids)]))
+      np.testing.assert_allclose(sums[i, g], alone.sum(), rtol=1e-5)
+
+
+def test_a_stopped_stage_goes_on_to_the_same_bits(context):
+  config = section(loss_args=dict(beta=0.5))
+  config = dataclasses.replace(config, num_steps=14)  # More than two epochs of 100 pairs, some computed by then.
+  _, _, history, whole = trained(context, config)
+  with context.partitioning.use():
+    first = build(context, config)
+    state = first.init()
+    for i in range(7):
+      state, _, _ = first.step(state, next(first.data), i)
+    second = build(context, config)
+    second.data.set_state(first.data.get_state())
+    second.resumable["reference"].restore(first.resumable["reference"].state())
+    for i in range(7, 14):
+      state, metrics, _ = second.step(state, next(second.data), i)
+      assert metrics == history[i]
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), whole)
+  with pytest.raises(ValueError, match="log-probabilities of 1 comparisons, and the data now has"):
+    stage.ReferenceSums(3).restore(stage.ReferenceSums(1).state())
+
+
+def test_the_reference_is_asked_once_for_each_row():
+  known, calls = stage.ReferenceSums(3), []
+
+  def compute():
+    calls.append(None)
+    return np.full((2, 2), float(len(calls)), np.float32)
+  assert known.get([0, 1], compute)[0, 0] == 1 and known.get([1, 0], compute)[0, 0] == 1
+  np.testing.assert_array_equal(known.get([1, 2], compute), [[1, 1], [2, 2]])
+  assert len(calls) == 2
+
+
+def test_microbatches_change_nothing(context):
+  config = section(loss="kto", loss_args=dict(beta=0.5))
+  config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name="sgd", learning_rate=0.3))
+  one, four = (trained(context, dataclasses.replace(config, microbatches=n), steps=2)[-1] for n in (1, 4))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, four)
+
+
+def ties(*, size, seed):
+  return [Comparison(f"{seed}=", ("7", "1"), (1.0, 1.0), id="tie"), Comparison(f"{seed}+=", ("7", "1"), (1.0, 0.0), id="good")]
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(loss="dp"), "Unknown loss 'dp'. Did you mean 'dpo'"), (dict(loss_args=dict(bta=1.0)), "no argument 'bta'"),
+    (dict(loss="kto", batch_size=1, microbatches=0), "batch_size must be at least 2 for 'kto'"),
+])
+def test_fields_that_do_not_go_together_are_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(section(), **fields)
+
+
+def test_ties_are_named_or_left_out(context):
+  with pytest.raises(ValueError, match="Comparison 'tie' cannot .* with probability 0.5: a tie prefers nothing"):
+    stage.check(section(f"{HERE}:ties"), context)
+  config = section(f"{HERE}:ties", bad_rows="drop")
+  assert [row.id for row in stage.make_reader(config, context).task().train] == ["good"]
+
+
+def test_the_implicit_reward_scores_text(context):
+  """beta (log π − log π_ref) by the log-probabilities themselves; steps' shares add up to the whole but its EOS."""
+  config = section(loss_args=dict(beta=0.5))
+  with context.partitioning.use():
+    start = run.initial_params(context)
+  _, _, _, params = trained(context, config, steps=5)
+  known = dataclasses.replace(
+      context, sections={"dpo": config}, finished=lambda name: params, policy_at=lambda stage, field, value: start)
+  scorer = stage.make_scorer(config, known, "dpo")
+  rows = [scorer.encode("12=", ["77", "1"])]
+  scored, = scorer(rows)
+  batch, _ = scorer.layout.batch(rows)
+  ours, theirs = (policy.response_logprobs(context.policy.config, p, batch).sum(-1) for p in (params, start))
+  np.testing.assert_allclose(scored.totals[:, 0], 0.5 * (ours - theirs)[0], rtol=1e-4, atol=1e-6)
+  per_token, = scorer([scorer.encode("12=", ["77", "1"], "tokens")])
+  np.testing.assert_allclose(per_token.places[0][-1], scored.totals[0], rtol=1e-4, atol=1e-6)
+  assert per_token.places[0].shape == (3, 1)
+  with pytest.raises(ValueError, match="no reference policy: it has no implicit reward"):
+    stage.make_scorer(section(loss="orpo"), known, "dpo")
