@@ -195,7 +195,7 @@ def trained(config: Config, context: Context) -> Trained:
   return Trained(
       {"policy": context.abstract_params, "critic": critic_lib.abstract_params(config.critic, context)},
       policy=lambda params: params["policy"],
-      scorer=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
+      critic=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
 
 
 def learner_of(config: Config, context: Context, params: Params | None, name: str = ""):

@@ -148,7 +148,7 @@ def trained(config: Config, context: Context) -> Trained:
   """A decoder with a head; no policy."""
   model = architecture(config, context)
   shapes = context.abstract(reward_model.abstract_params(model), reward_model.parameter_axes(model))
-  return Trained(shapes, policy=None)
+  return Trained(shapes, policy=None, critic=lambda params: {name: params[name] for name in ("trunk", "head")})
 
 
 def check(config: Config, context: Context) -> None:
