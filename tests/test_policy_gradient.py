@@ -137,6 +137,7 @@ def test_importance_weights_of_the_trainers_own_samples_change_nothing(one, comp
   assert abs(weighed[1]["importance/weight"] - 1) < 1e-5 and weighed[1]["importance/capped"] == 0
   assert plain[1]["grad_norm"] > 0.01 and "importance/weight" not in plain[1]
   assert max(plain[1]["logprob_gap"], weighed[1]["logprob_gap"]) < 1e-5
+  assert plain[1]["kl"] < 1e-8  # Of a policy without a reference, to itself as it sampled.
 
 
 def test_importance_weights_of_another_sampler_by_hand(one, completions, monkeypatch):

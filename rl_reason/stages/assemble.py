@@ -66,7 +66,8 @@ def assemble(
     behaviour_logprobs = logprobs_of(acting)
     weights, metrics = losses.truncated_importance(
         behaviour_logprobs, completions.behaviour_logprobs, mask, cap=config.importance_cap)
-  reference_logprobs = np.zeros_like(behaviour_logprobs) if reference is None else logprobs_of(reference)
+  # Without a reference `kl` tells how far updates have left the policy before them; zeros here could overflow in exp.
+  reference_logprobs = behaviour_logprobs if reference is None else logprobs_of(reference)
 
   # Rewards per token -> advantages per token.
   rewards = rollout.rewards

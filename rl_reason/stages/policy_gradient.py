@@ -32,7 +32,6 @@ from rl_reason.stages.critic import Critic
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params, Sample
 
-
 EQUAL_GROUPS = ("keep", "skip", "resample")
 
 
@@ -196,11 +195,11 @@ def trained(config: Config, context: Context) -> Trained:
   return Trained(
       {"policy": context.abstract_params, "critic": critic_lib.abstract_params(config.critic, context)},
       policy=lambda params: params["policy"],
-      scorer=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
+      critic=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
 
 
-def learner_of(config: Config, context: Context, params: Params, name: str = ""):
-  """make_learner of what `trained` says, starting from the policy `params`."""
+def learner_of(config: Config, context: Context, params: Params | None, name: str = ""):
+  """make_learner of what `trained` says, for stage `name`, starting from the policy `params`."""
   updates, shapes = config.epochs * config.minibatches, trained(config, context).shapes
   if config.critic is None:
     return make_learner(context, params, config.optimizer, config.num_steps * updates)
