@@ -79,6 +79,11 @@ class Program:
     self._begun: dict[Any, futures.Future] = {}
     self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="compilation")
 
+  @property
+  def begun(self) -> bool:
+    """Whether anything was."""
+    return bool(self._begun)
+
   def begin(self, *args, **kwargs) -> None:
     """Compiles for these arguments, unless that was begun before. Arrays may be jax.ShapeDtypeStruct with shardings."""
     key = _shapes(args, kwargs)

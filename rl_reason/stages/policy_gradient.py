@@ -335,7 +335,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
           max_rounds=config.max_resamples, by=config.equal_by)
     else:
       rollout = dataclasses.replace(rollout, metrics={**rollout.metrics, **groups.metrics(rollout, config.equal_by)})
-    begin_programs(rollout)
+    if not update.begun:  # In the first step most programs are new; later ones would lay all rows out twice for a few.
+      begin_programs(rollout)
     return rollout
 
   def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
