@@ -34,6 +34,13 @@ def one_of(known: Mapping[str, Any] | Sequence[str], **values: str) -> None:
       raise ValueError(f"Unknown {name} {value!r}.{naming.did_you_mean(value, known)} Known: {', '.join(known)}.")
 
 
+def check_microbatches(microbatches: int, batch_size: int) -> None:
+  """0 leaves the choice to the machine."""
+  at_least(0, microbatches=microbatches)
+  if batch_size % max(1, microbatches):
+    raise ValueError(f"microbatches={microbatches} must divide batch_size={batch_size}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
   """The model to train.

@@ -115,3 +115,8 @@ def train_step(
 def split_microbatches(batch: Any, count: int) -> Any:
   """[N ...] -> [count, N / count ...] for every host array of a batch: what `train_step` goes through one by one."""
   return jax.tree.map(lambda x: np.asarray(x).reshape(count, -1, *x.shape[1:]), batch)
+
+
+def split_parts(batch: Any, count: int) -> list[Any]:
+  """The same parts apart from each other, for what is scored one by one."""
+  return [jax.tree.map(lambda x, i=i: np.split(x, count)[i], batch) for i in range(count)]

@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Int
 import numpy as np
 
-from rl_reason.types import RolloutBatch
+from rl_reason.types import RolloutBatch, length_mask
 
 SHORTEST, WIDEST = 16, 256  # Tokens: shorter rows save nothing and cost a program; wider ones cost attention.
 
@@ -79,7 +79,7 @@ class Packing:
   @property
   def _places(self) -> tuple[np.ndarray, np.ndarray]:
     """(completion, token) of all tokens there are."""
-    return np.nonzero(np.arange(self.lengths.max(initial=0)) < self.lengths[:, None])
+    return np.nonzero(length_mask(self.lengths, self.lengths.max(initial=0)))
 
   def pack(self, x: np.ndarray) -> np.ndarray:
     """[B T] -> [num_rows size], zeros between."""

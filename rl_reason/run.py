@@ -25,7 +25,7 @@ from rl_reason.models.sources import POLICIES, PolicySource
 from rl_reason.rewards.monitors import StoppedByMonitor
 from rl_reason.rollout import check_sampling, encode_prompts
 from rl_reason.scorer import Scorer
-from rl_reason.stages import STAGES, Context, Trained
+from rl_reason.stages import STAGES, Context, trained
 from rl_reason.tasks import load_task
 from rl_reason.types import Params
 
@@ -83,11 +83,6 @@ def make_context(config: RunConfig) -> Context:
   return Context(
       seed=config.seed, policy=policy, dtype=jnp.dtype(config.policy.dtype), task=task,
       max_prompt_tokens=config.max_prompt_tokens, partitioning=sharding.Partitioning(mesh, tuple(rules.items())))
-
-
-def trained(context: Context, name: str) -> Trained:
-  """What the stage of that name trains."""
-  return STAGES[context.sections[name].kind].trained(context.sections[name], context)
 
 
 def starting_points(context: Context) -> dict[str, str]:

@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any, TypeAlias
 
 import flax.struct
-import jax
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import optax

@@ -16,7 +16,7 @@ from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.rollout.generate import generate
 from rl_reason.rollout.prompts import encode_prompts, make_samples, pad_rows
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.types import Params, Problem
+from rl_reason.types import Params, Problem, length_mask
 
 
 class PolicyTexts:
@@ -71,7 +71,7 @@ class PolicyTexts:
     sizes = np.array([len(row) for row in ids], np.int32)
     rows, lengths = np.tile(pad_rows(ids, sizes.max()), (self.batch_size, 1)), np.tile(sizes, self.batch_size)
     logprobs, _ = self._logprobs(self.params, encoded, rows, lengths)
-    own = np.arange(sizes.max()) < lengths[:, None]
+    own = length_mask(lengths, sizes.max())
     return np.where(own, logprobs, 0.0).sum(axis=1, dtype=np.float64).reshape(-1, len(labels)).tolist()
 
 

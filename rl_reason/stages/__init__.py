@@ -16,4 +16,10 @@ STAGES: dict[str, ModuleType] = {
     "policy_gradient": policy_gradient, "preference": preference, "reward_model": reward_model,
     "self_training": self_training, "sft": sft}
 
-__all__ = ["STAGES", "Context", "Stage", "Trained"]
+
+def trained(context: Context, name: str) -> Trained:
+  """What the stage of that name trains."""
+  return STAGES[context.sections[name].kind].trained(context.sections[name], context)
+
+
+__all__ = ["STAGES", "Context", "Stage", "Trained", "trained"]

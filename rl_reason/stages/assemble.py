@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from rl_reason import advantages, losses, packing, policy, sharding
-from rl_reason.learner import split_microbatches
+from rl_reason.learner import split_microbatches, split_parts
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rollout import Rollout
 from rl_reason.stages import critic as critic_lib
@@ -122,7 +122,7 @@ def scoring_parts(
   count = num_parts(config, context)
   rows = pack_rows(config, context, lengths, count, max_tokens=tokens.shape[1])
   packed = (rollout.prompts, rows.pack(tokens), rows.row_lengths, rows.segments)
-  return rows, [jax.tree.map(lambda x, i=i: np.split(x, count)[i], packed) for i in range(count)]
+  return rows, split_parts(packed, count)
 
 
 def critic_values(
@@ -138,7 +138,7 @@ def critic_values(
   after = np.zeros(len(lengths), np.float32)
   if bootstrapped:
     after[truncated] = values[truncated, lengths[truncated]]
-  return np.where(np.arange(size) < lengths[:, None], values[:, :size], 0.0), after
+  return np.where(length_mask(lengths, size), values[:, :size], 0.0), after
 
 
 def pack_rows(

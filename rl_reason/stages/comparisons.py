@@ -1,14 +1,17 @@
 """What the stages that learn from comparisons share: rows that are fit to be learnt from, their batches and their memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Protocol
 
 from absl import logging
+from jaxtyping import Float
+import numpy as np
 
+from rl_reason import estimates, packing
 from rl_reason import memory as memory_lib
-from rl_reason import packing
-from rl_reason.config import TaskSection
+from rl_reason.config import TaskSection, at_least, check_microbatches, one_of
+from rl_reason.models import transformer
 from rl_reason.responses import Encoded, Layout, encode_comparison, too_long
 from rl_reason.stages.base import Context, first_rows
 from rl_reason.tasks import Source, Task, load_task
@@ -17,13 +20,34 @@ from rl_reason.types import Comparison, LearnerState
 
 class Section(Protocol):
   """Fields of both stages' sections."""
+  num_steps: int
   batch_size: int
   microbatches: int
   max_prompt_tokens: int
   max_response_tokens: int
   bad_rows: str
   data: TaskSection
+  heldout_rows: int
   remat: str
+
+
+def check_section(section: Section) -> None:
+  """Raises: ValueError for values out of range."""
+  at_least(1, num_steps=section.num_steps, batch_size=section.batch_size,
+           max_response_tokens=section.max_response_tokens, heldout_rows=section.heldout_rows)
+  at_least(0, max_prompt_tokens=section.max_prompt_tokens)
+  check_microbatches(section.microbatches, section.batch_size)
+  one_of(("error", "drop"), bad_rows=section.bad_rows)
+  one_of(transformer.REMAT_POLICIES, remat=section.remat)
+
+
+def summary(found: Mapping[str, Sequence[Float[np.ndarray, "N"]]]) -> dict[str, float]:
+  """Measures of held-out rows, batch by batch -> their means under "eval/"; of the accuracy with its 95 % interval."""
+  values = {k: np.concatenate(v).astype(np.float64) for k, v in found.items()}
+  metrics = {f"eval/{k}": float(v.mean()) for k, v in values.items()}
+  if "accuracy" in values and np.isfinite(values["accuracy"]).all():
+    metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = estimates.bootstrap_interval(values["accuracy"])
+  return metrics
 
 
 class Reader:

@@ -67,11 +67,10 @@ def check(critic: Critic, context: Context, stage: str) -> None:
   """Raises: ValueError where `start` is no earlier stage with a critic of this critic's shape. stage: the critic's own."""
   if not critic.start:
     return
-  from rl_reason.stages import STAGES  # Here: the package imports this file.
+  from rl_reason.stages import trained  # Here: the package imports this file.
 
   names = list(context.sections)
-  earlier = {name: STAGES[context.sections[name].kind].trained(context.sections[name], context)
-             for name in names[:names.index(stage)]}
+  earlier = {name: trained(context, name) for name in names[:names.index(stage)]}
   critics = {name: t.critic(t.shapes) for name, t in earlier.items() if t.critic is not None}
   one_of(critics, **{"start (of a critic: an earlier stage that trains a trunk and a head)": critic.start})
 
@@ -95,10 +94,9 @@ def abstract_params(critic: Critic, context: Context) -> Params:
 def init_params(critic: Critic, context: Context, policy_params: Params, name: str) -> Params:
   """Where the critic of stage `name` starts."""
   if critic.start:
-    from rl_reason.stages import STAGES  # Here: the package imports this file.
+    from rl_reason.stages import trained  # Here: the package imports this file.
 
-    section = context.sections[critic.start]
-    return STAGES[section.kind].trained(section, context).critic(context.finished(critic.start))
+    return trained(context, critic.start).critic(context.finished(critic.start))
   shapes = abstract_params(critic, context)
   make = functools.partial(heads.init_params, critic.head, context.policy.config.width)
   head = jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes["head"]))(context.rng(name, "critic"))

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from rl_reason import estimates, learner, naming, policy, preferences, scorer, sharding
+from rl_reason import learner, naming, policy, preferences, scorer, sharding
 from rl_reason import memory as memory_lib
-from rl_reason.config import TaskSection, at_least, one_of
+from rl_reason.config import TaskSection, one_of
 from rl_reason.losses import LossStatistics
-from rl_reason.models import transformer
 from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.responses import READINGS, Encoded
+from rl_reason.stages import comparisons
 from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
 from rl_reason.stages.comparisons import Reader
 from rl_reason.tasks import Source, pipeline
@@ -73,15 +73,9 @@ class Config:
   start: str = ""
 
   def __post_init__(self):
-    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_response_tokens=self.max_response_tokens,
-             heldout_rows=self.heldout_rows)
-    at_least(0, max_prompt_tokens=self.max_prompt_tokens, microbatches=self.microbatches)
-    one_of(("error", "drop"), bad_rows=self.bad_rows)
+    comparisons.check_section(self)
     one_of(LOSSES, loss=self.loss)
-    one_of(transformer.REMAT_POLICIES, remat=self.remat)
     naming.check_arguments(f"The loss {self.loss!r}", self.objective.loss, self.loss_args, positional=self.objective.leading)
-    if self.batch_size % max(1, self.microbatches):
-      raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
     if not self.objective.pairs and self.batch_size < 2:
       raise ValueError(f"batch_size must be at least 2 for {self.loss!r}, got {self.batch_size}: its reference point is"
                        " measured on other rows' responses. Raise it.")
@@ -177,7 +171,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def score(params, responses: ResponseBatch) -> Float[np.ndarray, "P G"]:
     """Sums under a policy that does not learn, as many rows at once as the update has."""
-    scored = [whole(params, context.partitioning.place(part, ("batch",))) for part in split(responses, parts)]
+    scored = [whole(params, context.partitioning.place(part, ("batch",))) for part in learner.split_parts(responses, parts)]
     return np.concatenate([sharding.fetch(x) for x in scored])
 
   known = ReferenceSums(len(task.train))
@@ -198,8 +192,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       others, mask = reader.layout.batch(shifted, parts=parts, size=2)
       kl = float(preferences.kto_reference_point(score(state.params, others), score(reference, others), mask.any(-1)))
       batch, metrics = batch.replace(kl=np.full_like(batch.kl, kl)), {"reference_point": kl}
-    microbatches = jax.tree.map(lambda x: np.asarray(x).reshape(parts, -1, *x.shape[1:]), batch)
-    state, updated = update(state, context.partitioning.place(microbatches, (None, "batch")))
+    state, updated = update(state, context.partitioning.place(learner.split_microbatches(batch, parts), (None, "batch")))
     return state, {**{k: float(v) for k, v in jax.device_get(updated).items()}, **metrics,
                    "tokens": float(batch.lengths.sum())}, ""
 
@@ -225,10 +218,6 @@ def make_batch(
   return PreferenceBatch(
       responses=responses, lengths=lengths, reference=np.zeros(lengths.shape, np.float32), good=good.astype(bool),
       weights=weights / max(weights.sum(), 1e-8), kl=np.zeros(len(rows), np.float32))
-
-
-def split(responses: ResponseBatch, parts: int) -> list[ResponseBatch]:
-  return [jax.tree.map(lambda x, i=i: np.split(x, parts)[i], responses) for i in range(parts)]
 
 
 class ReferenceSums:
@@ -295,11 +284,7 @@ def evaluator(config: Config, reader: Reader, heldout: Source, score, reference:
       table += [{"id": row.id, "prompt": row.prompt, "responses": [
           {"text": text, "logprob": float(s), "reference_logprob": float(r)}
           for text, s, r in zip(row.responses, sums[i], batch.reference[i])]} for i, row in enumerate(real)]
-    values = {k: np.concatenate(v).astype(np.float64) for k, v in found.items()}
-    metrics = {f"eval/{k}": float(v.mean()) for k, v in values.items()}
-    if np.isfinite(values["accuracy"]).all():
-      metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = estimates.bootstrap_interval(values["accuracy"])
-    return metrics, table
+    return comparisons.summary(found), table
   return evaluate
 
 

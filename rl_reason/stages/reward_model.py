@@ -16,14 +16,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from rl_reason import estimates, judge, learner, naming, preferences, scorer, sharding
+from rl_reason import judge, learner, naming, preferences, scorer, sharding
 from rl_reason import labels as label_kinds
 from rl_reason import memory as memory_lib
 from rl_reason.config import TaskSection, at_least, one_of
 from rl_reason.losses import LossStatistics
-from rl_reason.models import heads, reward_model, transformer
+from rl_reason.models import heads, reward_model
 from rl_reason.models.reward_model import ResponseBatch, RewardModel
 from rl_reason.responses import READINGS
+from rl_reason.stages import comparisons
 from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
 from rl_reason.stages.comparisons import Reader
 from rl_reason.tasks import Source, pipeline
@@ -72,18 +73,12 @@ class Config:
   start: str = ""
 
   def __post_init__(self):
-    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_response_tokens=self.max_response_tokens,
-             heldout_rows=self.heldout_rows)
-    at_least(0, max_prompt_tokens=self.max_prompt_tokens, microbatches=self.microbatches, head_hidden=self.head_hidden,
-             levels=self.levels)
-    one_of(("error", "drop"), bad_rows=self.bad_rows)
+    comparisons.check_section(self)
+    at_least(0, head_hidden=self.head_hidden, levels=self.levels)
     one_of(READINGS, read=self.read)
     one_of(reward_model.AGGREGATES, aggregate=self.aggregate)
-    one_of(transformer.REMAT_POLICIES, remat=self.remat)
     if self.labels:
       one_of(label_kinds.LABELS, labels=self.labels)
-    if self.batch_size % max(1, self.microbatches):
-      raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
     given, wanted = set(self.loss_args) & {"margin", "thresholds"}, self._options
     if given:
       raise ValueError(f"loss_args holds {', '.join(given)}, which the data and the head give: take it out.")
@@ -187,7 +182,7 @@ def make_batch(config: Config, reader: Reader, rows: list[Comparison], microbatc
   batch = ComparisonBatch(
       responses=responses, places_mask=places, labels=given, labels_mask=mask,
       margin=np.array([r.margin for r in rows], np.float32), weights=weights / max(weights.sum(), 1e-8))
-  return jax.tree.map(lambda x: np.asarray(x).reshape(microbatches, -1, *x.shape[1:]), batch)
+  return learner.split_microbatches(batch, microbatches)
 
 
 def examples(config: Config, model: RewardModel, params: Params, batch: ComparisonBatch, scores: Float[Array, "P G K A"]):
@@ -266,24 +261,17 @@ def evaluator(config: Config, context: Context, model: RewardModel, reader: Read
   def evaluate(params):
     rows = first_rows(heldout, config.heldout_rows)
     size = config.batch_size // reader.microbatches
-    found, weights, table, totals = {}, [], [], []
+    found, table, totals = {}, [], []
     for start in range(0, len(rows), size):
       real = rows[start:start + size]
       batch = jax.tree.map(lambda x: x[0], make_batch(config, reader, real + real[:1] * (size - len(real)), 1))
       loss, metrics, scores = jax.tree.map(sharding.fetch, measure(params, context.partitioning.place(batch, ("batch",))))
-      weights.append((batch.weights[:len(real)] > 0).reshape(-1))
+      present = batch.weights[:len(real)] > 0
       for k, v in {"loss": loss, **metrics}.items():
-        found.setdefault(k, []).append(v[:len(real)].reshape(-1))
+        found.setdefault(k, []).append(v[:len(real)][present])
       table += [_shown(row, s) for row, s in zip(real, scores)]
       totals += [s[:len(row.responses)].mean(axis=-1) for row, s in zip(real, scores)]
-    present = np.concatenate(weights)
-    metrics = {}
-    for k, parts in found.items():
-      values = np.concatenate(parts)[present].astype(np.float64)
-      metrics[f"eval/{k}"] = float(values.mean())
-      if k == "accuracy" and np.isfinite(values).all():
-        metrics[f"eval/{k}_low"], metrics[f"eval/{k}_high"] = estimates.bootstrap_interval(values)
-    return {**metrics, **ranking_metrics(rows, totals)}, table
+    return {**comparisons.summary(found), **ranking_metrics(rows, totals)}, table
   return evaluate
 
 

@@ -22,18 +22,18 @@ import numpy as np
 
 from rl_reason import demonstrations, losses, selection, sharding
 from rl_reason import memory as memory_lib
-from rl_reason.config import at_least, one_of
+from rl_reason.config import at_least, check_microbatches, one_of
 from rl_reason.demonstrations import Examples
 from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
 from rl_reason.models.lora import LoRA
 from rl_reason.rewards import build_rewards
 from rl_reason.rollout import Completions, Sampling, check_sampling, encode_prompts, generate, make_samples
-from rl_reason.stages import sft
+from rl_reason.stages import groups, sft
 from rl_reason.stages.base import (
     Batches, Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.tasks import pipeline
-from rl_reason.types import Params, Problem
+from rl_reason.types import Params, Problem, PromptBatch
 
 BEGINNINGS = ("current", "initial")
 
@@ -87,7 +87,8 @@ class Config:
   def __post_init__(self):
     at_least(1, num_rounds=self.num_rounds, generation_steps=self.generation_steps, updates=self.updates,
              prompts_per_step=self.prompts_per_step, group_size=self.group_size, batch_size=self.batch_size)
-    at_least(0, per_problem=self.per_problem, slots=self.slots, microbatches=self.microbatches)
+    at_least(0, per_problem=self.per_problem, slots=self.slots)
+    check_microbatches(self.microbatches, self.batch_size)
     one_of(selection.CHOICES, choose=self.choose)
     one_of(BEGINNINGS, begin=self.begin)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
@@ -96,8 +97,6 @@ class Config:
       raise ValueError(f"thresholds must be one or more rising rewards, got {self.thresholds}.")
     if self.slots and self.slots < self.group_size:
       raise ValueError(f"slots must be at least group_size={self.group_size}, got {self.slots}. Raise slots, or set 0.")
-    if self.batch_size % max(1, self.microbatches):
-      raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
     if self.hint:
       try:
         filled = self.hint.format(prompt="a prompt", reference="a reference")
@@ -163,10 +162,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   rewards = build_rewards(config.rewards, models=context.models(config))
   tokenizer, pool = context.policy.tokenizer, selection.Pool()
 
-  def sample(params, problems, index, *stream) -> tuple[Completions, np.ndarray, dict[str, np.ndarray]]:
-    """(completions of all processes' problems, their total rewards, each reward by itself)."""
-    prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
-        problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
+  def sample(params, prompts, problems, index, *stream) -> tuple[Completions, np.ndarray, dict[str, np.ndarray]]:
+    """(completions of all processes' prompts, their total rewards, each reward by itself). problems: this process's."""
     with jax.profiler.TraceAnnotation("generate"):
       completions = generate(
           context.policy.config, params, prompts, config.sampling, group_size=config.group_size, slots=config.slots,
@@ -182,18 +179,16 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   def collect(state, problems, index) -> tuple[dict[str, float], str]:
     """Samples and judges one batch of problems; what may be imitated joins the pool. -> (metrics, one to show)."""
     started, params = time.perf_counter(), lora_lib.merge(state.params)
-    prompts = _prompt_rows(context, problems)
-    completions, scores, components = sample(params, problems, index, "rollout")
+    encoded = _encoded(context, problems)
+    prompts = _rows(encoded)
+    completions, scores, components = sample(params, encoded, problems, index, "rollout")
     lowest = config.thresholds[0]
     pool.add(prompts, completions, scores, lowest)
     solved = (scores.reshape(-1, config.group_size) >= lowest).any(axis=1)
     text, tokens = tokenizer.decode(completions.tokens[0, :completions.lengths[0]].tolist()), completions.lengths.sum()
     shown = f"{tokenizer.render_prompt(problems[0].prompt)} → {text} [reward {scores[0]:.2f}]"
     metrics = {
-        "reward/mean": float(scores.mean()), "reward/std": float(scores.std()), "solved": float(solved.mean()),
-        **{f"reward/{k}": float(v.mean()) for k, v in components.items()},
-        "completion/length": float(completions.lengths.mean()),
-        "completion/truncated": float(completions.truncated.mean())}
+        **groups.sample_metrics(completions, scores, components), "solved": float(solved.mean())}
     if config.hint:
       first = jax.process_index() * len(problems)
       unsolved = [p for p, is_solved in zip(problems, solved[first:first + len(problems)]) if not is_solved]
@@ -202,9 +197,10 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         # As many as were asked the first time, so that one program serves both: filled up with any, which do not count.
         asked = (unsolved + list(problems))[:len(problems)]
         counts = np.repeat(sharding.gather_rows(np.arange(len(problems)) < len(unsolved)), config.group_size)
-        completions, scores, _ = sample(params, [with_hint(p, config.hint) for p in asked], index, "hint")
+        hinted = [with_hint(p, config.hint) for p in asked]
+        completions, scores, _ = sample(params, _encoded(context, hinted), hinted, index, "hint")
         scores = np.where(counts, scores, -np.inf)
-        pool.add(_prompt_rows(context, asked), completions, scores, lowest, hinted=True)
+        pool.add(_rows(_encoded(context, asked)), completions, scores, lowest, hinted=True)
         rationalised = (scores.reshape(-1, config.group_size) >= lowest).any(axis=1)
         tokens += completions.lengths.sum()
       metrics["solved_with_hint"] = float(rationalised.mean())
@@ -281,10 +277,14 @@ def with_hint(problem: Problem, hint: str) -> Problem:
   return dataclasses.replace(problem, prompt=(*before, {**last, "content": fill(last["content"])}))
 
 
-def _prompt_rows(context: Context, problems: Sequence[Problem]) -> list[tuple[int, ...]]:
-  """All processes' prompts as token ids."""
-  prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
+def _encoded(context: Context, problems: Sequence[Problem]) -> PromptBatch:
+  """All processes' prompts."""
+  return jax.tree.map(sharding.gather_rows, encode_prompts(
       problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
+
+
+def _rows(prompts: PromptBatch) -> list[tuple[int, ...]]:
+  """Their token ids."""
   return [tuple(row[:n].tolist()) for row, n in zip(prompts.tokens, prompts.lengths)]
 
 

@@ -9,7 +9,7 @@ import optax
 
 from rl_reason import demonstrations, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
-from rl_reason.config import at_least, one_of
+from rl_reason.config import at_least, check_microbatches, one_of
 from rl_reason.demonstrations import Examples
 from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
@@ -49,12 +49,10 @@ class Config:
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_completion_tokens=self.max_completion_tokens)
-    at_least(0, microbatches=self.microbatches)
+    check_microbatches(self.microbatches, self.batch_size)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     one_of(demonstrations.LOSS_ON, loss_on=self.loss_on)
     one_of(transformer.REMAT_POLICIES, remat=self.remat)
-    if self.batch_size % max(1, self.microbatches):
-      raise ValueError(f"microbatches={self.microbatches} must divide batch_size={self.batch_size}.")
     if not all(a and b for a, b in self.unlearnt):
       raise ValueError(f"unlearnt must hold pairs of texts, (start, end), got {self.unlearnt}: an empty one is everywhere.")
 

@@ -121,7 +121,11 @@ class RowFormat:
     text = fill(self.prompt, row, place).rstrip()
     if not text:
       raise ValueError(f"the prompt {self.prompt!r} is blank: there is nothing to respond to. Leave the row out.")
-    return files.RowMapping("{text}", chat=self.chat, system=self.system).fill_prompt({"text": text}, place)
+    return self.as_prompt(text)
+
+  def as_prompt(self, text: str) -> str | tuple[Mapping[str, str], ...]:
+    """A text as `chat` and `system` ask for it."""
+    return files.RowMapping("{text}", chat=self.chat, system=self.system).fill_prompt({"text": text}, "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,8 +344,7 @@ class MathShepherd(RowFormat):
     match = re.fullmatch(pattern, labelled.rstrip(), re.DOTALL)
     if match is None:
       raise ValueError(f"column {self.labelled!r} is not column {self.text!r} with '+' or '-' for each {self.mark!r}.")
-    messages = files.RowMapping("{text}", chat=self.chat, system=self.system).fill_prompt({"text": prompt.strip()}, "")
-    return {"prompt": messages, **solution(steps, [float(verdict == "+") for verdict in match.groups()], "\n")}
+    return {"prompt": self.as_prompt(prompt.strip()), **solution(steps, [float(verdict == "+") for verdict in match.groups()], "\n")}
 
 
 @dataclasses.dataclass(frozen=True)
