@@ -1,4 +1,4 @@
-r"""Reward models on human preferences: HH-RLHF (harmless) or PandaLM, from SmolLM2-135M-Instruct or a small encoder.
+r"""Reward models on human preferences: HH-RLHF (harmless) or PandaLM, from SmolLM2-135M-Instruct.
 
     python -m rl_reason.models.pretrained fetch smollm2-135m
     python -m rl_reason.train --config=experiments/reward_models.py:hh --workdir=runs/rm_hh \

@@ -141,7 +141,7 @@ class _NewRows:
     if new.start >= new.stop:
       return self._files.read(name, rows, columns)
     stored = slice(rows.start, min(rows.stop, self._files.shapes[name][0]))
-    mean = self._mean(name) if columns is None else self._mean(name)[columns]
+    mean = self._mean(name)[slice(None) if columns is None else columns]
     out = np.empty((rows.stop - rows.start, len(mean)), np.float32)
     if stored.start < stored.stop:
       out[:stored.stop - rows.start] = self._files.read(name, stored, columns)

@@ -211,12 +211,21 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
   """The parameters' shapes and dtypes, without computing them."""
-  return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+  return jax.tree.map(lambda x: x, _declared(config)[0])
 
 
 def parameter_axes(config: ModelConfig) -> Params:
   """Per parameter, a PartitionSpec of logical axis names: layers, vocab, embed, heads, kv_heads, head_dim, mlp."""
-  return nn.get_partition_spec(jax.eval_shape(functools.partial(_init, config), jax.random.key(0)))
+  return jax.tree.map(lambda x: x, _declared(config)[1])
+
+
+@functools.cache  # Asked for a dozen times while a run starts, and tracing takes a tenth of a second.
+def _declared(config: ModelConfig) -> tuple[Params, Params]:
+  def init():
+    boxed = _init(config, jax.random.key(0))
+    return nn.meta.unbox(boxed), boxed
+  shapes, boxed = jax.eval_shape(init)
+  return shapes, nn.get_partition_spec(boxed)
 
 
 def forward(

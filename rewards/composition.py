@@ -231,7 +231,7 @@ class RewardSet:
       owner.restore(state[name])
 
   def metrics(self) -> dict[str, float]:
-    """What components tell of their last call (a method `metrics() -> dict`), as "<component>/<name>"."""
+    """What components tell of themselves (a method `metrics() -> dict`), as "<component>/<name>"."""
     return {f"{c.name}/{k}": v for c in self.components if hasattr(c.function, "metrics")
             for k, v in c.function.metrics().items()}
 

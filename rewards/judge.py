@@ -149,6 +149,10 @@ class _Judge:
     self._cache = dict(state["cache"])
     self.counts = collections.Counter(state["counts"])
 
+  def metrics(self) -> dict[str, float]:
+    """`counts` so far, for a run's log."""
+    return {name: float(self.counts[name]) for name in ("asked", "cached", "failed", "abstained")}
+
   def _answers(self, prompts: Sequence[str], labels: Sequence[str]) -> list[list[Any]]:
     """Per prompt its `votes` answers: texts, or with label_logits lists of log-probabilities; None where one failed."""
     keys = [[self._key(prompt, labels, vote) for vote in range(self.votes)] for prompt in prompts]

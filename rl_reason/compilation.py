@@ -1,14 +1,19 @@
-"""Compiled programs: kept on disk between runs, and counted."""
+"""Compiled programs: kept on disk between runs, begun before they are needed, and counted."""
 
 from collections.abc import Callable
+from concurrent import futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
 from pathlib import Path
 import platform
+import threading
+from typing import Any
 
 import jax
+import numpy as np
 
 MIN_SECONDS = 0.5  # Reading a program takes some hundredths of a second: quicker ones are not worth a file.
 
@@ -57,11 +62,55 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
   return f"{platform.machine()}-{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()[:12]}"
 
 
+class Program:
+  """A jitted function that can be compiled for given shapes in a thread, before there is anything to call it with.
+
+  A call waits for what was begun for its shapes and finds it compiled; for others it compiles, as ever. An error of the
+  thread is not raised there: the call meets it again, or does without.
+  """
+
+  def __init__(
+      self, function: Callable[..., Any], within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext):
+    """Args:
+      function: from jax.jit.
+      within: what a compilation is surrounded by, e.g. Partitioning.use: the mesh in use is a thread's own.
+    """
+    self._function, self._within = function, within
+    self._begun: dict[Any, futures.Future] = {}
+    self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="compilation")
+
+  def begin(self, *args, **kwargs) -> None:
+    """Compiles for these arguments, unless that was begun before. Arrays may be jax.ShapeDtypeStruct with shardings."""
+    key = _shapes(args, kwargs)
+    if key not in self._begun:
+      self._begun[key] = self._thread.submit(self._compile, args, kwargs)
+
+  def __call__(self, *args, **kwargs) -> Any:
+    if self._begun and (begun := self._begun.get(_shapes(args, kwargs))):
+      begun.exception()
+    return self._function(*args, **kwargs)
+
+  def _compile(self, args, kwargs) -> jax.stages.Compiled:
+    with self._within():
+      return self._function.lower(*args, **kwargs).compile()
+
+  def close(self) -> None:
+    """Waits for what is being compiled; what is not yet will not be."""
+    self._thread.shutdown(cancel_futures=True)
+
+
+def _shapes(args, kwargs) -> Any:
+  leaves, structure = jax.tree.flatten((args, kwargs))
+  arrays = jax.Array, np.ndarray, jax.ShapeDtypeStruct
+  return structure, tuple(
+      (x.shape, x.dtype, getattr(x, "sharding", None)) if isinstance(x, arrays) else x for x in leaves)
+
+
 @dataclasses.dataclass
 class Compilations:
   """What this process has had compiled so far: every program, small ones too, also those read from disk.
 
-  programs: how many. seconds: in XLA, or reading; tracing is not counted.
+  programs: how many. seconds: in XLA, or reading; tracing is not counted. Threads that compile at once count in full.
   """
   programs: int = 0
   seconds: float = 0.0
@@ -70,11 +119,12 @@ class Compilations:
 @functools.cache  # Listeners stay for the life of the process: one is enough.
 def compilations() -> Compilations:
   """The process's count, from the first call on; it goes on counting."""
-  count = Compilations()
+  count, lock = Compilations(), threading.Lock()
 
   def hear(event: str, seconds: float, **_) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
-      count.programs += 1
-      count.seconds += seconds
+      with lock:
+        count.programs += 1
+        count.seconds += seconds
   jax.monitoring.register_event_duration_secs_listener(hear)
   return count

@@ -117,7 +117,9 @@ def to_batch(
   """
   size = examples.tokens.shape[1]
   weights = np.asarray(losses.token_weights(examples.learnt, mean_over=mean_over, max_tokens=max_tokens))
-  rows = Packing.of(examples.lengths, len(examples.lengths), size, divisor=divisor, together=together)
+  # All examples are one group, whose rows hardly differ in number from batch to batch: fine steps, few programs.
+  rows = Packing.of(
+      examples.lengths, len(examples.lengths), size, divisor=divisor, together=together, steps=16)
   learnt, weights = rows.pack(examples.learnt), rows.pack(weights)
   counts = learnt.sum(axis=1, dtype=np.int32)
   # Places of learnt tokens first: logits exist nowhere else.

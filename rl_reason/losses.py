@@ -238,12 +238,12 @@ def token_weights(mask: Mask, *, mean_over: str, max_tokens: int) -> PerToken:
 
   Shares and not a mean, because microbatches then simply add up to the whole minibatch's loss.
   """
-  m = jnp.asarray(mask, jnp.float32)
-  b = jnp.maximum(m.any(axis=1).sum(), 1)
+  m = mask.astype(jnp.float32)  # Methods alone: a mask on the host is not worth compiling for.
+  b = m.max(axis=1, initial=0.0).sum().clip(min=1.0)
   if mean_over == "token":
-    return m / jnp.maximum(m.sum(), 1.0)
+    return m / m.sum().clip(min=1.0)
   if mean_over == "sequence":
-    return m / jnp.maximum(m.sum(axis=1, keepdims=True), 1.0) / b
+    return m / m.sum(axis=1, keepdims=True).clip(min=1.0) / b
   if mean_over == "fixed_length":
     return m / (b * max_tokens)
   raise ValueError(f"Unknown reduction {mean_over!r}: token, sequence or fixed_length.")

@@ -51,13 +51,14 @@ class Packing:
 
   @classmethod
   def of(cls, lengths: Int[np.ndarray, "B"], group_size: int, max_tokens: int, *, divisor: int = 1,
-         together: bool = True) -> "Packing":
+         together: bool = True, steps: int = 4) -> "Packing":
     """First fit, longest first (at most 11/9 of the best, Johnson 1973), group by group, in rows as long as the longest
     completion, or twice or four times as long where this leaves less padding.
 
     Args:
       divisor: the number of rows stays a multiple of it where the number of completions is: devices share them.
       together: false for a row per completion, in which only the common padding is cut.
+      steps: of the number of rows a group may get; more leave less padding and make more programs.
     """
     shortest, num_groups = row_size(lengths, max_tokens), len(lengths) // group_size
     best = cls(np.arange(len(lengths)), np.zeros_like(lengths), lengths, len(lengths), shortest)
@@ -69,7 +70,7 @@ class Packing:
         break
       filled = [_first_fit(group, size) for group in lengths.reshape(num_groups, group_size)]
       needed = max(int(row.max()) + 1 for row, _ in filled)
-      rows = rows_per_group(needed, -(-group_size // times), num_groups, divisor)
+      rows = rows_per_group(needed, -(-group_size // times), num_groups, divisor, steps)
       if rows is not None and num_groups * rows * size < best.num_rows * best.size:
         row = np.concatenate([g * rows + row for g, (row, _) in enumerate(filled)])
         best = cls(row, np.concatenate([start for _, start in filled]), lengths, num_groups * rows, size)
@@ -119,10 +120,11 @@ def row_size(lengths: Int[np.ndarray, "B"], max_tokens: int) -> int:
   return size
 
 
-def rows_per_group(needed: int, most: int, num_groups: int, divisor: int) -> int | None:
-  """`needed` or more, in quarters of `most`, such that the divisor divides all groups' rows; None where nothing does."""
-  quarters = (-(-most * k // 4) for k in range(1, 5))
-  return next((rows for rows in quarters if rows >= needed and num_groups * rows % divisor == 0), None)
+def rows_per_group(needed: int, most: int, num_groups: int, divisor: int, steps: int = 4) -> int | None:
+  """`needed` or more, in quarters (`steps`) of `most`, such that the divisor divides all groups' rows; None where nothing
+  does."""
+  counts = (-(-most * k // steps) for k in range(1, steps + 1))
+  return next((rows for rows in counts if rows >= needed and num_groups * rows % divisor == 0), None)
 
 
 def _first_fit(lengths: Int[np.ndarray, "G"], size: int) -> tuple[Int[np.ndarray, "G"], Int[np.ndarray, "G"]]:

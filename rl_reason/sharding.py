@@ -153,10 +153,16 @@ class Partitioning:
 
   def place(self, tree: Any, axes: Sequence[str | None]) -> Any:
     """Host arrays, the same on every process, -> global arrays whose leading dimensions have these logical axes."""
+    def one(x, like):
+      return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
+    tree = jax.tree.map(np.asarray, tree)
+    return jax.tree.map(one, tree, self.placed_shapes(tree, axes))
+
+  def placed_shapes(self, tree: Any, axes: Sequence[str | None]) -> Any:
+    """Shapes, dtypes and shardings of what `place` makes of host arrays."""
     def one(x):
-      x = np.asarray(x)
       sharding = self.sharding(x.shape, (*axes, *[None] * (x.ndim - len(axes))))
-      return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+      return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
     return jax.tree.map(one, tree)
 
 

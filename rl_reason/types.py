@@ -173,7 +173,7 @@ class RolloutBatch:
   completion_lengths: real tokens per completion; masks are made from these, never from comparing ids.
   behaviour_logprobs: nats, of the distribution that was sampled from (temperature and filters applied); any value where padded.
   advantages: one number per completion token.
-  reference_logprobs: nats under the reference policy, or zeros where no KL penalty is asked for.
+  reference_logprobs: nats under the reference policy, or behaviour_logprobs where no KL penalty is asked for.
   token_weights: each token's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
   behaviour_values, returns: of a critic: V before each token at the time of sampling, and what to fit V to; else None.
   segments: None, or rl_reason.packing put several of a group's completions into each row: per token, the place in its row
@@ -225,5 +225,5 @@ class LearnerState:
 
 
 def length_mask(lengths: Int[Array, "N"], size: int) -> Bool[Array, "N size"]:
-  """True at the first `lengths[n]` of `size` positions."""
-  return jax.numpy.arange(size) < lengths[:, None]
+  """True at the first `lengths[n]` of `size` positions; on the host where the lengths are."""
+  return np.arange(size) < lengths[:, None]

@@ -24,6 +24,13 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """Programs of a file's tests leave memory with it; all of them together are gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_config():
   from rl_reason.models.config import ModelConfig

@@ -1,7 +1,11 @@
-"""Compiled programs are kept where the user wants them, and counted."""
+"""Compiled programs are kept where the user wants them, begun before they are needed, and counted."""
+
+import contextlib
+import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rl_reason import compilation
@@ -69,3 +73,59 @@ def test_every_program_is_counted_once():
     double(x)
   assert count.programs - before[0] == 2  # One for each shape.
   assert count.seconds > before[1]
+
+
+@pytest.fixture
+def within():
+  """A context manager that notes the threads it is entered in, as `within.threads`."""
+  @contextlib.contextmanager
+  def enter():
+    enter.threads.append(threading.current_thread())
+    yield
+  enter.threads = []
+  return enter
+
+
+def test_a_begun_program_is_compiled_once_and_called(within):
+  count, device = compilation.compilations(), jax.devices()[0]
+  three, five = (jax.device_put(np.arange(n, dtype=np.float32), device) for n in (3, 5))
+  with contextlib.closing(compilation.Program(
+      jax.jit(lambda x, *, times: times * x + 1, static_argnames="times"), within)) as program:
+    before = count.programs
+    shape = jax.ShapeDtypeStruct(three.shape, three.dtype, sharding=three.sharding)
+    for _ in range(2):
+      program.begin(shape, times=2)
+    np.testing.assert_array_equal(program(three, times=2), [1, 3, 5])
+    assert count.programs - before == 1 and len(within.threads) == 1
+    assert within.threads[0] is not threading.current_thread()
+    # What was not begun is compiled by the call.
+    np.testing.assert_array_equal(program(three, times=3), [1, 4, 7])
+    np.testing.assert_array_equal(program(five, times=2), [1, 3, 5, 7, 9])
+    assert count.programs - before == 3 and len(within.threads) == 1
+  assert not within.threads[0].is_alive()
+
+
+def test_a_call_waits_for_what_was_begun():
+  traced, go = threading.Event(), threading.Event()
+  def slow(x):
+    traced.set()
+    assert go.wait(20)
+    return x + 1
+  x, count = jax.device_put(np.ones(7, np.float32), jax.devices()[0]), compilation.compilations()
+  with contextlib.closing(compilation.Program(jax.jit(slow))) as program:
+    before = count.programs
+    program.begin(x)
+    assert traced.wait(20)
+    threading.Timer(0.2, go.set).start()
+    np.testing.assert_array_equal(program(x), np.full(7, 2))
+    assert count.programs - before == 1
+
+
+def test_an_error_of_the_thread_is_met_by_the_call():
+  def fails(x):
+    raise ZeroDivisionError("no such program")
+  x = np.ones(2, np.float32)
+  with contextlib.closing(compilation.Program(jax.jit(fails))) as program:
+    program.begin(x)
+    with pytest.raises(ZeroDivisionError, match="no such program"):
+      program(x)

@@ -12,7 +12,7 @@ from rl_reason import config as config_lib
 from rl_reason import run
 from rl_reason.models import heads, transformer
 from rl_reason.stages import critic as critic_lib
-from rl_reason.stages import policy_gradient
+from rl_reason.stages import policy_gradient, reward_model
 from rl_reason.stages.assemble import critic_values
 from rl_reason.stages.base import Optimizer
 from rl_reason.stages.critic import Critic
@@ -138,6 +138,9 @@ def test_eight_devices_and_one_train_a_critic_alike(trunk, one, completions, mon
   assert any(not x.is_fully_replicated for x in jax.tree.leaves(state.params["critic"]))
   assert np.abs(whole_params["critic"]["head"]["hidden"] - np.asarray(heads.init_params(
       heads.Head(hidden=8), context.policy.config.width, one[0].rng("rl", "critic"))["hidden"])).max() > 1e-4
+  if trunk == "separate":  # Its layers learn too.
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), whole_params["critic"]["trunk"]["layers"], one[2]["layers"])
+    assert min(jax.tree.leaves(moved)) > 1e-6
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), split_params, whole_params)
   for key in ("loss", "policy_loss", "value/loss", "value/mean", "value/explained_variance", "grad_norm"):
     np.testing.assert_allclose(split_metrics[key], whole_metrics[key], rtol=1e-3, atol=1e-5, err_msg=key)
@@ -178,11 +181,23 @@ def pipeline(one):
   return of
 
 
-def test_a_critic_starts_from_an_earlier_stages_scorer(pipeline, one):
+def test_a_critic_starts_from_an_earlier_one(pipeline, one):
   context, sections, finished = pipeline(start="first", hidden=8)
   policy_gradient.check(sections["rl"], context)
   start = critic_lib.init_params(sections["rl"].critic, context, one[2], "rl")
   jax.tree.map(np.testing.assert_array_equal, start, finished["critic"])
+
+
+def test_a_critic_starts_from_a_reward_model_of_its_shape(pipeline):
+  context, sections, _ = pipeline(start="judge", hidden=8)
+  judge = reward_model.Config(
+      kind="reward_model", num_steps=1, batch_size=2, max_response_tokens=8, head_hidden=8,
+      data=config_lib.TaskSection("preferences", {}, {}, {}), optimizer=Optimizer(learning_rate=0.1))
+  sections = {"judge": judge, "rl": sections["rl"]}
+  policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=sections))
+  wider = {**sections, "judge": dataclasses.replace(judge, head_hidden=16)}
+  with pytest.raises(ValueError, match=r"'judge': \['head'\]\['hidden'\] is \(32, 16\) there and \(32, 8\) in the critic"):
+    policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=wider))
 
 
 @pytest.mark.parametrize("fields, message", [

@@ -33,6 +33,7 @@ def test_sizes_come_from_a_short_list():
   assert [packing.rows_per_group(n, 8, 2, 1) for n in range(1, 9)] == [2, 2, 4, 4, 6, 6, 8, 8]
   # 2 groups over 8 devices: 2 * 2 and 2 * 6 rows cannot be shared.
   assert [packing.rows_per_group(n, 8, 2, 8) for n in (1, 3, 5, 9)] == [4, 4, 8, None]
+  assert [packing.rows_per_group(n, 24, 1, d, 16) for n, d in ((1, 1), (4, 1), (14, 1), (14, 2), (23, 4))] == [2, 5, 14, 14, 24]
   seen = set()
   for seed in range(200):
     draw = np.random.RandomState(seed)

@@ -11,6 +11,7 @@ from rl_reason import config as config_lib
 from rl_reason import memory, policy, run
 from rl_reason.rollout import Completions, Rollout, encode_prompts
 from rl_reason.stages import policy_gradient
+from rl_reason.stages.assemble import pack_rows
 from rl_reason.stages.critic import Critic
 from rl_reason.types import length_mask
 
@@ -136,6 +137,7 @@ def test_importance_weights_of_the_trainers_own_samples_change_nothing(one, comp
   assert abs(weighed[1]["importance/weight"] - 1) < 1e-5 and weighed[1]["importance/capped"] == 0
   assert plain[1]["grad_norm"] > 0.01 and "importance/weight" not in plain[1]
   assert max(plain[1]["logprob_gap"], weighed[1]["logprob_gap"]) < 1e-5
+  assert plain[1]["kl"] < 1e-8  # Of a policy without a reference, to itself as it sampled.
 
 
 def test_importance_weights_of_another_sampler_by_hand(one, completions, monkeypatch):
@@ -166,26 +168,52 @@ def test_eight_devices_and_one_pack_and_update_alike(
   context, config = make_context(data=2, fsdp=4)
   change = dict(minibatches=minibatches, microbatches=microbatches, kl_coef=0.1, importance_cap=2.0, objective=objective)
   config = dataclasses.replace(config, **change)
-  assert tuple(policy_gradient.pack_rows(config, c, LENGTHS, microbatches).num_rows for c in (one[0], context)) == rows
+  assert tuple(pack_rows(config, c, LENGTHS, microbatches).num_rows for c in (one[0], context)) == rows
   with context.partitioning.use():
     params = run.initial_params(context)
   eight = step(context, config, params, one[3], completions, monkeypatch)
   assert_same(step(one[0], config, *one[2:], completions, monkeypatch), eight, atol=1e-5)
 
 
-def test_scoring_goes_through_equal_parts_of_one_shape(one, completions, monkeypatch):
+@pytest.mark.parametrize("mesh", [dict(fsdp=1), dict(data=2, fsdp=2, tensor=2)])
+def test_scoring_and_updates_are_compiled_beforehand_and_once(mesh, one, completions, monkeypatch):
+  context, config = make_context(**mesh)
+  config = dataclasses.replace(config, minibatches=2, epochs=2, kl_coef=0.1)
+  compiled, lock = [], threading.Lock()
+  def hear(event, seconds, **kwargs):
+    if event == "/jax/core/compile/backend_compile_duration":
+      with lock:
+        compiled.append((kwargs["fun_name"], threading.current_thread() is threading.main_thread()))
+  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  with context.partitioning.use():
+    params = run.initial_params(context)
+    stage = policy_gradient.build(config, context, params, "rl")
+    state = stage.init()
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+      for index in range(2):
+        state, _, _ = stage.step(state, one[3], index)
+    finally:
+      jax.monitoring.unregister_event_duration_listener(hear)
+      stage.close()
+  programs = [(name, main) for name, main in compiled if "score" in name or "train_step" in name]
+  # Other pairs of groups may pack into other rows.
+  assert sum("score" in name for name, _ in programs) <= 1 and 1 <= sum("train_step" in name for name, _ in programs) <= 3
+  assert not any(main for _, main in programs), programs
+
+
+def test_scoring_goes_through_equal_parts_of_one_shape(one, completions):
   context, config, params, _ = one
   reference = jax.tree.map(lambda x: 0.9 * x, params)
   rollout = rollout_of(one, completions)
-  shapes, score = [], policy.score
+  shapes = []
   def recorded(config, params, *arrays, **kwargs):
     shapes.append([x.shape for x in jax.tree.leaves(arrays)])
-    return score(config, params, *arrays, **kwargs)
-  monkeypatch.setattr(policy, "score", recorded)
+    return policy.score(config, params, *arrays, **kwargs)
   config = dataclasses.replace(config, minibatches=2, microbatches=2, kl_coef=0.1, importance_cap=2.0)
   with context.partitioning.use():
-    batch, _ = policy_gradient.assemble(config, context, rollout, params, reference)
-    expected = score(context.policy.config, reference, rollout.prompts, completions.tokens, LENGTHS)
+    batch, _ = policy_gradient.assemble(config, context, rollout, params, reference, score=recorded)
+    expected = policy.score(context.policy.config, reference, rollout.prompts, completions.tokens, LENGTHS)
   # Four parts of a group each, for each of the two policies: its prompt, two rows of 32, their lengths and segments.
   assert len(shapes) == 8 and all(s == [(1, 8), (1,), (2, T), (2,), (2, T)] for s in shapes), shapes
   mask = np.asarray(length_mask(LENGTHS, T))

@@ -118,7 +118,7 @@ def test_a_frozen_trunk_stays_and_microbatches_change_nothing(context):
 def test_a_critic_may_start_from_it(context):
   for fields in (dict(head_hidden=8), dict(head_hidden=8, loss="ordinal", levels=3)):
     offered = stage.trained(section(**fields), context)
-    assert jax.tree.map(lambda x: (x.shape, x.sharding), offered.scorer(offered.shapes)) == jax.tree.map(
+    assert jax.tree.map(lambda x: (x.shape, x.sharding), offered.critic(offered.shapes)) == jax.tree.map(
         lambda x: (x.shape, x.sharding), critic.abstract_params(critic.Critic(hidden=8), context))
 
 

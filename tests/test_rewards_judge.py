@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rl_reason import judge as judge_lib
-from rl_reason.rewards import build_rewards
+from rl_reason.rewards import Component, RewardSet, build_rewards
 from rl_reason.rewards.judge import PairwiseJudge, parse_rating, parse_verdict, PointwiseJudge
 from rl_reason.types import Comparison, Sample
 
@@ -144,6 +144,13 @@ def test_nothing_is_asked_twice_and_failures_are_asked_again():
   assert len(script.asked) == 2 and judge.counts == {"asked": 2, "cached": 1, "failed": 1, "abstained": 1}
   judge.compare([("q", "1", "2"), ("q", "9", "9")])
   assert len(script.asked) == 3  # The failed one only.
+
+
+def test_a_run_logs_abstentions_by_component():
+  judge = PointwiseJudge(lambda prompts: ["[[4]]", None, "?"])
+  rewards = RewardSet([Component("taste", judge)])
+  rewards([Sample(prompt="p", completion=text, reference="") for text in "xyz"])
+  assert rewards.metrics() == {"taste/asked": 3, "taste/cached": 0, "taste/failed": 1, "taste/abstained": 2}
 
 
 def test_a_restored_judge_answers_from_its_state():

@@ -27,6 +27,11 @@ def told(samples):
   return [float(s.prompt.startswith(";")) for s in samples]
 
 
+def odd_are_told(samples):
+  """Range {0, 1}: problems with an even answer are solved, others after a hint."""
+  return [float(s.prompt.startswith(";") or int(s.reference) % 2 == 0) for s in samples]
+
+
 def never(samples):
   return [0.0] * len(samples)
 
@@ -118,6 +123,17 @@ def test_unsolved_problems_are_asked_again_with_the_answer_and_learnt_without():
   prompts = {tuple(context.policy.tokenizer.encode_prompt(context.task.train[i].prompt)) for i in range(200)}
   assert {c.prompt for c in pool.candidates} <= prompts
   assert history[2]["loss"] > 0
+
+
+def test_hints_go_to_the_unsolved_alone():
+  stage, context, _, _, state = make_stage(reward="odd_are_told", hint=";{reference};{prompt}")
+  _, history, _ = steps(stage, context, state, 0, 2)
+  answers = {tuple(context.policy.tokenizer.encode_prompt(p.prompt)): int(p.reference) % 2
+             for p in (context.task.train[i] for i in range(200))}
+  hinted = [answers[c.prompt] for c in stage.resumable["pool"].candidates if c.hinted]
+  plain = [answers[c.prompt] for c in stage.resumable["pool"].candidates if not c.hinted]
+  assert hinted and plain and all(hinted) and not any(plain)
+  assert all(0 < h["solved"] < 1 and h["solved"] + h["solved_with_hint"] <= 1 for h in history)
 
 
 def test_a_hint_is_not_given_for_solved_problems():

@@ -7,7 +7,8 @@ whose versions are recorded, and files of data, which a config names by path.
 """
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -51,25 +52,42 @@ def code(config: Mapping[str, Any], functions: Iterable[str] = (), start: str = 
 
 def read(file: Path, names: frozenset[str]) -> tuple[str, list[str]]:
   """(digest of a file's code, dotted names that it imports), of registries only the entries in `names`."""
+  parsed = _parse(file, file.stat().st_mtime_ns)
+  chosen = [(key, shown) for key, shown, _ in parsed.entries if key in names]
+  left = {root for key, _, root in parsed.entries if key not in names}
+  left -= parsed.used | {root for key, _, root in parsed.entries if key in names}
+  return digest([parsed.text, chosen]), [dotted for alias, dotted in parsed.imports if alias not in left]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parsed:
+  """text: code without comments, docstrings, imports and registries. entries: (key, value, the name that it begins with) of
+  all registries. used: names in the code outside of them. imports: (name here, dotted name)."""
+  text: str
+  entries: Sequence[tuple[str, str, str]]
+  used: frozenset[str]
+  imports: Sequence[tuple[str, str]]
+
+
+@functools.lru_cache(maxsize=None)
+def _parse(file: Path, modified: int) -> _Parsed:
+  """Args: modified: when the file was, so that a changed one is read again."""
+  del modified
   source = file.read_text(encoding="utf-8")
   tree = ast.parse(source)
-  dropped, registered, entries = set(), set(), []
-  for node in tree.body:
-    values = _registry(node)
-    if values:
-      dropped |= _lines(node)
-      chosen = {key: value for key, value in values.items() if key in names}
-      entries += [f"{key}: {ast.unparse(value)}" for key, value in chosen.items()]
-      registered |= {_root(v) for k, v in values.items() if k not in chosen} - {_root(v) for v in chosen.values()}
-  others = [statement for statement in tree.body if not _registry(statement)]
-  used = {n.id for statement in others for n in ast.walk(statement) if isinstance(n, ast.Name)}
-  imports = []
+  dropped, entries, used, imports = set(), [], set(), []
+  for statement in tree.body:
+    registry = _registry(statement)
+    entries += [(key, ast.unparse(value), _root(value)) for key, value in registry.items()]
+    if registry:
+      dropped |= _lines(statement)
+    else:
+      used |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
   for node in ast.walk(tree):
     if isinstance(node, (ast.Import, ast.ImportFrom)):
       dropped |= _lines(node)
-      prefix = node.module + "." if isinstance(node, ast.ImportFrom) and node.module else ""
-      imports += [prefix + alias.name for alias in node.names
-                  if (alias.asname or alias.name) not in registered - used]
+      prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+      imports += [(alias.asname or alias.name, prefix + alias.name) for alias in node.names]
     elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
       if ast.get_docstring(node, clean=False) is not None:
         dropped |= _lines(node.body[0])
@@ -78,7 +96,7 @@ def read(file: Path, names: frozenset[str]) -> tuple[str, list[str]]:
     if token.type == tokenize.COMMENT:
       lines[token.start[0] - 1] = lines[token.start[0] - 1][:token.start[1]]
   text = [line.rstrip() for number, line in enumerate(lines, 1) if number not in dropped and line.strip()]
-  return digest([*text, *entries]), imports
+  return _Parsed("\n".join(text), entries, frozenset(used), imports)
 
 
 def _names(config: Any) -> Iterable[str]:

@@ -106,6 +106,8 @@ def all_records(results: Path) -> list[dict[str, Any]]:
 
 def table(records: Sequence[Mapping[str, Any]], results: str = "experiments/results") -> str:
   """All claims in Markdown, with what must be said about them below. results: the folder, as links name it."""
+  if not records:
+    return ""
   lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
   notes = []
   for r in records:

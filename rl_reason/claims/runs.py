@@ -95,7 +95,8 @@ def slots(jobs: int | None, count: int) -> list[dict[str, str]]:
   """The environment of each of the workers that run at a time.
 
   On a CPU each gets its share of the cores, one job a core if `jobs` is None: matrix products of one run would keep all
-  busy, but its imports, compilation, rewards and much of the sampling keep one. With GPUs each gets one, in turn; on other accelerators one job has all devices.
+  busy, but its imports, compilation, rewards and much of the sampling keep one. With GPUs each gets one, in turn; on other
+  accelerators one job has all devices.
 
   Args:
     jobs: None for as many as there are cores or devices. count: runs there are; no more jobs are useful.

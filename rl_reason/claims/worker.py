@@ -62,7 +62,7 @@ def work(experiment: str, claim: str, arm: str, seed: int, digest: str, folder: 
 
 def _end_with_parent() -> None:
   """A parent that was killed can stop nobody: its end of the pipe closes, and the run saves and stops."""
-  sys.stdin.buffer.read()
+  os.read(0, 1)  # Not sys.stdin, whose lock this thread would still hold when Python ends.
   os.kill(os.getpid(), signal.SIGTERM)
 
 

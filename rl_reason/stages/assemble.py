@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from rl_reason import advantages, losses, packing, policy, sharding
+from rl_reason.learner import split_microbatches
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rollout import Rollout
 from rl_reason.stages import critic as critic_lib
@@ -41,6 +42,7 @@ def num_parts(config: Config, context: Context) -> int:
 
 def assemble(
     config: Config, context: Context, rollout: Rollout, params: Params, reference: Params | None,
+    *, score: Callable[..., jax.Array] = policy.score,
 ) -> tuple[RolloutBatch, dict[str, float]]:
   """(what the loss reads, host arrays: rewards -> advantages per token; metrics of importance weights and values, if any).
 
@@ -48,14 +50,15 @@ def assemble(
 
   Args:
     params: of the stage, from which the next update starts. reference: the policy the KL penalty is measured against.
+    score: policy.score, or a compilation.Program of it.
   """
   completions, model = rollout.completions, context.policy.config
-  mask = np.asarray(length_mask(completions.lengths, completions.tokens.shape[1]))
+  mask = length_mask(completions.lengths, completions.tokens.shape[1])
   acting, critic = critic_lib.split(config.critic, params)
 
   def logprobs_of(params):
     return scored(config, context, rollout, functools.partial(
-        policy.score, model, params, temperature=config.sampling.temperature, dtype=context.dtype))
+        score, model, params, temperature=config.sampling.temperature, dtype=context.dtype))
 
   # The policy before the update: what sampled, unless that was another and importance weights make up for it.
   behaviour_logprobs, weights, metrics = completions.behaviour_logprobs, 1.0, {}
@@ -63,7 +66,8 @@ def assemble(
     behaviour_logprobs = logprobs_of(acting)
     weights, metrics = losses.truncated_importance(
         behaviour_logprobs, completions.behaviour_logprobs, mask, cap=config.importance_cap)
-  reference_logprobs = np.zeros_like(behaviour_logprobs) if reference is None else logprobs_of(reference)
+  # Without a reference `kl` tells how far updates have left the policy before them; zeros here could overflow in exp.
+  reference_logprobs = behaviour_logprobs if reference is None else logprobs_of(reference)
 
   # Rewards per token -> advantages per token.
   rewards = rollout.rewards
@@ -100,17 +104,25 @@ def scored(
   Args:
     room: tokens of no meaning after each completion, at most 1, that are scored too; T is then one larger.
   """
+  rows, parts = scoring_parts(config, context, rollout, room)
+  out = [score(*context.partitioning.place(part, ("batch",))) for part in parts]
+  out = np.concatenate([sharding.fetch(x) for x in out])  # The device need not wait for the host.
+  return rows.unpack(out, rollout.completions.tokens.shape[1] + int(np.max(room)))
+
+
+def scoring_parts(
+    config: Config, context: Context, rollout: Rollout, room: Int[np.ndarray, "B"] | int = 0,
+) -> tuple[packing.Packing, list[tuple]]:
+  """(how a rollout's completions are packed, what `scored` calls its function with, part by part; host arrays).
+
+  In as many parts as the update has, so that scoring takes no more memory than the update.
+  """
   lengths = rollout.completions.lengths + np.asarray(room, np.int32)
   tokens = np.pad(rollout.completions.tokens, ((0, 0), (0, int(np.max(room)))))
-  # In as many parts as the update has, so that scoring takes no more memory than the update.
-  parts = num_parts(config, context)
-  rows = pack_rows(config, context, lengths, parts, max_tokens=tokens.shape[1])
+  count = num_parts(config, context)
+  rows = pack_rows(config, context, lengths, count, max_tokens=tokens.shape[1])
   packed = (rollout.prompts, rows.pack(tokens), rows.row_lengths, rows.segments)
-  out = []
-  for part in range(parts):
-    out.append(score(*context.partitioning.place(
-        jax.tree.map(lambda x, part=part: np.split(x, parts)[part], packed), ("batch",))))
-  return rows.unpack(np.concatenate([sharding.fetch(x) for x in out]), tokens.shape[1])  # The device need not wait for the host.
+  return rows, [jax.tree.map(lambda x, i=i: np.split(x, count)[i], packed) for i in range(count)]
 
 
 def critic_values(
@@ -140,6 +152,22 @@ def pack_rows(
   return packing.Packing.of(
       lengths, config.group_size, max_tokens, together=kernel == "reference",
       divisor=parts * context.partitioning.ways("batch"))
+
+
+def blank_batch(config: Config, rollout: Rollout) -> RolloutBatch:
+  """What `assemble` makes of a rollout, zeros for the numbers that scoring and rewards give: its shapes are known before."""
+  completions, zeros = rollout.completions, np.zeros(rollout.completions.tokens.shape, np.float32)
+  values = None if config.critic is None else zeros
+  return RolloutBatch(
+      prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
+      behaviour_logprobs=zeros, reference_logprobs=zeros, advantages=zeros, behaviour_values=values, returns=values,
+      token_weights=zeros)
+
+
+def microbatches(config: Config, context: Context, minibatch: RolloutBatch) -> RolloutBatch:
+  """A minibatch packed and cut into what goes through the model at once: [A, ...]."""
+  rows = pack_rows(config, context, minibatch.completion_lengths, config.microbatches)
+  return split_microbatches(packing.pack(minibatch, rows), config.microbatches)
 
 
 def minibatches(batch: RolloutBatch, config: Config, rng) -> Iterator[RolloutBatch]:

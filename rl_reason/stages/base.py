@@ -161,12 +161,12 @@ class Trained:
 
   shapes: of its parameters, with dtypes and shardings.
   policy: parameters -> the policy among them, for evaluations and for stages that start from it; None: it trains none.
-  scorer: parameters -> {"trunk": of a transformer of the policy's shape, "head": on its hidden states (models.heads)}, for
+  critic: parameters -> {"trunk": of a transformer of the policy's shape, "head": on its hidden states (models.heads)}, for
     critics that start from it; None: it trains none.
   """
   shapes: Params
   policy: Callable[[Params], Params] | None = lambda params: params
-  scorer: Callable[[Params], Params] | None = None
+  critic: Callable[[Params], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ class Critic:
 
   trunk: "separate": a transformer of its own, of the policy's shape; "shared": the head reads the policy's hidden states,
     and the value loss trains the policy's layers too.
-  start: the earlier stage whose scorer (Trained.scorer: a reward model, another critic) trunk and head start from; "": a
-    copy of the policy that the stage starts from, and a head that says 0.
+  start: the earlier stage whose reward model or critic (Trained.critic) it starts from, as raw as it scores; "": a copy of
+    the policy that the stage starts from, and a head that says 0.
   hidden: width of a layer in the head; 0: linear (models.heads.Head).
   lam: λ of advantages.gae. value_clip: bound of a value's change per rollout, in reward units; 0 for none.
   value_coef: weight of the value loss beside the policy's.
@@ -64,7 +64,7 @@ class Critic:
 
 
 def check(critic: Critic, context: Context, stage: str) -> None:
-  """Raises: ValueError where `start` is no earlier stage with a scorer of this critic's shape. stage: the critic's own."""
+  """Raises: ValueError where `start` is no earlier stage with a critic of this critic's shape. stage: the critic's own."""
   if not critic.start:
     return
   from rl_reason.stages import STAGES  # Here: the package imports this file.
@@ -72,12 +72,12 @@ def check(critic: Critic, context: Context, stage: str) -> None:
   names = list(context.sections)
   earlier = {name: STAGES[context.sections[name].kind].trained(context.sections[name], context)
              for name in names[:names.index(stage)]}
-  scorers = {name: t.scorer(t.shapes) for name, t in earlier.items() if t.scorer is not None}
-  one_of(scorers, **{"start (of a critic: an earlier stage that trains a trunk and a head)": critic.start})
+  critics = {name: t.critic(t.shapes) for name, t in earlier.items() if t.critic is not None}
+  one_of(critics, **{"start (of a critic: an earlier stage that trains a trunk and a head)": critic.start})
 
   def shapes(tree):
     return {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
-  found, wanted = shapes(scorers[critic.start]), shapes(abstract_params(critic, context))
+  found, wanted = shapes(critics[critic.start]), shapes(abstract_params(critic, context))
   different = {k: (found.get(k), wanted.get(k)) for k in {**found, **wanted} if found.get(k) != wanted.get(k)}
   if different:
     name, (have, need) = next(iter(different.items()))
@@ -98,7 +98,7 @@ def init_params(critic: Critic, context: Context, policy_params: Params, name: s
     from rl_reason.stages import STAGES  # Here: the package imports this file.
 
     section = context.sections[critic.start]
-    return STAGES[section.kind].trained(section, context).scorer(context.finished(critic.start))
+    return STAGES[section.kind].trained(section, context).critic(context.finished(critic.start))
   shapes = abstract_params(critic, context)
   make = functools.partial(heads.init_params, critic.head, context.policy.config.width)
   head = jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes["head"]))(context.rng(name, "critic"))

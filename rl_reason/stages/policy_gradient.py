@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_reason import advantages, learner, losses, packing, policy, sharding
+from rl_reason import advantages, compilation, learner, losses, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
-from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
 from rl_reason.rewards import Scoring, build_rewards, token_rewards
 from rl_reason.rewards.monitors import build_monitors
@@ -26,12 +25,12 @@ from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts,
 from rl_reason.stages import critic as critic_lib
 from rl_reason.stages import groups
 from rl_reason.stages.ahead import Ahead
-from rl_reason.stages.assemble import assemble, minibatches, num_microbatches, num_parts, pack_rows
+from rl_reason.stages.assemble import (
+    assemble, blank_batch, microbatches, minibatches, num_microbatches, num_parts, scoring_parts)
 from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
 from rl_reason.stages.critic import Critic
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params, Sample
-
 
 EQUAL_GROUPS = ("keep", "skip", "resample")
 
@@ -196,11 +195,11 @@ def trained(config: Config, context: Context) -> Trained:
   return Trained(
       {"policy": context.abstract_params, "critic": critic_lib.abstract_params(config.critic, context)},
       policy=lambda params: params["policy"],
-      scorer=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
+      critic=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
 
 
-def learner_of(config: Config, context: Context, params: Params, name: str = ""):
-  """make_learner of what `trained` says, starting from the policy `params`."""
+def learner_of(config: Config, context: Context, params: Params | None, name: str = ""):
+  """make_learner of what `trained` says, for stage `name`, starting from the policy `params`."""
   updates, shapes = config.epochs * config.minibatches, trained(config, context).shapes
   if config.critic is None:
     return make_learner(context, params, config.optimizer, config.num_steps * updates)
@@ -266,8 +265,25 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     values = critic_lib.values(config.critic, critic, states, states_of)
     return critic_lib.add_value_loss(config.critic, loss, statistics, values, batch)
 
-  update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
-  update = jax.profiler.annotate_function(update, name="update")  # In a profile's timeline; so are the others below.
+  # The state keeps its shardings, so that each update's program serves the next.
+  update = compilation.Program(
+      jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0,
+              out_shardings=(jax.tree.map(lambda x: x.sharding, state_shape), None)),
+      within=context.partitioning.use)
+  score = compilation.Program(policy.score, within=context.partitioning.use)
+
+  def begin_programs(rollout):
+    """Begins to compile what the rollout is scored and learnt from with: both at once, and while the scores come."""
+    place_shapes = context.partitioning.placed_shapes
+    if reference is not None or config.importance_cap:
+      _, parts = scoring_parts(config, context, rollout)
+      score.begin(model, critic_lib.split(config.critic, state_shape.params)[0], *place_shapes(parts[0], ("batch",)),
+                  temperature=temperature, dtype=context.dtype)
+    for minibatch in minibatches(blank_batch(config, rollout), config, minibatch_rng(rollout)):
+      update.begin(state_shape, place_shapes(microbatches(config, context, minibatch), (None, "batch")))
+
+  def minibatch_rng(rollout):
+    return fold(context.rng(name, "minibatches"), rollout.index)
 
   data = pipeline.batches(
       context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
@@ -314,22 +330,25 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     rollout = sample_once(params, problems, index)
     if config.equal_groups == "resample":
       # From the same stream of problems, so that its position, which is checkpointed, says it all.
-      return groups.resample(
+      rollout = groups.resample(
           rollout, lambda further: sample_once(params, next(data), index, further),
           max_rounds=config.max_resamples, by=config.equal_by)
-    return dataclasses.replace(rollout, metrics={**rollout.metrics, **groups.metrics(rollout, config.equal_by)})
+    else:
+      rollout = dataclasses.replace(rollout, metrics={**rollout.metrics, **groups.metrics(rollout, config.equal_by)})
+    begin_programs(rollout)
+    return rollout
 
   def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
     """Rewards -> advantages -> updates."""
     started = time.perf_counter()
     with jax.profiler.TraceAnnotation("assemble"):
-      batch, metrics = assemble(config, context, rollout, state.params, reference)
+      batch, metrics = assemble(config, context, rollout, state.params, reference, score=score)
     scored = time.perf_counter()
     history = []
-    for minibatch in minibatches(batch, config, fold(context.rng(name, "minibatches"), rollout.index)):
-      packed = packing.pack(minibatch, pack_rows(config, context, minibatch.completion_lengths, config.microbatches))
-      microbatches = split_microbatches(packed, config.microbatches)
-      state, updated = update(state, context.partitioning.place(microbatches, (None, "batch")))
+    for minibatch in minibatches(batch, config, minibatch_rng(rollout)):
+      placed = context.partitioning.place(microbatches(config, context, minibatch), (None, "batch"))
+      with jax.profiler.TraceAnnotation("update"):  # In a profile's timeline, as the others here.
+        state, updated = update(state, placed)
       history.append({k: float(v) for k, v in jax.device_get(updated).items()})
     return state, {
         **{k: float(np.mean([h[k] for h in history])) for k in history[0]},
@@ -351,6 +370,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   def close():
     if ahead:
       ahead.close()
+    for program in (score, update):
+      program.close()
     rewards.close()
 
   return Stage(

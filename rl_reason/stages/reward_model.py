@@ -150,7 +150,7 @@ def trained(config: Config, context: Context) -> Trained:
 
   def without_scale(params):
     return {"trunk": reward_model.trunk_of(params), "head": {k: v for k, v in params["head"].items() if k != "thresholds"}}
-  return Trained(shapes, policy=None, scorer=without_scale)
+  return Trained(shapes, policy=None, critic=without_scale)
 
 
 def check(config: Config, context: Context) -> None:

@@ -126,7 +126,7 @@ def check(config: Config, context: Context) -> None:
     encode_prompts([with_hint(p, config.hint) for p in problems], tokenizer, max_tokens=context.max_prompt_tokens)
   if config.imitate_solutions:
     _solutions(config, context, problems)
-  with contextlib.closing(build_rewards(config.rewards)) as rewards:
+  with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
 
 
@@ -160,7 +160,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   update = sft.make_update(
       context, optimizer, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
       max_completion_tokens=config.sampling.max_tokens, remat=config.remat)
-  tokenizer, rewards, pool = context.policy.tokenizer, build_rewards(config.rewards), selection.Pool()
+  rewards = build_rewards(config.rewards, models=context.models(config))
+  tokenizer, pool = context.policy.tokenizer, selection.Pool()
 
   def sample(params, problems, index, *stream) -> tuple[Completions, np.ndarray, dict[str, np.ndarray]]:
     """(completions of all processes' problems, their total rewards, each reward by itself)."""

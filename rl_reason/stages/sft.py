@@ -16,8 +16,7 @@ from rl_reason.models import transformer
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.models.lora import LoRA
 from rl_reason.stages.base import (
-    Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy,
-    with_adapters)
+    Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params
 
