@@ -140,7 +140,7 @@ def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_s
   begun = {r: r.done() for r in runs}
   progress.stage("claims", sum(r.num_steps for r in runs), sum(begun.values()))
   try:
-    with _terminated_as_interrupt():
+    with _signals_interrupt():
       while waiting or workers:
         while waiting and free:
           run, slot = waiting.pop(0), free.pop()
@@ -201,7 +201,7 @@ def _stop(workers: Sequence[Worker]) -> None:
     with contextlib.suppress(ProcessLookupError):
       worker.process.send_signal(signal.SIGTERM)
   try:
-    with _terminated_as_interrupt():
+    with _signals_interrupt():
       end = time.monotonic() + _STOP_SECONDS
       for worker in workers:
         worker.process.wait(timeout=max(0.1, end - time.monotonic()))
@@ -213,18 +213,19 @@ def _stop(workers: Sequence[Worker]) -> None:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupt():
-  """SIGTERM does what Ctrl-C does."""
+def _signals_interrupt():
+  """Ctrl-C and SIGTERM raise KeyboardInterrupt, also where the process was started with Ctrl-C ignored, as in a script's
+  background."""
   def interrupt(number, frame):
     raise KeyboardInterrupt
-  before = None
+  before = {}
   with contextlib.suppress(ValueError):  # Signals belong to the main thread.
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
   try:
     yield
   finally:
-    if before is not None:
-      signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def read_json(path: Path) -> Any:
