@@ -104,14 +104,14 @@ def _add_product(w, a, b, scale):
 def partition(params: Params) -> tuple[Params, Params]:
   """(trained, frozen): two trees of disjoint parts, `combine` of which is params.
 
-  Wherever a model has adapters, they are trained and its other parameters frozen; what lies beside such a model (a head)
-  and models without adapters are trained.
+  Wherever a model has adapters, they are trained and its other parameters frozen; so is all under a name "frozen". What
+  lies beside (a head) and models without adapters are trained.
   """
   if not isinstance(params, Mapping):
     return params, {}
   if "lora" in params:
     return {"lora": params["lora"]}, {name: x for name, x in params.items() if name != "lora"}
-  parts = {name: partition(x) for name, x in params.items()}
+  parts = {name: ({}, x) if name == "frozen" else partition(x) for name, x in params.items()}
   return ({name: trained for name, (trained, _) in parts.items()},
           {name: frozen for name, (_, frozen) in parts.items() if frozen})
 

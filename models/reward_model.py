@@ -1,6 +1,6 @@
 """A reward model: a decoder and a head that reads its hidden states at chosen tokens of each response.
 
-    params = {"trunk": a decoder's, "head": the head's, "normaliser": running moments of the scores}
+    params = {"trunk": a decoder's, "head": the head's, "frozen": {"normaliser": running moments of the scores}}
     scores(model, params, batch)  # [P G K A]: A numbers at each of K places of G responses to each of P prompts
 """
 
@@ -22,10 +22,14 @@ DECAY = 0.99
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-  """config: of the decoder. head: outputs are attributes. thresholds: of an ordinal scale, per output; 0 for none."""
+  """config: of the decoder. head: outputs are attributes. thresholds: of an ordinal scale, per output; 0 for none.
+
+  frozen_trunk: the decoder does not learn: it lies under "frozen" (lora.partition).
+  """
   config: ModelConfig
   head: heads.Head = heads.Head()
   thresholds: int = 0
+  frozen_trunk: bool = False
 
 
 @flax.struct.dataclass
@@ -53,7 +57,14 @@ def init_params(model: RewardModel, trunk: Params, key: PRNGKeyArray) -> Params:
     raw = jnp.full((model.head.outputs, model.thresholds), jnp.log(jnp.expm1(1.0)))
     head["thresholds"] = raw.at[:, 0].set(-(model.thresholds - 1) / 2)
   zeros = jnp.zeros(model.head.outputs)
-  return {"trunk": trunk, "head": head, "normaliser": {"sum": zeros, "squares": zeros, "weight": jnp.zeros(())}}
+  frozen = {"normaliser": {"sum": zeros, "squares": zeros, "weight": jnp.zeros(())}}
+  return {"head": head, "frozen": {**frozen, "trunk": trunk}} if model.frozen_trunk else {
+      "trunk": trunk, "head": head, "frozen": frozen}
+
+
+def trunk_of(params: Params) -> Params:
+  """The decoder's parameters, frozen or not."""
+  return params["trunk"] if "trunk" in params else params["frozen"]["trunk"]
 
 
 def abstract_params(model: RewardModel) -> Params:
@@ -66,7 +77,10 @@ def parameter_axes(model: RewardModel) -> Params:
   """Per parameter, a PartitionSpec of logical axis names."""
   axes = jax.tree.map(lambda _: PartitionSpec(), abstract_params(model))
   head = {**axes["head"], **heads.parameter_axes(model.head, model.config.width)}
-  return {**axes, "trunk": transformer.parameter_axes(model.config), "head": head}
+  trunk = {"trunk": transformer.parameter_axes(model.config)}
+  if model.frozen_trunk:
+    return {"head": head, "frozen": {**axes["frozen"], **trunk}}
+  return {**axes, **trunk, "head": head}
 
 
 def scores(
@@ -77,7 +91,7 @@ def scores(
   Each prompt is computed once; its responses attend to its keys and values and to themselves. The score at a token is
   that of the text up to and including it.
   """
-  config, trunk = model.config, params["trunk"]
+  config, trunk = model.config, trunk_of(params)
   _, prefix = transformer.forward(
       config, trunk, batch.prompts.tokens, batch.prompts.lengths, dtype=dtype, remat=remat)
   hidden, _ = transformer.forward(

@@ -130,7 +130,7 @@ def _finish(scores, mask, shift, scale, *, how):
 def from_head(model: RewardModel, params: Params, *, dtype: jnp.dtype) -> Loaded:
   """Of a trained decoder and head."""
   run = jax.jit(functools.partial(reward_model.scores, model, dtype=dtype))
-  mean, std = reward_model.mean_and_std(params["normaliser"])
+  mean, std = reward_model.mean_and_std(params["frozen"]["normaliser"])
   return Loaded(functools.partial(run, params), np.asarray(mean), np.asarray(std))
 
 

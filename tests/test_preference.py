@@ -41,11 +41,18 @@ def trained(context, config, steps=None):
   with context.partitioning.use():
     built = build(context, config)
     state = built.init()
-    before, history = built.evaluate(state.params)[0], []
+    before, history = measured(built.evaluate(state.params)), []
     for i in range(steps or config.num_steps):
       state, metrics, _ = built.step(state, next(built.data), i)
       history.append(metrics)
-    return before, built.evaluate(state.params)[0], history, jax.device_get(state.params)
+    return before, measured(built.evaluate(state.params)), history, jax.device_get(state.params)
+
+
+def measured(evaluation):
+  """The metrics, and by how much likelier the first response is than the second, in nats."""
+  metrics, rows = evaluation
+  pairs = [[r["logprob"] for r in row["responses"]] for row in rows if len(row["responses"]) == 2]
+  return {**metrics, "gap": np.mean([first - second for first, second in pairs])}
 
 
 @pytest.mark.parametrize("loss, args", [
@@ -54,6 +61,7 @@ def trained(context, config, steps=None):
 def test_every_loss_prefers_the_better_side(context, loss, args):
   before, after, history, _ = trained(context, section(loss=loss, loss_args=args))
   assert after["eval/accuracy"] > 0.85 and after["eval/loss"] < before["eval/loss"], (before, after)
+  assert after["gap"] > before["gap"] + 1, (before, after)
   if loss in ("dpo", "ipo", "kto"):  # The policy is the reference: all implicit rewards are 0.
     rewards = [history[0][k] for k in ("chosen_reward", "rejected_reward", "reward") if k in history[0]]
     np.testing.assert_allclose(rewards, 0, atol=1e-5)
@@ -113,6 +121,10 @@ def test_the_reference_is_asked_once_for_each_row():
     return np.full((2, 2), float(len(calls)), np.float32)
   assert known.get([0, 1], compute)[0, 0] == 1 and known.get([1, 0], compute)[0, 0] == 1
   np.testing.assert_array_equal(known.get([1, 2], compute), [[1, 1], [2, 2]])
+  assert len(calls) == 2
+  resumed = stage.ReferenceSums(3)
+  resumed.restore(known.state())
+  np.testing.assert_array_equal(resumed.get([0, 1, 2], compute), [[1, 1], [1, 1], [2, 2]])
   assert len(calls) == 2
 
 

@@ -83,7 +83,7 @@ def test_pairs_are_learnt(context):
   assert before["eval/accuracy"] == 0.5 and np.isclose(before["eval/loss"], np.log(2))  # A head of zeros: only ties.
   assert after["eval/accuracy"] > 0.9 and after["eval/accuracy_low"] > 0.8
   assert after["eval/accuracy_of_length"] < 0.8 and 0.2 < after["eval/accuracy_of_random"] < 0.8
-  mean, std = reward_model.mean_and_std(params["normaliser"])
+  mean, std = reward_model.mean_and_std(params["frozen"]["normaliser"])
   np.testing.assert_allclose([mean[0], std[0]], [metrics["score/mean"], metrics["score/std"]], rtol=1e-5)
   assert std[0] > 0.3
 
@@ -108,7 +108,7 @@ def test_a_frozen_trunk_stays_and_microbatches_change_nothing(context):
   frozen = section(freeze_trunk=True)
   start = run.initial_params(context)
   _, _, _, params = trained(context, frozen, steps=3)
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(params["trunk"]), jax.device_get(start))
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(params["frozen"]["trunk"]), jax.device_get(start))
   assert np.abs(params["head"]["output"]).max() > 0
   sgd = dict(optimizer=dataclasses.replace(frozen.optimizer, name="sgd", learning_rate=1.0))
   one, four = (trained(context, dataclasses.replace(section(), microbatches=n, **sgd), steps=2)[-1] for n in (1, 4))

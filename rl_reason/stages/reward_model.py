@@ -45,8 +45,7 @@ class Config:
     response that is not given in steps.
   aggregate: a response's score from those at its places (reward_model.AGGREGATES): in losses of one score per response, in
     evaluations, and by default as a reward.
-  head_hidden: width of the head's SiLU layer; 0: linear. freeze_trunk: only the head learns. The optimizer still holds
-    moments for all.
+  head_hidden: width of the head's SiLU layer; 0: linear. freeze_trunk: only the head learns.
   heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
   """
   kind: str
@@ -136,7 +135,7 @@ class ComparisonBatch:
 
 def architecture(config: Config, context: Context) -> RewardModel:
   head = heads.Head(outputs=max(1, len(config.attributes)), hidden=config.head_hidden)
-  return RewardModel(context.policy.config, head, max(0, config.levels - 1))
+  return RewardModel(context.policy.config, head, max(0, config.levels - 1), config.freeze_trunk)
 
 
 def trained(config: Config, context: Context) -> Trained:
@@ -145,7 +144,7 @@ def trained(config: Config, context: Context) -> Trained:
   shapes = context.abstract(reward_model.abstract_params(model), reward_model.parameter_axes(model))
 
   def without_scale(params):
-    return {"trunk": params["trunk"], "head": {k: v for k, v in params["head"].items() if k != "thresholds"}}
+    return {"trunk": reward_model.trunk_of(params), "head": {k: v for k, v in params["head"].items() if k != "thresholds"}}
   return Trained(shapes, policy=None, critic=without_scale)
 
 
@@ -215,8 +214,6 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     return reward_model.scores(model, params, batch.responses, dtype=context.dtype, remat=config.remat)
 
   def loss_fn(params, batch):
-    if config.freeze_trunk:
-      params = {**params, "trunk": jax.lax.stop_gradient(params["trunk"])}
     scores = forward(params, batch)
     loss, metrics, _ = examples(config, model, params, batch, scores)
     moments = reward_model.moments(jax.lax.stop_gradient(scores), batch.places_mask)
@@ -227,14 +224,12 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, microbatches):
-    before = state.params
     state, metrics = learner.train_step(state, microbatches, loss_fn=loss_fn, optimizer=optimizer)
-    moments = {k: metrics.pop(f"moments/{k}") for k in before["normaliser"]}
-    fixed = {"normaliser": reward_model.updated_normaliser(before["normaliser"], moments)}
-    if config.freeze_trunk:  # Weight decay would still move it.
-      fixed["trunk"] = before["trunk"]
-    state = state.replace(params={**state.params, **fixed})
-    mean, std = reward_model.mean_and_std(fixed["normaliser"])
+    frozen = state.params["frozen"]
+    moments = {k: metrics.pop(f"moments/{k}") for k in frozen["normaliser"]}
+    normaliser = reward_model.updated_normaliser(frozen["normaliser"], moments)
+    state = state.replace(params={**state.params, "frozen": {**frozen, "normaliser": normaliser}})
+    mean, std = reward_model.mean_and_std(normaliser)
     return state, {**metrics, "score/mean": mean.mean(), "score/std": std.mean()}
 
   def step(state, rows, index):
