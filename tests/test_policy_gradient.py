@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from rl_reason import config as config_lib
-from rl_reason import memory, policy, run
+from rl_reason import losses, memory, policy, run
+from rl_reason.models import lora
+from rl_reason.models.lora import LoRA
 from rl_reason.rollout import Completions, Rollout, encode_prompts
 from rl_reason.stages import policy_gradient
 from rl_reason.stages.assemble import pack_rows
@@ -305,6 +307,35 @@ def test_a_step_of_one_prompt_and_one_token_completions(one, monkeypatch):
     assert all(np.isfinite(v) for v in metrics.values()) and (metrics["grad_norm"] > 0) == moves
 
 
+@pytest.mark.parametrize("critic", [None, Critic(trunk="shared")], ids=["", "critic"])
+def test_adapters_learn_from_what_the_merged_policy_says(critic, one, completions, monkeypatch):
+  # They start as no change: a first step's numbers are those of the whole policy. Later ones are measured to the policy
+  # they started from, which stays as it was.
+  context, config, params, problems = one
+  config = dataclasses.replace(config, kl_coef=0.1, importance_cap=2.0, critic=critic, **(
+      dict(baseline="none", normalise="none") if critic else {}))
+  adapted = dataclasses.replace(config, lora=LoRA(rank=2))
+  _, whole = step(context, config, params, problems, completions, monkeypatch)
+  with context.partitioning.use():
+    stage = policy_gradient.build(adapted, context, params, "rl")
+    state, first, _ = stage.step(stage.init(), problems, 0)
+    for key in ("loss", "policy_loss", "kl", "entropy", "reward/mean", "logprob_gap"):
+      np.testing.assert_allclose(first[key], whole[key], rtol=1e-4, atol=1e-6, err_msg=key)
+    learnt, _ = policy_gradient.critic_lib.split(critic, jax.device_get(state.params))
+    assert all(np.abs(x["b"]).max() > 0 for x in learnt["lora"].values())
+    jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in learnt.items() if "lora" not in k}, jax.device_get(params))
+    merged = policy_gradient.trained(adapted, context).policy(state.params)
+    prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+    mask = np.asarray(length_mask(LENGTHS, T))
+    ours = policy.score(context.policy.config, merged, prompts, completions.tokens, LENGTHS)
+    state, second, _ = stage.step(state, problems, 1)
+    stage.close()
+  kl = losses.kl_estimate(ours, completions.logprobs, mask, estimator="k3").sum() / mask.sum()
+  assert kl > 1e-5
+  np.testing.assert_allclose(second["kl"], kl, rtol=1e-2)
+  np.testing.assert_allclose(second["logprob_gap"], np.abs(np.where(mask, ours - completions.logprobs, 0)).max(), rtol=1e-2)
+
+
 def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   context, config, *_ = one
   monkeypatch.setattr(memory, "update_parts", lambda *args, **kwargs: [memory.Part("activations", 100, "", "update")])
@@ -330,11 +361,19 @@ def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   assert named(activations, "scoring", kl_coef=0.1) == named(activations, "scoring", importance_cap=2.0) > 0
   assert named(activations, "scoring", kl_coef=0.1, microbatches=4, minibatches=2) == pytest.approx(
       named(activations, "scoring", kl_coef=0.1) / 8)
+  # Adapters are merged to sample and, where the policy that learns is scored, to score; what they add is trained alone.
+  merged, adapters = "policy with its adapters merged", dict(lora=LoRA(rank=2))
+  copy = memory.sharded_bytes(context.abstract_params)
+  assert named(merged, **adapters) == named(merged, "evaluation", **adapters) == copy and named(merged) == 0
+  assert named(merged, "scoring", **adapters, kl_coef=0.1) == 0
+  assert named(merged, "scoring", **adapters, importance_cap=2.0) == copy
+  added = sum(4 * x.size for x in jax.tree.leaves(lora.abstract_params(context.policy.config, LoRA(rank=2))))
+  assert named("parameters", "", **adapters) == copy + added
+  assert named("gradients", "update", **adapters, microbatches=1) == added - 4  # Not of the scale.
   # Sampling ahead, with its own parameters, goes on during the update.
   def needed(**change):
     return {phase: sum(p.num_bytes for p in parts(**change) if p.phase == phase) for phase in ("sampling", "update")}
   before, ahead = needed(), needed(staleness=1)
-  copy = memory.sharded_bytes(context.abstract_params)
   assert ahead["sampling"] == before["sampling"] + copy
   assert ahead["update"] == before["update"] + before["sampling"] + copy
 

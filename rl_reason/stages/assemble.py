@@ -12,6 +12,7 @@ import numpy as np
 
 from rl_reason import advantages, losses, packing, policy, sharding
 from rl_reason.learner import split_microbatches, split_parts
+from rl_reason.models import lora
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rollout import Rollout
 from rl_reason.stages import critic as critic_lib
@@ -40,6 +41,11 @@ def num_parts(config: Config, context: Context) -> int:
   return config.minibatches * num_microbatches(config, context)
 
 
+def scores_acting(config: Config) -> bool:
+  """Whether the policy that learns reads a rollout before the update."""
+  return bool(config.importance_cap) or config.critic is not None and config.critic.trunk == "shared"
+
+
 def assemble(
     config: Config, context: Context, rollout: Rollout, params: Params, reference: Params | None,
     *, score: Callable[..., jax.Array] = policy.score,
@@ -55,6 +61,8 @@ def assemble(
   completions, model = rollout.completions, context.policy.config
   mask = length_mask(completions.lengths, completions.tokens.shape[1])
   acting, critic = critic_lib.split(config.critic, params)
+  if scores_acting(config):
+    acting = lora.merge(acting)  # One program scores it and the reference.
 
   def logprobs_of(params):
     return scored(config, context, rollout, functools.partial(

@@ -18,6 +18,7 @@ from rl_reason import advantages, compilation, learner, losses, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
+from rl_reason.models.lora import LoRA
 from rl_reason.rewards import Scoring, build_rewards, token_rewards
 from rl_reason.rewards.monitors import build_monitors
 from rl_reason.rewards.workers import failure_counts
@@ -26,8 +27,9 @@ from rl_reason.stages import critic as critic_lib
 from rl_reason.stages import groups
 from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.assemble import (
-    assemble, blank_batch, microbatches, minibatches, num_microbatches, num_parts, scoring_parts)
-from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
+    assemble, blank_batch, microbatches, minibatches, num_microbatches, num_parts, scores_acting, scoring_parts)
+from rl_reason.stages.base import (
+    Context, Optimizer, Stage, Trained, first_rows, fold, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.stages.critic import Critic
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params, Sample
@@ -58,6 +60,7 @@ class Config:
   critic: a Critic, whose values take the place of the baseline; None for none.
   entropy_coef: weight of the entropy bonus. mean_over: token, sequence or fixed_length (losses.token_weights).
   remat: models.transformer.REMAT_POLICIES.
+  lora: as in stages.sft; a critic's own trunk is trained whole.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one step old
     (stages.ahead). It takes memory for a second copy of the policy.
   importance_cap: C of truncated importance sampling between trainer and sampler (losses.truncated_importance), for
@@ -94,6 +97,7 @@ class Config:
   entropy_coef: float = 0.0
   mean_over: str = "token"
   remat: str = "none"
+  lora: LoRA = LoRA()
   staleness: int = 0
   importance_cap: float = 0.0
   int8_rollouts: bool = False
@@ -190,23 +194,29 @@ def check(config: Config, context: Context) -> None:
 
 def trained(config: Config, context: Context) -> Trained:
   """The policy itself or, with a critic, {"policy": ..., "critic": ...}."""
+  policy_part = trained_policy(context, config.lora)
   if config.critic is None:
-    return Trained(context.abstract_params)
+    return policy_part
   return Trained(
-      {"policy": context.abstract_params, "critic": critic_lib.abstract_params(config.critic, context)},
-      policy=lambda params: params["policy"],
+      {"policy": policy_part.shapes, "critic": critic_lib.abstract_params(config.critic, context)},
+      policy=lambda params: policy_part.policy(params["policy"]),
       critic=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
 
 
 def learner_of(config: Config, context: Context, params: Params | None, name: str = ""):
   """make_learner of what `trained` says, for stage `name`, starting from the policy `params`."""
-  updates, shapes = config.epochs * config.minibatches, trained(config, context).shapes
-  if config.critic is None:
-    return make_learner(context, params, config.optimizer, config.num_steps * updates)
-  return make_learner(
-      context, lambda: {"policy": params, "critic": critic_lib.init_params(config.critic, context, params, name)},
-      config.optimizer, config.num_steps * updates, shapes=shapes, optimizer=critic_lib.make_optimizer(
-          config.critic, config.optimizer, num_steps=config.num_steps, updates_per_step=updates))
+  updates, optimizer = config.epochs * config.minibatches, None
+  if config.critic is not None:
+    optimizer = critic_lib.make_optimizer(
+        config.critic, config.optimizer, num_steps=config.num_steps, updates_per_step=updates)
+
+  def start():
+    acting = with_adapters(context, params, config.lora, name)
+    if config.critic is None:
+      return acting
+    return {"policy": acting, "critic": critic_lib.init_params(config.critic, context, params, name)}
+  return make_learner(context, start, config.optimizer, config.num_steps * updates, shapes=trained(config, context).shapes,
+                      optimizer=optimizer)
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
@@ -230,7 +240,9 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   if critic is not None and critic.trunk == "separate":
     updating.append(dataclasses.replace(updating[0], name="activations of the critic"))
   scores = config.kl_coef or config.importance_cap or critic is not None
+  merged = ["evaluation", "sampling"] + ["scoring"] * scores_acting(config)
   return [
+      *merging_memory(context, config.lora, *merged),
       *memory_lib.learner_parts(state_shape, microbatches=config.microbatches, start=context.abstract_params),
       *sampling,
       *(memory_lib.scoring_parts(model, partitioning, microbatch, dtype=dtype) if scores else ()),
@@ -239,7 +251,7 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
+  """params are where the policy starts and, where a KL penalty is asked for, the frozen reference: adapters leave them be."""
   rewards = build_rewards(config.rewards, models=context.models(config))
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   optimizer, init, state_shape = learner_of(config, context, params, name)
@@ -277,7 +289,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     place_shapes = context.partitioning.placed_shapes
     if reference is not None or config.importance_cap:
       _, parts = scoring_parts(config, context, rollout)
-      score.begin(model, critic_lib.split(config.critic, state_shape.params)[0], *place_shapes(parts[0], ("batch",)),
+      score.begin(model, context.abstract_params, *place_shapes(parts[0], ("batch",)),
                   temperature=temperature, dtype=context.dtype)
     for minibatch in minibatches(blank_batch(config, rollout), config, minibatch_rng(rollout)):
       update.begin(state_shape, place_shapes(microbatches(config, context, minibatch), (None, "batch")))
