@@ -12,7 +12,7 @@ from rl_reason import losses, memory, policy, run
 from rl_reason.models import lora
 from rl_reason.models.lora import LoRA
 from rl_reason.rollout import Completions, Rollout, encode_prompts
-from rl_reason.stages import policy_gradient
+from rl_reason.stages import policy_gradient, sampling
 from rl_reason.stages.assemble import pack_rows
 from rl_reason.stages.critic import Critic
 from rl_reason.types import length_mask
@@ -73,7 +73,7 @@ def rollout_of(one, completions, scores=np.zeros(16, np.float32)):
 
 def step(context, config, params, problems, completions, monkeypatch):
   """(parameters after one step on these completions, metrics)."""
-  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(sampling, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
     state, metrics, _ = stage.step(stage.init(), problems, 0)
@@ -186,7 +186,7 @@ def test_scoring_and_updates_are_compiled_beforehand_and_once(mesh, one, complet
     if event == "/jax/core/compile/backend_compile_duration":
       with lock:
         compiled.append((kwargs["fun_name"], threading.current_thread() is threading.main_thread()))
-  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(sampling, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
     params = run.initial_params(context)
     stage = policy_gradient.build(config, context, params, "rl")
@@ -402,7 +402,7 @@ def test_rewards_are_begun_while_completions_come(fails, one, completions, monke
       raise KeyError("sampling failed")
     return completions
 
-  monkeypatch.setattr(policy_gradient, "generate", generate)
+  monkeypatch.setattr(sampling, "generate", generate)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
     if fails:

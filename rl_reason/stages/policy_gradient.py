@@ -19,10 +19,10 @@ from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
 from rl_reason.models.lora import LoRA
-from rl_reason.rewards import Scoring, build_rewards, token_rewards
+from rl_reason.rewards import build_rewards
 from rl_reason.rewards.monitors import build_monitors
 from rl_reason.rewards.workers import failure_counts
-from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts, generate, make_samples
+from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts
 from rl_reason.stages import critic as critic_lib
 from rl_reason.stages import groups
 from rl_reason.stages.ahead import Ahead
@@ -31,8 +31,9 @@ from rl_reason.stages.assemble import (
 from rl_reason.stages.base import (
     Context, Optimizer, Stage, Trained, first_rows, fold, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.stages.critic import Critic
+from rl_reason.stages.sampling import sample_rollout
 from rl_reason.tasks import pipeline
-from rl_reason.types import LearnerState, Params, Sample
+from rl_reason.types import LearnerState, Params
 
 EQUAL_GROUPS = ("keep", "skip", "resample")
 
@@ -256,7 +257,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   optimizer, init, state_shape = learner_of(config, context, params, name)
   policy_of = trained(config, context).policy
-  model, tokenizer = context.policy.config, context.policy.tokenizer
+  model = context.policy.config
   reference = params if config.kl_coef else None
   temperature = config.sampling.temperature
 
@@ -302,40 +303,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       process_index=jax.process_index(), process_count=jax.process_count())
 
   def sample_once(params, problems, index, *further) -> Rollout:
-    """Prompts -> completions -> rewards, by the policy `params`. further: a number for each round after a step's first."""
-    started = time.perf_counter()
-    # Prompts, the same on every process.
-    prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
-        problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
-
-    # Completions, and rewards of this process's own problems as their completions end.
-    first = jax.process_index() * len(problems) * config.group_size
-    own = slice(first, first + len(problems) * config.group_size)
-
-    def to_samples(completions, rows=None):
-      return make_samples(problems, jax.tree.map(lambda x: x[own], completions), tokenizer, rows=rows,
-                          stop_strings=config.sampling.stop_strings, step=index)
-
-    def on_finished(completions, rows):
-      rows = [int(i) - first for i in rows if own.start <= i < own.stop]
-      scoring.add(rows, to_samples(completions, rows))
-
-    with contextlib.closing(Scoring(rewards)) as scoring:
-      with jax.profiler.TraceAnnotation("generate"):
-        completions = generate(
-            model, params, prompts, config.sampling, group_size=config.group_size,
-            rng=context.rng(name, "rollout", index, *further), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-            dtype=context.dtype, slots=config.slots, int8=config.int8_rollouts, on_finished=on_finished)
-      generated = time.perf_counter()
-      with jax.profiler.TraceAnnotation("reward"):
-        samples = to_samples(completions)
-        judged = scoring.finish(samples)
-        per_token = token_rewards(judged, completions.lengths[own], config.sampling.max_tokens)
-        scores, per_token, components = jax.tree.map(
-            sharding.gather_rows, (judged.total, per_token, judged.logged()))
-    return Rollout(index, prompts, completions, scores, per_token, components, _show(samples[0], scores[0]), {
-        "time/generate": generated - started, "time/reward": time.perf_counter() - generated},
-        {f"reward/{k}": v for k, v in rewards.metrics().items()})
+    """further: a number for each round after a step's first."""
+    return sample_rollout(config, context, params, problems, rewards, index=index, int8=config.int8_rollouts,
+                          rng=context.rng(name, "rollout", index, *further))
 
   def sample(params, problems, index) -> Rollout:
     """The step's rollout, with what is logged of it."""
@@ -392,7 +362,3 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       resumable={"rewards": rewards, **({"ahead": ahead} if ahead else {})},
       max_skipped=config.optimizer.max_skipped, monitors=build_monitors(config.monitors, rewards=config.rewards),
       close=close, data=data)
-
-
-def _show(sample: Sample, score: float) -> str:
-  return f"{sample.prompt} → {sample.completion} [reference {sample.reference}, reward {score:.2f}]"
