@@ -21,8 +21,9 @@ from rl_reason.types import length_mask
 MASK = np.asarray(length_mask(LENGTHS, T))
 
 
-def with_critic(config, **fields):
-  return dataclasses.replace(config, baseline="none", normalise="none", critic=Critic(**fields))
+def with_critic(config, *, importance_cap=0.0, **fields):
+  return dataclasses.replace(
+      config, baseline="none", normalise="none", importance_cap=importance_cap, critic=Critic(**fields))
 
 
 def constant(samples):
@@ -51,6 +52,25 @@ def test_advantages_with_a_constant_value_by_hand(one, completions):
   np.testing.assert_allclose(batch.returns, np.where(MASK, expected + 0.5, 0), atol=1e-6)
   np.testing.assert_allclose(batch.behaviour_values, np.where(MASK, 0.5, 0), atol=1e-6)
   assert metrics["value/mean"] == pytest.approx(0.5) and metrics["value/explained_variance"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("gap, cap", [(0.0, 1.0), (0.5, 1.0), (0.5, 4.0)])
+def test_vtrace_by_hand(gap, cap, one, completions):
+  # V = 0.5, λ = 0.5, the sampler a constant `gap` below the policy: all ratios e^gap, w = min(cap, e^gap).
+  # Last token: v − V = w (r − 0.5), A = w (r − 0.5). Before it δ = 0: v − V = w / 2 times the next one's, A = w times half of
+  # the next one's v − V. On policy that is GAE.
+  context, config, params, _ = one
+  config, scores = with_critic(config, lam=0.5, vtrace=True, importance_cap=cap), (LENGTHS % 5).astype(np.float32)
+  sampled = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(gap))
+  with context.partitioning.use():
+    params = with_head(context, config, params, output_bias=jnp.array([0.5]))
+    batch, metrics = policy_gradient.assemble(config, context, rollout_of(one, sampled, scores), params, None)
+  w, left = min(cap, np.exp(gap)), LENGTHS[:, None] - 1.0 - np.arange(T)
+  errors = w * (scores - 0.5)[:, None] * (w / 2) ** left
+  np.testing.assert_allclose(batch.returns, np.where(MASK, errors + 0.5, 0), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(batch.advantages, np.where(MASK, errors, 0), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(batch.behaviour_logprobs, completions.logprobs, atol=1e-5)  # The loss's ratio starts at 1.
+  assert metrics["importance/weight"] == pytest.approx(w, rel=1e-4)
 
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)

@@ -11,6 +11,7 @@ from rl_reason import config as config_lib
 from rl_reason import losses, memory, policy, run
 from rl_reason.models import lora
 from rl_reason.models.lora import LoRA
+from rl_reason.rewards import StepRewards, build_rewards
 from rl_reason.rollout import Completions, Rollout, encode_prompts
 from rl_reason.stages import policy_gradient, sampling
 from rl_reason.stages.assemble import pack_rows
@@ -103,6 +104,7 @@ def assert_same(a, b, atol):
     (dict(discount=0.9), "discount=0.9 is for returns='to_go' and critics"),
     (dict(returns="to_go", normalise="batch_whiten"), "set normalise='token_whiten'"),
     (dict(critic=Critic()), "A critic is the baseline, and baseline='group_mean' would be a second one"),
+    (dict(critic=Critic(vtrace=True), baseline="none", normalise="none"), "its bound, is 0: set importance_cap=1.0"),
     (dict(critic=Critic(), baseline="none", normalise="group_std"), r"Unknown normalise \(with a critic\) 'group_std'"),
     (dict(critic=Critic(warmup_steps=4), baseline="none", normalise="none"), "critic.warmup_steps=4 of num_steps=4"),
     (dict(equal_groups="drop"), "Unknown equal_groups 'drop'"),
@@ -259,6 +261,28 @@ def test_a_penalty_per_token_and_returns_to_go_by_hand(one, completions):
   whitened = assembled(normalise="token_whiten").advantages
   np.testing.assert_allclose(
       whitened, np.where(mask, (expected - expected[mask].mean()) / expected[mask].std(), 0), atol=1e-4)
+
+
+def first_and_last(samples):
+  """Steps: the first token, 0.2, and the others, 0.9."""
+  return StepRewards([[0.2, 0.9][:n] for n in map(len, (s.completion_tokens for s in samples))],
+                     [[0, len(s.completion_tokens) - 1][:len(s.completion_tokens)] for s in samples])
+
+
+@pytest.mark.parametrize("transforms, first, later", [((), 1.1, 0.9), (({"name": "min_form", "temperature": 0.01},), 0.2, 0)])
+def test_rewards_of_steps_are_credited_to_the_tokens_up_to_them(transforms, first, later, one, completions, monkeypatch):
+  context, config, params, problems = one
+  monkeypatch.setattr(sampling, "generate", lambda *args, **kwargs: completions)
+  config = dataclasses.replace(
+      config, returns="to_go", baseline="none", normalise="none",
+      rewards={"prm": {"function": f"{__name__}:first_and_last", "transforms": transforms}})
+  with context.partitioning.use():
+    rollout = sampling.sample_rollout(
+        config, context, params, problems, build_rewards(config.rewards), index=0, rng=jax.random.key(0))
+    batch, _ = policy_gradient.assemble(config, context, rollout, params, None)
+  mask = np.asarray(length_mask(LENGTHS, T))
+  expected = np.where(mask, np.where(np.arange(T) == 0, np.where(LENGTHS == 1, 0.2, first)[:, None], later), 0)
+  np.testing.assert_allclose(batch.advantages, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mean_over, share", [

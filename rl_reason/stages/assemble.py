@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # Not at run time: that file imports this one.
 _without_critic = jax.jit(
     advantages.token_advantages, static_argnames=("group_size", "returns", "baseline", "normalise", "discount"))
 _with_critic = jax.jit(advantages.gae, static_argnames=("discount", "lam"))
+_with_vtrace = jax.jit(advantages.vtrace, static_argnames=("discount", "lam", "max_rho", "max_c", "max_policy_rho"))
 
 
 def num_microbatches(config: Config, context: Context) -> int:
@@ -89,8 +90,14 @@ def assemble(
         normalise=config.normalise, discount=config.discount)
   else:
     values, bootstrap = critic_values(config, context, rollout, acting, critic)
-    estimates, returns = map(sharding.fetch, _with_critic(
-        rewards, values, mask, bootstrap, discount=config.discount, lam=config.critic.lam))
+    given, factors = (rewards, values, mask, bootstrap), dict(discount=config.discount, lam=config.critic.lam)
+    if config.critic.vtrace:
+      cap, weights = config.importance_cap, 1.0  # Its advantages are weighed already.
+      found = _with_vtrace(*given, behaviour_logprobs, completions.behaviour_logprobs, **factors,
+                           max_rho=cap, max_c=cap, max_policy_rho=cap)
+    else:
+      found = _with_critic(*given, **factors)
+    estimates, returns = map(sharding.fetch, found)
     metrics = metrics | critic_lib.metrics(values, returns, mask)
   if config.normalise in advantages.TOKEN_NORMALISERS:
     estimates = advantages.TOKEN_NORMALISERS[config.normalise](estimates, mask)

@@ -46,7 +46,8 @@ class Config:
   sampling: rollout.sampling.Sampling; its filters must be off, for the update knows only the whole distribution.
   rewards: rewards.build_rewards.
   returns: what a token is credited with. "total": its completion's whole reward. "to_go": what is rewarded from it on,
-    each further token discounted by `discount`. With a critic it is advantages.gae's, by its lam.
+    each further token discounted by `discount`, as rewards of steps need it. With a critic it is advantages.gae's or
+    vtrace's, by its lam.
   baseline: a key of advantages.BASELINES. normalise: a key of advantages.NORMALISERS or TOKEN_NORMALISERS.
   equal_groups: what becomes of groups whose rewards are all equal. "keep": learnt from like others. "skip": their tokens
     have no part in the loss. "resample": skipped, and replaced by groups of further prompts, in at most `max_resamples`
@@ -66,6 +67,7 @@ class Config:
     (stages.ahead). It takes memory for a second copy of the policy.
   importance_cap: C of truncated importance sampling between trainer and sampler (losses.truncated_importance), for
     rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
+    With critic.vtrace it bounds what V-trace makes of the same ratio.
   int8_rollouts: sample with the layers' matrices rounded to 8 bits. Needs importance_cap.
   start: the stage whose policy it starts from (run.starting_points).
   monitors: signs of a gamed reward, rewards.monitors.build_monitors.
@@ -165,6 +167,9 @@ class Config:
         raise ValueError(f"A critic is the baseline, and baseline={self.baseline!r} would be a second one: set"
                          " baseline='none'.")
       one_of(advantages.TOKEN_NORMALISERS, **{"normalise (with a critic)": self.normalise})
+      if self.critic.vtrace and not self.importance_cap:
+        raise ValueError("critic.vtrace weighs tokens by the trainer's policy over the sampler's, and importance_cap, its"
+                         " bound, is 0: set importance_cap=1.0, or vtrace=False.")
       if self.critic.warmup_steps >= self.num_steps:
         raise ValueError(f"critic.warmup_steps={self.critic.warmup_steps} of num_steps={self.num_steps}: the policy would"
                          " never learn. Lower it, or raise num_steps.")
