@@ -195,7 +195,7 @@ def check(config: Config, context: Context) -> None:
   with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.critic is not None:
-    critic_lib.check(config.critic, context, next((n for n, section in context.sections.items() if section is config), ""))
+    critic_lib.check(config.critic, context, context.name_of(config))
 
 
 def trained(config: Config, context: Context) -> Trained:
@@ -257,7 +257,7 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  """params are where the policy starts and, where a KL penalty is asked for, the frozen reference: adapters leave them be."""
+  """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
   rewards = build_rewards(config.rewards, models=context.models(config))
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   optimizer, init, state_shape = learner_of(config, context, params, name)

@@ -1,4 +1,4 @@
-"""What every stage that samples does: problems -> prompts -> completions -> rewards, judged while others are still sampled."""
+"""What every stage that samples does: problems -> completions -> rewards, judged while others are still sampled."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
