@@ -170,12 +170,12 @@ class Learned:
       rows.append((first.messages or first.prompt, [texts[i] for i in group]))
       places += [(len(rows) - 1, g) for g in range(len(group))]
     if self._per == "token":
-      encoded = scorer.encode([(prompt, []) for prompt, _ in rows])
+      encoded = scorer.encode_rows([(prompt, []) for prompt, _ in rows])
       all_places = [[list(range(len(ids))) for ids in given] for _, given in rows]
       encoded = [dataclasses.replace(e, responses=[list(ids) for ids in given], places=at, steps=at)
                  for e, (_, given), at in zip(encoded, rows, all_places)]
     else:
-      encoded = scorer.encode(rows, read)
+      encoded = scorer.encode_rows(rows, read)
     scored = scorer(encoded)
     return [(scored[row], g) for row, g in places]
 

@@ -133,7 +133,7 @@ def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
 
   def score(rows):
     in_steps = any(not isinstance(responses[0], str) for _, responses in rows)  # All rows of a call, or none.
-    scored = scorer(scorer.encode(rows, "steps" if in_steps else ""))
+    scored = scorer(scorer.encode_rows(rows, "steps" if in_steps else ""))
     return [[places.mean(axis=-1) for places in row.places] if in_steps else row.totals.mean(axis=-1) for row in scored]
   score.by_prompt, score.render_prompt = True, lambda prompt: prompt
   return score

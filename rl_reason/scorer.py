@@ -66,6 +66,11 @@ class Scorer:
     return self.load()
 
   def encode(
+      self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[str]], read: str = "") -> Encoded:
+    """`encode_rows` of one."""
+    return self.encode_rows([(prompt, responses)], read)[0]
+
+  def encode_rows(
       self, rows: Sequence[tuple[str | Sequence[Message], Sequence[str | Sequence[str]]]], read: str = "") -> list[Encoded]:
     """(prompt, responses) each, as responses.encode takes them, with their critiques if there are any.
 

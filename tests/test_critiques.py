@@ -17,6 +17,7 @@ from rl_reason.rewards import build_rewards
 from rl_reason.rewards.critiques import Critiques
 from rl_reason.stages import reward_model as stage
 from rl_reason.stages.base import Models
+from rl_reason.stages.critiques import make_critiques
 from rl_reason.train import train
 from rl_reason.types import Comparison
 from test_learned import SAMPLES, TOKENIZER, counter
@@ -131,11 +132,11 @@ def test_a_head_learns_from_what_critiques_tell(context):
   known = dataclasses.replace(context, sections={"rm": config}, finished=lambda name: state.params)
   scorer = stage.make_scorer(config, known, "rm")
   rows = hidden(size=20, seed=3)
-  scored = scorer(scorer.encode([(row.prompt, row.responses) for row in rows]))
+  scored = scorer(scorer.encode_rows([(row.prompt, row.responses) for row in rows]))
   assert np.mean([s.totals[0, 0] > s.totals[1, 0] for s in scored]) > 0.9
   alone = dataclasses.replace(scorer, critiques=None)
   assert np.mean([s.totals[0, 0] > s.totals[1, 0] for s in alone(
-      alone.encode([(row.prompt, row.responses) for row in rows]))]) < 0.9
+      alone.encode_rows([(row.prompt, row.responses) for row in rows]))]) < 0.9
 
 
 def pipeline():
@@ -143,7 +144,7 @@ def pipeline():
   c.unlock()
   c.stages, c.mesh.fsdp, c.evaluation.every, c.evaluation.num_problems, c.evaluation.batch_size = (
       "critic", "rm", "rl"), 1, 0, 2, 2
-  c.checkpoint.every, c.checkpoint.keep = 1, 20
+  c.checkpoint.every = 1
   c.critic = c.sft.copy_and_resolve_references()
   c.critic.num_steps = 2
   c.rm = dict(
@@ -157,25 +158,39 @@ def pipeline():
   return c
 
 
+def test_an_earlier_stage_s_policy_writes_once_it_is_asked(context):
+  run_config, sections = run.check(pipeline())
+  asked = []
+
+  def policy_at(*names):
+    asked.append(names)
+    return run.initial_params(context)
+  known = dataclasses.replace(context, sections=sections, policy_at=policy_at)
+  written = make_critiques(sections["rm"].critique, known, "rm")
+  assert not asked
+  assert written([("1=", "7"), ("1=", "7"), ("1=", "1" * 70)])[2] == ""  # Longer than the writer reads.
+  written([("2=", "7")])
+  assert asked == [("rm", "critique.generate", "critic")]
+  assert written.metrics() | dict(empty=0) == dict(asked=3, cached=1, failed=1, empty=0, unreadable=0)
+
+
 def test_a_policy_writes_the_critiques_that_score_another_and_all_resumes(tmp_path):
   c = pipeline()
+  c.stages, c.rm.start, c.rm.critique.generate = ("rm", "rl"), "", "initial"
   train(c, tmp_path / "whole", plain=True)
   lines = read_metrics(tmp_path / "whole")
   assert [line["critiques/asked"] for line in lines if "critiques/asked" in line][-1] > 4
   judged = [line for line in lines if "reward/quality/critiques/asked" in line]
   assert len(judged) == 2 and judged[-1]["reward/quality/critiques/asked"] > 4
   assert judged[-1]["reward/quality/critiques/failed"] == 0
-  for name in ("rm", "rl"):
-    workdir = tmp_path / name
-    shutil.copytree(tmp_path / "whole", workdir)
-    shutil.rmtree(workdir / "checkpoints" / name / "2")
-    if name == "rm":
-      shutil.rmtree(workdir / "checkpoints" / "rl")
-    train(c, workdir, plain=True)
-    assert deterministic(workdir) == deterministic(tmp_path / "whole")
-    saved, again = (arrays(folder / "checkpoints" / "rl" / "2") for folder in (tmp_path / "whole", workdir))
-    assert again.keys() == saved.keys() and all(again[k].tobytes() == x.tobytes() for k, x in saved.items())
-  # By the command, outside the run.
+  shutil.copytree(tmp_path / "whole", tmp_path / "again")
+  shutil.rmtree(tmp_path / "again" / "checkpoints" / "rm" / "2")
+  shutil.rmtree(tmp_path / "again" / "checkpoints" / "rl")
+  train(c, tmp_path / "again", plain=True)
+  assert deterministic(tmp_path / "again") == deterministic(tmp_path / "whole")
+  saved, again = (arrays(tmp_path / name / "checkpoints" / "rl" / "2") for name in ("whole", "again"))
+  assert again.keys() == saved.keys() and all(again[k].tobytes() == x.tobytes() for k, x in saved.items())
+  # Outside the run, as the command does it.
   score = judge.make_scorer("reward_model", {"workdir": f"{tmp_path / 'whole'}:rm"})
   assert judge.judge(score, hidden(size=4, seed=5)).counts["failed"] == 0
 

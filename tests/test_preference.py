@@ -171,13 +171,13 @@ def test_the_implicit_reward_scores_text(rank, context):
   known = dataclasses.replace(
       context, sections={"dpo": config}, finished=lambda name: params, policy_at=lambda stage, field, value: start)
   scorer = stage.make_scorer(config, known, "dpo")
-  rows = scorer.encode([("12=", ["77", "1"])])
+  rows = [scorer.encode("12=", ["77", "1"])]
   scored, = scorer(rows)
   batch, _ = scorer.layout.batch(rows)
   ours, theirs = (policy.response_logprobs(context.policy.config, p, batch).sum(-1) for p in (lora.merge(params), start))
   assert np.abs(ours - theirs).max() > 1e-3
   np.testing.assert_allclose(scored.totals[:, 0], 0.5 * (ours - theirs)[0], rtol=1e-4, atol=1e-6)
-  per_token, = scorer(scorer.encode([("12=", ["77", "1"])], "tokens"))
+  per_token, = scorer([scorer.encode("12=", ["77", "1"], "tokens")])
   np.testing.assert_allclose(per_token.places[0][-1], scored.totals[0], rtol=1e-4, atol=1e-6)
   assert per_token.places[0].shape == (3, 1)
   with pytest.raises(ValueError, match="no reference policy: it has no implicit reward"):

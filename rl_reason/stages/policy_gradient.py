@@ -31,7 +31,7 @@ from rl_reason.stages.assemble import (
 from rl_reason.stages.base import (
     Context, Optimizer, Stage, Trained, first_rows, fold, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.stages.critic import Critic
-from rl_reason.stages.sampling import sample_rollout
+from rl_reason.stages.rollouts import sample_rollout
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params
 

@@ -32,7 +32,7 @@ from rl_reason.rollout import Sampling, check_sampling, encode_prompts
 from rl_reason.stages import groups, sft
 from rl_reason.stages.base import (
     Batches, Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
-from rl_reason.stages.sampling import sample_rollout
+from rl_reason.stages.rollouts import sample_rollout
 from rl_reason.tasks import pipeline
 from rl_reason.types import Params, Problem, PromptBatch
 
