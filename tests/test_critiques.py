@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import zlib
 
 import numpy as np
@@ -23,7 +22,6 @@ from rl_reason.types import Comparison
 from test_learned import SAMPLES, TOKENIZER, counter
 from test_reward_model import context, section  # A fixture of this module too.
 from test_rewards_judge import Script
-from test_train import arrays, deterministic
 
 HERE = __name__
 
@@ -128,6 +126,9 @@ def test_a_head_learns_from_what_critiques_tell(context):
   texts = {t for row in hidden(size=300, seed=1) for t in row.responses}
   assert metrics["critiques/asked"] == len(texts)
   assert metrics["critiques/cached"] == 30 * 32 - len(texts)
+  # They lie in checkpoints, with those of the held-out rows: a resumed stage asks for none twice.
+  saved = built.resumable["critiques"].state()
+  assert len(saved["cache"]) == saved["counts"]["asked"] >= len(texts)
   # The model goes on with critiques, as a scorer too.
   known = dataclasses.replace(context, sections={"rm": config}, finished=lambda name: state.params)
   scorer = stage.make_scorer(config, known, "rm")
@@ -174,24 +175,17 @@ def test_an_earlier_stage_s_policy_writes_once_it_is_asked(context):
   assert written.metrics() | dict(empty=0) == dict(asked=3, cached=1, failed=1, empty=0, unreadable=0)
 
 
-def test_a_policy_writes_the_critiques_that_score_another_and_all_resumes(tmp_path):
+def test_a_policy_writes_the_critiques_that_score_another(tmp_path):
   c = pipeline()
   c.stages, c.rm.start, c.rm.critique.generate = ("rm", "rl"), "", "initial"
-  train(c, tmp_path / "whole", plain=True)
-  lines = read_metrics(tmp_path / "whole")
+  train(c, tmp_path, plain=True)
+  lines = read_metrics(tmp_path)
   assert [line["critiques/asked"] for line in lines if "critiques/asked" in line][-1] > 4
   judged = [line for line in lines if "reward/quality/critiques/asked" in line]
   assert len(judged) == 2 and judged[-1]["reward/quality/critiques/asked"] > 4
   assert judged[-1]["reward/quality/critiques/failed"] == 0
-  shutil.copytree(tmp_path / "whole", tmp_path / "again")
-  shutil.rmtree(tmp_path / "again" / "checkpoints" / "rm" / "2")
-  shutil.rmtree(tmp_path / "again" / "checkpoints" / "rl")
-  train(c, tmp_path / "again", plain=True)
-  assert deterministic(tmp_path / "again") == deterministic(tmp_path / "whole")
-  saved, again = (arrays(tmp_path / name / "checkpoints" / "rl" / "2") for name in ("whole", "again"))
-  assert again.keys() == saved.keys() and all(again[k].tobytes() == x.tobytes() for k, x in saved.items())
   # Outside the run, as the command does it.
-  score = judge.make_scorer("reward_model", {"workdir": f"{tmp_path / 'whole'}:rm"})
+  score = judge.make_scorer("reward_model", {"workdir": f"{tmp_path}:rm"})
   assert judge.judge(score, hidden(size=4, seed=5)).counts["failed"] == 0
 
 
@@ -207,6 +201,7 @@ def test_critiques_that_nobody_can_write_are_refused_before_any_stage(critique, 
   c.rm.critique.update(critique)
   with pytest.raises(ValueError, match=message):
     train(c, tmp_path, plain=True)
+  assert not (tmp_path / "checkpoints").exists()
 
 
 def test_critiques_are_read_at_the_end_and_the_writer_takes_memory():

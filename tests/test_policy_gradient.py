@@ -349,6 +349,7 @@ def test_adapters_learn_from_what_the_merged_policy_says(critic, one, completion
     assert all(np.abs(x["b"]).max() > 0 for x in learnt["lora"].values())
     jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in learnt.items() if "lora" not in k}, jax.device_get(params))
     merged = policy_gradient.trained(adapted, context).policy(state.params)
+    assert "lora" not in merged
     prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
     mask = np.asarray(length_mask(LENGTHS, T))
     ours = policy.score(context.policy.config, merged, prompts, completions.tokens, LENGTHS)
