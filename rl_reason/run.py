@@ -49,7 +49,7 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     kind = config[name].get("kind", "")
     config_lib.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
     sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
-    if run_config.task is None and not hasattr(sections[name], "data"):
+    if run_config.task is None and getattr(sections[name], "data", None) is None:
       raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
   profile = run_config.logging.profile
   if profile.stage:
