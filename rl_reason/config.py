@@ -139,6 +139,7 @@ class RunConfig:
   task: what policies are evaluated on, which needs evaluation's rewards and sampling; stages without data of their own
     learn from it. None: policies are not evaluated on problems.
   max_prompt_tokens: longer prompts are an error.
+  prefill_tokens: whoever samples reads prompts in stretches of so many tokens (rollout.generate); 0: whole.
   sharding_rules: (logical axis, mesh axes) pairs that replace the defaults in rl_reason/sharding.py.
   """
   policy: Policy
@@ -147,6 +148,7 @@ class RunConfig:
   evaluation: Evaluation = Evaluation()
   seed: int = 0
   max_prompt_tokens: int = 256
+  prefill_tokens: int = 0
   mesh: MeshSection = MeshSection()
   sharding_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
   checkpoint: Checkpointing = Checkpointing()
@@ -154,6 +156,10 @@ class RunConfig:
 
   def __post_init__(self):
     at_least(1, max_prompt_tokens=self.max_prompt_tokens)
+    at_least(0, prefill_tokens=self.prefill_tokens)
+    if self.prefill_tokens > self.max_prompt_tokens:
+      raise ValueError(f"prefill_tokens={self.prefill_tokens} is more than max_prompt_tokens={self.max_prompt_tokens}: every"
+                       " prompt would be padded to it. Lower prefill_tokens, or set 0 to read prompts whole.")
     if not 0 <= self.seed < 2 ** 31:
       raise ValueError(f"seed must be in [0, 2^31), got {self.seed}.")
     if self.task is not None:

@@ -152,14 +152,10 @@ def update_parts(
 
 def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype) -> list[Part]:
   """A policy reads one part of a rollout (stages.assemble). Nothing is saved for a backward pass, and one layer's
-  arrays are there at a time: the residual stream and what is added to it, with attention's float32 scores and weights or
-  the feed-forward's three arrays, whichever are larger.
-  """
+  arrays are there at a time."""
   cure = "raise microbatches"
-  local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize
   tokens = batch.completions * batch.completion_tokens
-  attention = 2 * 4 * tokens * local.num_heads * (batch.prompt_tokens + batch.completion_tokens)
-  layer = 3 * tokens * model.width * itemsize + max(attention, 3 * tokens * local.mlp_hidden * itemsize)
+  layer = _layer_bytes(model, partitioning, tokens, batch.prompt_tokens + batch.completion_tokens, dtype)
   prompts = _token_bytes(model, partitioning, dtype) * batch.prompts * batch.prompt_tokens
   return [Part("activations of scoring", (layer + prompts) / _batch_ways(partitioning, batch.completions),
                cure, "scoring"),
@@ -168,12 +164,13 @@ def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, 
 
 def rollout_parts(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, params: Params,
-    phase: str, cure: str, slots: int = 0, int8: bool = False,
+    phase: str, cure: str, slots: int = 0, prefill_tokens: int = 0, int8: bool = False,
 ) -> list[Part]:
-  """What sampling holds: the weights laid out for decoding, keys and values of prompts and completions.
+  """What sampling holds: the weights laid out for decoding, keys and values of prompts and completions; and, at its
+  beginning, what reading the first prompts takes. With slots further ones are read while others decode.
 
   Args:
-    batch: what one call of `generate` samples; slots, int8: its arguments.
+    batch: what one call of `generate` samples; slots, prefill_tokens, int8: its arguments.
     params: abstract_params of the context, with shardings.
   """
   dtype = jnp.dtype(dtype)
@@ -186,14 +183,25 @@ def rollout_parts(
       matrix = params["layers"][name]
       float32_bytes = sharded_bytes(matrix)
       weights += float32_bytes * ((1 - dtype.itemsize) / 4 + 1 / np.prod(matrix.shape[1:1 + inputs]))
+  stretch = prefill_tokens or batch.prompt_tokens
+  room = -(-batch.prompt_tokens // stretch) * stretch
+
+  def reading(rows, phase):
+    """One layer's arrays, and the keys and values that `Prompts` will hold once more."""
+    taken = _layer_bytes(model, partitioning, rows * stretch, room + (stretch if prefill_tokens else 0), dtype)
+    return Part("reading of prompts", (taken + token * rows * room) / _batch_ways(partitioning, rows),
+                "lower prefill_tokens" if prefill_tokens else "set prefill_tokens", phase)
+  cache = Part("keys and values of prompts", token * prompts * room / ways, f"lower max_prompt_tokens; {cure}", phase)
+  beginning = f"reading of prompts for {phase}"
   return [
       Part("weights laid out for decoding", weights,
            "policy.dtype='bfloat16'" if dtype.itemsize > 2 else "mesh.fsdp or mesh.tensor", phase),
-      Part("keys and values of prompts", token * prompts * batch.prompt_tokens / ways,
-           f"lower max_prompt_tokens; {cure}", phase),
+      cache,
       Part("keys and values of completions", token * completions * batch.completion_tokens / ways,
            f"lower sampling.max_tokens; {cure}", phase),
       _logits(model, partitioning, completions, phase, cure),
+      *([reading(max(1, prompts // 4), phase)] if prompts < batch.prompts else []),  # As generate reads them.
+      reading(prompts, beginning), dataclasses.replace(cache, phase=beginning),
   ]
 
 
@@ -226,6 +234,14 @@ def _logits(model, partitioning, positions, phase, cure) -> Part:
   at_once = min(positions * model.vocab_size, max(policy.MAX_LOGITS, model.vocab_size))
   split = model.vocab_size / _local(model, partitioning).vocab_size * _batch_ways(partitioning, positions)
   return Part("logits", 4 * LOGITS_COPIES * at_once / split, cure, phase)
+
+
+def _layer_bytes(model: ModelConfig, partitioning: Partitioning, tokens: int, keys: int, dtype: jnp.dtype) -> int:
+  """Of one layer without a backward pass, for so many tokens of which each sees `keys`: the residual stream and what is
+  added to it, with attention's float32 scores and weights or the feed-forward's three arrays, whichever are larger."""
+  local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize
+  attention = 2 * 4 * tokens * local.num_heads * keys
+  return 3 * tokens * model.width * itemsize + max(attention, 3 * tokens * local.mlp_hidden * itemsize)
 
 
 def _token_bytes(model: ModelConfig, partitioning: Partitioning, dtype: jnp.dtype) -> int:

@@ -82,7 +82,8 @@ def make_context(config: RunConfig) -> Context:
     encode_prompts([task.heldout[i] for i in range(count)], policy.tokenizer, max_tokens=config.max_prompt_tokens)
   return Context(
       seed=config.seed, policy=policy, dtype=jnp.dtype(config.policy.dtype), task=task,
-      max_prompt_tokens=config.max_prompt_tokens, partitioning=sharding.Partitioning(mesh, tuple(rules.items())))
+      max_prompt_tokens=config.max_prompt_tokens, prefill_tokens=config.prefill_tokens,
+      partitioning=sharding.Partitioning(mesh, tuple(rules.items())))
 
 
 def starting_points(context: Context) -> dict[str, str]:

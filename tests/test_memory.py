@@ -58,6 +58,27 @@ def test_what_sampling_holds_by_hand():
   assert parts(jnp.float32, data=3)["keys and values of completions"] == 768 * 8 * 5
 
 
+def test_what_reading_prompts_holds_by_hand():
+  # Per token 3 * 64 numbers of the residual stream and 3 * 128 of the feed-forward, more than the scores of 4 heads; and its
+  # keys and values, which the cache holds once more. In stretches of 4 a prompt of 10 has room for 12.
+  places = partitioning()
+  def parts(**kwargs):
+    found = memory.rollout_parts(
+        MODEL, places, Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5), dtype=jnp.float32,
+        params=abstract(MODEL, places), phase="sampling", cure="", **kwargs)
+    return {phase: by_name(p for p in found if p.phase == phase) for phase in ("sampling", "reading of prompts for sampling")}
+  activations = 4 * 3 * (64 + 128)
+  assert parts()["reading of prompts for sampling"] == {
+      "reading of prompts": 40 * (activations + 768), "keys and values of prompts": 40 * 768}
+  assert "reading of prompts" not in parts()["sampling"]  # All prompts are there before the first token is sampled.
+  stretches = parts(prefill_tokens=4)
+  assert stretches["reading of prompts for sampling"] == {
+      "reading of prompts": 16 * activations + 48 * 768, "keys and values of prompts": 48 * 768}
+  assert stretches["sampling"]["keys and values of prompts"] == 48 * 768
+  # Two slots keep two prompts, one of which is read anew while they decode.
+  assert parts(slots=2)["sampling"]["reading of prompts"] == 10 * (activations + 768)
+
+
 def test_what_the_learner_holds_by_hand():
   # Embedding 64 * 64; per layer 2 * 64 norms, 64 * 16 * (4 + 2 + 2 + 4) attention, 3 * 64 * 128 feed-forward; final norm.
   weights = 64 * 64 + 3 * (2 * 64 + 64 * 16 * 12 + 3 * 64 * 128) + 64
@@ -171,7 +192,7 @@ def test_every_stage_says_what_it_needs():
   needed = {name: STAGES[s.kind].memory(s, context) for name, s in sections.items()}
   phases = {name: {p.phase for p in parts} for name, parts in needed.items()}
   assert phases == {"sft": {"", "update", "optimizer step"},
-                    "rl": {"", "update", "optimizer step", "sampling", "scoring"}}
+                    "rl": {"", "update", "optimizer step", "reading of prompts for sampling", "sampling", "scoring"}}
   assert all(p.num_bytes > 0 and p.cure for parts in needed.values() for p in parts)
   without = dataclasses.replace(sections["rl"], kl_coef=0.0)
   assert "scoring" not in {p.phase for p in STAGES["policy_gradient"].memory(without, context)}

@@ -1,4 +1,4 @@
-"""Decoding on the device: prompts are read, slots filled, and tokens sampled in jitted chunks. `generate` is the caller.
+"""Decoding on the device: slots are filled, and tokens sampled in jitted chunks. `generate` is the caller.
 
 A slot is a row of every array here and holds one completion at a time. Its keys and values lie in three stretches: its
 group's prompt, shared with the rest of the group; its tokens of earlier chunks (`past`); and those of the running chunk,
@@ -18,7 +18,7 @@ from rl_reason.models import transformer
 from rl_reason.models.attention import Sharing
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout.sampling import Sampling, sample_tokens
-from rl_reason.types import Params, PromptBatch
+from rl_reason.types import Params
 
 # Per layer, keys [B K D S] and values [B K S D]; one array a layer, since a stacked one would be copied at every token.
 LayerCaches = list[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]
@@ -74,13 +74,6 @@ def lay_out(config: ModelConfig, params: Params, *, dtype: jnp.dtype, int8: bool
   outer = cast({k: v for k, v in params.items() if k != "layers"})
   layers = transformer.split_layers(config, params)
   return Weights(outer, [transformer.quantize(layer) if int8 else {"params": cast(layer)} for layer in layers])
-
-
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def read_prompts(config: ModelConfig, params: Params, prompts: PromptBatch, *, dtype: jnp.dtype) -> Prompts:
-  hidden, prefix = transformer.forward(config, params, prompts.tokens, prompts.lengths, dtype=dtype)
-  last = jnp.take_along_axis(hidden, prompts.lengths[:, None, None] - 1, axis=1)[:, 0]
-  return Prompts([(prefix.k[i], prefix.v[i]) for i in range(config.num_layers)], prompts.lengths, last)
 
 
 @functools.partial(jax.jit, donate_argnames=("prompts",))

@@ -12,8 +12,9 @@ from rl_reason import sharding
 from rl_reason.models.attention import Sharing
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout import decode
+from rl_reason.rollout.prefill import read_prompts
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.rollout.schedule import Schedule, capacity
+from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule, capacity
 from rl_reason.types import Params, PromptBatch
 
 
@@ -44,7 +45,8 @@ def generate(
     decode_text: Callable[[Sequence[int]], str] | None = None,
     dtype: jnp.dtype = jnp.float32,
     slots: int = 0,
-    chunk_size: int = 64,
+    chunk_size: int = CHUNK_TOKENS,
+    prefill_tokens: int = 0,
     int8: bool = False,
     on_finished: Callable[[Completions, Int[np.ndarray, "N"]], None] | None = None,
 ) -> Completions:
@@ -59,12 +61,17 @@ def generate(
     slots: completions decoded at once, at least group_size; when one ends, the next takes its place. It bounds the
       memory of the KV cache. 0: all.
     chunk_size: tokens decoded on the device before the host looks again (sooner once enough completions ended).
+    prefill_tokens: prompts are read in stretches of so many tokens, and their cache has room for a multiple of it: memory
+      and programs are then those of a stretch. While more than half of the slots decode, one stretch is read between
+      chunks, so that they do not wait for a whole prompt. 0: prompts are read whole.
     int8: decode with the layers' matrices rounded to 8 bits; prompts are read with the full ones.
     on_finished: called between chunks with (all completions so far, the rows among them that have just ended).
 
   Returns: Completions, on the host, all rows on every process.
-  Raises: ValueError for stop strings without decode_text, and for fewer slots than a group.
+  Raises: ValueError for stop strings without decode_text, for fewer slots than a group, and for negative prefill_tokens.
   """
+  if prefill_tokens < 0:
+    raise ValueError(f"prefill_tokens must be at least 0, got {prefill_tokens}: 0 reads prompts whole.")
   if sampling.stop_strings and decode_text is None:
     raise ValueError(f"stop_strings={sampling.stop_strings} need decode_text, to find them in the text.")
   prompts = jax.tree.map(sharding.fetch, prompts)
@@ -73,10 +80,15 @@ def generate(
   chunk_size = min(chunk_size, sampling.max_tokens)
   stop_ids = tuple(int(i) for i in stop_ids)
 
+  def reading(groups):
+    return read_prompts(config, params, _rows(prompts, groups), stretch=prefill_tokens, dtype=dtype)
+
   # Prompts into the cache, completions into slots.
   _, groups = schedule.admit()
-  cache = decode.read_prompts(config, params, _rows(prompts, groups), dtype=dtype)
+  *_, cache = reading(groups)
+  schedule.prompts_read(groups)
   batch = max(1, len(groups) // 4)  # Prompts read at once from here on.
+  begun: list[tuple[np.ndarray, np.ndarray, Iterator]] = []  # Rows, groups and `reading` of those that are not yet in the cache.
   weights = decode.lay_out(config, params, dtype=dtype, int8=int8)
   move = schedule.arrange()
   state = decode.start(config, cache, schedule.ids, schedule.prompts, move.done, dtype=dtype)
@@ -100,9 +112,15 @@ def generate(
       return out
 
     # The next chunk's slots.
-    for rows, groups in _batches(*schedule.admit(at_least=batch), batch):
-      cache = decode.replace_prompts(
-          cache, rows, decode.read_prompts(config, params, _rows(prompts, groups), dtype=dtype))
+    begun += [(rows, groups, reading(groups)) for rows, groups in _batches(*schedule.admit(at_least=batch), batch)]
+    while begun:
+      rows, groups, stretches = begun[0]
+      if (read := next(stretches)) is not None:
+        cache = decode.replace_prompts(cache, rows, read)
+        schedule.prompts_read(groups[rows < len(schedule.groups)])
+        begun.pop(0)
+      if prefill_tokens and not schedule.idle:
+        break
     move = schedule.arrange()
     longest = int(out.lengths[schedule.ids[schedule.active]].max(initial=0))
     state = decode.arrange(

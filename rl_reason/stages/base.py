@@ -81,6 +81,7 @@ class Context:
   task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
+  prefill_tokens: int = 0
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   finished: Callable[[str], Params] | None = None
   policy_at: Callable[[str, str, str], Params] | None = None

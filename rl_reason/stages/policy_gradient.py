@@ -220,12 +220,13 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   sampling = memory_lib.rollout_parts(
       model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
       cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
-      slots=config.slots, int8=config.int8_rollouts)
+      slots=config.slots, prefill_tokens=context.prefill_tokens, int8=config.int8_rollouts)
   if config.staleness:  # Beside all that an update does, with parameters of its own.
-    sampling.append(memory_lib.Part(
-        "parameters that sample", memory_lib.sharded_bytes(context.abstract_params), "set staleness=0", "sampling"))
+    copy = memory_lib.sharded_bytes(context.abstract_params)
+    sampling += [memory_lib.Part("parameters that sample", copy, "set staleness=0", phase)
+                 for phase in {part.phase: None for part in sampling}]
     sampling += [dataclasses.replace(part, phase=phase) for phase in ("scoring", "update", "optimizer step")
-                 for part in sampling]
+                 for part in memory_lib.peak(sampling)]
   updating = memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat)
   if critic is not None and critic.trunk == "separate":
     updating.append(dataclasses.replace(updating[0], name="activations of the critic"))
@@ -313,7 +314,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         completions = generate(
             model, params, prompts, config.sampling, group_size=config.group_size,
             rng=context.rng(name, "rollout", index, *further), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-            dtype=context.dtype, slots=config.slots, int8=config.int8_rollouts, on_finished=on_finished)
+            dtype=context.dtype, slots=config.slots, prefill_tokens=context.prefill_tokens, int8=config.int8_rollouts,
+            on_finished=on_finished)
       generated = time.perf_counter()
       with jax.profiler.TraceAnnotation("reward"):
         samples = to_samples(completions)

@@ -145,7 +145,7 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
       *memory_lib.rollout_parts(
           context.policy.config, context.partitioning, rollout, dtype=context.dtype, params=context.abstract_params,
           phase="sampling", cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
-          slots=config.slots),
+          slots=config.slots, prefill_tokens=context.prefill_tokens),
       *sft.update_memory(
           context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
           max_completion_tokens=config.sampling.max_tokens, remat=config.remat)]
@@ -167,8 +167,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     with jax.profiler.TraceAnnotation("generate"):
       completions = generate(
           context.policy.config, params, prompts, config.sampling, group_size=config.group_size, slots=config.slots,
-          rng=context.rng(name, *stream, index), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-          dtype=context.dtype)
+          prefill_tokens=context.prefill_tokens, rng=context.rng(name, *stream, index), stop_ids=tokenizer.stop_ids,
+          decode_text=tokenizer.decode, dtype=context.dtype)
     first = jax.process_index() * len(problems) * config.group_size
     own = jax.tree.map(lambda x: x[first:first + len(problems) * config.group_size], completions)
     with jax.profiler.TraceAnnotation("reward"):
