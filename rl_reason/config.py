@@ -96,6 +96,25 @@ class MeshSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class RolloutMesh:
+  """Devices that sample while those of `mesh` update, in stages with staleness=1: sizes of the mesh axes, none -1.
+
+  It takes their product of devices after those of `mesh`, whose -1 leaves them. 0: none of their own. `data` copies the
+  policy to each device, `tensor` splits its matrices; with `fsdp` each token would gather them anew.
+  """
+  data: int = 0
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    at_least(0, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+
+  @property
+  def size(self) -> int:
+    return self.data * self.fsdp * self.tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpointing:
   """every: stage steps between checkpoints (the last step is always saved). keep: newest ones kept per stage."""
   every: int = 50
@@ -150,6 +169,7 @@ class RunConfig:
   max_prompt_tokens: int = 256
   prefill_tokens: int = 0
   mesh: MeshSection = MeshSection()
+  rollout_mesh: RolloutMesh = RolloutMesh()
   sharding_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
   checkpoint: Checkpointing = Checkpointing()
   logging: Logging = Logging()

@@ -28,11 +28,15 @@ LOGITS_COPIES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Bytes on one device. cure: what makes them fewer. phase: the part of a step that they last; "" for all of it."""
+  """Bytes on one device. cure: what makes them fewer. phase: the part of a step that they last; "" for all of it.
+
+  devices: "" for those of the mesh, "that samples" for those of a rollout mesh.
+  """
   name: str
   num_bytes: float
   cure: str
   phase: str = ""
+  devices: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +56,16 @@ class Batch:
 
 
 def peak(parts: Sequence[Part]) -> list[Part]:
-  """The parts that are there at once when a step needs most, largest first."""
-  phases = {p.phase: sum(q.num_bytes for q in parts if q.phase == p.phase) for p in parts if p.phase}
-  worst = max(phases, key=phases.get, default="")
-  return sorted((p for p in parts if p.phase in ("", worst)), key=lambda p: -p.num_bytes)
+  """The parts that are there at once when a step needs most, on the devices that need most; largest first."""
+  def total(parts):
+    return sum(p.num_bytes for p in parts)
+  there = []
+  for devices in dict.fromkeys(p.devices for p in parts):
+    own = [p for p in parts if p.devices == devices]
+    phases = {p.phase: total(q for q in own if q.phase == p.phase) for p in own if p.phase}
+    worst = max(phases, key=phases.get, default="")
+    there.append([p for p in own if p.phase in ("", worst)])
+  return sorted(max(there, key=total, default=[]), key=lambda p: -p.num_bytes)
 
 
 def fit(stage: str, parts: Sequence[Part], limit: float | None) -> str:
@@ -64,13 +74,13 @@ def fit(stage: str, parts: Sequence[Part], limit: float | None) -> str:
   Raises: ValueError if it needs more.
   """
   parts = peak(parts)
-  needed = sum(p.num_bytes for p in parts)
+  needed, device = sum(p.num_bytes for p in parts), " ".join(["a device", *{p.devices for p in parts} - {""}])
   if limit is None or needed <= limit:
     shown = ", ".join(f"{p.name} {size(p.num_bytes)}" for p in parts[:4])
-    return f"{stage}: needs about {size(needed)}{'' if limit is None else f' of {size(limit)}'} a device: {shown}."
+    return f"{stage}: needs about {size(needed)}{'' if limit is None else f' of {size(limit)}'} {device}: {shown}."
   phase = next((p.phase for p in parts if p.phase), "")
   shown = "; ".join(f"{p.name} {size(p.num_bytes)} ({p.cure})" for p in parts[:3])
-  raise ValueError(f"Stage {stage!r} needs about {size(needed)} a device, most of all in its {phase or 'state'}, and a"
+  raise ValueError(f"Stage {stage!r} needs about {size(needed)} {device}, most of all in its {phase or 'state'}, and a"
                    f" device has {size(limit)}: {shown}. Change config.{stage}, the mesh or the policy accordingly.")
 
 
@@ -86,9 +96,9 @@ def size(num_bytes: float) -> str:
   return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 0.95 * 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
-def device_memory(partitioning: Partitioning) -> float | None:
-  """Bytes that one device of the mesh may use: an accelerator's own, or a share of what is free on the host."""
-  devices = [d for d in partitioning.mesh.devices.flat if d.process_index == jax.process_index()]
+def device_memory(*partitionings: Partitioning) -> float | None:
+  """Bytes that one device of the meshes may use: an accelerator's own, or a share of what is free on the host."""
+  devices = [d for p in partitionings for d in p.mesh.devices.flat if d.process_index == jax.process_index()]
   limits = [(d.memory_stats() or {}).get("bytes_limit") for d in devices]
   if all(limits):
     return float(min(limits))

@@ -41,6 +41,15 @@ def test_the_peak_is_what_lasts_and_the_largest_phase():
   assert [p.name for p in memory.peak(parts)] == ["optimizer", "cache", "parameters", "weights", "logits"]
 
 
+def test_the_peak_is_that_of_the_devices_that_need_most():
+  parts = [Part("parameters", 5, ""), Part("activations", 6, "", "update"), Part("cache", 9, "", "sampling", "that samples"),
+           Part("weights", 3, "", "sampling", "that samples")]
+  assert [p.name for p in memory.peak(parts)] == ["cache", "weights"]  # 12, and 11 on the others.
+  assert memory.fit("rl", parts, None).startswith("rl: needs about 0 MiB a device that samples: cache")
+  parts.append(Part("gradients", 2, "", "update"))
+  assert [p.name for p in memory.peak(parts)] == ["activations", "parameters", "gradients"]
+
+
 def test_what_sampling_holds_by_hand():
   # A token's keys and values: 2 of them, 3 layers, 2 key heads, 16 features, 4 bytes: 768 bytes.
   batch = Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5)

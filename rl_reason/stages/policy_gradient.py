@@ -59,7 +59,7 @@ class Config:
   entropy_coef: weight of the entropy bonus. mean_over: token, sequence or fixed_length (losses.token_weights).
   remat: models.transformer.REMAT_POLICIES.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one step old
-    (stages.ahead). It takes memory for a second copy of the policy.
+    (stages.ahead). It takes memory for a second copy of the policy; or devices of its own, config.RolloutMesh.
   importance_cap: C of truncated importance sampling between trainer and sampler (losses.truncated_importance), for
     rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
   int8_rollouts: sample with the layers' matrices rounded to 8 bits. Needs importance_cap.
@@ -178,10 +178,11 @@ def check(config: Config, context: Context) -> None:
       config.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens)
   problems = first_rows(context.task.train)
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  if config.staleness and context.partitioning.mesh.size > 1:
+  if config.staleness and context.partitioning.mesh.size > 1 and context.rollout_partitioning is None:
     # Of one process too: a program is handed to one device after the other, and two threads may do so by turns.
     raise ValueError(f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could start them"
-                     " in different orders and wait for each other for ever: set staleness=0, or a mesh of one device.")
+                     " in different orders and wait for each other for ever: give sampling devices of its own with"
+                     " --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one device.")
   with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.critic is not None:
@@ -217,14 +218,18 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // num_parts(config, context))
   state_shape, critic = learner_of(config, context, None)[-1], config.critic
+  sampler = context.sampler if config.staleness else context
   sampling = memory_lib.rollout_parts(
-      model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
+      model, sampler.partitioning, rollout, dtype=dtype, params=sampler.abstract_params, phase="sampling",
       cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
       slots=config.slots, prefill_tokens=context.prefill_tokens, int8=config.int8_rollouts)
-  if config.staleness:  # Beside all that an update does, with parameters of its own.
-    copy = memory_lib.sharded_bytes(context.abstract_params)
+  if config.staleness:  # With parameters of its own.
+    copy = memory_lib.sharded_bytes(sampler.abstract_params)
     sampling += [memory_lib.Part("parameters that sample", copy, "set staleness=0", phase)
                  for phase in {part.phase: None for part in sampling}]
+  if sampler is not context:
+    sampling = [dataclasses.replace(part, devices="that samples") for part in sampling]
+  elif config.staleness:  # Beside all that an update does.
     sampling += [dataclasses.replace(part, phase=phase) for phase in ("scoring", "update", "optimizer step")
                  for part in memory_lib.peak(sampling)]
   updating = memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat)
