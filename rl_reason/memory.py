@@ -18,7 +18,8 @@ import numpy as np
 from rl_reason import policy
 from rl_reason.models import lora, transformer
 from rl_reason.models.config import ModelConfig
-from rl_reason.rollout.schedule import Schedule
+from rl_reason.rollout.pages import pool_sizes
+from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule
 from rl_reason.sharding import Partitioning
 from rl_reason.types import LearnerState, Params, PromptBatch
 
@@ -174,13 +175,15 @@ def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, 
 
 def rollout_parts(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, params: Params,
-    phase: str, cure: str, slots: int = 0, prefill_tokens: int = 0, int8: bool = False,
+    phase: str, cure: str, slots: int = 0, prefill_tokens: int = 0, page_tokens: int = 0,
+    int8: bool = False,
 ) -> list[Part]:
   """What sampling holds: the weights laid out for decoding, keys and values of prompts and completions; and, at its
   beginning, what reading the first prompts takes. With slots further ones are read while others decode.
 
   Args:
-    batch: what one call of `generate` samples; slots, prefill_tokens, int8: its arguments.
+    batch: what one call of `generate` samples; slots, prefill_tokens, page_tokens, int8: its arguments. All completions
+      count as long as they may get, so that pages save no more than rounding here.
     params: abstract_params of the context, with shardings.
   """
   dtype = jnp.dtype(dtype)
@@ -193,6 +196,10 @@ def rollout_parts(
       matrix = params["layers"][name]
       float32_bytes = sharded_bytes(matrix)
       weights += float32_bytes * ((1 - dtype.itemsize) / 4 + 1 / np.prod(matrix.shape[1:1 + inputs]))
+  sampled = completions * batch.completion_tokens
+  if page_tokens:  # The chunk, and a pool that has just grown beside what it was.
+    sizes = pool_sizes(page_tokens, completions, batch.completion_tokens)
+    sampled = completions * min(CHUNK_TOKENS, batch.completion_tokens) + page_tokens * sum(sizes[-2:])
   stretch = prefill_tokens or batch.prompt_tokens
   room = -(-batch.prompt_tokens // stretch) * stretch
 
@@ -207,7 +214,7 @@ def rollout_parts(
       Part("weights laid out for decoding", weights,
            "policy.dtype='bfloat16'" if dtype.itemsize > 2 else "mesh.fsdp or mesh.tensor", phase),
       cache,
-      Part("keys and values of completions", token * completions * batch.completion_tokens / ways,
+      Part("keys and values of completions", token * sampled / ways,
            f"lower sampling.max_tokens; {cure}", phase),
       _logits(model, partitioning, completions, phase, cure),
       *([reading(max(1, prompts // 4), phase)] if prompts < batch.prompts else []),  # As generate reads them.

@@ -67,6 +67,15 @@ def test_what_sampling_holds_by_hand():
   assert parts(jnp.float32, data=3)["keys and values of completions"] == 768 * 8 * 5
 
 
+def test_what_pages_hold_by_hand():
+  # 8 completions with 4 tokens that are read, in pages of 2: pools of 0, 8 and 16 pages. The last grows from the one before,
+  # and a chunk holds all 5 tokens.
+  places, batch = partitioning(), Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5)
+  parts = by_name(memory.rollout_parts(MODEL, places, batch, dtype=jnp.float32, params=abstract(MODEL, places),
+                                       phase="sampling", cure="", page_tokens=2))
+  assert parts["keys and values of completions"] == 768 * (8 * 5 + (8 + 16) * 2)
+
+
 def test_what_reading_prompts_holds_by_hand():
   # Per token 3 * 64 numbers of the residual stream and 3 * 128 of the feed-forward, more than the scores of 4 heads; and its
   # keys and values, which the cache holds once more. In stretches of 4 a prompt of 10 has room for 12.

@@ -49,6 +49,7 @@ class Config:
     have no part in the loss. "resample": skipped, and replaced by groups of further prompts, in at most `max_resamples`
     rounds of prompts_per_step (stages.groups.resample). Advantages are normalised over all groups of the batch.
   equal_by: the reward whose values are compared, e.g. the verifier's beside a length penalty; "": the total.
+  page_tokens: what is sampled is kept in pages of so many tokens (rollout.generate); 0: in one room for all slots.
   epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
     one, to save memory; 0: as many as this machine is fastest with (packing.num_passes). Groups are never split.
   objective: a key of losses.OBJECTIVES. clip_low, clip_high: its bounds: of the probability ratio, 1 - clip_low and
@@ -82,6 +83,7 @@ class Config:
   max_resamples: int = 10
   critic: Critic | None = None
   slots: int = 0
+  page_tokens: int = 0
   epochs: int = 1
   minibatches: int = 1
   microbatches: int = 0
@@ -103,7 +105,7 @@ class Config:
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
              epochs=self.epochs, minibatches=self.minibatches, max_resamples=self.max_resamples)
-    at_least(0, microbatches=self.microbatches, slots=self.slots, clip_low=self.clip_low, clip_high=self.clip_high,
+    at_least(0, microbatches=self.microbatches, slots=self.slots, page_tokens=self.page_tokens, clip_low=self.clip_low, clip_high=self.clip_high,
              kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, importance_cap=self.importance_cap,
              discount=self.discount)
     build_monitors(self.monitors, rewards=self.rewards)
@@ -222,7 +224,7 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   sampling = memory_lib.rollout_parts(
       model, sampler.partitioning, rollout, dtype=dtype, params=sampler.abstract_params, phase="sampling",
       cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
-      slots=config.slots, prefill_tokens=context.prefill_tokens, int8=config.int8_rollouts)
+      slots=config.slots, prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens, int8=config.int8_rollouts)
   if config.staleness:  # With parameters of its own.
     copy = memory_lib.sharded_bytes(sampler.abstract_params)
     sampling += [memory_lib.Part("parameters that sample", copy, "set staleness=0", phase)
@@ -319,8 +321,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         completions = generate(
             model, params, prompts, config.sampling, group_size=config.group_size,
             rng=context.rng(name, "rollout", index, *further), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-            dtype=context.dtype, slots=config.slots, prefill_tokens=context.prefill_tokens, int8=config.int8_rollouts,
-            on_finished=on_finished)
+            dtype=context.dtype, slots=config.slots, prefill_tokens=context.prefill_tokens,
+            page_tokens=config.page_tokens, int8=config.int8_rollouts, on_finished=on_finished)
       generated = time.perf_counter()
       with jax.profiler.TraceAnnotation("reward"):
         samples = to_samples(completions)
