@@ -19,7 +19,7 @@ from rl_reason import policy
 from rl_reason.models import lora, transformer
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout.pages import pool_sizes
-from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule
+from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule, capacity
 from rl_reason.sharding import Partitioning
 from rl_reason.types import LearnerState, Params, PromptBatch
 
@@ -196,10 +196,11 @@ def rollout_parts(
       matrix = params["layers"][name]
       float32_bytes = sharded_bytes(matrix)
       weights += float32_bytes * ((1 - dtype.itemsize) / 4 + 1 / np.prod(matrix.shape[1:1 + inputs]))
-  sampled = completions * batch.completion_tokens
-  if page_tokens:  # The chunk, and a pool that has just grown beside what it was.
-    sizes = pool_sizes(page_tokens, completions, batch.completion_tokens)
-    sampled = completions * min(CHUNK_TOKENS, batch.completion_tokens) + page_tokens * sum(sizes[-2:])
+  chunk = min(CHUNK_TOKENS, batch.completion_tokens)
+  if page_tokens:  # A pool that has just grown beside what it was.
+    past = page_tokens * sum(pool_sizes(page_tokens, completions, batch.completion_tokens)[-2:])
+  else:  # What `decode.arrange` is given and what it makes of it. The last token is never read.
+    past = 2 * completions * capacity(batch.completion_tokens - 1, chunk)
   stretch = prefill_tokens or batch.prompt_tokens
   room = -(-batch.prompt_tokens // stretch) * stretch
 
@@ -214,7 +215,7 @@ def rollout_parts(
       Part("weights laid out for decoding", weights,
            "policy.dtype='bfloat16'" if dtype.itemsize > 2 else "mesh.fsdp or mesh.tensor", phase),
       cache,
-      Part("keys and values of completions", token * sampled / ways,
+      Part("keys and values of completions", token * (completions * chunk + past) / ways,
            f"lower sampling.max_tokens; {cure}", phase),
       _logits(model, partitioning, completions, phase, cure),
       *([reading(max(1, prompts // 4), phase)] if prompts < batch.prompts else []),  # As generate reads them.

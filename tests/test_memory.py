@@ -13,6 +13,7 @@ from rl_reason import learner, losses, memory, policy, run, sharding
 from rl_reason.memory import Batch, Part
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
+from rl_reason.rollout import decode
 from rl_reason.stages import STAGES
 from rl_reason.types import PromptBatch, RolloutBatch
 
@@ -58,13 +59,46 @@ def test_what_sampling_holds_by_hand():
     return by_name(memory.rollout_parts(
         MODEL, places, batch, dtype=dtype, params=abstract(MODEL, places), phase="sampling", cure=""))
   one = parts(jnp.float32)
-  assert one["keys and values of prompts"] == 768 * 4 * 10 and one["keys and values of completions"] == 768 * 8 * 5
+  # A chunk of all 5 tokens, and between chunks what earlier ones left, twice: as it was and as it will be.
+  held = 768 * 8 * (5 + 2 * 5)
+  assert one["keys and values of prompts"] == 768 * 4 * 10 and one["keys and values of completions"] == held
   assert one["logits"] == memory.LOGITS_COPIES * 8 * 64 * 4
-  assert parts(jnp.bfloat16)["keys and values of completions"] == 768 * 8 * 5 / 2
+  assert parts(jnp.bfloat16)["keys and values of completions"] == held / 2
   # 4 devices share the completions, 2 the key heads; 3 do not divide 8 completions.
-  assert parts(jnp.float32, data=2, fsdp=2)["keys and values of completions"] == 768 * 8 * 5 / 4
-  assert parts(jnp.float32, data=2, tensor=2)["keys and values of completions"] == 768 * 8 * 5 / 4
-  assert parts(jnp.float32, data=3)["keys and values of completions"] == 768 * 8 * 5
+  assert parts(jnp.float32, data=2, fsdp=2)["keys and values of completions"] == held / 4
+  assert parts(jnp.float32, data=2, tensor=2)["keys and values of completions"] == held / 4
+  assert parts(jnp.float32, data=3)["keys and values of completions"] == held
+
+
+@pytest.mark.parametrize("page_tokens", [0, 32])
+def test_the_estimate_of_what_is_held_between_chunks_is_near_what_xla_takes(page_tokens):
+  # 8 slots of up to 256 tokens: past 192 of them a chunk of 64 is appended to a room of 256, or to pages of 32.
+  places, dtype = partitioning(), jnp.float32
+  parts = by_name(memory.rollout_parts(
+      MODEL, places, Batch(prompts=8, group_size=1, prompt_tokens=1, completion_tokens=256), dtype=dtype,
+      params=abstract(MODEL, places), phase="sampling", cure="", page_tokens=page_tokens))
+  def caches(rows, size):
+    k = jax.ShapeDtypeStruct((rows, 2, 16, size), dtype)
+    return [(k, jax.ShapeDtypeStruct((rows, 2, size, 16), dtype))] * MODEL.num_layers
+  def ints(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+  def taken(lowered):
+    found = lowered.compile().memory_analysis()
+    return (found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+            - found.alias_size_in_bytes)
+  if page_tokens:
+    resized = taken(decode.resize_pool.lower(caches(32, 32), ints(64)))
+    appended = taken(decode.append_to_pages.lower(caches(64, 32), caches(8, 64), ints(8, 3), ints(8)))
+    chunk = 768 * 8 * 64
+    found = max(resized + chunk, appended)
+  else:
+    bools, hidden = jax.ShapeDtypeStruct((8,), bool), jax.ShapeDtypeStruct((8, 64), dtype)
+    slots = decode.Slots(ints(8), ints(8), ints(8), hidden, bools, caches(8, 256))
+    numbers = jax.ShapeDtypeStruct((8, 64), dtype)
+    chunk = decode.Chunk(ints(), ints(8, 64), numbers, numbers, caches(8, 64))
+    prompts = decode.Prompts(caches(8, 1), ints(8), hidden)
+    found = taken(decode.arrange.lower(MODEL, slots, chunk, prompts, ints(8), bools, ints(8), ints(8), bools, capacity=256))
+  assert 0.7 < parts["keys and values of completions"] / found < 1.5
 
 
 def test_what_pages_hold_by_hand():
