@@ -208,7 +208,7 @@ def rollout_parts(
     """One layer's arrays, and the keys and values that `Prompts` will hold once more."""
     taken = _layer_bytes(model, partitioning, rows * stretch, room + (stretch if prefill_tokens else 0), dtype)
     return Part("reading of prompts", (taken + token * rows * room) / _batch_ways(partitioning, rows),
-                "lower prefill_tokens" if prefill_tokens else "set prefill_tokens", phase)
+                "lower config.prefill_tokens" if prefill_tokens else "set config.prefill_tokens", phase)
   cache = Part("keys and values of prompts", token * prompts * room / ways, f"lower max_prompt_tokens; {cure}", phase)
   beginning = f"reading of prompts for {phase}"
   return [
