@@ -122,9 +122,9 @@ def attention(
   """softmax(scale * q·k) v with one softmax over all parts: keys (k, v, mask, sharing) held in separate arrays.
 
   Parts may have different N: a prompt's keys are stored once for its group, whose queries are adjacent where sharing is
-  None; a query's own may be spread over pages. A query that sees no key at all (a padded row) gets finite values of no meaning. Equal to attention over the
-  concatenated keys: each part is summed relative to its own highest score, and the sums are weighed together (Dao et
-  al. 2022, arXiv:2205.14135, sec. 3.1).
+  None; a query's own may be spread over pages. A query that sees no key at all (a padded row) gets finite values of no
+  meaning. Equal to attention over the concatenated keys: each part is summed relative to its own highest score, and the
+  sums are weighed together (Dao et al. 2022, arXiv:2205.14135, sec. 3.1).
   """
   b, t, h, d = q.shape
   tops, sums, outs = [], [], []

@@ -175,8 +175,7 @@ def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, 
 
 def rollout_parts(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, params: Params,
-    phase: str, cure: str, slots: int = 0, prefill_tokens: int = 0, page_tokens: int = 0,
-    int8: bool = False,
+    phase: str, cure: str, slots: int = 0, prefill_tokens: int = 0, page_tokens: int = 0, int8: bool = False,
 ) -> list[Part]:
   """What sampling holds: the weights laid out for decoding, keys and values of prompts and completions; and, at its
   beginning, what reading the first prompts takes. With slots further ones are read while others decode.
@@ -199,8 +198,8 @@ def rollout_parts(
   chunk = min(CHUNK_TOKENS, batch.completion_tokens)
   if page_tokens:  # A pool that has just grown beside what it was.
     past = page_tokens * sum(pool_sizes(page_tokens, completions, batch.completion_tokens)[-2:])
-  else:  # What `decode.arrange` is given and what it makes of it. The last token is never read.
-    past = 2 * completions * capacity(batch.completion_tokens - 1, chunk)
+  else:  # What `decode.arrange` is given, what it makes and, on a CPU, all layers' both in one room. Last tokens are never read.
+    past = completions * (3 * capacity(batch.completion_tokens - 1, chunk) + chunk)
   stretch = prefill_tokens or batch.prompt_tokens
   room = -(-batch.prompt_tokens // stretch) * stretch
 

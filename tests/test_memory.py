@@ -59,8 +59,8 @@ def test_what_sampling_holds_by_hand():
     return by_name(memory.rollout_parts(
         MODEL, places, batch, dtype=dtype, params=abstract(MODEL, places), phase="sampling", cure=""))
   one = parts(jnp.float32)
-  # A chunk of all 5 tokens, and between chunks what earlier ones left, twice: as it was and as it will be.
-  held = 768 * 8 * (5 + 2 * 5)
+  # A chunk of all 5 tokens; between chunks what earlier ones left as it was, as it will be, and with the chunk on top.
+  held = 768 * 8 * (5 + 2 * 5 + (5 + 5))
   assert one["keys and values of prompts"] == 768 * 4 * 10 and one["keys and values of completions"] == held
   assert one["logits"] == memory.LOGITS_COPIES * 8 * 64 * 4
   assert parts(jnp.bfloat16)["keys and values of completions"] == held / 2

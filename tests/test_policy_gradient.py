@@ -117,7 +117,7 @@ def test_fields_that_do_not_go_together_are_refused(one, change, message):
 def test_rollouts_ahead_need_one_device(one):
   context, config = make_context(fsdp=2)
   ahead = dataclasses.replace(config, staleness=1)
-  with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start .* rollout_mesh.data=.*, or set staleness=0"):
+  with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start .*rollout_mesh.data=.*, or set staleness=0"):
     policy_gradient.check(ahead, context)
   policy_gradient.check(ahead, one[0])
   policy_gradient.check(config, context)

@@ -38,9 +38,9 @@ def test_stretches_equal_the_whole(stretch, num_stretches, model, tiny_batch):
   real = np.arange(6) < LENGTHS[:, None]
   for (k, v), (expected_k, expected_v) in zip(out.cache, expected.cache, strict=True):
     assert k.shape[-1] == v.shape[-2] == num_stretches * stretch
-    np.testing.assert_allclose(np.where(real[:, None, None], k[..., :6], 0), np.where(real[:, None, None], expected_k, 0), atol=1e-5)
-    np.testing.assert_allclose(
-        np.where(real[:, None, :, None], v[..., :6, :], 0), np.where(real[:, None, :, None], expected_v, 0), atol=1e-5)
+    for ours, theirs, mask in ((k[..., :6], expected_k, real[:, None, None]),
+                               (v[..., :6, :], expected_v, real[:, None, :, None])):
+      np.testing.assert_allclose(np.where(mask, ours, 0), np.where(mask, theirs, 0), atol=1e-5)
 
 
 def test_padding_may_hold_anything_and_only_the_longest_prompt_counts(model, tiny_batch):
@@ -49,8 +49,7 @@ def test_padding_may_hold_anything_and_only_the_longest_prompt_counts(model, tin
   waits, out = read(config, params, prompts, 2)
   assert len(waits) == 1  # Two stretches, not three.
   garbage = np.where(np.arange(6) < prompts.lengths[:, None], prompts.tokens, 31)
-  for a, b in zip(jax.tree.leaves(read(config, params, prompts.replace(tokens=garbage), 2)[1].hidden), [out.hidden]):
-    np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(read(config, params, prompts.replace(tokens=garbage), 2)[1].hidden, out.hidden)
   expected = prefill.read_whole(config, params, prompts, dtype=np.float32)
   np.testing.assert_allclose(out.hidden, expected.hidden, atol=1e-5)
 

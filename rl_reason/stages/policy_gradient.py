@@ -105,9 +105,9 @@ class Config:
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
              epochs=self.epochs, minibatches=self.minibatches, max_resamples=self.max_resamples)
-    at_least(0, microbatches=self.microbatches, slots=self.slots, page_tokens=self.page_tokens, clip_low=self.clip_low, clip_high=self.clip_high,
-             kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, importance_cap=self.importance_cap,
-             discount=self.discount)
+    at_least(0, microbatches=self.microbatches, slots=self.slots, page_tokens=self.page_tokens, clip_low=self.clip_low,
+             clip_high=self.clip_high, kl_coef=self.kl_coef, entropy_coef=self.entropy_coef,
+             importance_cap=self.importance_cap, discount=self.discount)
     build_monitors(self.monitors, rewards=self.rewards)
     one_of(advantages.RETURNS, returns=self.returns)
     one_of(advantages.BASELINES, baseline=self.baseline)

@@ -168,8 +168,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     with jax.profiler.TraceAnnotation("generate"):
       completions = generate(
           context.policy.config, params, prompts, config.sampling, group_size=config.group_size, slots=config.slots,
-          page_tokens=config.page_tokens, prefill_tokens=context.prefill_tokens, rng=context.rng(name, *stream, index), stop_ids=tokenizer.stop_ids,
-          decode_text=tokenizer.decode, dtype=context.dtype)
+          page_tokens=config.page_tokens, prefill_tokens=context.prefill_tokens, rng=context.rng(name, *stream, index),
+          stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode, dtype=context.dtype)
     first = jax.process_index() * len(problems) * config.group_size
     own = jax.tree.map(lambda x: x[first:first + len(problems) * config.group_size], completions)
     with jax.profiler.TraceAnnotation("reward"):
