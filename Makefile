@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = bin/python -m pip install -qq --disable-pip-version-check
 LISTS = setup.py requirements.txt
 
-.PHONY: help quickstart test test-oracles test-slow benchmark clean
+.PHONY: help quickstart test test-oracles test-slow benchmark learning-curves clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -23,6 +23,9 @@ test-oracles: .venv-oracles/installed ## Compare with transformers, trl and rlax
 benchmark: .venv-bench-trl/installed .venv-bench-tunix/installed
 benchmark: .venv/installed ## Time a GRPO step beside TRL's and Tunix's, over hours; ARGS="--shapes=a --rounds=3".
 	@.venv/bin/python -m rl_reason.experiments.benchmarks.run $(ARGS)
+
+learning-curves: .venv-bench-trl/installed .venv/installed ## Train with GRPO here and with TRL, side by side.
+	@.venv/bin/python -m rl_reason.experiments.benchmarks.learning $(ARGS)
 
 clean: ## Remove the environments and what was built; runs/ stays.
 	@rm -rf .venv .venv-oracles .venv-bench-* build dist *.egg-info .pytest_cache

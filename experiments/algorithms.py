@@ -1,12 +1,13 @@
 """The policy-gradient family on the quickstart's task: each algorithm is a choice of fields, from the same warm start.
 
+    python -m rl_reason.claims experiments/algorithms.py      # All of them, over three seeds.
     python -m rl_reason.train --config=experiments/algorithms.py:gspo --workdir=runs/gspo [--config.seed=1]
-    ... --config=experiments/algorithms.py:gspo-tiny      # Seconds.
+    ... --config=experiments/algorithms.py:gspo-tiny          # Seconds.
 
-All see the same number of prompts and completions a step (dapo: at least), take the quickstart's learning rate and, where
-their paper does not ask for another number, two updates per rollout. What else differs is in ALGORITHMS, with the papers'
-numbers where they have a scale of their own (clip bounds, λ, weights of KL penalties) and their ratios where not (the share
-of the length that is a buffer, the critic's learning rate over the policy's). None was tuned here.
+All see the same number of prompts and completions a step (dapo: at least), half of the quickstart's, take its learning rate
+and, where their paper does not ask for another number, two updates per rollout. What else differs is in ALGORITHMS, with
+the papers' numbers where they have a scale of their own (clip bounds, λ, weights of KL penalties) and their ratios where
+not (the share of the length that is a buffer, the critic's learning rate over the policy's). None was tuned here.
 
 Result: not measured yet.
 """
@@ -59,12 +60,31 @@ ALGORITHMS = {
 }
 
 
+_STEPS_TO = dict(function="steps_to", args=dict(name="eval/pass@1", stage="rl", target=0.6))
+CLAIMS = {
+    "no_critic": dict(
+        title="GRPO needs no critic to learn as much as PPO",
+        sentence="GRPO foregoes the critic model, instead estimating the baseline from group scores.",
+        paper="Shao et al. 2024, arXiv:2402.03300",
+        arms={name: dict(config=name) for name in ALGORITHMS}, treatment="grpo", baseline="ppo_separate",
+        metric=dict(function="last", args=dict(name="eval/pass@1", stage="rl")),
+        # Not worse by more than two points in a hundred.
+        direction="higher", threshold=-0.02, matched=("environment_calls",),
+        also={"before": dict(function="last", args=dict(name="eval/pass@1", stage="sft")),
+              "pass@8": dict(function="last", args=dict(name="eval/pass@8", stage="rl")), "steps to 60 %": _STEPS_TO,
+              "KL, nats a token": dict(function="last", args=dict(name="kl", stage="rl", points=5)),
+              "seconds": dict(function="total", args=dict(name="time/step", stage="rl"))}),
+}
+
+
 def get_config(argument: str = "grpo") -> ConfigDict:
   algorithm, _, size = argument.partition("-")
   if algorithm not in ALGORITHMS or size not in ("", "tiny"):
     raise ValueError(f"Unknown algorithm {argument!r}: use one of :{', :'.join(ALGORITHMS)}, or one of them with -tiny.")
   c = quickstart.get_config(size or "full")
   rl = c.rl
+  if not size:  # Half of the quickstart's rollouts, for there are many runs, and a curve.
+    c.evaluation.every, rl.prompts_per_step = 10, 32
   # What the algorithms choose from here on, where they do not say otherwise.
   rl.update(clip_low=0.2, clip_high=0.2, kl_coef=0.0)
   for name, value in ALGORITHMS[algorithm].items():

@@ -4,7 +4,7 @@ r"""Reward models on human preferences: HH-RLHF (harmless) or PandaLM, from Smol
     python -m rl_reason.train --config=experiments/reward_models.py:hh --workdir=runs/rm_hh \
         --config.rm.data.train.path=hh_rlhf_train.jsonl.gz --config.rm.data.heldout.path=hh_rlhf_test.jsonl.gz
     ... --config=experiments/reward_models.py:pandalm   # Votes of three people: their share is a soft label.
-    ... :hh_cpu, :pandalm_cpu                           # Only the head and few tokens: two cores.
+    ... :hh_cpu, :pandalm_cpu                           # A third of the layers, only the head learns, few tokens: two cores.
 
 Each half is a part of its file: set rows='' for the whole of it. PandaLM has several pairs of the same instruction side by
 side, so its 661 human-labelled rows are cut where one ends.
@@ -30,13 +30,14 @@ def get_config(size: str = "hh") -> ConfigDict:
     raise ValueError(f"Unknown size {size!r}: use :hh or :pandalm (an accelerator), :hh_cpu or :pandalm_cpu (two cores).")
   cpu, (arguments, cut) = where == "cpu", DATA[data]
   c = ConfigDict(dict(seed=0, max_prompt_tokens=192 if cpu else 512, stages=("rm",)))
-  c.policy = dict(source="pretrained", args=dict(path="smollm2-135m"), dtype="float32" if cpu else "bfloat16")
+  c.policy = dict(source="pretrained", args=dict(path="smollm2-135m", layers=10 if cpu else 0),
+                  dtype="float32" if cpu else "bfloat16")
   c.rm = dict(
       kind="reward_model", num_steps=100 if cpu else 600, batch_size=16 if cpu else 64,
       max_response_tokens=96 if cpu else 512, bad_rows="drop", loss="bradley_terry", freeze_trunk=cpu, heldout_rows=400,
       data=dict(source="comparisons", args=arguments, train=dict(path=f"{data}.jsonl.gz", rows=f":{cut}"),
                 heldout=dict(path=f"{data}.jsonl.gz", rows=f"{cut}:")),
       optimizer=dict(learning_rate=1e-3 if cpu else 1e-5, schedule="linear", warmup_steps=10, args=dict(weight_decay=0.0)))
-  c.evaluation = dict(every=50 if cpu else 100)
+  c.evaluation = dict(every=100)
   c.checkpoint = dict(every=50, keep=1)
   return c

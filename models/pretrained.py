@@ -80,7 +80,7 @@ def load(
   parts of one parameter (its layers stacked) and a chunk of 32 MiB at a time, never a second copy of the model.
 
   Args:
-    config: read from the path by default.
+    config: read from the path by default. With fewer layers than the files have, the first ones are read.
     shardings: a jax.sharding.Sharding per parameter, in the parameters' structure; None puts all on the default device.
     dtype: of every parameter. GGUF weights are dequantised to it by way of float32.
     new_rows: ids of new tokens, after all others. Their rows of the embedding, and of the unembedding where that is
@@ -159,7 +159,7 @@ class _NewRows:
 
 
 def _check(files: WeightFiles, config: ModelConfig, layout: Mapping[str, Weight], path: str | Path) -> None:
-  """Every tensor there, of the right shape and a readable type, and nothing over."""
+  """Every tensor there, of the right shape and a readable type, and nothing over but layers that are stored beyond it."""
   wanted = {}
   for weight in layout.values():
     for i in range(config.num_layers if weight.per_layer else 1):
@@ -170,6 +170,10 @@ def _check(files: WeightFiles, config: ModelConfig, layout: Mapping[str, Weight]
     raise ValueError(f"{path} lacks {_some([files.describe(name) for name in missing])}: the model is incomplete, or"
                      " its configuration describes another one.")
   extra = [name for name in have if name not in wanted and not files.tolerated(name, config)]
+  if extra:
+    beyond = {weight.name.format(i) for weight in layout.values() if weight.per_layer
+              for i in range(config.num_layers, files.config().num_layers)}
+    extra = [name for name in extra if name not in beyond]
   if extra:
     raise ValueError(f"{path} holds tensors that a {config.family} model of {config.num_layers} layers has no place"
                      f" for: {_some([files.describe(name) for name in extra])}. Without them it is another model.")

@@ -39,17 +39,23 @@ def small(*, characters: str, width: int, num_layers: int, num_heads: int = 0, m
 
 
 def from_files(
-    *, path: str, tokenizer: str = "", chat_template: str = "", new_tokens: Sequence[str] = ()) -> PolicySource:
+    *, path: str, tokenizer: str = "", chat_template: str = "", new_tokens: Sequence[str] = (),
+    layers: int = 0) -> PolicySource:
   """A pretrained policy: a Hugging Face directory, a GGUF file, or the name of one that `fetch` has brought.
 
   Args:
     tokenizer: another directory or GGUF file for the tokenizer. chat_template: Jinja source in place of the model's own.
     new_tokens: added to the vocabulary. Their rows of the embedding, and of the unembedding where that is another, start
       as the mean of the others' (pretrained.load); the vocabulary grows only where it has no rows to spare.
+    layers: only the first so many; 0: all. A cheaper trunk for a reward model; as a policy it has to learn anew.
   """
   if path in pretrained.FETCHABLE and not Path(path).exists():
     path = pretrained.fetch(path)
   config = pretrained.read_config(path)
+  if not 0 <= layers <= config.num_layers:
+    raise ValueError(f"layers must be in [0, {config.num_layers}], the layers of {path}, got {layers}; 0 takes all.")
+  if layers:
+    config = dataclasses.replace(config, num_layers=layers, local_layers=config.local_layers[:layers])
   loaded = tokenizers.load(tokenizer or path, chat_template=chat_template or None, new_tokens=new_tokens)
   new_rows = range(0)
   if new_tokens:

@@ -12,7 +12,7 @@ if __name__ == "rewards":
       " module in it a second copy, and would clash with any other package called rewards.")
 
 from rl_reason.rewards.answers import (after_marker, exact_answer, last_boxed, last_number, math_answer, number_answer,
-                                       number_value)
+                                       number_value, tail_verdict)
 from rl_reason.rewards.build import build_rewards
 from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
@@ -30,6 +30,7 @@ REWARDS = {
     "exact_answer": exact_answer,
     "number_answer": number_answer,
     "math_answer": math_answer,
+    "tail_verdict": tail_verdict,
     "boxed_format": boxed_format,
     "answer_marker_format": answer_marker_format,
     "think_format": think_format,

@@ -1,6 +1,7 @@
 r"""Outcome rewards that compare an answer with the reference: as text, as a number, as mathematics.
 
     exact_answer    "7+5=12;#12"                the text after the last marker, character by character
+    tail_verdict    "... <answer>[[A]]</answer>"  the judge's choice, at the very end
     number_answer   "... so she pays $1,200."   the last number, as GSM8K and SVAMP are scored
     math_answer     "... = \boxed{\frac12}"     the last \boxed{}, by math-verify, in worker processes
 
@@ -122,6 +123,38 @@ def exact_answer(samples: Sequence[Sample], *, marker: str = "#") -> Float[np.nd
 def exact_references(references: Sequence[str], *, marker: str = "#") -> list[str | None]:
   """Complaints about references that `exact_answer` cannot use, None where there is none."""
   return [None if r.strip() else "it is empty" for r in references]
+
+
+def tail_verdict(
+    samples: Sequence[Sample], *, options: Sequence[str] = ("A", "B"), tag: str = "<answer>[[{}]]</answer>",
+    characters: int = 80) -> Float[np.ndarray, "N"]:
+  """Verdict reward, 1 or -1: 1 if the completion's last `characters`, whitespace at the end aside, hold the tag of the
+  reference and of no other option.
+
+  So one that names both at its end, or none, or is cut off before it, is as wrong as one that names the other. There is no
+  reward for format.
+
+  Args:
+    tag: with {} for the option.
+  Raises: ValueError for a reference that is no option, and a tag without {}.
+  Source: Chen et al. 2025 (RM-R1), arXiv:2505.02387, eq. 6 and its code's window of 80.
+  """
+  if "{}" not in tag or len(set(options)) < 2 or characters < 1:
+    raise ValueError("tail_verdict needs a tag with {}, two options or more and characters of at least 1, got"
+                     f" tag={tag!r}, options={tuple(options)}, characters={characters}.")
+  _raise_bad_references("tail_verdict", samples, functools.partial(verdict_references, options=options))
+
+  def right(sample):
+    tail = sample.completion.rstrip()[-characters:]
+    return [o for o in options if tag.replace("{}", o) in tail] == [sample.reference.strip()]
+  return np.array([1.0 if right(s) else -1.0 for s in samples], np.float32)
+
+
+def verdict_references(
+    references: Sequence[str], *, options: Sequence[str] = ("A", "B"), tag: str = "", characters: int = 0,
+) -> list[str | None]:
+  """Complaints about references that `tail_verdict` cannot use, None where there is none."""
+  return [None if r.strip() in options else f"it is none of {', '.join(options)}" for r in references]
 
 
 # --- Numbers
@@ -300,6 +333,7 @@ def _head(text: str, length: int = 80) -> str:
 
 
 exact_answer.check_references = exact_references
+tail_verdict.check_references = verdict_references
 number_answer.check_references = number_references
 math_answer.check_references = math_references
 math_answer.per_sample = True  # Slow enough to begin while others are sampled.

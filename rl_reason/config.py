@@ -73,6 +73,7 @@ class Evaluation:
   every: stage steps between evaluations; 0: only before and after.
   sampling: how completions are drawn (rollout.sampling.Sampling).
   batch_size: problems at once.
+  by: a key of the problems' metadata, e.g. "level": pass@1 is also told of each of its values.
   """
   rewards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sampling: Sampling | None = None
@@ -80,6 +81,7 @@ class Evaluation:
   samples_per_problem: int = 1
   every: int = 0
   batch_size: int = 32
+  by: str = ""
 
   def __post_init__(self):
     at_least(1, num_problems=self.num_problems, samples_per_problem=self.samples_per_problem, batch_size=self.batch_size)

@@ -42,6 +42,10 @@ def check_verifier(section: Evaluation, context: Context) -> None:
   count = min(section.num_problems, len(context.task.heldout))
   with contextlib.closing(build_rewards(section.rewards)) as rewards:
     rewards.check_references([context.task.heldout[i].reference for i in range(count)])
+  lacking = [p.id for p in (context.task.heldout[i] for i in range(count)) if section.by and section.by not in p.metadata]
+  if lacking:
+    raise ValueError(f"evaluation.by={section.by!r} is no key of the metadata of {len(lacking)} held-out problems, of"
+                     f" {lacking[0]!r} for one. Keys: {', '.join(map(str, context.task.heldout[0].metadata)) or 'none'}.")
 
 
 def memory(section: Evaluation, context: Context) -> list[memory_lib.Part]:
@@ -84,14 +88,15 @@ def evaluate(
       report(f"evaluating: {start + len(real)} of {len(problems)} problems")
   rewards = build_rewards(section.rewards)
   correct = rewards(samples)[0].reshape(-1, k) > 0.5
-  return Result(metrics=accuracy(samples, correct), samples=samples, correct=correct)
+  return Result(metrics=accuracy(samples, correct, by=section.by), samples=samples, correct=correct)
 
 
-def accuracy(samples: Sequence[Sample], correct: np.ndarray) -> dict[str, float]:
+def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") -> dict[str, float]:
   """pass@1 with its 95 % bootstrap interval over problems, and with k > 1 samples each pass@k and maj@k.
 
   Args:
     samples: k adjacent ones per problem. correct: [problems, k]. maj@k compares their last numbers.
+    by: a key of metadata: pass@1 of each of its values is told beside that of all.
   """
   n, k = correct.shape
   per_problem = correct.mean(axis=1)
@@ -104,6 +109,12 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray) -> dict[str, float]
         (f"eval/maj@{k}", estimates.majority_at_k(answers, correct.tolist(), k))):
       low, high = estimates.bootstrap_interval(scores)
       metrics |= {name: float(np.mean(scores)), f"{name}_low": low, f"{name}_high": high}
+  kinds = [str(s.metadata[by]) for s in samples[::k]] if by else []
+  for kind in sorted(set(kinds)):
+    of_kind = per_problem[np.array(kinds) == kind]
+    low, high = estimates.bootstrap_interval(of_kind)
+    metrics |= {f"eval/pass@1/{kind}": float(of_kind.mean()), f"eval/pass@1/{kind}_low": low,
+                f"eval/pass@1/{kind}_high": high}
   metrics["eval/truncated"] = float(np.mean([s.truncated for s in samples]))
   metrics["eval/length"] = float(np.mean([len(s.completion_tokens) for s in samples]))
   return metrics

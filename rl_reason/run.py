@@ -49,7 +49,7 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     kind = config[name].get("kind", "")
     config_lib.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
     sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
-    if run_config.task is None and not hasattr(sections[name], "data"):
+    if run_config.task is None and getattr(sections[name], "data", None) is None:
       raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
   if run_config.rollout_mesh.size and not any(getattr(section, "staleness", 0) for section in sections.values()):
     raise ValueError(f"config.rollout_mesh sets {run_config.rollout_mesh.size} devices apart, and no stage samples while"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason.experiments.benchmarks import inputs, run, sampling, shapes, table, work
+from rl_reason.experiments.benchmarks import inputs, learning, run, sampling, shapes, table, work
 from rl_reason.models import pretrained, tokenizer, transformer
 from rl_reason.rollout import Sampling, generate
 from rl_reason.types import PromptBatch
@@ -204,3 +204,27 @@ def test_one_failure_does_not_end_the_others():
   with benchmark._reported(entry, "trl", workers):
     raise run.WorkerFailed("exit status 1")
   assert entry == dict(failure="exit status 1") and list(workers) == ["ours"]
+
+
+# Learning curves.
+
+
+def test_learning_curves_by_hand(tmp_path):
+  seeds = [{"ours": {"reward": [0.0, 0.4], "pass@1": 0.6}, "trl": {"reward": [0.2, 0.4], "pass@1": 0.5}},
+           {"ours": {"reward": [0.2, 0.8], "pass@1": 0.8}, "trl": {"reward": [0.2, 0.6], "pass@1": 0.9}}]
+  found = learning.summary(seeds)
+  assert found["held-out pass@1 at the end"]["ours"] == [0.6, 0.8]
+  # Differences 0.1 and -0.1: mean 0, s = 0.1 √2, t = 12.7062, so 0 ± 1.27062.
+  np.testing.assert_allclose(found["held-out pass@1 at the end"]["interval"], [-1.27062, 1.27062], rtol=1e-4)
+  assert found["mean reward over all steps"]["trl"] == pytest.approx([0.3, 0.4])
+  assert found["mean reward of the last tenth"]["difference"] == pytest.approx(0.1)
+  assert "interval" not in learning.summary(seeds[:1])["mean reward over all steps"]
+  learning.draw(seeds, tmp_path / "learning.png")
+  assert (tmp_path / "learning.png").stat().st_size > 1000
+
+
+def test_both_learners_are_asked_for_the_same():
+  rl = learning.get_config("tiny").rl
+  assert (rl.minibatches, rl.mean_over, rl.kl_in, rl.kl_estimator, rl.kl_coef, rl.normalise, rl.clip_low, rl.clip_high) == (
+      1, "sequence", "loss", "k3", 0.04, "group_std", 0.2, 0.2)
+  assert rl.optimizer.schedule == "constant" and rl.optimizer.warmup_steps == 0

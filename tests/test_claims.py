@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from rl_reason import config as config_lib
+from rl_reason import train
 from rl_reason.claims import __main__ as command
 from rl_reason.claims import declaration, dependencies, judgement, measures, results, runs
 from rl_reason.claims.judgement import Measured
-from rl_reason.metrics import MetricWriter
+from rl_reason.metrics import MetricWriter, read_metrics
+from rl_reason.run import Workdir
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,6 +52,8 @@ def claim(**fields):
     (dict(arms={"more/": {}, "less": {}}), "names a folder"),
     (dict(arms={"more": dict(overrides={"seed": 3}), "less": {}}), "overrides sets seed"),
     (dict(matched="tokens"), "must be a tuple"),
+    (dict(also=dict(first=dict(function="lats", args={}))), "Did you mean 'last'"),
+    (dict(also=dict(first=dict(function="last", arg={}))), r"also\['first'\] has no field 'arg'"),
 ])
 def test_a_claim_that_cannot_be_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
@@ -78,6 +82,13 @@ def get_config(size="tiny"):
 LEARNS = {**SECTION, "arms": dict(learns=dict(), stays=dict(overrides={"sft.optimizer.learning_rate": 0.0})),
           "treatment": "learns", "baseline": "stays", "metric": dict(function="last", args=dict(name="loss", stage="sft")),
           "direction": "lower", "matched": ("tokens", "updates"), "seeds": 2}
+# A second stage after the same first one.
+AGAIN = dict(kind="sft", num_steps=3, batch_size=4, max_completion_tokens=28, optimizer=dict(learning_rate=1e-3))
+TWICE = {**LEARNS, "title": "Twice is better", "treatment": "again", "baseline": "learns", "matched": (),
+         "metric": dict(function="last", args=dict(name="loss")),
+         "also": {"first": dict(function="last", args=dict(name="loss", stage="sft")),
+                  "second": dict(function="last", args=dict(name="loss", stage="again"))},
+         "arms": dict(learns=dict(), again=dict(overrides={"stages": ("sft", "again"), "again": AGAIN}))}
 
 
 @pytest.fixture
@@ -112,6 +123,12 @@ def test_an_arm_replaces_fields_and_whole_sections(experiment):
   assert loaded.configs["a"]["learns"].seed == 0
 
 
+def test_a_rehearsals_argument_stands_behind_an_arms_own(experiment):
+  file = experiment({"a": {**LEARNS, "arms": {**LEARNS["arms"], "learns": dict(config="huge")}}})
+  with pytest.raises(ValueError, match="Unknown size 'huge-tiny'"):
+    declaration.load(f"{file}:tiny")
+
+
 def test_an_experiment_without_claims_is_refused(experiment):
   with pytest.raises(ValueError, match="states no claim"):
     declaration.load(str(experiment({})))
@@ -136,6 +153,7 @@ def folder(tmp_path):
     ("area", dict(name="loss", stage="sft"), 9.0),
     ("steps_to", dict(name="loss", target=1.5, below=True), 4.0), ("steps_to", dict(name="loss", target=3.0), 2.0),
     ("steps_to", dict(name="loss", target=10.0, never=8), 8.0),
+    ("total", dict(name="loss"), 6.0), ("total", dict(name="loss", stage="sft"), 9.0),
 ])
 def test_measures_by_hand(folder, function, arguments, value):
   assert measures.measure(folder, function, arguments) == pytest.approx(value)
@@ -233,6 +251,62 @@ def test_equal_effects_are_told():
   assert "to the bit" in judgement.judge(claim(), measured([1.0, 1.0, 1.0], [0.5, 0.5, 0.5]), 3).reason
 
 
+def test_the_table_of_arms_by_hand():
+  table = claim(also=dict(steps=dict(function="last", args=dict(name="loss"))), arms=dict(more={}, less={}, other={}))
+  runs_ = [dataclasses.replace(m, also={"steps": steps}) for m, steps in zip(RUNS, (2.0, None, 4.0, 5.0, None, None))]
+  columns, rows = judgement.arms_table(table, [*runs_, Measured("other", 0, "failed", "no")])
+  assert columns == ["arm", "last loss", "steps", "runs"]
+  # 0.7 ± 4.30265 · 0.2 / √3; of two values, 3 ± 12.7062 · √2 / √2.
+  assert rows == [["more", "0.7 (0.203 to 1.2)", "3 (-9.71 to 15.7), 1 without", "3"],
+                  ["less", "0.5 (0.252 to 0.748)", "5, 2 without", "3"], ["other", "-, 1 without", "-, 1 without", "0"]]
+
+
+# Shared stages.
+
+
+def arms_run(configs, seeds=1):
+  """Runs of arms with these stages, each {stage: its learning rate}."""
+  return [runs.Run("small.py", "a", arm, seed, {
+      "seed": seed, "logging": {"profile": arm}, "unused": {"kind": "sft", "lr": arm}, "stages": [*stages],
+      **{k: {"kind": "sft", "num_steps": 1, "lr": v} for k, v in stages.items()}}, {})
+          for seed in range(seeds) for arm, stages in configs.items()]
+
+
+def beginnings(configs, seeds=1):
+  """[(label, seed, label of what it begins from)], in the order planned."""
+  return [(r.label, r.seed, r.begins and r.begins.label) for r in runs.with_beginnings(arms_run(configs, seeds))]
+
+
+def test_leading_stages_that_arms_share_are_trained_once():
+  assert beginnings({"x": dict(sft=1, rl=1), "y": dict(sft=1, rl=2), "z": dict(sft=2, rl=1)}) == [
+      ("sft", 0, None), ("x", 0, "sft"), ("y", 0, "sft"), ("z", 0, None)]
+  assert beginnings({"x": dict(sft=1, rm=1, rl=1), "y": dict(sft=1, rm=1, rl=2), "z": dict(sft=1, rm=2, rl=1)}) == [
+      ("sft", 0, None), ("sft+rm", 0, "sft"), ("x", 0, "sft+rm"), ("y", 0, "sft+rm"), ("z", 0, "sft")]
+  # Another arm is the beginning, wherever it stands, and each seed has its own.
+  assert beginnings({"x": dict(sft=1, rl=1), "only": dict(sft=1)}, seeds=2) == [
+      ("only", 0, None), ("x", 0, "only"), ("only", 1, None), ("x", 1, "only")]
+  # The same stages under another name, or after another stage, are other stages.
+  assert beginnings({"x": dict(a=1, sft=1, rl=1), "y": dict(b=1, sft=1, rl=1)}) == [("x", 0, None), ("y", 0, None)]
+  assert beginnings({"x": dict(sft=1, rl=1), "y": dict(sft=1, rl=1)}) == [
+      ("sft", 0, None), ("x", 0, "sft"), ("y", 0, "sft")]
+
+
+def test_an_interrupted_take_over_is_done_again_and_a_begun_run_keeps_its_own(tmp_path):
+  begins, mine = tmp_path / "begins", tmp_path / "mine"
+  for name, text in (("checkpoints/sft/1", "whole"), ("samples/sft-1.json", "[]"), ("metrics.jsonl", "one\n")):
+    (begins / name).parent.mkdir(parents=True, exist_ok=True)
+    (begins / name).write_text(text)
+  (mine / "checkpoints/sft").mkdir(parents=True)
+  (mine / "checkpoints/sft/1").write_text("half")
+  runs.take_over(begins, Workdir(mine), {"seed": 0})
+  assert (mine / "checkpoints/sft/1").read_text() == "whole" and (mine / "metrics.jsonl").read_text() == "one\n"
+  assert [*runs.lineage(mine)] == [mine, begins] and json.loads((mine / "config.json").read_text()) == {"seed": 0}
+  (mine / "metrics.jsonl").write_text("one\ntwo\n")
+  (mine / "checkpoints/sft/1").write_text("further")
+  runs.take_over(begins, Workdir(mine), {"seed": 0})
+  assert (mine / "checkpoints/sft/1").read_text() == "further" and lines(mine / "metrics.jsonl") == 2
+
+
 # What a result depends on.
 
 
@@ -308,7 +382,7 @@ def bench(tmp_path_factory):
   """A folder where a command was killed by SIGKILL while its runs were under way, and then repeated to its end."""
   folder = tmp_path_factory.mktemp("claims")
   (folder / "experiments").mkdir()
-  claims = {"learns": LEARNS, "fails": FAILS}
+  claims = {"learns": LEARNS, "fails": FAILS, "twice": TWICE}
   (folder / "experiments" / "small.py").write_text(EXPERIMENT.format(claims=repr(claims), steps=40))
   (folder / "fussy_claims.py").write_text(FUSSY)
   (folder / "README.md").write_text(f"# Mine\n\n{results.BEGIN}\n{results.END}\n\nThe end.\n")
@@ -363,7 +437,7 @@ def record_of(folder, name):
 def test_a_killed_command_ends_its_runs_and_the_same_command_finishes_them(bench):
   folder, killed, output, _ = bench
   assert killed and min(killed.values()) < 41
-  for run in folder.glob("runs/claims/small/*/seed*"):
+  for run in folder.glob("runs/claims/small/*s-*/seed*"):  # Those of the one stage: "learns" and "stays".
     if (run / runs.FINISHED).exists():
       steps = [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()]
       assert steps == [0, *range(1, 41), 40]  # An evaluation before, one after.
@@ -399,8 +473,27 @@ def test_a_seed_that_crashes_stops_no_other_and_there_is_no_verdict(bench):
 
 
 def test_claims_share_the_runs_of_equal_arms(bench):
-  folders = {p.name.partition("-")[0] for p in bench[0].glob("runs/claims/small/*")}
-  assert folders == {"learns", "stays"} and len(list(bench[0].glob("runs/claims/small/*"))) == 3
+  folders = sorted(p.name.partition("-")[0] for p in bench[0].glob("runs/claims/small/*"))
+  assert folders == ["again", "learns", "learns", "stays"]
+
+
+def test_a_run_that_took_over_its_first_stage_equals_one_that_trained_it(bench, tmp_path):
+  folder = bench[0]
+  record = record_of(folder, "twice")
+  took, = folder.glob("runs/claims/small/again-*/seed1")
+  assert [p.parent.name.partition("-")[0] for p in runs.lineage(took)] == ["again", "learns"]
+  config = declaration.load(str(folder / "experiments/small.py")).configs["twice"]["again"]
+  with config.unlocked():
+    config.seed = 1
+  train.train(config, tmp_path / "alone", plain=True)
+
+  def logged(path):
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(path)]
+  assert logged(took) == logged(tmp_path / "alone")
+  assert record["arms"]["columns"] == ["arm", "last loss", "first", "second", "runs"]
+  assert record["arms"]["rows"][0][3] == "-, 2 without"
+  # The shared stage is counted once: the total is that of both arms' own seconds.
+  assert record["seconds"] == pytest.approx(sum(m["seconds"] for m in record["runs"]), abs=1)
 
 
 def test_a_result_is_stale_when_the_claim_the_config_or_the_code_changed(bench, monkeypatch, capsys):

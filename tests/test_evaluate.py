@@ -35,6 +35,14 @@ def test_accuracy_by_hand():
     assert 0 <= got[f"eval/{name}_low"] <= got[f"eval/{name}"] <= got[f"eval/{name}_high"] <= 1
 
 
+def test_accuracy_by_kind():
+  drawn = [dataclasses.replace(s, metadata={"level": level}) for s, level in zip(
+      samples("#5", "#7", "#5", "#5", "#7", "#7"), (1, 1, 2, 2, 2, 2))]
+  got = accuracy(drawn, np.array([[1, 0], [1, 1], [0, 0]], bool), by="level")
+  assert got["eval/pass@1/1"] == 0.5 and got["eval/pass@1/2"] == 0.5 and got["eval/pass@1"] == 0.5
+  assert got["eval/pass@1/2_low"] == 0 and got["eval/pass@1/2_high"] == 1
+
+
 def test_accuracy_of_one_sample_has_no_majority():
   got = accuracy(samples("#5", "#5"), np.array([[True], [True]]))
   assert got["eval/pass@1"] == got["eval/pass@1_low"] == got["eval/pass@1_high"] == 1.0

@@ -465,3 +465,24 @@ def test_a_policy_with_new_tokens(tmp_path):
   again = sources.from_files(path=str(tmp_path / "new"))
   assert again.config == source.config and again.tokenizer.encode("<note>") == [FIRST_NEW + 1]
   assert_same(again.make_params(jax.random.key(0), None), params)
+
+
+def test_the_first_layers_of_a_model(tmp_path):
+  from test_tokenizer import FIRST_NEW, model_directory
+  import dataclasses
+  from rl_reason.models import sources
+  config = dataclasses.replace(SMALL, vocab_size=FIRST_NEW + 1)
+  params = random_params(config)
+  pretrained.save(tmp_path / "model", config, params)
+  model_directory(tmp_path / "model")
+  source = sources.from_files(path=str(tmp_path / "model"), layers=1)
+  assert source.config.num_layers == 1
+  read = source.make_params(jax.random.key(0), None)
+  assert_same(read, {**params, "layers": jax.tree.map(lambda x: x[:1], params["layers"])})
+  with pytest.raises(ValueError, match=r"layers must be in \[0, 2\].* got 3; 0 takes all"):
+    sources.from_files(path=str(tmp_path / "model"), layers=3)
+  # A layer that the configuration does not tell of is another model's still.
+  damage(tmp_path / "model", lambda tensors: tensors.update(
+      {k.replace(".1.", ".2."): v for k, v in tensors.items() if ".1." in k}))
+  with pytest.raises(ValueError, match="has no place for"):
+    source.make_params(jax.random.key(0), None)

@@ -47,6 +47,8 @@ def measure(
     progress.table(claim.title, ["arm", "seed", "value", "seconds", "end"], [
         [m.arm, str(m.seed), "" if m.value is None else f"{m.value:.4g}", f"{m.seconds:.0f}",
          m.status + (f": {m.error}" if m.error else "")] for m in measured])
+    if claim.also or len(claim.arms) > 2:
+      progress.table("Mean over seeds, 95 % interval", *judgement.arms_table(claim, measured))
     progress.note(f"{record['verdict'].upper()}: {record['reason']}" + ("" if record["detectable"] is None else
                   f" These seeds could have seen {record['detectable']:.3g} from the threshold."))
     progress.note(f"Written: {path}, {path.with_suffix('.png').name}.")

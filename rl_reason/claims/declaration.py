@@ -55,6 +55,7 @@ class Claim:
     of methods, 0 for none.
   arms: name -> Arm; further arms than the two compared are run and drawn beside them.
   metric: what is compared.
+  also: column -> further Metric, measured on every run for the table of arms; decides nothing.
   treatment, baseline: names of arms. No baseline only with compare="absolute".
   compare: difference: treatment - baseline, seed by seed; ratio: treatment / baseline, over seeds the geometric mean;
     absolute: the treatment's own metric.
@@ -79,6 +80,7 @@ class Claim:
   card: int = 0
   tolerance: float = 0.05
   seeds: int = 3
+  also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     one_of(self.arms, treatment=self.treatment)
@@ -123,7 +125,8 @@ class Experiment:
 
 
 def load(spec: str) -> Experiment:
-  """The claims of "path/to/file.py"; of "path/to/file.py:argument" with this argument in place of each arm's own.
+  """The claims of "path/to/file.py"; of "path/to/file.py:tiny" with this argument for every arm's config, behind the arm's
+  own if it has one: "gspo-tiny".
 
   Raises: ValueError naming file, claim and field, for whatever cannot work, before anything runs.
   """
@@ -141,7 +144,7 @@ def load(spec: str) -> Experiment:
     claim = claims[name] = parse(section, where)
     configs[name] = {}
     for arm_name, arm in claim.arms.items():
-      arm = dataclasses.replace(arm, config=argument) if argument else arm
+      arm = dataclasses.replace(arm, config="-".join(filter(None, (arm.config, argument))))
       try:
         configs[name][arm_name] = arm_config(module, arm)
       except ValueError as error:
@@ -156,10 +159,13 @@ def parse(section: Mapping[str, Any], where: str = "claim") -> Claim:
     for name in arms:
       _check_name(f"{where}.arms", name)
     section = {**section, "arms": {k: config_lib.parse(Arm, v, f"{where}.arms[{k!r}]") for k, v in arms.items()}}
+  also = section.get("also") if isinstance(section, Mapping) else None
+  if isinstance(also, Mapping):
+    section = {**section, "also": {k: config_lib.parse(Metric, v, f"{where}.also[{k!r}]") for k, v in also.items()}}
   claim = config_lib.parse(Claim, section, where)
-  function = naming.find("metric function", claim.metric.function, measures.MEASURES)
-  naming.check_arguments(
-      f"{where}: the metric function {claim.metric.function!r}", function, claim.metric.args, positional=1)
+  for metric in (claim.metric, *claim.also.values()):
+    function = naming.find("metric function", metric.function, measures.MEASURES)
+    naming.check_arguments(f"{where}: the metric function {metric.function!r}", function, metric.args, positional=1)
   return claim
 
 
@@ -172,6 +178,19 @@ def arm_config(module: ModuleType, arm: Arm, seed: int = 0) -> ml_collections.Co
     config.seed = seed
   run.check(config)
   return config
+
+
+def leading(config: Mapping[str, Any], count: int) -> Any:
+  """The config, as a ConfigDict or as JSON holds it, of only its first `count` stages: what a run needs to train them.
+
+  Sections of other stages and what only shows a run are left out: runs whose leading stages are equal differ in nothing
+  else.
+  """
+  names = config["stages"][:count]
+  def belongs(name, section):
+    stage = isinstance(section, Mapping | ml_collections.ConfigDict) and "kind" in section
+    return name != "logging" and (not stage or name in names)
+  return type(config)({k: v for k, v in config.items() if k != "stages" and belongs(k, v)} | {"stages": names})
 
 
 def to_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rl_reason import estimates
 from rl_reason.claims import measures, runs
-from rl_reason.claims.declaration import Claim
+from rl_reason.claims.declaration import Claim, Metric
 
 CONFIDENCE, POWER = 0.95, 0.8
 
@@ -18,7 +18,8 @@ CONFIDENCE, POWER = 0.95, 0.8
 @dataclasses.dataclass(frozen=True)
 class Measured:
   """A run in the record. status: finished, failed, stopped, diverged (its number is not finite) or unmeasured (it has none);
-  value: only of a finished one. totals: of the metrics that must match. seconds: of all its processes."""
+  value: only of a finished one. totals: of the metrics that must match. seconds: of all its processes, without those of
+  stages that it shares. also: the claim's further metrics, None where the run has no such number."""
   arm: str
   seed: int
   status: str
@@ -26,6 +27,7 @@ class Measured:
   value: float | None = None
   totals: Mapping[str, float] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
+  also: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,36 @@ def measure(claim: Claim, run: runs.Run) -> Measured:
     return dataclasses.replace(found, status="unmeasured", error=f"{type(error).__name__}: {error}")
   if not math.isfinite(value):
     return dataclasses.replace(found, status="diverged", error=f"its metric is {value}")
-  return dataclasses.replace(found, value=value, totals={k: totals[k] for k in claim.matched if k in totals})
+  return dataclasses.replace(found, value=value, totals={k: totals[k] for k in claim.matched if k in totals},
+                             also={column: _number(metric, run) for column, metric in claim.also.items()})
+
+
+def _number(metric: Metric, run: runs.Run) -> float | None:
+  try:
+    value = measures.measure(run.folder, metric.function, dict(metric.args))
+  except Exception:  # pylint: disable=broad-except
+    return None  # It decides nothing, and the table shows that there is none.
+  return value if math.isfinite(value) else None
+
+
+def arms_table(claim: Claim, measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+  """(columns, a row per arm): means of the metrics over seeds with a 95 % t interval, of runs that have a number."""
+  name = " ".join(filter(None, (claim.metric.function.rpartition(":")[2], claim.metric.args.get("name"))))
+  rows = []
+  for arm in claim.arms:
+    of_arm = [m for m in measured if m.arm == arm]
+    columns = [[m.value for m in of_arm], *([m.also.get(column) for m in of_arm] for column in claim.also)]
+    rows.append([arm, *map(_mean, columns), f"{sum(m.value is not None for m in of_arm)}"])
+  return ["arm", name, *claim.also, "runs"], rows
+
+
+def _mean(values: Sequence[float | None]) -> str:
+  there = np.array([v for v in values if v is not None])
+  missing = f", {len(values) - len(there)} without" if len(there) < len(values) else ""
+  if len(there) < 2:
+    return ("-" if not len(there) else f"{there[0]:.3g}") + missing
+  low, high = estimates.mean_interval(there, confidence=CONFIDENCE)
+  return f"{there.mean():.3g} ({low:.3g} to {high:.3g}){missing}"
 
 
 def judge(claim: Claim, measured: Sequence[Measured], seeds: int) -> Judgement:

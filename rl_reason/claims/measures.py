@@ -65,9 +65,14 @@ def steps_to(
   return float(reached[0]) if len(reached) else float(never)
 
 
+def total(folder: Path, *, name: str, stage: str = "") -> float:
+  """The sum of its values, of time/step say; stage "": the last one that has it."""
+  return float(curve(folder, name, stage)[1].sum())
+
+
 # What a claim's metric may name; its own are named by a dotted path.
 MEASURES: dict[str, Callable[..., float]] = {
-    "last": last, "highest": highest, "lowest": lowest, "area": area, "steps_to": steps_to}
+    "last": last, "highest": highest, "lowest": lowest, "area": area, "steps_to": steps_to, "total": total}
 
 
 def measure(folder: Path, function: str, arguments: dict) -> float:

@@ -47,7 +47,8 @@ def state(experiment: Experiment, name: str) -> dict[str, Any]:
   code = {}
   for config in configs.values():
     code |= dependencies.code(config)
-  code |= dependencies.code({}, [claim.metric.function], start="rl_reason.claims.measures")
+  functions = [metric.function for metric in (claim.metric, *claim.also.values())]
+  code |= dependencies.code({}, functions, start="rl_reason.claims.measures")
   return {"test": claim.test(), "configs": {k: _what(c) for k, c in configs.items()}, "code": code}
 
 
@@ -68,8 +69,11 @@ def record(
       "digests": {k: dependencies.digest(v) for k, v in now.items()},
       **{k: v for k, v in judgement.to_json(verdict).items() if k not in ("verdict", "reason")},
       "confidence": judgement.CONFIDENCE, "power": judgement.POWER,
+      "arms": dict(zip(("columns", "rows"), judgement.arms_table(claim, measured))),
       "runs": to_json([*measured]), "earlier": _earlier(before, now, seeds),
-      "seconds": round(sum(m.seconds for m in measured)),
+      # Stages that runs share are counted once.
+      "seconds": round(sum(sum(runs.read_json(folder / runs.SECONDS) or []) for folder in {
+          folder for run in planned for folder in runs.lineage(run.folder)})),
       "commit": provenance.commit(root, beside=("README.md", "experiments/results")),
       "command": " ".join(["python -m rl_reason.claims", *map(shlex.quote, sys.argv[1:])]),
       "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

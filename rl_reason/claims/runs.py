@@ -1,11 +1,13 @@
 """Runs of a claim's arms over seeds: each in a process and a folder of its own, side by side, resumed after a kill."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +18,10 @@ from rl_reason import metrics, provenance
 from rl_reason.claims import declaration, dependencies
 from rl_reason.claims.worker import STOPPED
 from rl_reason.progress import Progress
+from rl_reason.run import Workdir
 
-FINISHED, FAILED, SECONDS = "finished.json", "failed.json", "seconds.json"  # What a worker leaves in its run's folder.
+# What a worker leaves in its run's folder.
+FINISHED, FAILED, SECONDS, BEGAN = "finished.json", "failed.json", "seconds.json", "began.json"
 _STOP_SECONDS = 120  # For a worker to save after the step that it is in.
 
 
@@ -27,14 +31,19 @@ class Run:
 
   The folder is named after both: another config, or code that changed, is another run, and what an old one left is never
   taken for it.
+
+  leading: this is not the whole arm but its first stages, which other runs share. begins: the run whose stages it takes over
+  instead of training them again.
   """
   experiment: str
   claim: str
   arm: str
   seed: int
-  config: Mapping[str, Any] = dataclasses.field(hash=False, compare=False)
+  config: Mapping[str, Any] = dataclasses.field(hash=False)
   code: Mapping[str, str] = dataclasses.field(hash=False, compare=False)
   workdir: Path = Path("runs/claims")
+  leading: bool = False
+  begins: "Run | None" = dataclasses.field(default=None, hash=False, compare=False)
 
   @property
   def digest(self) -> str:
@@ -42,8 +51,12 @@ class Run:
     return dependencies.digest([config, dict(self.code)])[:8]
 
   @property
+  def label(self) -> str:
+    return "+".join(self.config["stages"]) if self.leading else self.arm
+
+  @property
   def folder(self) -> Path:
-    return self.workdir / Path(self.experiment).stem / f"{self.arm}-{self.digest}" / f"seed{self.seed}"
+    return self.workdir / Path(self.experiment).stem / f"{self.label}-{self.digest}" / f"seed{self.seed}"
 
   @property
   def num_steps(self) -> int:
@@ -91,6 +104,64 @@ def distinct(runs: Sequence[Run]) -> list[Run]:
   return list({run.folder: run for run in runs}.values())
 
 
+def first_stages(run: Run, count: int) -> Run:
+  """The run of only its first `count` stages."""
+  config = declaration.leading(run.config, count)
+  return dataclasses.replace(run, config=config, code=dependencies.code(config), leading=True, begins=None)
+
+
+def with_beginnings(runs: Sequence[Run]) -> list[Run]:
+  """The runs, and before them those of leading stages that several of them share, so that these are trained once.
+
+  Stages are shared if with all before them, the seed and everything outside of stages they have equal configs and code.
+  Where they are the whole of another run of the plan, that run is begun from.
+  """
+  chains = {run: [first_stages(run, n + 1) for n in range(len(run.config["stages"]))] for run in runs}
+  made = {chain[-1].folder: run for run, chain in reversed(chains.items())}
+  followers: dict[Path, set[Path]] = {}
+  for run, chain in chains.items():
+    for shorter, longer in itertools.pairwise([*(c.folder for c in chain[:-1]), run.folder]):
+      followers.setdefault(shorter, set()).add(longer)
+  shared = {folder for folder, after in followers.items() if len(after) > 1}
+  planned: dict[Path, Run] = {}  # By folder, each after the run that it begins from.
+  for run, chain in chains.items():
+    before = None
+    for part in chain[:-1]:
+      if part.folder in made or part.folder in shared:
+        other = made.get(part.folder, part)
+        before = planned.setdefault(other.folder, dataclasses.replace(other, begins=before))
+    planned.setdefault(run.folder, dataclasses.replace(run, begins=before))
+  return list(planned.values())
+
+
+def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
+  """Puts what a finished run of the first stages left into a run's folder, as if this one had trained them.
+
+  A run that has begun by itself goes on so. Its metrics come last and at once: without them there is nothing of its own.
+  """
+  metrics_file = record.path / "metrics.jsonl"
+  if metrics_file.exists() and metrics_file.stat().st_size:
+    return
+  for name in ("checkpoints", "samples"):
+    shutil.rmtree(record.path / name, ignore_errors=True)
+    shutil.copytree(begins / name, record.path / name)
+  record.write("config.json", config)
+  record.write(BEGAN, {"folder": str(begins.absolute())})
+  shutil.copyfile(begins / "metrics.jsonl", partial := metrics_file.with_suffix(".partial"))
+  partial.replace(metrics_file)
+
+
+def lineage(folder: Path) -> Iterator[Path]:
+  """A run's folder, and those that its stages were taken from."""
+  folder = folder.absolute()
+  while True:
+    yield folder
+    began = read_json(folder / BEGAN)
+    if began is None:
+      return
+    folder = Path(began["folder"])
+
+
 def slots(jobs: int | None, count: int) -> list[dict[str, str]]:
   """The environment of each of the workers that run at a time.
 
@@ -128,10 +199,10 @@ def devices_here() -> tuple[str, int]:
 def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_seconds: float = 0.5) -> bool:
   """Trains what is not finished. Returns true when nothing is left to run, false if Ctrl-C or SIGTERM stopped it.
 
-  A run that fails is told, and the others go on. At a signal every worker saves and stops after its current step; a second
-  one ends them at once.
+  A run that fails is told, and the others go on, but for those that were to begin from it. At a signal every worker saves
+  and stops after its current step; a second one ends them at once.
   """
-  runs = distinct(runs)
+  runs = with_beginnings(distinct(runs))
   waiting = [r for r in runs if outcome(r).status != "finished"]
   if not waiting:
     return True
@@ -142,9 +213,14 @@ def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_s
   try:
     with _signals_interrupt():
       while waiting or workers:
-        while waiting and free:
-          run, slot = waiting.pop(0), free.pop()
-          workers[run] = Worker(run, slot)
+        for run in [r for r in waiting if _cannot_begin(r, [*waiting, *workers])]:
+          waiting.remove(run)
+          (run.folder / FAILED).parent.mkdir(parents=True, exist_ok=True)
+          (run.folder / FAILED).write_text(json.dumps({"error": f"it begins from {describe(run.begins)}"}))
+          progress.note(describe(run))
+        while free and (ready := [r for r in waiting if r.begins is None or outcome(r.begins).status == "finished"]):
+          waiting.remove(ready[0])
+          workers[ready[0]] = Worker(ready[0], free.pop())
         for run, worker in list(workers.items()):
           begun[run] = run.done()
           if worker.process.poll() is not None:
@@ -162,11 +238,15 @@ def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_s
   return True
 
 
+def _cannot_begin(run: Run, under_way: Sequence[Run]) -> bool:
+  return run.begins is not None and run.begins not in under_way and outcome(run.begins).status != "finished"
+
+
 def describe(run: Run) -> str:
   found = outcome(run)
   end = {"finished": f"finished after {found.seconds:.0f} s", "failed": f"failed: {found.error}",
          "stopped": "stopped early; the same command continues it"}[found.status]
-  return f"{run.arm}, seed {run.seed}: {end}"
+  return f"{run.label}, seed {run.seed}: {end}"
 
 
 class Worker:
@@ -177,7 +257,9 @@ class Worker:
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / FAILED).unlink(missing_ok=True)
     command = [sys.executable, "-m", "rl_reason.claims.worker", f"--experiment={run.experiment}", f"--claim={run.claim}",
-               f"--arm={run.arm}", f"--seed={run.seed}", f"--digest={run.digest}", f"--folder={run.folder}"]
+               f"--arm={run.arm}", f"--seed={run.seed}", f"--digest={run.digest}", f"--folder={run.folder}",
+               f"--stages={len(run.config['stages']) if run.leading else 0}",
+               *([f"--begins={run.begins.folder}"] if run.begins else [])]
     with (run.folder / "log.txt").open("a") as log:
       # A session of its own: Ctrl-C is for this process, which then stops the workers. The pipe is never written to; it
       # ends when this process does.

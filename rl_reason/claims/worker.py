@@ -1,4 +1,4 @@
-"""Trains one arm of a claim with one seed, in a folder: the process that rl_reason.claims.runs starts.
+"""Trains one arm of a claim, or its first stages, with one seed, in a folder: the process that rl_reason.claims.runs starts.
 
 On a CPU RL_REASON_CORES holds the numbers of the cores that it may use.
 """
@@ -21,17 +21,20 @@ def main() -> None:
   for name in ("experiment", "claim", "arm", "digest"):
     parser.add_argument(f"--{name}", required=True)
   parser.add_argument("--seed", type=int, required=True)
+  parser.add_argument("--stages", type=int, default=0, help="how many of its first stages, 0 for all")
   parser.add_argument("--folder", type=Path, required=True)
+  parser.add_argument("--begins", type=Path, help="the folder of the run whose stages it takes over")
   args = parser.parse_args()
   # Before JAX is imported: it makes a thread for each core that it sees.
   if os.environ.get("RL_REASON_CORES") and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, map(int, os.environ["RL_REASON_CORES"].split(",")))
   threading.Thread(target=_end_with_parent, daemon=True).start()
   with _alone(args.folder):
-    sys.exit(work(args.experiment, args.claim, args.arm, args.seed, args.digest, args.folder))
+    sys.exit(work(args.experiment, args.claim, args.arm, args.seed, args.stages, args.digest, args.folder, args.begins))
 
 
-def work(experiment: str, claim: str, arm: str, seed: int, digest: str, folder: Path) -> int:
+def work(
+    experiment: str, claim: str, arm: str, seed: int, stages: int, digest: str, folder: Path, begins: Path | None) -> int:
   """Trains, and leaves finished.json or failed.json. Returns the exit status."""
   from rl_reason import run, train
   from rl_reason.claims import declaration, runs
@@ -40,7 +43,8 @@ def work(experiment: str, claim: str, arm: str, seed: int, digest: str, folder: 
   try:
     run.start()
     loaded = declaration.load(experiment)
-    planned = [r for r in runs.plan(loaded, claim, seed + 1, folder, experiment.partition(":")[2])
+    planned = [runs.first_stages(r, stages) if stages else r
+               for r in runs.plan(loaded, claim, seed + 1, folder, experiment.partition(":")[2])
                if (r.arm, r.seed) == (arm, seed)]
     if not planned or planned[0].digest != digest:
       raise ValueError(f"{experiment}, or code that it depends on, changed while the claim was running: start the same"
@@ -48,6 +52,9 @@ def work(experiment: str, claim: str, arm: str, seed: int, digest: str, folder: 
     config = loaded.configs[claim][arm]
     with config.unlocked():
       config.seed = seed
+    config = declaration.leading(config, stages) if stages else config
+    if begins:
+      runs.take_over(begins, record, declaration.to_json(config))
     if train.train(config, folder, plain=True) is None:
       return STOPPED
     record.write(runs.FINISHED, {"digest": digest})

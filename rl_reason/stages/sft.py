@@ -9,7 +9,7 @@ import optax
 
 from rl_reason import demonstrations, learner, losses, packing, policy, sharding
 from rl_reason import memory as memory_lib
-from rl_reason.config import at_least, check_microbatches, one_of
+from rl_reason.config import TaskSection, at_least, check_microbatches, one_of
 from rl_reason.demonstrations import Examples
 from rl_reason.learner import split_microbatches
 from rl_reason.models import transformer
@@ -17,7 +17,7 @@ from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.models.lora import LoRA
 from rl_reason.stages.base import (
     Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
-from rl_reason.tasks import pipeline
+from rl_reason.tasks import Source, check_disjoint, load_task, pipeline
 from rl_reason.types import LearnerState, Params
 
 
@@ -32,6 +32,7 @@ class Config:
     (packing.num_passes).
   mean_over, remat: losses.token_weights, models.transformer.REMAT_POLICIES.
   lora: models.lora.LoRA; with rank above 0 low-rank adapters are trained and the policy is frozen.
+  data: problems with solutions in place of the run's task; none of the run's held-out prompts may be among them.
   start: the stage whose policy it starts from (run.starting_points).
   """
   kind: str
@@ -45,6 +46,7 @@ class Config:
   mean_over: str = "token"
   remat: str = "none"
   lora: LoRA = LoRA()
+  data: TaskSection | None = None
   start: str = ""
 
   def __post_init__(self):
@@ -59,7 +61,7 @@ class Config:
 
 def check(config: Config, context: Context) -> None:
   """Raises: ValueError for problems without a solution, and for prompts and solutions that are too long."""
-  rows = first_rows(context.task.train)
+  rows = first_rows(solutions(config, context))
   size = context.max_prompt_tokens + config.max_completion_tokens
   if size > context.policy.config.max_positions:
     raise ValueError(
@@ -68,6 +70,16 @@ def check(config: Config, context: Context) -> None:
   demonstrations.encode(
       rows, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
       max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on, unlearnt=config.unlearnt)
+
+
+def solutions(config: Config, context: Context) -> Source:
+  """The problems to learn from. Raises: ValueError as load_task, and for those that the run holds out."""
+  if config.data is None:
+    return context.task.train
+  train = load_task(config.data.source, config.data.args, config.data.train, config.data.heldout).train
+  if context.task is not None:
+    check_disjoint(train, context.task.heldout)
+  return train
 
 
 def trained(config: Config, context: Context) -> Trained:
@@ -105,7 +117,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
       max_skipped=config.optimizer.max_skipped,
       data=pipeline.batches(
-          context.task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data"),
+          solutions(config, context), batch_size=config.batch_size, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()))
 
 

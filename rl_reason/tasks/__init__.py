@@ -14,8 +14,10 @@ from rl_reason import naming
 from rl_reason.tasks import arithmetic
 from rl_reason.tasks import files
 from rl_reason.tasks import gsm_symbolic
+from rl_reason.tasks import judging
 from rl_reason.tasks import preferences
 from rl_reason.tasks import prepared
+from rl_reason.tasks import topology
 from rl_reason.types import Comparison, Problem
 
 
@@ -27,7 +29,7 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> Problem | Comparison: ...
 
 
-# What a config may name. All but "comparisons" hold Problems.
+# What a config may name. Those of comparisons hold Comparisons, all others Problems.
 # Each function's keyword arguments are the config's `arguments`, `train` and `heldout`.
 SOURCES: dict[str, Callable[..., Source]] = {
     "jsonl": files.jsonl,  # .jsonl and .jsonl.gz files; templates over the columns make the prompt and the reference.
@@ -35,6 +37,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "comparisons": preferences.comparisons,  # Preferences and step labels from files, in the public formats.
     "tfds": prepared.tfds_source,  # A prepared TFDS data set; `python -m rl_reason.tasks.prepare` makes one.
     "arithmetic": arithmetic.arithmetic,  # Generated running totals with worked steps: 7+5-3= -> 7+5=12;12-3=9;#9
+    "prefix_rewards": topology.prefix_rewards,  # Comparisons in a world of known rewards, of a topology.
+    "judge_problems": judging.judge_problems,  # Generated pairs to be judged in writing, ...
+    "judge_comparisons": judging.judge_comparisons,  # ... and the same as comparisons.
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
 }
 
@@ -85,9 +90,12 @@ def load_splits(
 def check_disjoint(train: Source, heldout: Source) -> None:
   """Raises ValueError when a prompt of `heldout` is also in `train`, whitespace and system messages aside.
 
-  Every prompt of both is read once; only the held-out half's hashes are kept.
+  Every prompt of both is read once; only the held-out half's hashes are kept. Where the held-out half has a single prompt
+  with several rows, responses are what the task is about: then both halves may have it.
   """
   held = {_prompt_hash(heldout[i]): i for i in range(len(heldout))}
+  if len(held) == 1 < len(heldout):
+    return
   shared = [(i, j) for i in range(len(train)) if (j := held.get(_prompt_hash(train[i]))) is not None]
   if shared:
     pairs = "; ".join(

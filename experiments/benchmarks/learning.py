@@ -1,0 +1,154 @@
+"""GRPO's learning curve beside that of TRL's GRPOTrainer: same policy, prompts in one order, hyper-parameters and samples.
+
+    make learning-curves                                      # Half an hour on two cores; ARGS="--seeds=1" for a third.
+
+The task is the quickstart's. Per seed one policy is warmed up; from it both systems take the same number of steps of 32
+prompts x 8 completions, one update each: KL (k3) in the loss, 0.04, clipping at 0.2, a mean per completion, the group's
+deviation, AdamW with a constant rate, gradients clipped at 1. Each samples by itself. Both final policies are then
+evaluated here, on the same held-out problems with the same random numbers.
+
+If the two do the same, their curves differ as those of two seeds do.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import contextlib
+import itertools
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+from matplotlib import figure
+import ml_collections
+import numpy as np
+
+from rl_reason import estimates, plots, provenance, run
+from rl_reason.evaluate import evaluate
+from rl_reason.experiments import algorithms
+from rl_reason.experiments.benchmarks.run import HERE, ROOT, say, write
+from rl_reason.metrics import read_metrics
+from rl_reason.models import pretrained
+from rl_reason.tasks import pipeline
+from rl_reason.train import train
+
+SYSTEMS = {"ours": "rl_reason", "trl": "TRL"}
+# What TRL's defaults have otherwise: one update a rollout, and schedules that count their steps differently.
+SAME = dict(minibatches=1, optimizer=dict(learning_rate=2e-4, schedule="constant", warmup_steps=0, args=dict(
+    weight_decay=0.0)))
+
+
+def get_config(size: str = "full") -> ml_collections.ConfigDict:
+  c = algorithms.get_config("grpo" if size == "full" else f"grpo-{size}")
+  c.evaluation.every = 0
+  for name, value in SAME.items():
+    c.rl[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
+  return c
+
+
+def compare(config: ml_collections.ConfigDict, folder: Path, python: Path) -> dict[str, dict[str, Sequence[float] | float]]:
+  """Trains both systems with one seed. Returns per system its mean reward of each step, `reward`, and held-out `pass@1`.
+
+  What is complete is not done again.
+
+  Args:
+    python: the interpreter of TRL's environment.
+  """
+  train(config, folder / "ours", plain=True)
+  checked, sections = run.check(config)
+  context = run.Workdir(folder / "ours").with_stages(run.make_context(checked), checked, sections)
+  rl, warm, after = sections["rl"], folder / "warm", folder / "trl" / "final"
+  if not (after / "config.json").exists():
+    # The policy that both start from, and the prompts in the order in which our stage takes them.
+    pretrained.save(warm, context.policy.config, context.finished("sft"))
+    context.policy.tokenizer.save(warm)
+    batches = pipeline.batches(context.task.train, batch_size=rl.prompts_per_step, seed=context.stream_seed("rl", "data"))
+    with (warm / "prompts.jsonl").open("w") as file:
+      for problem in itertools.chain.from_iterable(itertools.islice(batches, rl.num_steps)):
+        file.write(json.dumps(dict(prompt=problem.prompt, reference=problem.reference)) + "\n")
+    write(warm / "settings.json", dict(
+        num_steps=rl.num_steps, prompts=rl.prompts_per_step, completions=rl.group_size, max_tokens=rl.sampling.max_tokens,
+        temperature=rl.sampling.temperature, kl_coef=rl.kl_coef, clip=rl.clip_high,
+        learning_rate=rl.optimizer.learning_rate, max_grad_norm=rl.optimizer.max_grad_norm, seed=checked.seed))
+    with (folder / "trl.log").open("w") as log:
+      status = subprocess.run(
+          [str(python), str(HERE / "learning_trl.py"), str(warm), str(folder / "trl")], stdin=subprocess.DEVNULL, stdout=log,
+          stderr=subprocess.STDOUT, check=False).returncode
+    if status:
+      raise SystemExit(f"TRL ended with status {status}; {folder / 'trl.log'} says why.")
+  with context.partitioning.use():
+    params = pretrained.load(after, shardings=context.param_shardings)
+    judged = evaluate(checked.evaluation, context, params, report=say).metrics
+  lines = [m for m in read_metrics(folder / "ours") if m["stage"] == "rl"]
+  return {
+      "ours": {"reward": [m["reward/mean"] for m in lines if "reward/mean" in m],
+               "pass@1": [m["eval/pass@1"] for m in lines if "eval/pass@1" in m][-1]},
+      "trl": {"reward": json.loads((folder / "trl" / "rewards.json").read_text()), "pass@1": judged["eval/pass@1"]}}
+
+
+def summary(seeds: Sequence[Mapping[str, Mapping[str, Sequence[float] | float]]]) -> dict[str, dict[str, Sequence[float]]]:
+  """Per quantity each system's numbers, one a seed, and the interval of their paired differences, ours - TRL's."""
+  quantities = {
+      "held-out pass@1 at the end": lambda x: x["pass@1"],
+      "mean reward over all steps": lambda x: float(np.mean(x["reward"])),
+      "mean reward of the last tenth": lambda x: float(np.mean(x["reward"][-max(1, len(x["reward"]) // 10):]))}
+  found = {}
+  for name, number in quantities.items():
+    values = {system: [number(seed[system]) for seed in seeds] for system in SYSTEMS}
+    apart = np.subtract(values["ours"], values["trl"])
+    found[name] = {**values, "difference": float(apart.mean())}
+    if len(seeds) > 1:
+      found[name]["interval"] = estimates.mean_interval(apart)
+  return found
+
+
+def draw(seeds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], png: Path) -> None:
+  """Reward over steps, each seed pale (a mean of five steps), the mean over seeds strong."""
+  sheet = figure.Figure(figsize=(9, 5), dpi=110, layout="constrained")
+  ax = sheet.subplots()
+  for system, color in zip(SYSTEMS, plots.COLORS):
+    curves = np.array([plots.running_mean(np.array(seed[system]["reward"]), 5) for seed in seeds])
+    steps = np.arange(1, curves.shape[1] + 1)
+    ax.plot(steps, curves.T, color=color, alpha=0.35, linewidth=1)
+    ax.plot(steps, curves.mean(axis=0), color=color, linewidth=2.5, label=f"{SYSTEMS[system]} (mean of {len(seeds)} seeds)")
+  plots.dress(ax, "GRPO on the quickstart's task", "mean reward of the step's completions", "step (each curve: mean of 5)")
+  ax.legend(fontsize=11)
+  sheet.savefig(png)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--size", choices=("full", "tiny"), default="full")
+  parser.add_argument("--folder", type=Path, default=ROOT / "runs/learning")
+  parser.add_argument("--python", type=Path, default=ROOT / ".venv-bench-trl/bin/python", help="of TRL's environment")
+  parser.add_argument("--results", type=Path, default=HERE / "results", help="where learning.json and .png go")
+  args = parser.parse_args()
+  if args.seeds < 1:
+    parser.error(f"--seeds must be at least 1, got {args.seeds}")
+  if not args.python.exists():
+    parser.error(f"{args.python} is not there: `make learning-curves` makes TRL's environment, or name one with --python")
+  run.start()
+  seeds = []
+  for seed in range(args.seeds):
+    config = get_config(args.size)
+    config.seed = seed
+    with contextlib.chdir(ROOT):
+      seeds.append(compare(config, args.folder.resolve() / f"{args.size}-seed{seed}", args.python.absolute()))
+  found = summary(seeds)
+  versions = json.loads((args.folder / f"{args.size}-seed0" / "trl" / "versions.json").read_text())
+  args.results.mkdir(parents=True, exist_ok=True)
+  write(args.results / "learning.json", dict(
+      command=" ".join(["python -m rl_reason.experiments.benchmarks.learning", *sys.argv[1:]]),
+      commit=provenance.commit(ROOT), machine=provenance.machine("cpu"), versions={**run.versions(), **versions},
+      summary=found, seeds=seeds))
+  draw(seeds, args.results / "learning.png")
+  for name, values in found.items():
+    low, high = values.get("interval", (float("nan"),) * 2)
+    say(f"{name}: ours {np.round(values['ours'], 3)}, TRL {np.round(values['trl'], 3)};"
+        f" difference {values['difference']:+.3f} ({low:+.3f} to {high:+.3f})")
+  say(f"Written: {args.results / 'learning.json'}, learning.png.")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,143 @@
+r"""Does a reward model learn more from leaves of prefix trees than from independent responses? (card 40)
+
+    python -m rl_reason.claims experiments/reward_topology.py
+    python -m rl_reason.train --config=experiments/reward_topology.py:tree --workdir=runs/topology
+    ... :tree-tiny      # Seconds; the tests run it.      ... :chain-full, :tree-full     # 7B, on your own comparisons.
+
+Qiu et al. 2024, arXiv:2402.10184. Model, loss and number of labels stay; only which responses are compared changes: leaves
+of trees whose branches share a prefix (B branches at each segment), or independent ones. By the paper's theory a reward
+model is then less uncertain about any two responses where rewards are diverse and labels few; and with it best-of-N keeps
+rising with N.
+
+The small world (rl_reason/tasks/topology.py): 8^5 responses of five letters, the true reward a sum of random weights of all
+prefixes, of equal variance (stage `rm`), of falling variance (stage `low`: low diversity), and of equal variance with a
+third of the labels (stage `few`); the seed is the world's, too. The number is exact: the expected true reward of the best
+of N uniform responses by the reward model, over all 32,768 of them.
+
+From the card and not the paper: B, pairs per tree, the world, sizes. Where we depart from the card: a fixed number of epochs
+in place of early stopping on a tenth of the pairs; a 95 % interval in place of a paired test at 0.1; the sampler is uniform.
+
+Result: not measured yet.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from rl_reason import run, sharding
+from rl_reason.tasks.topology import World
+
+# Name -> topology, branches of a tree, pairs of each.
+TOPOLOGIES = {"chain": ("chain", 3, 100), "tree": ("tree", 3, 100), "tree_b2": ("tree", 2, 50), "tree_b4": ("tree", 4, 200)}
+DIVERSE, LOW = (0.2, 0.2, 0.2, 0.2, 0.2), (0.5, 0.25, 0.125, 0.0625, 0.0625)
+_BEST_OF = "rl_reason.experiments.reward_topology:true_reward_of_best"
+
+_COMMON = dict(
+    paper="Qiu et al. 2024, arXiv:2402.10184", card=40, arms={name: dict(config=name) for name in TOPOLOGIES},
+    treatment="tree", baseline="chain", direction="higher", matched=("updates",), seeds=8)
+CLAIMS = {
+    "best_of_128": dict(
+        title="Comparing leaves of prefix trees gives a reward model whose best of 128 is better",
+        sentence="Tree-based reward models beat chain-based ones trained on as many comparisons, and best-of-N with them"
+                 " goes on rising with N.",
+        metric=dict(function=_BEST_OF, args=dict(n=128)), compare="ratio", threshold=1.05,
+        also={"of 8": dict(function=_BEST_OF, args=dict(n=8)),
+              "of 32": dict(function=_BEST_OF, args=dict(n=32)),
+              "low diversity, of 128": dict(function=_BEST_OF, args=dict(n=128, stage="low")),
+              "few labels, of 128": dict(function=_BEST_OF, args=dict(n=128, stage="few")),
+              "accuracy, own pairs": dict(function="last", args=dict(name="eval/accuracy", stage="rm"))}, **_COMMON),
+    "grows_with_n": dict(
+        title="The advantage of trees grows from the best of 8 to the best of 128",
+        sentence="Best-of-N keeps improving with N for the tree reward model and flattens for the chain's.",
+        metric=dict(function=_BEST_OF, args=dict(n=128, less=8)), threshold=0.0, **_COMMON),
+    "diverse_only": dict(
+        title="The advantage of trees is larger where rewards are diverse",
+        sentence="Trees win where the task is diverse and data are few, and tie elsewhere.",
+        metric=dict(function=_BEST_OF, args=dict(n=128, less_stage="low")), threshold=0.0, **_COMMON),
+}
+
+
+def true_reward_of_best(
+    folder: Path, *, n: int, stage: str = "rm", less: int = 0, less_stage: str = "") -> float:
+  """The expected true reward of the response that a run's reward model likes best among n uniform ones.
+
+  With M responses in the order of its scores it is Σ_r reward_(r) [(r/M)^n − ((r−1)/M)^n].
+
+  Args:
+    less: subtract the same for so many, 0: nothing. less_stage: subtract the same of this stage's model and world.
+  """
+  rewards = _rewards_by_score(folder, stage)
+  value = expected_best(rewards, n) - (expected_best(rewards, less) if less else 0.0)
+  return value - (true_reward_of_best(folder, n=n, stage=less_stage) if less_stage else 0.0)
+
+
+def expected_best(rewards: np.ndarray, n: int) -> float:
+  """rewards: true ones of all responses, the one with the lowest score first."""
+  ranks = np.arange(len(rewards) + 1) / len(rewards)
+  return float(np.diff(ranks ** n) @ rewards)
+
+
+def _rewards_by_score(folder: Path, stage: str) -> np.ndarray:
+  data = json.loads((folder / "config.json").read_text())[stage]["data"]["args"]
+  world = World(data["world"], tuple(data["variances"]))
+  scorer = run.scorer_of_run(f"{folder}:{stage}", sharding.Partitioning(sharding.make_mesh()))
+  responses = world.responses()
+  rows = scorer([scorer.encode("=", responses[i:i + 64]) for i in range(0, len(responses), 64)])
+  scores = np.concatenate([row.totals[:, 0] for row in rows])
+  return world.rewards[np.argsort(scores, kind="stable")]
+
+
+def get_config(argument: str = "tree") -> ConfigDict:
+  name, _, size = argument.partition("-")
+  if name not in TOPOLOGIES or size not in ("", "tiny", "full"):
+    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join(TOPOLOGIES)}, alone or with -tiny or -full.")
+  if size == "full":
+    return _full(name)
+  tiny, (topology, branching, pairs_per_tree) = size == "tiny", TOPOLOGIES[name]
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=1, stages=("rm", "low", "few")))
+  c.policy = dict(source="small", args=dict(
+      characters="=abcdefgh", width=32 if tiny else 96, num_layers=1 if tiny else 3, num_heads=2 if tiny else 4))
+
+  def stage(pairs, variances):
+    return dict(
+        kind="reward_model", start="initial", batch_size=8 if tiny else 60, max_response_tokens=6,
+        num_steps=2 if tiny else pairs * EPOCHS // 60, heldout_rows=16 if tiny else 400,
+        data=dict(
+            source="prefix_rewards", args=dict(
+                world=c.get_ref("seed"), topology=topology, branching=branching, pairs_per_tree=pairs_per_tree,
+                variances=variances),
+            train=dict(part="train", size=40 if tiny else pairs), heldout=dict(part="heldout", size=16 if tiny else 400)),
+        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 10, args=dict(weight_decay=0.1)))
+  c.rm, c.low, c.few = stage(1200, DIVERSE), stage(1200, LOW), stage(400, DIVERSE)
+  c.evaluation = dict(every=0)
+  c.checkpoint = dict(every=1000, keep=1)
+  return c
+
+
+EPOCHS = 10  # Chosen on another world, see the docstring.
+
+
+def _full(name: str) -> ConfigDict:
+  """GSM8K with 20,000 pairs of one topology, grown from your policy and labelled by your judge; a reward model, then PPO."""
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=512, stages=("rm", "rl")))
+  c.policy = dict(source="pretrained", args=dict(path="llama2-7b-sft"), dtype="bfloat16")
+  c.task = dict(
+      source="jsonl",
+      args=dict(prompt="{question}\n", reference="{answer}", reference_pattern=r"####\s*(.+)$", id="{id}"),
+      train=dict(path="gsm8k_train.jsonl.gz"), heldout=dict(path="gsm8k_test.jsonl.gz"))
+  c.rm = dict(
+      kind="reward_model", num_steps=625, batch_size=64, max_response_tokens=512, bad_rows="drop",
+      data=dict(source="comparisons", args=dict(format="pairs"), train=dict(path=f"{name}.jsonl", rows=":95%"),
+                heldout=dict(path=f"{name}.jsonl", rows="95%:")),
+      optimizer=dict(learning_rate=2e-5, schedule="cosine", warmup_steps=20))
+  c.rl = dict(
+      kind="policy_gradient", num_steps=500, prompts_per_step=128, group_size=1, sampling=dict(max_tokens=512),
+      rewards=dict(learned=dict(args=dict(model="rm"))), baseline="none", normalise="token_whiten", kl_in="reward",
+      kl_estimator="k1", kl_coef=0.02, minibatches=4, slots=128,
+      critic=dict(trunk="separate", start="rm", optimizer=dict(learning_rate=5e-6)), optimizer=dict(learning_rate=1e-6))
+  c.evaluation = dict(rewards=dict(number_answer=1.0), num_problems=256, samples_per_problem=1, every=100,
+                      sampling=dict(max_tokens=512))
+  c.mesh = dict(fsdp=-1)
+  return c
