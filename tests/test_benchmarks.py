@@ -150,7 +150,7 @@ def test_sampling_is_measured_with_and_without_pages_on_the_same_completions():
   plain = sampling.measure(settings, shapes.TINY)
   paged = sampling.measure(dataclasses.replace(settings, page_tokens=4, prefill_tokens=4), shapes.TINY)
   assert plain["tokens"] == paged["tokens"] and plain["lengths"] == paged["lengths"]
-  assert len(plain["seconds"]) == 1 and plain["lengths"][0] < plain["lengths"][-1] == 12 and paged["page_tokens"] == 4
+  assert len(plain["seconds"]) == 1 and plain["lengths"][0] < plain["lengths"][-1] <= 12 and paged["page_tokens"] == 4
 
 
 # The pipes.
