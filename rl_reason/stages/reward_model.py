@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
+import itertools
 from typing import Any
 
+from absl import logging
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -24,9 +26,10 @@ from rl_reason.losses import LossStatistics
 from rl_reason.models import heads, reward_model
 from rl_reason.models.reward_model import ResponseBatch, RewardModel
 from rl_reason.responses import READINGS
-from rl_reason.stages import comparisons
+from rl_reason.stages import comparisons, voting
 from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
 from rl_reason.stages.comparisons import Reader
+from rl_reason.strength import Relabel, relabelled, strength
 from rl_reason.tasks import Source, pipeline
 from rl_reason.types import Comparison, Params
 
@@ -46,6 +49,7 @@ class Config:
   aggregate: a response's score from those at its places (reward_model.AGGREGATES): in losses of one score per response, in
     evaluations, and by default as a reward.
   head_hidden: width of the head's SiLU layer; 0: linear. freeze_trunk: only the head learns.
+  relabel: what an ensemble's votes on the training pairs change about them (strength.Relabel); None: nothing.
   heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
   """
   kind: str
@@ -66,6 +70,7 @@ class Config:
   aggregate: str = "last"
   head_hidden: int = 0
   freeze_trunk: bool = False
+  relabel: Relabel | None = None
   heldout_rows: int = 1000
   microbatches: int = 0
   remat: str = "none"
@@ -149,8 +154,15 @@ def trained(config: Config, context: Context) -> Trained:
 
 
 def check(config: Config, context: Context) -> None:
-  """Raises: ValueError for text beyond the model's context, and for bad rows."""
+  """Raises: ValueError for text beyond the model's context, for bad rows, and for votes that are none or on other rows."""
   make_reader(config, context).check()
+  if config.relabel is not None:
+    earlier = itertools.takewhile(lambda name: context.sections[name] is not config, context.sections)
+    votes = {name: context.sections[name] for name in earlier if context.sections[name].kind == "voting"}
+    one_of(votes, **{"relabel.votes (an earlier stage of kind 'voting')": config.relabel.votes})
+    if votes[config.relabel.votes].data != config.data:
+      raise ValueError(f"relabel.votes={config.relabel.votes!r} voted on other rows than this stage learns from: give both the"
+                       " same `data`.")
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
@@ -204,7 +216,7 @@ def examples(config: Config, model: RewardModel, params: Params, batch: Comparis
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the decoder starts."""
   model, reader = architecture(config, context), make_reader(config, context)
-  task = reader.task()
+  task = reader.task(functools.partial(changed_labels, config, context))
   shapes = trained(config, context).shapes
   initial = jax.jit(functools.partial(reward_model.init_params, model), out_shardings=jax.tree.map(
       lambda x: x.sharding, shapes))(params, context.rng(name, "head"))
@@ -244,6 +256,16 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       max_skipped=config.optimizer.max_skipped, evaluate=evaluator(config, context, model, reader, task.heldout, forward),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
+
+
+def changed_labels(config: Config, context: Context, train: Source) -> Source:
+  """The training pairs as config.relabel says, after the votes of its stage."""
+  if config.relabel is None:
+    return train
+  mean, _ = strength(voting.differences_of(context.finished(config.relabel.votes)))
+  changed = relabelled(train, mean, config.relabel)
+  logging.info("%d of %d pairs are kept, %d labels of all are flipped.", len(changed), len(train), len(changed.flipped))
+  return changed
 
 
 def evaluator(config: Config, context: Context, model: RewardModel, reader: Reader, heldout: Source, forward) -> Evaluate:
