@@ -32,33 +32,40 @@ ARMS = {
     "strongest_tenth": dict(part=(0.9, 1.0)), "true_labels": None}
 
 _ACCURACY = dict(function="last", args=dict(name="eval/accuracy", stage="rm"))
-_COMMON = dict(paper="Wang et al. 2024, arXiv:2401.06080", card=46, arms={name: dict(config=name) for name in ARMS})
+_COMMON = dict(paper="Wang et al. 2024, arXiv:2401.06080", card=46)
+
+
+def _arms(*names: str) -> dict:
+  return {name: dict(config=name) for name in names}
+
+
 CLAIMS = {
     "finds_wrong_labels": dict(
         title="The mean score difference of five reward models tells wrong labels from right ones: AUROC above 0.85",
         sentence="The pairs of lowest preference strength are mostly labelled wrong.",
         treatment="baseline", compare="absolute", direction="higher", threshold=0.85, matched=(),
-        metric=dict(function="last", args=dict(name="eval/wrong_auc", stage="votes")), **_COMMON),
+        metric=dict(function="last", args=dict(name="eval/wrong_auc", stage="votes")), arms=_arms("baseline"), **_COMMON),
     "weakest_mislead": dict(
         title="A reward model trained on the weakest fifth of the pairs is worse than chance: below 45 %",
         sentence="Trained on the 20 % of the pairs with the lowest strength, a model scores below chance on validation pairs.",
         treatment="weakest_fifth", compare="absolute", direction="lower", threshold=0.45, matched=(),
-        metric=_ACCURACY, **_COMMON),
+        metric=_ACCURACY, arms=_arms("weakest_fifth"), **_COMMON),
     "weakest_flipped_teach": dict(
         title="With their labels flipped the weakest fifth of the pairs teach: above 60 %",
         sentence="Flipping the labels of the pairs of lowest strength makes them useful.",
         treatment="weakest_fifth_flipped", compare="absolute", direction="higher", threshold=0.60, matched=(),
-        metric=_ACCURACY, **_COMMON),
+        metric=_ACCURACY, arms=_arms("weakest_fifth_flipped"), **_COMMON),
     "flip": dict(
         title="Flipping the weakest fifth of the labels makes a reward model better by 2 points on clean pairs",
         sentence="Correcting wrong labels by preference strength improves the reward model.",
         treatment="flip", baseline="baseline", direction="higher", threshold=0.02, matched=("updates",),
-        metric=_ACCURACY, also={"loss": dict(function="last", args=dict(name="eval/loss", stage="rm"))}, **_COMMON),
+        metric=_ACCURACY, also={"loss": dict(function="last", args=dict(name="eval/loss", stage="rm"))},
+        arms=_arms("baseline", "flip"), **_COMMON),
     "margin": dict(
         title="A margin as large as the strength makes a reward model better by half a point on clean pairs",
         sentence="An adaptive margin helps the reward model to tell responses apart.",
         treatment="margin", baseline="baseline", direction="higher", threshold=0.005, matched=("updates",),
-        metric=_ACCURACY, **_COMMON),
+        metric=_ACCURACY, arms=_arms(*ARMS), **_COMMON),
 }
 
 
