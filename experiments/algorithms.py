@@ -54,6 +54,11 @@ ALGORITHMS = {
         baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.02, critic=dict(
             trunk="separate", lam=0.95, value_clip=0.2, optimizer=dict(
                 learning_rate=2e-3, schedule="linear", warmup_steps=5))),
+    # The same with V-trace (Espeholt et al. 2018, arXiv:1802.01561, its bounds of 1) for rollouts that are one update old.
+    "ppo_vtrace": dict(
+        baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.02, staleness=1,
+        importance_cap=1.0, critic=dict(trunk="separate", vtrace=True, lam=0.95, value_clip=0.2, optimizer=dict(
+            learning_rate=2e-3, schedule="linear", warmup_steps=5))),
     "ppo_shared": dict(
         baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.02, critic=dict(
             trunk="shared", lam=0.95, value_clip=0.2, value_coef=0.1)),

@@ -98,8 +98,8 @@ def parse_rating(text: Any, low: float, high: float, *, pattern: str = VERDICT, 
   return float(only) if low <= float(only) <= high else None
 
 
-class _Judge:
-  """Asks a model and keeps its answers: what the pairwise and the pointwise judge share.
+class AskedModel:
+  """Asks a model and keeps its answers: what judges and critiques share.
 
   generate, generate_args: the model, see the module; arguments if it is named.
   template: of the prompt; `system` is not part of it: put it first.
@@ -108,8 +108,10 @@ class _Judge:
   cache_size: answers kept, oldest dropped first. They are in `state()`, so that a resumed run asks nothing twice.
   cache_file: JSON Lines to which every new answer is appended, and that is read at the start; "": none.
 
-  `counts`: prompts "asked", answers "cached", "failed" (None from the model), "abstained" (no verdict in them).
+  `counts`: prompts "asked", answers "cached", "failed" (None from the model), "abstained" (no verdict in them); `counted`
+  are those that a run logs.
   """
+  counted = ("asked", "cached", "failed", "abstained")
 
   def __init__(self, generate: str | Generate, *, generate_args: Mapping[str, Any] | None = None, template: str,
                fields: Sequence[str], votes: int, label_logits: bool, cache_size: int, cache_file: str):
@@ -151,7 +153,7 @@ class _Judge:
 
   def metrics(self) -> dict[str, float]:
     """`counts` so far, for a run's log."""
-    return {name: float(self.counts[name]) for name in ("asked", "cached", "failed", "abstained")}
+    return {name: float(self.counts[name]) for name in self.counted}
 
   def _answers(self, prompts: Sequence[str], labels: Sequence[str]) -> list[list[Any]]:
     """Per prompt its `votes` answers: texts, or with label_logits lists of log-probabilities; None where one failed."""
@@ -213,14 +215,14 @@ class _Judge:
     return self.template.format(**fields)
 
 
-class PointwiseJudge(_Judge):
+class PointwiseJudge(AskedModel):
   """Reward in [0, 1]: a judge's rating of each completion by itself, as its share of the way from `low` to `high`.
 
   The mean over the votes that hold a rating. With label_logits the expectation over the integers from low to high.
 
   low, high: of the ratings, integers.
   abstention: the reward of a completion without a rating.
-  Otherwise as said at `_Judge`.
+  Otherwise as said at `AskedModel`.
   Source: the rating judge of RewardBench 2, arXiv:2506.01937; the expectation: Liu et al. 2023 (G-Eval), arXiv:2303.16634.
   """
   per_sample = True
@@ -253,7 +255,7 @@ class PointwiseJudge(_Judge):
     return np.where(np.isnan(ratings), self.abstention, ratings).astype(np.float32)
 
 
-class PairwiseJudge(_Judge):
+class PairwiseJudge(AskedModel):
   """Reward in [0, 1]: how often a judge prefers the completion to the others of its group, or to the reference.
 
   A comparison is worth 1, 0, or 0.5 for a tie. With `swap` the judge sees both orders, and one that prefers the same
@@ -265,7 +267,7 @@ class PairwiseJudge(_Judge):
   swap: judge in both orders; else in one, drawn from the texts themselves, so that no place is favoured.
   against: "group": all other completions of the prompt; "reference": the sample's reference, a text.
   abstention: the reward of a completion none of whose comparisons has a verdict.
-  Otherwise as said at `_Judge`.
+  Otherwise as said at `AskedModel`.
   Source: Zheng et al. 2023, arXiv:2306.05685, section 3.4 (swapping positions).
   """
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import bisect
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
@@ -36,7 +37,8 @@ READING = {"step": "steps", "token": "tokens"}
 class Learned:
   """Range (-inf, inf): what reward models think of a completion, as a whole or of its steps or tokens.
 
-  A model reads the prompt and the completion's text with its own tokenizer, EOS after it also where the limit cut it.
+  A model reads the prompt and the completion's text with its own tokenizer, EOS after it also where the limit cut it; one
+  that was trained with critiques has one of each completion written first (stages.critiques).
 
   Args:
     model: a stage of this run that comes before, the workdir of another run ("path", or "path:stage"), or several.
@@ -129,12 +131,26 @@ class Learned:
     return StepRewards([v for v, _ in paid], [e for _, e in paid])
 
   def metrics(self) -> dict[str, float]:
-    """Of the last call."""
-    return dict(self._metrics)
+    """Of the last call; of critiques, summed over the models, since the start."""
+    written = sum((collections.Counter(s.critiques.metrics()) for s in self._critical), collections.Counter())
+    names = {name for s in self._critical for name in s.critiques.counted}
+    return self._metrics | {f"critiques/{name}": float(written[name]) for name in sorted(names)}
+
+  @property
+  def _critical(self) -> list[Scorer]:
+    return [s for s in self._scorers if s.critiques is not None]
+
+  def state(self) -> dict[str, Any]:
+    """The critiques so far."""
+    return {"critiques": [s.critiques.state() for s in self._critical]}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    for scorer, saved in zip(self._critical, state["critiques"], strict=True):
+      scorer.critiques.restore(saved)
 
   def close(self) -> None:
     """Lets the models' parameters go."""
-    self._scorers = [dataclasses.replace(s) for s in self._scorers]
+    self._scorers = [dataclasses.replace(s, critiques=None) for s in self._scorers]
 
   def _responses(self, scorer: Scorer, weights, samples) -> Float[np.ndarray, "N"]:
     scored = self._run(scorer, samples, [s.completion for s in samples], "")
@@ -151,15 +167,16 @@ class Learned:
     for _, group in itertools.groupby(range(len(samples)), key=lambda i: (samples[i].group, samples[i].prompt)):
       group = list(group)
       first = samples[group[0]]
-      if self._per == "token":
-        encoded = scorer.encode(first.messages or first.prompt, [])
-        ids = [list(texts[i]) for i in group]
-        all_places = [list(range(len(i))) for i in ids]
-        rows.append(dataclasses.replace(encoded, responses=ids, places=all_places, steps=all_places))
-      else:
-        rows.append(scorer.encode(first.messages or first.prompt, [texts[i] for i in group], read))
+      rows.append((first.messages or first.prompt, [texts[i] for i in group]))
       places += [(len(rows) - 1, g) for g in range(len(group))]
-    scored = scorer(rows)
+    if self._per == "token":
+      encoded = scorer.encode_rows([(prompt, []) for prompt, _ in rows])
+      all_places = [[list(range(len(ids))) for ids in given] for _, given in rows]
+      encoded = [dataclasses.replace(e, responses=[list(ids) for ids in given], places=at, steps=at)
+                 for e, (_, given), at in zip(encoded, rows, all_places)]
+    else:
+      encoded = scorer.encode_rows(rows, read)
+    scored = scorer(encoded)
     return [(scored[row], g) for row, g in places]
 
   def _parts(self, sample: Sample) -> tuple[Sequence[Any], Any]:

@@ -91,7 +91,27 @@ def potential(
   return out
 
 
-delta.of_steps = potential.of_steps = True
+def min_form(rewards: Ragged, *, temperature: float = 0.1) -> Ragged:
+  """r_k softmax(−r / temperature)_k: a chain is worth its weakest step, and not the sum of all.
+
+  With returns="to_go" the tokens up to the weakest step get about its reward and later ones about 0.
+
+  Args:
+    temperature: in reward units; PURE's 0.1. Towards 0 the sum is the minimum.
+
+  Raises: ValueError for a temperature that is not above 0.
+  Source: Cheng et al. 2025 (PURE), arXiv:2504.15275, sec. 3.
+  """
+  if not 0 < temperature < math.inf:
+    raise ValueError(f"min_form needs a finite temperature above 0, got {temperature}.")
+  out = []
+  for r in rewards:
+    weights = np.exp((np.min(r, initial=math.inf) - r) / temperature)
+    out.append(r * weights / max(weights.sum(), 1.0))  # The weakest one's is 1: less is no step at all.
+  return out
+
+
+delta.of_steps = potential.of_steps = min_form.of_steps = True
 
 
 def check_potential_based(

@@ -1,16 +1,15 @@
 """Rewards -> advantages. To subtract a baseline and to normalise the scale are separate choices.
 
 First per completion, [P G]: groups of a prompt's completions; then per token, [B T], one completion a row (before
-rl_reason.packing): returns, estimates with a critic's values, rewards of steps. `mask` is true on the policy's own tokens;
+rl_reason.packing): returns, estimates with a critic's values. `mask` is true on the policy's own tokens;
 prompt, tool and pad tokens, wherever they stand in the row, are skipped: time passes over sampled tokens alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
-import numpy as np
+from jaxtyping import Array, Bool, Float
 
 Rewards = Float[Array, "P G"]
 PerToken = Float[Array, "B T"]
@@ -206,78 +205,6 @@ def vtrace(
   _, (advantages, errors) = jax.lax.scan(
       step, (jnp.zeros_like(bootstrap), bootstrap, bootstrap), (rewards.T, values.T, mask.T, ratio.T), reverse=True)
   return jax.lax.stop_gradient((advantages.T, values + errors.T))
-
-
-def token_rewards(
-    step_rewards: Float[Array, "B S"], spans: Int[Array, "B S 2"], step_mask: Bool[Array, "B S"],
-    outcome: Float[Array, "B"], mask: Mask,
-) -> PerToken:
-  """Rewards of steps, each at its step's last token, plus the outcome's at the completion's last.
-
-  Args:
-    step_rewards: one number per step, e.g. a process reward model's; any value where step_mask is false.
-    spans: [start, end) of each step in tokens of the row (pad_steps). A step whose last token is not the policy's own
-      is rewarded at the last own token before it; one that ends before the first own token, nowhere. The row's end ends
-      steps that go beyond it.
-    outcome: reward of the whole completion; zeros for none.
-
-  Returns: rewards for gae, vtrace or returns_to_go; zero where masked.
-  """
-  size = mask.shape[1]
-  places = jnp.where(mask, jnp.arange(size), -1)
-  last_own = jax.lax.cummax(places, axis=1)  # The last own token up to each place; -1 where there is none yet.
-  ends = jnp.take_along_axis(last_own, jnp.clip(spans[..., 1] - 1, 0, size - 1), axis=1)
-  ends = jnp.concatenate([ends, last_own[:, -1:]], axis=1)
-  given = jnp.concatenate([jnp.where(step_mask, step_rewards, 0.0), outcome[:, None]], axis=1)
-
-  def place(ends, given):  # Out of the row, and dropped, where there is no token to reward.
-    return jnp.zeros(size, jnp.float32).at[jnp.where(ends < 0, size, ends)].add(given, mode="drop")
-  return jax.vmap(place)(ends, given)
-
-
-def process_returns(
-    step_rewards: Float[Array, "B S"], spans: Int[Array, "B S 2"], step_mask: Bool[Array, "B S"],
-    outcome: Float[Array, "B"], mask: Mask,
-    *, form: str = "sum", discount: float = 1.0, temperature: float = 0.1,
-) -> PerToken:
-  """Rewards of steps -> returns per token: what the steps that end at or after a token are worth, and the outcome.
-
-  form: "sum": returns_to_go of token_rewards (process supervision, Shao et al. 2024, arXiv:2402.03300, sec. 4.1.3).
-    "min": a chain is worth its weakest step (PURE; Cheng et al. 2025, arXiv:2504.15275). Each step's reward is first
-    weighted, r_i softmax(−r / temperature)_i; tokens up to the weakest step then get about its reward and later ones
-    about 0. The outcome is added in full either way.
-  temperature: of "min", in reward units; PURE's 0.1. Towards 0 it is the minimum.
-
-  Other arguments as in token_rewards. Returns: per token, zero where masked. Raises: ValueError for an unknown form.
-  """
-  if form not in PROCESS_FORMS:
-    raise ValueError(f"Unknown form {form!r}: {' or '.join(PROCESS_FORMS)}.")
-  if form == "min":
-    step_rewards = jnp.where(step_mask, step_rewards, 0.0)
-    step_rewards = step_rewards * jax.nn.softmax(-step_rewards / temperature, axis=1, where=step_mask)
-  return returns_to_go(token_rewards(step_rewards, spans, step_mask, outcome, mask), mask, discount=discount)
-
-
-PROCESS_FORMS = ("sum", "min")
-
-
-def pad_steps(
-    step_rewards: Sequence[Sequence[float]], spans: Sequence[Sequence[tuple[int, int]]],
-) -> tuple[Float[np.ndarray, "B S"], Int[np.ndarray, "B S 2"], Bool[np.ndarray, "B S"]]:
-  """What token_rewards reads, from a list of steps per completion (types.Sample.spans): (step_rewards, spans, step_mask).
-
-  Raises: ValueError where a completion's rewards and spans differ in number, or a span is not a range in order.
-  """
-  size = max((len(s) for s in spans), default=0)
-  rewards, places = np.zeros((len(spans), size), np.float32), np.zeros((len(spans), size, 2), np.int32)
-  for i, (r, s) in enumerate(zip(step_rewards, spans, strict=True)):
-    if len(r) != len(s):
-      raise ValueError(f"Completion {i} has {len(r)} step rewards and {len(s)} steps {list(s)}: give each step one reward.")
-    bad = [(start, end) for start, end in s if not 0 <= start < end]
-    if bad:
-      raise ValueError(f"Completion {i} has the step {bad[0]}: steps are [start, end) in tokens, 0 <= start < end.")
-    rewards[i, :len(r)], places[i, :len(s)] = r, np.reshape(s, (len(s), 2))
-  return rewards, places, np.arange(size) < np.array([len(s) for s in spans], int)[:, None]
 
 
 def _in_unit_interval(**values: float) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 
 from rl_reason import naming, ranking
 from rl_reason.ranking import Estimate
+from rl_reason.responses import plain_text
 from rl_reason.rewards.judge import pairwise_scorer, pointwise_scorer
 from rl_reason.tasks import load_splits, Source
-from rl_reason.types import Comparison, Message
+from rl_reason.types import Comparison
 
 # (prompt, response) texts -> one number per response, higher is better; [N, M] from the M members of an ensemble, whose
 # mean is judged; or, to be judged on steps, a list of arrays, one number per step. NaN: this one could not be scored.
@@ -94,13 +95,6 @@ def judge_beside_baselines(
           "random": judge(random(), comparisons)}
 
 
-def plain_text(prompt: str | Sequence[Message]) -> str:
-  """A prompt as text: messages as "Role: content" with a blank line between them, up to where the assistant speaks."""
-  if isinstance(prompt, str):
-    return prompt
-  return "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in prompt) + "Assistant:"
-
-
 # --- Scorers that a command may name.
 
 
@@ -138,11 +132,9 @@ def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
   scorer = dataclasses.replace(scorer, aggregate=aggregate or scorer.aggregate)
 
   def score(rows):
-    in_steps = [not isinstance(responses[0], str) for _, responses in rows]
-    scored = scorer([scorer.encode(prompt, responses, "steps" if steps else "")
-                     for (prompt, responses), steps in zip(rows, in_steps)])
-    return [[places.mean(axis=-1) for places in row.places] if steps else row.totals.mean(axis=-1)
-            for row, steps in zip(scored, in_steps)]
+    in_steps = any(not isinstance(responses[0], str) for _, responses in rows)  # All rows of a call, or none.
+    scored = scorer(scorer.encode_rows(rows, "steps" if in_steps else ""))
+    return [[places.mean(axis=-1) for places in row.places] if in_steps else row.totals.mean(axis=-1) for row in scored]
   score.by_prompt, score.render_prompt = True, lambda prompt: prompt
   return score
 

@@ -13,6 +13,7 @@ from rl_reason.models.config import ModelConfig
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.models.tokenizer import Tokenizer
+from rl_reason.rewards.critiques import Critiques
 from rl_reason.rollout.prompts import pad_rows
 from rl_reason.types import Comparison, Message, PromptBatch
 
@@ -67,6 +68,43 @@ def encode(
     places.append({"end": ends[-1:] - 1, "steps": ends - 1, "tokens": np.arange(ends[-1])}[read].tolist())
     steps.append(np.searchsorted(ends, places[-1], side="right").tolist())
   return Encoded(tokenizer.encode_prompt(prompt), ids, places, steps)
+
+
+def plain_text(prompt: str | Sequence[Message]) -> str:
+  """A prompt as text: messages as "Role: content" with a blank line between them, up to where the assistant speaks."""
+  if isinstance(prompt, str):
+    return prompt
+  return "".join(f"{m['role'].capitalize()}: {m['content']}\n\n" for m in prompt) + "Assistant:"
+
+
+def with_critiques(
+    critiques: Critiques, tokenizer: Tokenizer, rows: Sequence[tuple[str | Sequence[Message], Sequence[str]]],
+    encoded: Sequence[Encoded], *, max_response_tokens: int, max_positions: int,
+) -> list[Encoded]:
+  """Responses that are read at their ends -> each followed by the marker, its critique and one end, where both are read.
+
+  A critique is cut to the room that its response leaves it. Where there is no critique or no room, or the tokenizer cannot
+  read it (counted), the response stays alone.
+
+  Args:
+    rows: (prompt, responses) as text, of which `encoded` are the ids (read="end").
+    max_response_tokens: of response and critique. max_positions: of the prompt too.
+  """
+  found = iter(critiques([(plain_text(prompt), text) for prompt, texts in rows for text in texts]))
+  out = []
+  for row in encoded:
+    size = min(max_response_tokens, max_positions - len(row.prompt))
+    ids = []
+    for *response, end in row.responses:
+      critique = next(found)
+      try:
+        added = tokenizer.encode(critiques.marker + critique) if critique else []
+      except ValueError:
+        critiques.counts["unreadable"] += 1
+        added = []
+      ids.append([*response, *added[:max(0, size - len(response) - 1)], end])
+    out.append(dataclasses.replace(row, responses=ids, places=[[len(i) - 1] for i in ids]))
+  return out
 
 
 def encode_comparison(tokenizer: Tokenizer, row: Comparison, *, read: str, separator: str = "\n") -> Encoded:

@@ -15,7 +15,8 @@ from rl_reason.models import reward_model
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.reward_model import ResponseBatch, RewardModel
 from rl_reason.models.tokenizer import Tokenizer
-from rl_reason.responses import Encoded, Layout, encode
+from rl_reason.responses import Encoded, Layout, encode, with_critiques
+from rl_reason.rewards.critiques import Critiques
 from rl_reason.sharding import Partitioning
 from rl_reason.types import Message, Params
 
@@ -44,6 +45,7 @@ class Scorer:
   cumulative: a place's score is that of all up to it, so that differences are what each step or token earns.
   aggregate: one score of a response's places (reward_model.AGGREGATES).
   layout: of its batches. max_positions: the context of its decoder.
+  critiques: written of each response first, which the model was trained to read with it; None: none.
   normalise: "mean": places less their mean in training; "mean_std": divided by their standard deviation, too.
   """
   load: Callable[[], Loaded]
@@ -57,6 +59,7 @@ class Scorer:
   aggregate: str = "last"
   cumulative: bool = False
   normalise: str = "none"
+  critiques: Critiques | None = None
 
   @functools.cached_property
   def loaded(self) -> Loaded:
@@ -64,11 +67,23 @@ class Scorer:
 
   def encode(
       self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[str]], read: str = "") -> Encoded:
-    """Raises: ValueError where the model is not read."""
+    """`encode_rows` of one."""
+    return self.encode_rows([(prompt, responses)], read)[0]
+
+  def encode_rows(
+      self, rows: Sequence[tuple[str | Sequence[Message], Sequence[str | Sequence[str]]]], read: str = "") -> list[Encoded]:
+    """(prompt, responses) each, as responses.encode takes them, with their critiques if there are any.
+
+    Raises: ValueError where the model is not read.
+    """
     read = read or self.reads[0]
     if read not in self.reads:
       raise ValueError(f"This model is read at {' or '.join(self.reads)}, not at {read}: train one with read={read!r}.")
-    return encode(self.tokenizer, prompt, responses, read=read, separator=self.separator)
+    encoded = [encode(self.tokenizer, prompt, given, read=read, separator=self.separator) for prompt, given in rows]
+    if self.critiques is None:
+      return encoded
+    return with_critiques(self.critiques, self.tokenizer, rows, encoded, max_positions=self.max_positions,
+                          max_response_tokens=self.layout.max_response_tokens)
 
   def __call__(self, rows: Sequence[Encoded]) -> list[RowScores]:
     """Scores of these rows, in their order. Several processes give each its own rows, and must call together.

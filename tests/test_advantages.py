@@ -193,55 +193,6 @@ def test_a_discount_out_of_range_is_refused(name, value, tokens):
     advantages.vtrace(**tokens, **{name: value})
 
 
-def test_process_returns_by_hand():
-  # Steps of 2 and 3 tokens worth 1 and −2, 5 for the outcome; of the second row one step worth 3, which ends past padding.
-  step_rewards, spans, step_mask = advantages.pad_steps([[1, -2], [3]], [[(0, 2), (2, 5)], [(0, 6)]])
-  mask = jnp.arange(6) < jnp.array([[5], [3]])
-  outcome = jnp.array([5.0, 0.0])
-  rewards = advantages.token_rewards(step_rewards, spans, step_mask, outcome, mask)
-  np.testing.assert_allclose(rewards, [[0, 1, 0, 0, 3, 0], [0, 0, 3, 0, 0, 0]])
-  returns = advantages.process_returns(step_rewards, spans, step_mask, outcome, mask)
-  np.testing.assert_allclose(returns, [[4, 4, 3, 3, 3, 0], [3, 3, 3, 0, 0, 0]])
-  np.testing.assert_allclose(
-      advantages.process_returns(step_rewards, spans, step_mask, outcome, mask, discount=0.5),
-      [[0.6875, 1.375, 0.75, 1.5, 3, 0], [0.75, 1.5, 3, 0, 0, 0]])
-  with pytest.raises(ValueError, match="Unknown form 'max': sum or min"):
-    advantages.process_returns(step_rewards, spans, step_mask, outcome, mask, form="max")
-
-
-def test_the_min_form_is_the_weakest_step_up_to_it():
-  # Weights of e^0, e^ln3 at temperature 1 for rewards 0 and −ln 3: 1/4, 3/4; the sum to come of [0, −3/4 ln 3].
-  spans = [[(0, 1), (1, 2), (2, 3)]]
-  mask = jnp.ones((1, 3), bool)
-  def run(rewards, temperature, outcome=0.0):
-    return advantages.process_returns(
-        *advantages.pad_steps([rewards], [spans[0][:len(rewards)]]), jnp.array([outcome]), mask, form="min",
-        temperature=temperature)
-  np.testing.assert_allclose(run([0.0, -np.log(3)], 1.0), [[-0.75 * np.log(3)] * 2 + [0]], rtol=1e-5)
-  np.testing.assert_allclose(run([0.7, 0.2, 0.9], 1e-3), [[0.2, 0.2, 0]], atol=1e-6)
-  np.testing.assert_allclose(run([0.7, 0.2, 0.9], 1e-3, outcome=1.0), [[1.2, 1.2, 1]], atol=1e-6)
-  assert not run([], 1.0).any()
-  # A row of fewer steps: its weights are over its own alone.
-  np.testing.assert_allclose(advantages.process_returns(
-      *advantages.pad_steps([[0.0, -np.log(3)], [1.0]], [spans[0][:2], spans[0][:1]]), jnp.zeros(2), jnp.ones((2, 3), bool),
-      form="min", temperature=1.0), [[-0.75 * np.log(3)] * 2 + [0], [1, 0, 0]], rtol=1e-5)
-
-
-def test_a_step_that_ends_in_a_tool_s_text_rewards_the_last_own_token():
-  # Own: 1, 2, 4. Steps end after tool token 3, after own 4, and in the prompt, where nobody is to be rewarded.
-  step_rewards, spans, step_mask = advantages.pad_steps([[1, 2, 4]], [[(1, 4), (4, 5), (0, 1)]])
-  np.testing.assert_allclose(
-      advantages.token_rewards(step_rewards, spans, step_mask, jnp.zeros(1), MASK), [[0, 0, 1, 0, 2, 0]])
-  assert not advantages.token_rewards(step_rewards, spans, step_mask, jnp.ones(1), jnp.zeros_like(MASK)).any()
-
-
-def test_steps_that_are_no_ranges_or_lack_rewards_are_refused():
-  with pytest.raises(ValueError, match="Completion 1 has 1 step rewards and 2 steps"):
-    advantages.pad_steps([[], [1.0]], [[], [(0, 2), (2, 3)]])
-  with pytest.raises(ValueError, match=r"Completion 0 has the step \(3, 3\)"):
-    advantages.pad_steps([[1.0]], [[(3, 3)]])
-
-
 # Two completions of one prompt; the last column of each is padding or worse.
 GROUP = jnp.array([[0.5, 0.0, 1.0, 9.0], [0.0, 2.0, jnp.nan, 9.0]])
 GROUP_MASK = jnp.array([[True, True, True, False], [True, True, False, False]])

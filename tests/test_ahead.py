@@ -21,7 +21,7 @@ def rollout(index, count=2):
                   np.array([True, False]), draw.rand(count, 4).astype(np.float32), -draw.rand(count, 4).astype(np.float32)),
       draw.rand(count).astype(np.float32), draw.rand(count, 4).astype(np.float32),
       {"length": draw.rand(count).astype(np.float32)}, f"shown {index} → \u2028\n", {"time/generate": 0.1 + index / 3},
-      {"tokens": 2.0 * (1 + index)})
+      {"tokens": 2.0 * (1 + index), "environment_calls": 3.0 + index})
 
 
 class Halves:
@@ -48,7 +48,7 @@ class Halves:
       raise OverflowError("learn")
     self.learnt.append((rollout.index, int(state.params)))
     return types.SimpleNamespace(params=state.params + 1), {
-        "loss": float(rollout.index), "skipped_in_a_row": float(rollout.index == 0), "tokens": -1.0}
+        "loss": float(rollout.index), "skipped_in_a_row": float(rollout.index == 0), "tokens": -1.0, "environment_calls": -1.0}
 
   def run(self, steps, num_steps, *, state=None, restore=None, together=()):
     ahead, out = Ahead(self.context, self.sample, self.learn, num_steps), []
@@ -60,6 +60,7 @@ class Halves:
         self.together = index in together
         state, metrics, shown = ahead.step(state, [], index)
         assert shown == rollout(index).shown and metrics["tokens"] == 2 * (1 + index)
+        assert metrics["environment_calls"] == 3 + index
         out.append(metrics)
       return state, out, ahead.state()
 

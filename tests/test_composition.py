@@ -211,7 +211,7 @@ def test_a_gate_looks_at_the_sum_of_steps():
   assert build_rewards(spec)(STEPS)[0].tolist() == [1, 1, 0]
 
 
-@pytest.mark.parametrize("name", ["delta", "potential"])
+@pytest.mark.parametrize("name", ["delta", "potential", "min_form"])
 def test_transforms_of_steps_refuse_numbers(name):
   with pytest.raises(ValueError, match=f"'a' is one number per sample, and its transform '{name}' works on steps"):
     build_rewards(by("a", "a", transforms=(name,)))(STEPS)

@@ -12,7 +12,7 @@ from rl_reason import config as config_lib
 from rl_reason import run
 from rl_reason.models import heads, transformer
 from rl_reason.stages import critic as critic_lib
-from rl_reason.stages import policy_gradient, reward_model
+from rl_reason.stages import policy_gradient, reward_model, rollouts
 from rl_reason.stages.assemble import critic_values
 from rl_reason.stages.base import Optimizer
 from rl_reason.stages.critic import Critic
@@ -21,8 +21,9 @@ from rl_reason.types import length_mask
 MASK = np.asarray(length_mask(LENGTHS, T))
 
 
-def with_critic(config, **fields):
-  return dataclasses.replace(config, baseline="none", normalise="none", critic=Critic(**fields))
+def with_critic(config, *, importance_cap=0.0, **fields):
+  return dataclasses.replace(
+      config, baseline="none", normalise="none", importance_cap=importance_cap, critic=Critic(**fields))
 
 
 def constant(samples):
@@ -51,6 +52,25 @@ def test_advantages_with_a_constant_value_by_hand(one, completions):
   np.testing.assert_allclose(batch.returns, np.where(MASK, expected + 0.5, 0), atol=1e-6)
   np.testing.assert_allclose(batch.behaviour_values, np.where(MASK, 0.5, 0), atol=1e-6)
   assert metrics["value/mean"] == pytest.approx(0.5) and metrics["value/explained_variance"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("gap, cap", [(0.0, 1.0), (0.5, 1.0), (0.5, 4.0)])
+def test_vtrace_by_hand(gap, cap, one, completions):
+  # V = 0.5, λ = 0.5, the sampler a constant `gap` below the policy: all ratios e^gap, w = min(cap, e^gap).
+  # Last token: v − V = w (r − 0.5), A = w (r − 0.5). Before it δ = 0: v − V = w / 2 times the next one's, A = w times half of
+  # the next one's v − V. On policy that is GAE.
+  context, config, params, _ = one
+  config, scores = with_critic(config, lam=0.5, vtrace=True, importance_cap=cap), (LENGTHS % 5).astype(np.float32)
+  sampled = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(gap))
+  with context.partitioning.use():
+    params = with_head(context, config, params, output_bias=jnp.array([0.5]))
+    batch, metrics = policy_gradient.assemble(config, context, rollout_of(one, sampled, scores), params, None)
+  w, left = min(cap, np.exp(gap)), LENGTHS[:, None] - 1.0 - np.arange(T)
+  errors = w * (scores - 0.5)[:, None] * (w / 2) ** left
+  np.testing.assert_allclose(batch.returns, np.where(MASK, errors + 0.5, 0), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(batch.advantages, np.where(MASK, errors, 0), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(batch.behaviour_logprobs, completions.logprobs, atol=1e-5)  # The loss's ratio starts at 1.
+  assert metrics["importance/weight"] == pytest.approx(w, rel=1e-4)
 
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)
@@ -99,7 +119,7 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
   config = with_critic(
       config, trunk=trunk, lam=1.0, value_clip=0.0, warmup_steps=40, optimizer=Optimizer(
           learning_rate=0.02, name="sgd", max_grad_norm=0.0))
-  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
   history = []
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
@@ -118,7 +138,7 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)
 def test_eight_devices_and_one_train_a_critic_alike(trunk, one, completions, monkeypatch):
-  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
   def trained(context, config, params):
     config = dataclasses.replace(
         with_critic(config, trunk=trunk, hidden=8, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3)),

@@ -1,6 +1,7 @@
 """Adapters: the change they stand for, their gradients by the chain rule, a frozen model, places on a mesh, whole runs."""
 
 import functools
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from rl_reason.models.lora import MATRICES, LoRA
 from rl_reason.rollout import Sampling, generate
 from rl_reason.stages import sft
 from rl_reason.train import train
+from test_train import arrays, deterministic
 
 SOME = LoRA(rank=3, alpha=6.0, matrices=("q", "v", "o", "down"))
 
@@ -198,6 +200,30 @@ def test_a_run_trains_adapters_and_goes_on_from_the_merged_policy(tmp_path):
   # The second stage began where the first ended.
   nll = [line["nll"] for line in read_metrics(tmp_path) if "nll" in line]
   assert len(nll) == 4 and nll[3] < nll[0]
+
+
+def short(samples):
+  """Range [0, 1]."""
+  return [1 / len(s.completion_tokens) for s in samples]
+
+
+def test_policy_gradients_on_adapters_resume_to_the_same_bits(tmp_path):
+  c = make_config(fsdp=1)
+  c.stages, c.rl.rewards = ("rl",), {"short": {"function": f"{__name__}:short"}}
+  c.rl.update(num_steps=2, baseline="none", normalise="token_whiten", kl_coef=0.1, importance_cap=2.0, staleness=1)
+  c.rl.lora.rank, c.rl.critic = 2, dict(trunk="shared")
+  train(c, tmp_path / "whole", plain=True)
+  shutil.copytree(tmp_path / "whole", tmp_path / "again")
+  shutil.rmtree(tmp_path / "again" / "checkpoints" / "rl" / "2")  # Killed with a rollout waiting.
+  train(c, tmp_path / "again", plain=True)
+  assert deterministic(tmp_path / "again") == deterministic(tmp_path / "whole")
+  saved, again = (arrays(tmp_path / name / "checkpoints" / "rl" / "2") for name in ("whole", "again"))
+  assert again.keys() == saved.keys() and all(again[name].tobytes() == x.tobytes() for name, x in saved.items())
+  run_config, sections = run.check(c)
+  context = run.Workdir(tmp_path / "whole").with_stages(run.make_context(run_config), run_config, sections)
+  finished, initial = context.finished("rl"), run.initial_params(context)
+  jax.tree.map(np.testing.assert_array_equal, {name: finished["policy"][name] for name in initial}, initial)
+  assert np.abs(finished["policy"]["lora"]["q"]["b"]).max() > 0 and np.abs(finished["critic"]["head"]["output"]).max() > 0
 
 
 def test_memory_of_adapters():

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from rl_reason import config as config_lib
-from rl_reason import memory, policy, run
+from rl_reason import losses, memory, policy, run
+from rl_reason.models import lora
+from rl_reason.models.lora import LoRA
+from rl_reason.rewards import StepRewards, build_rewards
 from rl_reason.rollout import Completions, Rollout, encode_prompts
-from rl_reason.stages import policy_gradient
+from rl_reason.stages import policy_gradient, rollouts
 from rl_reason.stages.assemble import pack_rows
 from rl_reason.stages.critic import Critic
 from rl_reason.types import length_mask
@@ -71,7 +74,7 @@ def rollout_of(one, completions, scores=np.zeros(16, np.float32)):
 
 def step(context, config, params, problems, completions, monkeypatch):
   """(parameters after one step on these completions, metrics)."""
-  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
     state, metrics, _ = stage.step(stage.init(), problems, 0)
@@ -101,6 +104,7 @@ def assert_same(a, b, atol):
     (dict(discount=0.9), "discount=0.9 is for returns='to_go' and critics"),
     (dict(returns="to_go", normalise="batch_whiten"), "set normalise='token_whiten'"),
     (dict(critic=Critic()), "A critic is the baseline, and baseline='group_mean' would be a second one"),
+    (dict(critic=Critic(vtrace=True), baseline="none", normalise="none"), "its bound, is 0: set importance_cap=1.0"),
     (dict(critic=Critic(), baseline="none", normalise="group_std"), r"Unknown normalise \(with a critic\) 'group_std'"),
     (dict(critic=Critic(warmup_steps=4), baseline="none", normalise="none"), "critic.warmup_steps=4 of num_steps=4"),
     (dict(equal_groups="drop"), "Unknown equal_groups 'drop'"),
@@ -184,7 +188,7 @@ def test_scoring_and_updates_are_compiled_beforehand_and_once(mesh, one, complet
     if event == "/jax/core/compile/backend_compile_duration":
       with lock:
         compiled.append((kwargs["fun_name"], threading.current_thread() is threading.main_thread()))
-  monkeypatch.setattr(policy_gradient, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
     params = run.initial_params(context)
     stage = policy_gradient.build(config, context, params, "rl")
@@ -259,6 +263,28 @@ def test_a_penalty_per_token_and_returns_to_go_by_hand(one, completions):
       whitened, np.where(mask, (expected - expected[mask].mean()) / expected[mask].std(), 0), atol=1e-4)
 
 
+def first_and_last(samples):
+  """Steps: the first token, 0.2, and the others, 0.9."""
+  return StepRewards([[0.2, 0.9][:n] for n in map(len, (s.completion_tokens for s in samples))],
+                     [[0, len(s.completion_tokens) - 1][:len(s.completion_tokens)] for s in samples])
+
+
+@pytest.mark.parametrize("transforms, first, later", [((), 1.1, 0.9), (({"name": "min_form", "temperature": 0.01},), 0.2, 0)])
+def test_rewards_of_steps_are_credited_to_the_tokens_up_to_them(transforms, first, later, one, completions, monkeypatch):
+  context, config, params, problems = one
+  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
+  config = dataclasses.replace(
+      config, returns="to_go", baseline="none", normalise="none",
+      rewards={"prm": {"function": f"{__name__}:first_and_last", "transforms": transforms}})
+  with context.partitioning.use():
+    rollout = rollouts.sample_rollout(
+        config, context, params, problems, build_rewards(config.rewards), index=0, rng=jax.random.key(0))
+    batch, _ = policy_gradient.assemble(config, context, rollout, params, None)
+  mask = np.asarray(length_mask(LENGTHS, T))
+  expected = np.where(mask, np.where(np.arange(T) == 0, np.where(LENGTHS == 1, 0.2, first)[:, None], later), 0)
+  np.testing.assert_allclose(batch.advantages, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("mean_over, share", [
     ("token", lambda length, total: 1 / total), ("sequence", lambda length, total: 1 / 8 / length),
     ("fixed_length", lambda length, total: 1 / (8 * T))])
@@ -305,6 +331,36 @@ def test_a_step_of_one_prompt_and_one_token_completions(one, monkeypatch):
     assert all(np.isfinite(v) for v in metrics.values()) and (metrics["grad_norm"] > 0) == moves
 
 
+@pytest.mark.parametrize("critic", [None, Critic(trunk="shared")], ids=["", "critic"])
+def test_adapters_learn_from_what_the_merged_policy_says(critic, one, completions, monkeypatch):
+  # They start as no change: a first step's numbers are those of the whole policy. Later ones are measured to the policy
+  # they started from, which stays as it was.
+  context, config, params, problems = one
+  config = dataclasses.replace(config, kl_coef=0.1, importance_cap=2.0, critic=critic, **(
+      dict(baseline="none", normalise="none") if critic else {}))
+  adapted = dataclasses.replace(config, lora=LoRA(rank=2))
+  _, whole = step(context, config, params, problems, completions, monkeypatch)
+  with context.partitioning.use():
+    stage = policy_gradient.build(adapted, context, params, "rl")
+    state, first, _ = stage.step(stage.init(), problems, 0)
+    for key in ("loss", "policy_loss", "kl", "entropy", "reward/mean", "logprob_gap"):
+      np.testing.assert_allclose(first[key], whole[key], rtol=1e-4, atol=1e-6, err_msg=key)
+    learnt, _ = policy_gradient.critic_lib.split(critic, jax.device_get(state.params))
+    assert all(np.abs(x["b"]).max() > 0 for x in learnt["lora"].values())
+    jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in learnt.items() if "lora" not in k}, jax.device_get(params))
+    merged = policy_gradient.trained(adapted, context).policy(state.params)
+    assert "lora" not in merged
+    prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+    mask = np.asarray(length_mask(LENGTHS, T))
+    ours = policy.score(context.policy.config, merged, prompts, completions.tokens, LENGTHS)
+    state, second, _ = stage.step(state, problems, 1)
+    stage.close()
+  kl = losses.kl_estimate(ours, completions.logprobs, mask, estimator="k3").sum() / mask.sum()
+  assert kl > 1e-5
+  np.testing.assert_allclose(second["kl"], kl, rtol=1e-2)
+  np.testing.assert_allclose(second["logprob_gap"], np.abs(np.where(mask, ours - completions.logprobs, 0)).max(), rtol=1e-2)
+
+
 def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   context, config, *_ = one
   monkeypatch.setattr(memory, "update_parts", lambda *args, **kwargs: [memory.Part("activations", 100, "", "update")])
@@ -330,11 +386,19 @@ def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   assert named(activations, "scoring", kl_coef=0.1) == named(activations, "scoring", importance_cap=2.0) > 0
   assert named(activations, "scoring", kl_coef=0.1, microbatches=4, minibatches=2) == pytest.approx(
       named(activations, "scoring", kl_coef=0.1) / 8)
+  # Adapters are merged to sample and, where the policy that learns is scored, to score; what they add is trained alone.
+  merged, adapters = "policy with its adapters merged", dict(lora=LoRA(rank=2))
+  copy = memory.sharded_bytes(context.abstract_params)
+  assert named(merged, **adapters) == named(merged, "evaluation", **adapters) == copy and named(merged) == 0
+  assert named(merged, "scoring", **adapters, kl_coef=0.1) == 0
+  assert named(merged, "scoring", **adapters, importance_cap=2.0) == copy
+  added = sum(4 * x.size for x in jax.tree.leaves(lora.abstract_params(context.policy.config, LoRA(rank=2))))
+  assert named("parameters", "", **adapters) == copy + added
+  assert named("gradients", "update", **adapters, microbatches=1) == added - 4  # Not of the scale.
   # Sampling ahead, with its own parameters, goes on during the update.
   def needed(**change):
     return {phase: sum(p.num_bytes for p in parts(**change) if p.phase == phase) for phase in ("sampling", "update")}
   before, ahead = needed(), needed(staleness=1)
-  copy = memory.sharded_bytes(context.abstract_params)
   assert ahead["sampling"] == before["sampling"] + copy
   assert ahead["update"] == before["update"] + before["sampling"] + copy
 
@@ -363,7 +427,7 @@ def test_rewards_are_begun_while_completions_come(fails, one, completions, monke
       raise KeyError("sampling failed")
     return completions
 
-  monkeypatch.setattr(policy_gradient, "generate", generate)
+  monkeypatch.setattr(rollouts, "generate", generate)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
     if fails:

@@ -8,6 +8,7 @@ import pytest
 
 from rl_reason import config as config_lib
 from rl_reason import policy, run
+from rl_reason.models import lora
 from rl_reason.responses import Layout, encode
 from rl_reason.rollout.prompts import pad_rows
 from rl_reason.stages import preference as stage
@@ -93,8 +94,9 @@ def test_log_probabilities_are_those_of_each_response_alone(context, draw_params
       np.testing.assert_allclose(sums[i, g], alone.sum(), rtol=1e-5)
 
 
-def test_a_stopped_stage_goes_on_to_the_same_bits(context):
-  config = section(loss_args=dict(beta=0.5))
+@pytest.mark.parametrize("fields", [dict(), dict(loss="kto", lora=dict(rank=2))], ids=["dpo", "kto-lora"])
+def test_a_stopped_stage_goes_on_to_the_same_bits(context, fields):
+  config = section(loss_args=dict(beta=0.5), **fields)
   config = dataclasses.replace(config, num_steps=14)  # More than two epochs of 100 pairs, some computed by then.
   _, _, history, whole = trained(context, config)
   with context.partitioning.use():
@@ -109,6 +111,10 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(context):
       state, metrics, _ = second.step(state, next(second.data), i)
       assert metrics == history[i]
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), whole)
+  if "lora" in fields:  # Adapters learnt, the policy stayed: it is the reference.
+    start = run.initial_params(context)
+    jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in whole.items() if "lora" not in k}, jax.device_get(start))
+    assert all(np.abs(x["b"]).max() > 0 for x in whole["lora"].values()) and history[-1]["reference_point"] > 0
   with pytest.raises(ValueError, match="log-probabilities of 1 comparisons, and the data now has"):
     stage.ReferenceSums(3).restore(stage.ReferenceSums(1).state())
 
@@ -155,9 +161,10 @@ def test_ties_are_named_or_left_out(context):
   assert [row.id for row in stage.make_reader(config, context).task().train] == ["good"]
 
 
-def test_the_implicit_reward_scores_text(context):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_implicit_reward_scores_text(rank, context):
   """beta (log π − log π_ref) by the log-probabilities themselves; steps' shares add up to the whole but its EOS."""
-  config = section(loss_args=dict(beta=0.5))
+  config = section(loss_args=dict(beta=0.5), lora=dict(rank=rank))
   with context.partitioning.use():
     start = run.initial_params(context)
   _, _, _, params = trained(context, config, steps=5)
@@ -167,7 +174,8 @@ def test_the_implicit_reward_scores_text(context):
   rows = [scorer.encode("12=", ["77", "1"])]
   scored, = scorer(rows)
   batch, _ = scorer.layout.batch(rows)
-  ours, theirs = (policy.response_logprobs(context.policy.config, p, batch).sum(-1) for p in (params, start))
+  ours, theirs = (policy.response_logprobs(context.policy.config, p, batch).sum(-1) for p in (lora.merge(params), start))
+  assert np.abs(ours - theirs).max() > 1e-3
   np.testing.assert_allclose(scored.totals[:, 0], 0.5 * (ours - theirs)[0], rtol=1e-4, atol=1e-6)
   per_token, = scorer([scorer.encode("12=", ["77", "1"], "tokens")])
   np.testing.assert_allclose(per_token.places[0][-1], scored.totals[0], rtol=1e-4, atol=1e-6)

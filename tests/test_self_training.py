@@ -89,6 +89,8 @@ def test_a_round_imitates_what_the_reward_picks():
   kept = selection.keep(pool.candidates, threshold=0.2)
   assert history[2]["kept/samples"] == len(kept) and history[2]["kept/share"] == len(kept) / 32
   assert history[0]["reward/mean"] == history[0]["reward/scripted"] and 0 < history[0]["reward/mean"] < 0.6
+  # What sampling cost, in completions that were judged; updates ask for none.
+  assert [h.get("environment_calls", 0) for h in history] == [16, 16, 0, 0]
   # The second round begins anew.
   steps(stage, context, state, 4, 1)
   assert pool.sampled == 16
@@ -119,6 +121,7 @@ def test_unsolved_problems_are_asked_again_with_the_answer_and_learnt_without():
   _, history, _ = steps(stage, context, state, 0, 3)
   pool = stage.resumable["pool"]
   assert history[0]["solved"] == 0 and history[0]["reward/mean"] == 0 and history[0]["solved_with_hint"] > 0
+  assert history[0]["environment_calls"] == 32  # Those asked again count again.
   assert pool.candidates and all(c.hinted and c.score == 1 for c in pool.candidates) and pool.sampled == 32
   prompts = {tuple(context.policy.tokenizer.encode_prompt(context.task.train[i].prompt)) for i in range(200)}
   assert {c.prompt for c in pool.candidates} <= prompts

@@ -73,6 +73,14 @@ def test_potential_by_hand():
   assert_rows(rewards.potential(ragged([2, 4], [7]), discount=0.5, initial=1.0), [[0, -2], [-1]])
 
 
+def test_min_form_by_hand():
+  # At temperature 1 rewards 0 and −ln 3 weigh e^0 and e^ln 3: 1/4 and 3/4. At 0.001 the weakest is all; no steps, nothing.
+  assert_rows(rewards.min_form(ragged([0, -math.log(3)], [1], []), temperature=1.0), [[0, -0.75 * math.log(3)], [1], []])
+  assert_rows(rewards.min_form(ragged([0.7, 0.2, 0.9], [1e4, -1e4]), temperature=1e-3), [[0, 0.2, 0], [0, -1e4]])
+  with pytest.raises(ValueError, match="temperature above 0, got 0"):
+    rewards.min_form([], temperature=0)
+
+
 def episodes(num_states=4, steps=(1, 2, 3)):
   return [e for k in steps for e in itertools.product(range(num_states), repeat=k + 1)]
 

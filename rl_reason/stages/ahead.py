@@ -46,8 +46,9 @@ class Ahead:
     if index == self._last:
       state, own = self._update(state)
       metrics = {**own, "skipped_in_a_row": max(own["skipped_in_a_row"], metrics["skipped_in_a_row"])}
-    # What is logged of a step is the rollout it updated on, but tokens are those it sampled.
-    return state, {**rollout.seconds, **metrics, "tokens": rollout.metrics["tokens"]}, rollout.shown
+    # What is logged of a step is the rollout it updated on, but its cost is that of the one it sampled.
+    cost = {name: rollout.metrics[name] for name in ("tokens", "environment_calls")}
+    return state, {**rollout.seconds, **metrics, **cost}, rollout.shown
 
   def _update(self, state: LearnerState) -> tuple[LearnerState, dict[str, float]]:
     """Learns from the rollout that waits; then none does."""

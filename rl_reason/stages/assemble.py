@@ -12,6 +12,7 @@ import numpy as np
 
 from rl_reason import advantages, losses, packing, policy, sharding
 from rl_reason.learner import split_microbatches, split_parts
+from rl_reason.models import lora
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rollout import Rollout
 from rl_reason.stages import critic as critic_lib
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # Not at run time: that file imports this one.
 _without_critic = jax.jit(
     advantages.token_advantages, static_argnames=("group_size", "returns", "baseline", "normalise", "discount"))
 _with_critic = jax.jit(advantages.gae, static_argnames=("discount", "lam"))
+_with_vtrace = jax.jit(advantages.vtrace, static_argnames=("discount", "lam", "max_rho", "max_c", "max_policy_rho"))
 
 
 def num_microbatches(config: Config, context: Context) -> int:
@@ -38,6 +40,11 @@ def num_microbatches(config: Config, context: Context) -> int:
 def num_parts(config: Config, context: Context) -> int:
   """Into how many parts of equally many groups an update cuts a rollout."""
   return config.minibatches * num_microbatches(config, context)
+
+
+def scores_acting(config: Config) -> bool:
+  """Whether the policy that learns reads a rollout before the update."""
+  return bool(config.importance_cap) or config.critic is not None and config.critic.trunk == "shared"
 
 
 def assemble(
@@ -55,6 +62,8 @@ def assemble(
   completions, model = rollout.completions, context.policy.config
   mask = length_mask(completions.lengths, completions.tokens.shape[1])
   acting, critic = critic_lib.split(config.critic, params)
+  if scores_acting(config):
+    acting = lora.merge(acting)  # One program scores it and the reference.
 
   def logprobs_of(params):
     return scored(config, context, rollout, functools.partial(
@@ -81,8 +90,14 @@ def assemble(
         normalise=config.normalise, discount=config.discount)
   else:
     values, bootstrap = critic_values(config, context, rollout, acting, critic)
-    estimates, returns = map(sharding.fetch, _with_critic(
-        rewards, values, mask, bootstrap, discount=config.discount, lam=config.critic.lam))
+    given, factors = (rewards, values, mask, bootstrap), dict(discount=config.discount, lam=config.critic.lam)
+    if config.critic.vtrace:
+      cap, weights = config.importance_cap, 1.0  # Its advantages are weighed already.
+      found = _with_vtrace(*given, behaviour_logprobs, completions.behaviour_logprobs, **factors,
+                           max_rho=cap, max_c=cap, max_policy_rho=cap)
+    else:
+      found = _with_critic(*given, **factors)
+    estimates, returns = map(sharding.fetch, found)
     metrics = metrics | critic_lib.metrics(values, returns, mask)
   if config.normalise in advantages.TOKEN_NORMALISERS:
     estimates = advantages.TOKEN_NORMALISERS[config.normalise](estimates, mask)

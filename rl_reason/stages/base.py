@@ -92,6 +92,10 @@ class Context:
     sees its own prompts only."""
     return 32 if jax.process_count() == 1 else self.max_prompt_tokens
 
+  def name_of(self, section: Any) -> str:
+    """Of the stage with this very section; "" where it is none of the run's."""
+    return next((name for name, other in self.sections.items() if other is section), "")
+
   def models(self, section: Any) -> Models:
     """For the rewards of the stage with this very section."""
     earlier = list(itertools.takewhile(lambda name: self.sections[name] is not section, self.sections))

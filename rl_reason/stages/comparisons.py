@@ -12,7 +12,8 @@ from rl_reason import estimates, packing
 from rl_reason import memory as memory_lib
 from rl_reason.config import TaskSection, at_least, check_microbatches, one_of
 from rl_reason.models import transformer
-from rl_reason.responses import Encoded, Layout, encode_comparison, too_long
+from rl_reason.responses import Encoded, Layout, encode_comparison, too_long, with_critiques
+from rl_reason.rewards.critiques import Critiques
 from rl_reason.stages.base import Context, first_rows
 from rl_reason.tasks import Source, Task, load_task
 from rl_reason.types import Comparison, LearnerState
@@ -57,9 +58,13 @@ class Reader:
   """
 
   def __init__(self, section: Section, context: Context, complain: Callable[[Comparison, Encoded], None], *,
-               read: str = "end", separator: str = "\n"):
-    """complain: raises ValueError, saying what is wrong, for a row that the loss cannot learn from."""
+               read: str = "end", separator: str = "\n", critiques: Critiques | None = None):
+    """Args:
+      complain: raises ValueError, saying what is wrong, for a row that the loss cannot learn from.
+      critiques: of each response, which `encode_all` appends; needs read="end".
+    """
     self._section, self._context, self._complain, self._read, self._separator = section, context, complain, read, separator
+    self._critiques = critiques
     self.layout = Layout.of(
         context.policy.config, context.dtype, max_prompt_tokens=section.max_prompt_tokens or context.max_prompt_tokens,
         max_response_tokens=section.max_response_tokens, bucket=context.prompt_bucket,
@@ -80,6 +85,15 @@ class Reader:
       raise ValueError(f"Comparison {row.id!r} cannot be learnt from: {error}. Correct it or the limit, or set"
                        f" bad_rows='drop'. Its prompt starts {str(row.prompt)[:80]!r}.") from error
     return encoded
+
+  def encode_all(self, rows: Sequence[Comparison]) -> list[Encoded]:
+    """With their critiques, if there are any. Raises: as `encode`."""
+    encoded = [self.encode(row) for row in rows]
+    if self._critiques is None:
+      return encoded
+    return with_critiques(
+        self._critiques, self._context.policy.tokenizer, [(row.prompt, row.responses) for row in rows], encoded,
+        max_response_tokens=self.layout.max_response_tokens, max_positions=self._context.policy.config.max_positions)
 
   def check(self) -> None:
     """Raises: ValueError for text beyond the model's context and for bad rows, as far as a short look shows them."""

@@ -31,10 +31,13 @@ class Critic:
   start: the earlier stage whose reward model or critic (Trained.critic) it starts from, as raw as it scores; "": a copy of
     the policy that the stage starts from, and a head that says 0.
   hidden: width of a layer in the head; 0: linear (models.heads.Head).
-  lam: λ of advantages.gae. value_clip: bound of a value's change per rollout, in reward units; 0 for none.
+  lam: λ of advantages.gae, or vtrace. value_clip: bound of a value's change per rollout, in reward units; 0 for none.
   value_coef: weight of the value loss beside the policy's.
   bootstrap_truncated: the return of a completion that the length limit cut goes on with V after its last token. False:
     it ends there, as in trl, so that cutting an answer off is no better than not giving one.
+  vtrace: advantages.vtrace in place of gae, whose bounds are all the stage's importance_cap (the paper's: 1.0): for rollouts
+    that the policy which learns would not have drawn just so, as with staleness=1. Between the updates on one rollout it
+    is not estimated anew: there, as ever, the clipped ratio bounds how far they go.
   warmup_steps: rollouts at the start from which only the critic learns.
   optimizer: of trunk and head; None: as the stage's. Either way the critic's gradient is clipped by itself.
   """
@@ -45,6 +48,7 @@ class Critic:
   value_clip: float = 0.2
   value_coef: float = 1.0
   bootstrap_truncated: bool = False
+  vtrace: bool = False
   warmup_steps: int = 0
   optimizer: Optimizer | None = None
 

@@ -1,13 +1,13 @@
 """Which groups of a rollout have something to teach, and dynamic sampling: more prompts in place of those that have not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 import numpy as np
 
 from rl_reason.rewards.monitors import repeat_share
-from rl_reason.rollout import Completions, Rollout
+from rl_reason.rollout import Rollout
 
 
 def equal_groups(rollout: Rollout, by: str = "") -> Bool[np.ndarray, "P"]:
@@ -46,25 +46,16 @@ def resample(first: Rollout, draw: Callable[[int], Rollout], *, max_rounds: int,
 
 
 def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
-  """Means of the total reward and of each component; how many groups have nothing to teach because all rewards are
-  equal; lengths and repetition."""
+  """What every stage that samples logs: means of the total reward and of each component; how many groups have nothing to
+  teach because all rewards are equal; lengths and repetition; what it cost."""
   completions = rollout.completions
   return {
-      **sample_metrics(completions, rollout.scores, rollout.components),
+      "reward/mean": float(rollout.scores.mean()), "reward/std": float(rollout.scores.std()),
+      **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
+      "completion/length": float(completions.lengths.mean()),
+      "completion/truncated": float(completions.truncated.mean()),
       "reward/equal_groups": float(equal_groups(rollout, by).mean()),
       "completion/repetition": float(np.mean([
           repeat_share(row[:n].tolist()) for row, n in zip(completions.tokens, completions.lengths)])),
       "tokens": float(completions.lengths.sum()), "environment_calls": float(len(completions.lengths)),
-  }
-
-
-def sample_metrics(
-    completions: Completions, scores: Float[np.ndarray, "B"], components: Mapping[str, Float[np.ndarray, "B"]],
-) -> dict[str, float]:
-  """What every stage that samples logs: the total reward, each component's mean, lengths."""
-  return {
-      "reward/mean": float(scores.mean()), "reward/std": float(scores.std()),
-      **{f"reward/{k}": float(v.mean()) for k, v in components.items()},
-      "completion/length": float(completions.lengths.mean()),
-      "completion/truncated": float(completions.truncated.mean()),
   }

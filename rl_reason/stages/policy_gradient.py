@@ -18,19 +18,22 @@ from rl_reason import advantages, compilation, learner, losses, policy, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
-from rl_reason.rewards import Scoring, build_rewards, token_rewards
+from rl_reason.models.lora import LoRA
+from rl_reason.rewards import build_rewards
 from rl_reason.rewards.monitors import build_monitors
 from rl_reason.rewards.workers import failure_counts
-from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts, generate, make_samples
+from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts
 from rl_reason.stages import critic as critic_lib
 from rl_reason.stages import groups
 from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.assemble import (
-    assemble, blank_batch, microbatches, minibatches, num_microbatches, num_parts, scoring_parts)
-from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, fold, make_learner
+    assemble, blank_batch, microbatches, minibatches, num_microbatches, num_parts, scores_acting, scoring_parts)
+from rl_reason.stages.base import (
+    Context, Optimizer, Stage, Trained, first_rows, fold, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.stages.critic import Critic
+from rl_reason.stages.rollouts import sample_rollout
 from rl_reason.tasks import pipeline
-from rl_reason.types import LearnerState, Params, Sample
+from rl_reason.types import LearnerState, Params
 
 EQUAL_GROUPS = ("keep", "skip", "resample")
 
@@ -43,7 +46,8 @@ class Config:
   sampling: rollout.sampling.Sampling; its filters must be off, for the update knows only the whole distribution.
   rewards: rewards.build_rewards.
   returns: what a token is credited with. "total": its completion's whole reward. "to_go": what is rewarded from it on,
-    each further token discounted by `discount`. With a critic it is advantages.gae's, by its lam.
+    each further token discounted by `discount`, as rewards of steps need it. With a critic it is advantages.gae's or
+    vtrace's, by its lam.
   baseline: a key of advantages.BASELINES. normalise: a key of advantages.NORMALISERS or TOKEN_NORMALISERS.
   equal_groups: what becomes of groups whose rewards are all equal. "keep": learnt from like others. "skip": their tokens
     have no part in the loss. "resample": skipped, and replaced by groups of further prompts, in at most `max_resamples`
@@ -58,10 +62,12 @@ class Config:
   critic: a Critic, whose values take the place of the baseline; None for none.
   entropy_coef: weight of the entropy bonus. mean_over: token, sequence or fixed_length (losses.token_weights).
   remat: models.transformer.REMAT_POLICIES.
+  lora: as in stages.sft; a critic's own trunk is trained whole.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one step old
     (stages.ahead). It takes memory for a second copy of the policy.
   importance_cap: C of truncated importance sampling between trainer and sampler (losses.truncated_importance), for
     rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
+    With critic.vtrace it bounds what V-trace makes of the same ratio.
   int8_rollouts: sample with the layers' matrices rounded to 8 bits. Needs importance_cap.
   start: the stage whose policy it starts from (run.starting_points).
   monitors: signs of a gamed reward, rewards.monitors.build_monitors.
@@ -94,6 +100,7 @@ class Config:
   entropy_coef: float = 0.0
   mean_over: str = "token"
   remat: str = "none"
+  lora: LoRA = LoRA()
   staleness: int = 0
   importance_cap: float = 0.0
   int8_rollouts: bool = False
@@ -160,6 +167,9 @@ class Config:
         raise ValueError(f"A critic is the baseline, and baseline={self.baseline!r} would be a second one: set"
                          " baseline='none'.")
       one_of(advantages.TOKEN_NORMALISERS, **{"normalise (with a critic)": self.normalise})
+      if self.critic.vtrace and not self.importance_cap:
+        raise ValueError("critic.vtrace weighs tokens by the trainer's policy over the sampler's, and importance_cap, its"
+                         " bound, is 0: set importance_cap=1.0, or vtrace=False.")
       if self.critic.warmup_steps >= self.num_steps:
         raise ValueError(f"critic.warmup_steps={self.critic.warmup_steps} of num_steps={self.num_steps}: the policy would"
                          " never learn. Lower it, or raise num_steps.")
@@ -185,28 +195,34 @@ def check(config: Config, context: Context) -> None:
   with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.critic is not None:
-    critic_lib.check(config.critic, context, next((n for n, section in context.sections.items() if section is config), ""))
+    critic_lib.check(config.critic, context, context.name_of(config))
 
 
 def trained(config: Config, context: Context) -> Trained:
   """The policy itself or, with a critic, {"policy": ..., "critic": ...}."""
+  policy_part = trained_policy(context, config.lora)
   if config.critic is None:
-    return Trained(context.abstract_params)
+    return policy_part
   return Trained(
-      {"policy": context.abstract_params, "critic": critic_lib.abstract_params(config.critic, context)},
-      policy=lambda params: params["policy"],
+      {"policy": policy_part.shapes, "critic": critic_lib.abstract_params(config.critic, context)},
+      policy=lambda params: policy_part.policy(params["policy"]),
       critic=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
 
 
 def learner_of(config: Config, context: Context, params: Params | None, name: str = ""):
   """make_learner of what `trained` says, for stage `name`, starting from the policy `params`."""
-  updates, shapes = config.epochs * config.minibatches, trained(config, context).shapes
-  if config.critic is None:
-    return make_learner(context, params, config.optimizer, config.num_steps * updates)
-  return make_learner(
-      context, lambda: {"policy": params, "critic": critic_lib.init_params(config.critic, context, params, name)},
-      config.optimizer, config.num_steps * updates, shapes=shapes, optimizer=critic_lib.make_optimizer(
-          config.critic, config.optimizer, num_steps=config.num_steps, updates_per_step=updates))
+  updates, optimizer = config.epochs * config.minibatches, None
+  if config.critic is not None:
+    optimizer = critic_lib.make_optimizer(
+        config.critic, config.optimizer, num_steps=config.num_steps, updates_per_step=updates)
+
+  def start():
+    acting = with_adapters(context, params, config.lora, name)
+    if config.critic is None:
+      return acting
+    return {"policy": acting, "critic": critic_lib.init_params(config.critic, context, params, name)}
+  return make_learner(context, start, config.optimizer, config.num_steps * updates, shapes=trained(config, context).shapes,
+                      optimizer=optimizer)
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
@@ -230,7 +246,9 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   if critic is not None and critic.trunk == "separate":
     updating.append(dataclasses.replace(updating[0], name="activations of the critic"))
   scores = config.kl_coef or config.importance_cap or critic is not None
+  merged = ["evaluation", "sampling"] + ["scoring"] * scores_acting(config)
   return [
+      *merging_memory(context, config.lora, *merged),
       *memory_lib.learner_parts(state_shape, microbatches=config.microbatches, start=context.abstract_params),
       *sampling,
       *(memory_lib.scoring_parts(model, partitioning, microbatch, dtype=dtype) if scores else ()),
@@ -244,7 +262,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   optimizer, init, state_shape = learner_of(config, context, params, name)
   policy_of = trained(config, context).policy
-  model, tokenizer = context.policy.config, context.policy.tokenizer
+  model = context.policy.config
   reference = params if config.kl_coef else None
   temperature = config.sampling.temperature
 
@@ -277,7 +295,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     place_shapes = context.partitioning.placed_shapes
     if reference is not None or config.importance_cap:
       _, parts = scoring_parts(config, context, rollout)
-      score.begin(model, critic_lib.split(config.critic, state_shape.params)[0], *place_shapes(parts[0], ("batch",)),
+      score.begin(model, context.abstract_params, *place_shapes(parts[0], ("batch",)),
                   temperature=temperature, dtype=context.dtype)
     for minibatch in minibatches(blank_batch(config, rollout), config, minibatch_rng(rollout)):
       update.begin(state_shape, place_shapes(microbatches(config, context, minibatch), (None, "batch")))
@@ -290,40 +308,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       process_index=jax.process_index(), process_count=jax.process_count())
 
   def sample_once(params, problems, index, *further) -> Rollout:
-    """Prompts -> completions -> rewards, by the policy `params`. further: a number for each round after a step's first."""
-    started = time.perf_counter()
-    # Prompts, the same on every process.
-    prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
-        problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
-
-    # Completions, and rewards of this process's own problems as their completions end.
-    first = jax.process_index() * len(problems) * config.group_size
-    own = slice(first, first + len(problems) * config.group_size)
-
-    def to_samples(completions, rows=None):
-      return make_samples(problems, jax.tree.map(lambda x: x[own], completions), tokenizer, rows=rows,
-                          stop_strings=config.sampling.stop_strings, step=index)
-
-    def on_finished(completions, rows):
-      rows = [int(i) - first for i in rows if own.start <= i < own.stop]
-      scoring.add(rows, to_samples(completions, rows))
-
-    with contextlib.closing(Scoring(rewards)) as scoring:
-      with jax.profiler.TraceAnnotation("generate"):
-        completions = generate(
-            model, params, prompts, config.sampling, group_size=config.group_size,
-            rng=context.rng(name, "rollout", index, *further), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-            dtype=context.dtype, slots=config.slots, int8=config.int8_rollouts, on_finished=on_finished)
-      generated = time.perf_counter()
-      with jax.profiler.TraceAnnotation("reward"):
-        samples = to_samples(completions)
-        judged = scoring.finish(samples)
-        per_token = token_rewards(judged, completions.lengths[own], config.sampling.max_tokens)
-        scores, per_token, components = jax.tree.map(
-            sharding.gather_rows, (judged.total, per_token, judged.logged()))
-    return Rollout(index, prompts, completions, scores, per_token, components, _show(samples[0], scores[0]), {
-        "time/generate": generated - started, "time/reward": time.perf_counter() - generated},
-        {f"reward/{k}": v for k, v in rewards.metrics().items()})
+    """further: a number for each round after a step's first."""
+    return sample_rollout(config, context, params, problems, rewards, index=index, int8=config.int8_rollouts,
+                          rng=context.rng(name, "rollout", index, *further))
 
   def sample(params, problems, index) -> Rollout:
     """The step's rollout, with what is logged of it."""
@@ -380,7 +367,3 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       resumable={"rewards": rewards, **({"ahead": ahead} if ahead else {})},
       max_skipped=config.optimizer.max_skipped, monitors=build_monitors(config.monitors, rewards=config.rewards),
       close=close, data=data)
-
-
-def _show(sample: Sample, score: float) -> str:
-  return f"{sample.prompt} → {sample.completion} [reference {sample.reference}, reward {score:.2f}]"

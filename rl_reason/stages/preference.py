@@ -20,10 +20,13 @@ from rl_reason import learner, naming, policy, preferences, scorer, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import TaskSection, one_of
 from rl_reason.losses import LossStatistics
+from rl_reason.models import lora as lora_lib
+from rl_reason.models.lora import LoRA
 from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.responses import READINGS, Encoded
 from rl_reason.stages import comparisons
-from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
+from rl_reason.stages.base import (
+    Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.stages.comparisons import Reader
 from rl_reason.tasks import Source, pipeline
 from rl_reason.types import Comparison, Params
@@ -55,6 +58,7 @@ class Config:
     are pairs of which one side is better; for kto also single responses, good where their score is above 0.5.
   loss: a key of LOSSES; loss_args: its options, beta among them.
   reference: the frozen policy: an earlier stage, "initial", or "" for the one that this stage starts from.
+  lora: as in stages.sft.
   """
   kind: str
   num_steps: int
@@ -70,6 +74,7 @@ class Config:
   heldout_rows: int = 1000
   microbatches: int = 0
   remat: str = "none"
+  lora: LoRA = LoRA()
   start: str = ""
 
   def __post_init__(self):
@@ -108,8 +113,7 @@ class PreferenceBatch:
 
 def trained(config: Config, context: Context) -> Trained:
   """The policy itself."""
-  del config
-  return Trained(context.abstract_params)
+  return trained_policy(context, config.lora)
 
 
 def check(config: Config, context: Context) -> None:
@@ -119,7 +123,12 @@ def check(config: Config, context: Context) -> None:
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
-  return make_reader(config, context).memory(make_learner(context, None, config.optimizer, config.num_steps)[-1])
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
+  parts = make_reader(config, context).memory(state_shape)
+  if config.objective.reference and config.reference:
+    parts.append(memory_lib.Part(
+        "reference policy", memory_lib.sharded_bytes(context.abstract_params), "set reference='', the policy it starts from"))
+  return [*merging_memory(context, config.lora, "evaluation", *["scoring"] * (not config.objective.pairs)), *parts]
 
 
 def make_reader(config: Config, context: Context) -> Reader:
@@ -150,7 +159,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, if the section names no other, the frozen reference."""
   reader, objective = make_reader(config, context), config.objective
   task, parts = reader.task(), reader.microbatches
-  optimizer, init, state_shape = make_learner(context, params, config.optimizer, config.num_steps)
+  optimizer, init, state_shape = make_learner(
+      context, with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps,
+      shapes=trained(config, context).shapes)
   reference = None
   if objective.reference:
     reference = context.policy_at(name, "reference", config.reference) if config.reference else params
@@ -190,7 +201,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       shifted = [dataclasses.replace(e, responses=o.responses, places=o.places, steps=o.steps)
                  for e, o in zip(encoded, encoded[1:] + encoded[:1])]
       others, mask = reader.layout.batch(shifted, parts=parts, size=2)
-      kl = float(preferences.kto_reference_point(score(state.params, others), score(reference, others), mask.any(-1)))
+      ours = score(lora_lib.merge(state.params), others)
+      kl = float(preferences.kto_reference_point(ours, score(reference, others), mask.any(-1)))
       batch, metrics = batch.replace(kl=np.full_like(batch.kl, kl)), {"reference_point": kl}
     state, updated = update(state, context.partitioning.place(learner.split_microbatches(batch, parts), (None, "batch")))
     return state, {**{k: float(v) for k, v in jax.device_get(updated).items()}, **metrics,
@@ -266,7 +278,7 @@ def evaluator(config: Config, reader: Reader, heldout: Source, score, reference:
   known: dict[int, Float[np.ndarray, "P G"]] = {}  # The reference's, by the batch's first row.
 
   def evaluate(params):
-    found, table = {}, []
+    params, found, table = lora_lib.merge(params), {}, []
     for start in range(0, len(rows), size):
       real = rows[start:start + size]
       filled = real + real[:1] * (size - len(real))
@@ -297,8 +309,8 @@ def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
   def load():
     field, value = ("reference", config.reference) if config.reference else ("start", config.start)
     return scorer.implicit(
-        context.policy.config, context.finished(name), context.policy_at(name, field, value), beta=config.beta,
-        dtype=context.dtype)
+        context.policy.config, trained(config, context).policy(context.finished(name)),
+        context.policy_at(name, field, value), beta=config.beta, dtype=context.dtype)
   return scorer.Scorer(
       load=load, tokenizer=context.policy.tokenizer, outputs=("reward",), reads=READINGS, cumulative=True,
       layout=make_reader(config, context).layout, max_positions=context.policy.config.max_positions,

@@ -26,9 +26,12 @@ from rl_reason.losses import LossStatistics
 from rl_reason.models import heads, reward_model
 from rl_reason.models.reward_model import ResponseBatch, RewardModel
 from rl_reason.responses import READINGS
+from rl_reason.rewards.critiques import Critiques
 from rl_reason.stages import comparisons, voting
+from rl_reason.stages import critiques as critiques_lib
 from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
 from rl_reason.stages.comparisons import Reader
+from rl_reason.stages.critiques import Critique, make_critiques
 from rl_reason.strength import Relabel, relabelled, strength
 from rl_reason.tasks import Source, pipeline
 from rl_reason.types import Comparison, Params
@@ -48,6 +51,7 @@ class Config:
     response that is not given in steps.
   aggregate: a response's score from those at its places (reward_model.AGGREGATES): in losses of one score per response, in
     evaluations, and by default as a reward.
+  critique: a Critique of each response that the head reads too, within max_response_tokens; needs read="end".
   head_hidden: width of the head's SiLU layer; 0: linear. freeze_trunk: only the head learns.
   relabel: what an ensemble's votes on the training pairs change about them (strength.Relabel); None: nothing.
   heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
@@ -68,6 +72,7 @@ class Config:
   read: str = "end"
   separator: str = "\n"
   aggregate: str = "last"
+  critique: Critique = Critique()
   head_hidden: int = 0
   freeze_trunk: bool = False
   relabel: Relabel | None = None
@@ -96,6 +101,10 @@ class Config:
     if self.kind_of_labels.per == "place" and self.read == "end":
       raise ValueError(f"The loss {self.loss!r} learns from labels of steps, and read='end' reads none of them: set"
                        " read='steps' or 'tokens'.")
+
+    if self.critique.generate and self.read != "end":
+      raise ValueError(f"critique.generate={self.critique.generate!r} with read={self.read!r}: a critique is read with the"
+                       " whole response, at its end. Set read='end', or critique.generate=''.")
 
   @property
   def kind_of_labels(self) -> label_kinds.Labels:
@@ -154,8 +163,10 @@ def trained(config: Config, context: Context) -> Trained:
 
 
 def check(config: Config, context: Context) -> None:
-  """Raises: ValueError for text beyond the model's context, for bad rows, and for votes that are none or on other rows."""
+  """Raises: ValueError for text beyond the model's context, for bad rows, for critiques that nobody can write, and for votes
+  that are none or on other rows."""
   make_reader(config, context).check()
+  critiques_lib.check(config.critique, context, context.name_of(config))
   if config.relabel is not None:
     earlier = itertools.takewhile(lambda name: context.sections[name] is not config, context.sections)
     votes = {name: context.sections[name] for name in earlier if context.sections[name].kind == "voting"}
@@ -168,10 +179,11 @@ def check(config: Config, context: Context) -> None:
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage. It has no logits."""
   state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
-  return [part for part in make_reader(config, context).memory(state_shape) if part.name != "logits"]
+  own = [part for part in make_reader(config, context).memory(state_shape) if part.name != "logits"]
+  return [*own, *critiques_lib.memory(config.critique, context)]
 
 
-def make_reader(config: Config, context: Context) -> Reader:
+def make_reader(config: Config, context: Context, critiques: Critiques | None = None) -> Reader:
   kind = config.kind_of_labels
 
   def complain(row, encoded):
@@ -180,12 +192,12 @@ def make_reader(config: Config, context: Context) -> Reader:
     if config.levels and ((given % 1 != 0) | (given < 0) | (given >= config.levels)).any():
       raise ValueError(f"its labels {given.tolist()} are outside the ordinal scale 0 ... {config.levels - 1} of"
                        f" levels={config.levels}")
-  return Reader(config, context, complain, read=config.read, separator=config.separator)
+  return Reader(config, context, complain, read=config.read, separator=config.separator, critiques=critiques)
 
 
 def make_batch(config: Config, reader: Reader, rows: list[Comparison], microbatches: int) -> ComparisonBatch:
   """Host arrays, [microbatches ...] each."""
-  encoded, kind = [reader.encode(row) for row in rows], config.kind_of_labels
+  encoded, kind = reader.encode_all(rows), config.kind_of_labels
   responses, places = reader.layout.batch(encoded, parts=microbatches)
   given, mask = label_kinds.collect(kind, rows, encoded, places, config.attributes)
   labelled = mask.reshape(*mask.shape[:1 + kind.per_response], -1).any(-1)
@@ -215,7 +227,8 @@ def examples(config: Config, model: RewardModel, params: Params, batch: Comparis
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the decoder starts."""
-  model, reader = architecture(config, context), make_reader(config, context)
+  critiques = make_critiques(config.critique, context, name)
+  model, reader = architecture(config, context), make_reader(config, context, critiques)
   task = reader.task(functools.partial(changed_labels, config, context))
   shapes = trained(config, context).shapes
   initial = jax.jit(functools.partial(reward_model.init_params, model), out_shardings=jax.tree.map(
@@ -248,12 +261,15 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     del index
     batch = make_batch(config, reader, rows, reader.microbatches)
     state, metrics = update(state, context.partitioning.place(batch, (None, "batch")))
+    written = critiques.metrics() if critiques else {}
     return state, {**{k: float(v) for k, v in jax.device_get(metrics).items()},
+                   **{f"critiques/{k}": v for k, v in written.items()},
                    "tokens": float(batch.responses.row_lengths.sum())}, ""
 
   return Stage(
       num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
-      max_skipped=config.optimizer.max_skipped, evaluate=evaluator(config, context, model, reader, task.heldout, forward),
+      resumable={"critiques": critiques} if critiques else {}, max_skipped=config.optimizer.max_skipped,
+      evaluate=evaluator(config, context, model, reader, task.heldout, forward),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
 
@@ -321,4 +337,5 @@ def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
       load=lambda: scorer.from_head(model, context.finished(name), dtype=context.dtype),
       tokenizer=context.policy.tokenizer, outputs=config.attributes or ("reward",), reads=(config.read,),
       layout=make_reader(config, context).layout, max_positions=model.config.max_positions, partitioning=context.partitioning,
-      separator=config.separator, aggregate=config.aggregate)
+      separator=config.separator, aggregate=config.aggregate,
+      critiques=make_critiques(config.critique, context, name))

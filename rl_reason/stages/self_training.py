@@ -28,10 +28,11 @@ from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
 from rl_reason.models.lora import LoRA
 from rl_reason.rewards import build_rewards
-from rl_reason.rollout import Completions, Sampling, check_sampling, encode_prompts, generate, make_samples
+from rl_reason.rollout import Sampling, check_sampling, encode_prompts
 from rl_reason.stages import groups, sft
 from rl_reason.stages.base import (
     Batches, Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
+from rl_reason.stages.rollouts import sample_rollout
 from rl_reason.tasks import pipeline
 from rl_reason.types import Params, Problem, PromptBatch
 
@@ -160,35 +161,21 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       context, optimizer, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
       max_completion_tokens=config.sampling.max_tokens, remat=config.remat)
   rewards = build_rewards(config.rewards, models=context.models(config))
-  tokenizer, pool = context.policy.tokenizer, selection.Pool()
-
-  def sample(params, prompts, problems, index, *stream) -> tuple[Completions, np.ndarray, dict[str, np.ndarray]]:
-    """(completions of all processes' prompts, their total rewards, each reward by itself). problems: this process's."""
-    with jax.profiler.TraceAnnotation("generate"):
-      completions = generate(
-          context.policy.config, params, prompts, config.sampling, group_size=config.group_size, slots=config.slots,
-          rng=context.rng(name, *stream, index), stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode,
-          dtype=context.dtype)
-    first = jax.process_index() * len(problems) * config.group_size
-    own = jax.tree.map(lambda x: x[first:first + len(problems) * config.group_size], completions)
-    with jax.profiler.TraceAnnotation("reward"):
-      samples = make_samples(problems, own, tokenizer, stop_strings=config.sampling.stop_strings, step=index)
-      judged = rewards.score(samples)
-      return completions, *jax.tree.map(sharding.gather_rows, (judged.total, judged.logged()))
+  pool = selection.Pool()
 
   def collect(state, problems, index) -> tuple[dict[str, float], str]:
     """Samples and judges one batch of problems; what may be imitated joins the pool. -> (metrics, one to show)."""
-    started, params = time.perf_counter(), lora_lib.merge(state.params)
-    encoded = _encoded(context, problems)
-    prompts = _rows(encoded)
-    completions, scores, components = sample(params, encoded, problems, index, "rollout")
-    lowest = config.thresholds[0]
-    pool.add(prompts, completions, scores, lowest)
-    solved = (scores.reshape(-1, config.group_size) >= lowest).any(axis=1)
-    text, tokens = tokenizer.decode(completions.tokens[0, :completions.lengths[0]].tolist()), completions.lengths.sum()
-    shown = f"{tokenizer.render_prompt(problems[0].prompt)} → {text} [reward {scores[0]:.2f}]"
-    metrics = {
-        **groups.sample_metrics(completions, scores, components), "solved": float(solved.mean())}
+    params, lowest = lora_lib.merge(state.params), config.thresholds[0]
+
+    def sample(problems, stream):
+      return sample_rollout(config, context, params, problems, rewards, index=index, rng=context.rng(name, stream, index))
+
+    def reached(scores):
+      return (scores.reshape(-1, config.group_size) >= lowest).any(axis=1)
+    rollout = sample(problems, "rollout")
+    prompts, solved = _rows(rollout.prompts), reached(rollout.scores)
+    pool.add(prompts, rollout.completions, rollout.scores, lowest)
+    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()), **rollout.seconds}
     if config.hint:
       first = jax.process_index() * len(problems)
       unsolved = [p for p, is_solved in zip(problems, solved[first:first + len(problems)]) if not is_solved]
@@ -198,16 +185,16 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         asked = (unsolved + list(problems))[:len(problems)]
         counts = np.repeat(sharding.gather_rows(np.arange(len(problems)) < len(unsolved)), config.group_size)
         hinted = [with_hint(p, config.hint) for p in asked]
-        completions, scores, _ = sample(params, _encoded(context, hinted), hinted, index, "hint")
-        scores = np.where(counts, scores, -np.inf)
-        pool.add(_rows(_encoded(context, asked)), completions, scores, lowest, hinted=True)
-        rationalised = (scores.reshape(-1, config.group_size) >= lowest).any(axis=1)
-        tokens += completions.lengths.sum()
+        second = sample(hinted, "hint")
+        scores = np.where(counts, second.scores, -np.inf)
+        pool.add(_rows(_encoded(context, asked)), second.completions, scores, lowest, hinted=True)
+        rationalised, spent = reached(scores), {**groups.metrics(second), **second.seconds}
+        # What the fill-ups cost was spent, too.
+        metrics |= {key: metrics[key] + spent[key] for key in ("tokens", "environment_calls", *second.seconds)}
       metrics["solved_with_hint"] = float(rationalised.mean())
     if config.imitate_solutions:
       pool.add_examples(prompts, jax.tree.map(sharding.gather_rows, _solutions(config, context, problems)))
-    return {**metrics, "tokens": float(tokens), "skipped_in_a_row": 0.0,
-            "time/generate": time.perf_counter() - started}, shown
+    return {**metrics, "skipped_in_a_row": 0.0}, rollout.shown
 
   @functools.lru_cache(maxsize=1)
   def kept(round_index, phase) -> list[selection.Candidate]:

@@ -4,6 +4,8 @@ Nothing is trained: a step scores a stretch of the pairs with every member, so t
 """
 
 import dataclasses
+import functools
+import json
 from typing import Any
 
 import jax
@@ -86,7 +88,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     for row in rows:
       _check_pair(row, config)
     for m, member in enumerate(members):
-      encoded = [member.encode(row.prompt, row.responses) for row in rows]
+      encoded = member.encode_rows([(row.prompt, row.responses) for row in rows])
       tokens += sum(len(ids) for one in encoded for ids in one.responses)
       totals = [scored.totals.mean(axis=-1) for scored in member(encoded)]
       found[:, m] = [chosen - rejected for chosen, rejected in totals]
@@ -140,8 +142,12 @@ class InOrder:
 
 
 def _pairs(config: Config) -> Source:
-  data = config.data
-  return load_task(data.source, data.args, data.train, data.heldout).train
+  return _read(json.dumps(dataclasses.asdict(config.data), sort_keys=True))
+
+
+@functools.lru_cache(maxsize=2)  # A stage's shapes, which hang on the number of pairs, are asked for many times.
+def _read(data: str) -> Source:
+  return load_task(*(json.loads(data)[field] for field in ("source", "args", "train", "heldout"))).train
 
 
 def _check_pair(row: Comparison, config: Config) -> None:
