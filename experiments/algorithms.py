@@ -9,7 +9,26 @@ and, where their paper does not ask for another number, two updates per rollout.
 the papers' numbers where they have a scale of their own (clip bounds, λ, weights of KL penalties) and their ratios where
 not (the share of the length that is a buffer, the critic's learning rate over the policy's). None was tuned here.
 
-Result: not measured yet.
+Result of the claims' command: held-out pass@1 (200 problems, 8 samples each) after 85 steps of 32 x 8 completions with seeds
+0, 1 and 2, which have 0.362, 0.330 and 0.422 before; what was gained, with its 95 % t interval; the first evaluation, every
+10 steps, above 0.6; seconds of the RL steps on one core of a busy two-core AMD EPYC (commit 81a5a8b, 49 min of runs):
+
+    algorithm              seed 0, 1, 2          gained                steps        s
+    grpo                   0.841 0.834 0.945   0.502 (0.447-0.556)   10, 20, 10  61
+    dr_grpo                0.849 0.840 0.956   0.510 (0.451-0.569)   10, 20, 10  53
+    rloo                   0.839 0.838 0.953   0.505 (0.438-0.572)   10, 20, 10  61
+    reinforce_pp           0.849 0.846 0.963   0.514 (0.447-0.581)   10, 20, 10  56
+    reinforce_pp_baseline  0.853 0.851 0.962   0.517 (0.455-0.579)   10, 20, 10  57
+    dapo                   0.903 0.880 0.978   0.549 (0.530-0.567)   10, 20, 10  65
+    gspo                   0.841 0.849 0.954   0.510 (0.441-0.578)   10, 20, 10  56
+    cispo                  0.837 0.845 0.956   0.508 (0.432-0.583)   10, 20, 10  51
+    gmpo                   0.837 0.839 0.951   0.504 (0.436-0.573)   10, 20, 10  52
+    ppo_separate           0.845 0.846 0.963   0.513 (0.441-0.586)   10, 20, 10  100
+    ppo_shared             0.840 0.834 0.947   0.502 (0.444-0.561)   10, 20, 10  66
+
+Where all learn as much, seeds decide: the order of the algorithms says little, but for dapo, which samples more completions,
+and ppo_separate's cost. grpo minus ppo_separate is -0.011 (-0.029 to 0.007): whether a critic is worth two points is left
+undecided. ppo_vtrace came later and is not in the table.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +44,8 @@ ALGORITHMS = {
     # Ahmadian et al. 2024, arXiv:2402.14740: a completion is one action, so its tokens' log-probabilities are summed; KL in
     # the reward.
     "rloo": dict(
-        baseline="leave_one_out", normalise="none", mean_over="fixed_length", kl_in="reward", kl_estimator="k1", kl_coef=0.03),
+        baseline="leave_one_out", normalise="none", mean_over="fixed_length", kl_in="reward", kl_estimator="k1",
+        kl_coef=0.03),
     # Hu et al. 2025, arXiv:2501.03262: KL in each token's reward, no group; all tokens' advantages whitened together.
     "reinforce_pp": dict(
         returns="to_go", baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.01),
@@ -71,7 +91,9 @@ CLAIMS = {
         title="GRPO needs no critic to learn as much as PPO",
         sentence="GRPO foregoes the critic model, instead estimating the baseline from group scores.",
         paper="Shao et al. 2024, arXiv:2402.03300",
-        arms={name: dict(config=name) for name in ALGORITHMS}, treatment="grpo", baseline="ppo_separate",
+        # V-trace came later than the result.
+        arms={name: dict(config=name) for name in ALGORITHMS if name != "ppo_vtrace"},
+        treatment="grpo", baseline="ppo_separate",
         metric=dict(function="last", args=dict(name="eval/pass@1", stage="rl")),
         # Not worse by more than two points in a hundred.
         direction="higher", threshold=-0.02, matched=("environment_calls",),

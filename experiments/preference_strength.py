@@ -20,7 +20,7 @@ Measured over 3 seeds (16 minutes, two busy cores of a shared AMD EPYC, float32;
 labels 0.913 (0.904 to 0.921): holds. Models of the weakest fifth 19.3 % (18.0 to 20.6) on clean pairs: holds; with their labels
 flipped 80.7 % (79.4 to 82.0): holds. Flip 85.2 % against 80.6 %, by seed 6.6, 5.0 and 2.3 points better: 4.6 (-0.8 to 10.0), which
 is undecided about 2 points with three seeds; its loss on clean pairs falls from 0.526 to 0.324. Baselines differ more from world to
-world (76 to 86 %) than arms do. Of the weakest fifth 68 % had the wrong label, of the next 21 %. The margin's claim and the other
+world (76 to 86 %) than arms do. Of the weakest fifth 68 % had the wrong label, of the next 20 %. The margin's claim and the other
 arms are not measured yet.
 """
 

@@ -33,7 +33,7 @@ def get_config(size: str = "hh") -> ConfigDict:
   c.policy = dict(source="pretrained", args=dict(path="smollm2-135m", layers=10 if cpu else 0),
                   dtype="float32" if cpu else "bfloat16")
   c.rm = dict(
-      kind="reward_model", num_steps=100 if cpu else 600, batch_size=16 if cpu else 64,
+      kind="reward_model", num_steps=60 if cpu else 600, batch_size=16 if cpu else 64,
       max_response_tokens=96 if cpu else 512, bad_rows="drop", loss="bradley_terry", freeze_trunk=cpu, heldout_rows=400,
       data=dict(source="comparisons", args=arguments, train=dict(path=f"{data}.jsonl.gz", rows=f":{cut}"),
                 heldout=dict(path=f"{data}.jsonl.gz", rows=f"{cut}:")),

@@ -39,6 +39,19 @@ class Sharing:
   places: Int[Array, "B"]
 
 
+@flax.struct.dataclass
+class Pages:
+  """Which query reads each of N rows of keys, where a query's keys lie in several rows and no two queries share one.
+
+  So keys are never gathered: each row is read by its query where it lies, and a query's rows are weighed together.
+
+  owners: per row its query; any where the whole row is masked.
+  table: per query its rows, -1 where it has fewer.
+  """
+  owners: Int[Array, "N"]
+  table: Int[Array, "B M"]
+
+
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[Array, "D/2"]:
   """Angles per position, θ^(-2i/d) (Su et al. 2021, arXiv:2104.09864, eq. 15), stretched as `scaling` says."""
   freqs = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
@@ -74,7 +87,7 @@ def apply_rope(x: Float[Array, "B T H D"], table: Float[Array, "2 B T D/2"]) -> 
 
 def visible(
     query_positions: Int[Array, "B T"], key_positions: Int[Array, "N S"], key_valid: Bool[Array, "N S"],
-    window: int | None = None, sharing: Sharing | None = None,
+    window: int | None = None, sharing: Sharing | Pages | None = None,
 ) -> Bool[Array, "N G T S"]:
   """Which keys each query may read: real ones at its own position or before, at most `window` of them."""
   distance = _by_keys(query_positions, key_positions.shape[0], sharing)[..., None] - key_positions[:, None, None, :]
@@ -82,22 +95,36 @@ def visible(
   return mask if window is None else mask & (distance < window)
 
 
-def _by_keys(x: Float[Array, "B ..."], n: int, sharing: Sharing | None) -> Float[Array, "N G ..."]:
+def _by_keys(x: Float[Array, "B ..."], n: int, sharing: Sharing | Pages | None) -> Float[Array, "N G ..."]:
   """Per query -> per row of keys, its G queries."""
+  if isinstance(sharing, Pages):
+    return x[sharing.owners][:, None]
   return x.reshape(n, -1, *x.shape[1:]) if sharing is None else x[sharing.members]
+
+
+def _by_queries(
+    table: Int[Array, "B M"], top: Float[Array, "N T H 1"], total: Float[Array, "N T H 1"], out: Float[Array, "N T H D"],
+) -> tuple[Float[Array, "B T H 1"], Float[Array, "B T H 1"], Float[Array, "B T H D"]]:
+  """Per row of keys -> per query, over all of its rows: the highest score, and sums relative to it."""
+  real = (table >= 0)[:, :, None, None, None]
+  tops = jnp.where(real, top[table], -1e30)
+  highest = tops.max(axis=1)
+  shares = jnp.where(real, jnp.exp(tops - highest[:, None]), 0.0)
+  return highest, (shares * total[table]).sum(axis=1), (shares * out[table]).sum(axis=1)
 
 
 def attention(
     q: Float[Array, "B T H D"],
-    parts: Sequence[tuple[Float[Array, "N K D S"], Float[Array, "N K S D"], Bool[Array, "N G T S"], Sharing | None]],
+    parts: Sequence[
+        tuple[Float[Array, "N K D S"], Float[Array, "N K S D"], Bool[Array, "N G T S"], Sharing | Pages | None]],
     *, scale: float, softcap: float | None = None,
 ) -> Float[Array, "B T H D"]:
   """softmax(scale * q·k) v with one softmax over all parts: keys (k, v, mask, sharing) held in separate arrays.
 
   Parts may have different N: a prompt's keys are stored once for its group, whose queries are adjacent where sharing is
-  None. A query that sees no key at all (a padded row) gets finite values of no meaning. Equal to attention over the
-  concatenated keys: each part is summed relative to its own highest score, and the sums are weighed together (Dao et
-  al. 2022, arXiv:2205.14135, sec. 3.1).
+  None; a query's own may be spread over pages. A query that sees no key at all (a padded row) gets finite values of no
+  meaning. Equal to attention over the concatenated keys: each part is summed relative to its own highest score, and the
+  sums are weighed together (Dao et al. 2022, arXiv:2205.14135, sec. 3.1).
   """
   b, t, h, d = q.shape
   tops, sums, outs = [], [], []
@@ -118,10 +145,12 @@ def attention(
 
     def per_query(x, n=n, sharing=sharing, shape=shape):  # [N K (G T R) X] -> [B T H X]
       x = x.reshape(*shape, -1).transpose(0, 2, 3, 1, 4, 5).reshape(-1, t, h, x.shape[-1])
-      return x if sharing is None else x[sharing.places]
-    tops.append(per_query(top))
-    sums.append(per_query(weights.sum(-1, keepdims=True)))
-    outs.append(per_query(out))
+      return x[sharing.places] if isinstance(sharing, Sharing) else x
+    found = per_query(top), per_query(weights.sum(-1, keepdims=True)), per_query(out)
+    if isinstance(sharing, Pages):
+      found = _by_queries(sharing.table, *found)
+    for part, kept in zip(found, (tops, sums, outs)):
+      kept.append(part)
   highest = functools.reduce(jnp.maximum, tops)
   shares = [jnp.exp(top - highest) for top in tops]
   total = sum(share * part for share, part in zip(shares, sums))

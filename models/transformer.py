@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rl_reason.models.attention import KeyValues, Sharing, apply_rope, attention, rope_tables, visible
+from rl_reason.models.attention import KeyValues, Pages, Sharing, apply_rope, attention, rope_tables, visible
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.flash_attention import attention_kernel, flash_attention
 from rl_reason.sharding import constrain
@@ -54,7 +54,7 @@ class Block(nn.Module):
       x: Float[Array, "B T E"],
       per_layer: tuple[Bool[Array, ""], Sequence[tuple[Array, Array]], tuple[Array, Array, Array] | None],
       rope: Float[Array, "2 2 B T D/2"],
-      visibility: Sequence[tuple[Bool[Array, "2 N G T S"], Sharing | None]] | Int[Array, "B"],
+      visibility: Sequence[tuple[Bool[Array, "2 N G T S"], Sharing | Pages | None]] | Int[Array, "B"],
   ) -> tuple[Float[Array, "B T E"], tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]:
     """Args:
       x: the residual stream.
@@ -191,7 +191,7 @@ class Transformer(nn.Module):
 
 
 def _masks(
-    config: ModelConfig, query_positions, key_positions, key_valid, sharing: Sharing | None = None,
+    config: ModelConfig, query_positions, key_positions, key_valid, sharing: Sharing | Pages | None = None,
 ) -> Bool[Array, "2 N G T S"]:
   everything = visible(query_positions, key_positions, key_valid, sharing=sharing)
   if config.sliding_window is None:
@@ -310,7 +310,7 @@ def decode(
     past: Sequence[Sequence[tuple[Array, Array]]],
     caches: Sequence[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]],
     index: Int[Array, ""],
-    keys: Sequence[tuple[Int[Array, "N S"], Bool[Array, "N S"], Sharing | None]],
+    keys: Sequence[tuple[Int[Array, "N S"], Bool[Array, "N S"], Sharing | Pages | None]],
     *, dtype: jnp.dtype = jnp.float32,
 ) -> tuple[Float[Array, "B E"], list[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]]:
   """One more token for each of B sequences.

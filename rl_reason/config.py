@@ -98,6 +98,25 @@ class MeshSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class RolloutMesh:
+  """Devices that sample while those of `mesh` update, in stages with staleness=1: sizes of the mesh axes, none -1.
+
+  It takes their product of devices after those of `mesh`, whose -1 leaves them. 0: none of their own. `data` copies the
+  policy to each device, `tensor` splits its matrices; with `fsdp` each token would gather them anew.
+  """
+  data: int = 0
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    at_least(0, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+
+  @property
+  def size(self) -> int:
+    return self.data * self.fsdp * self.tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class Checkpointing:
   """every: stage steps between checkpoints (the last step is always saved). keep: newest ones kept per stage."""
   every: int = 50
@@ -141,6 +160,7 @@ class RunConfig:
   task: what policies are evaluated on, which needs evaluation's rewards and sampling; stages without data of their own
     learn from it. None: policies are not evaluated on problems.
   max_prompt_tokens: longer prompts are an error.
+  prefill_tokens: whoever samples reads prompts in stretches of so many tokens (rollout.generate); 0: whole.
   sharding_rules: (logical axis, mesh axes) pairs that replace the defaults in rl_reason/sharding.py.
   """
   policy: Policy
@@ -149,13 +169,19 @@ class RunConfig:
   evaluation: Evaluation = Evaluation()
   seed: int = 0
   max_prompt_tokens: int = 256
+  prefill_tokens: int = 0
   mesh: MeshSection = MeshSection()
+  rollout_mesh: RolloutMesh = RolloutMesh()
   sharding_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
   checkpoint: Checkpointing = Checkpointing()
   logging: Logging = Logging()
 
   def __post_init__(self):
     at_least(1, max_prompt_tokens=self.max_prompt_tokens)
+    at_least(0, prefill_tokens=self.prefill_tokens)
+    if self.prefill_tokens > self.max_prompt_tokens:
+      raise ValueError(f"prefill_tokens={self.prefill_tokens} is more than max_prompt_tokens={self.max_prompt_tokens}: every"
+                       " prompt would be padded to it. Lower prefill_tokens, or set 0 to read prompts whole.")
     if not 0 <= self.seed < 2 ** 31:
       raise ValueError(f"seed must be in [0, 2^31), got {self.seed}.")
     if self.task is not None:

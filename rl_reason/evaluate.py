@@ -54,7 +54,8 @@ def memory(section: Evaluation, context: Context) -> list[memory_lib.Part]:
       section.batch_size, section.samples_per_problem, context.max_prompt_tokens, section.sampling.max_tokens)
   return memory_lib.rollout_parts(
       context.policy.config, context.partitioning, batch, dtype=context.dtype, params=context.abstract_params,
-      phase="evaluation", cure="lower evaluation.batch_size or evaluation.samples_per_problem")
+      phase="evaluation", cure="lower evaluation.batch_size or evaluation.samples_per_problem",
+      prefill_tokens=context.prefill_tokens)
 
 
 def evaluate(
@@ -79,7 +80,7 @@ def evaluate(
     completions = generate(
         context.policy.config, params, prompts, section.sampling,
         group_size=k, rng=context.rng("evaluation", start), stop_ids=tokenizer.stop_ids,
-        decode_text=tokenizer.decode, dtype=context.dtype)
+        decode_text=tokenizer.decode, dtype=context.dtype, prefill_tokens=context.prefill_tokens)
     drawn = make_samples(batch, completions, tokenizer, stop_strings=section.sampling.stop_strings)
     samples += drawn[:len(real) * k]
     if time.monotonic() - told > 20:

@@ -18,7 +18,8 @@ import numpy as np
 from rl_reason import policy
 from rl_reason.models import lora, transformer
 from rl_reason.models.config import ModelConfig
-from rl_reason.rollout.schedule import Schedule
+from rl_reason.rollout.pages import pool_sizes
+from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule, capacity
 from rl_reason.sharding import Partitioning
 from rl_reason.types import LearnerState, Params, PromptBatch
 
@@ -28,11 +29,15 @@ LOGITS_COPIES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Bytes on one device. cure: what makes them fewer. phase: the part of a step that they last; "" for all of it."""
+  """Bytes on one device. cure: what makes them fewer. phase: the part of a step that they last; "" for all of it.
+
+  devices: "" for those of the mesh, "that samples" for those of a rollout mesh.
+  """
   name: str
   num_bytes: float
   cure: str
   phase: str = ""
+  devices: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +57,16 @@ class Batch:
 
 
 def peak(parts: Sequence[Part]) -> list[Part]:
-  """The parts that are there at once when a step needs most, largest first."""
-  phases = {p.phase: sum(q.num_bytes for q in parts if q.phase == p.phase) for p in parts if p.phase}
-  worst = max(phases, key=phases.get, default="")
-  return sorted((p for p in parts if p.phase in ("", worst)), key=lambda p: -p.num_bytes)
+  """The parts that are there at once when a step needs most, on the devices that need most; largest first."""
+  def total(parts):
+    return sum(p.num_bytes for p in parts)
+  there = []
+  for devices in dict.fromkeys(p.devices for p in parts):
+    own = [p for p in parts if p.devices == devices]
+    phases = {p.phase: total(q for q in own if q.phase == p.phase) for p in own if p.phase}
+    worst = max(phases, key=phases.get, default="")
+    there.append([p for p in own if p.phase in ("", worst)])
+  return sorted(max(there, key=total, default=[]), key=lambda p: -p.num_bytes)
 
 
 def fit(stage: str, parts: Sequence[Part], limit: float | None) -> str:
@@ -64,13 +75,13 @@ def fit(stage: str, parts: Sequence[Part], limit: float | None) -> str:
   Raises: ValueError if it needs more.
   """
   parts = peak(parts)
-  needed = sum(p.num_bytes for p in parts)
+  needed, device = sum(p.num_bytes for p in parts), " ".join(["a device", *{p.devices for p in parts} - {""}])
   if limit is None or needed <= limit:
     shown = ", ".join(f"{p.name} {size(p.num_bytes)}" for p in parts[:4])
-    return f"{stage}: needs about {size(needed)}{'' if limit is None else f' of {size(limit)}'} a device: {shown}."
+    return f"{stage}: needs about {size(needed)}{'' if limit is None else f' of {size(limit)}'} {device}: {shown}."
   phase = next((p.phase for p in parts if p.phase), "")
   shown = "; ".join(f"{p.name} {size(p.num_bytes)} ({p.cure})" for p in parts[:3])
-  raise ValueError(f"Stage {stage!r} needs about {size(needed)} a device, most of all in its {phase or 'state'}, and a"
+  raise ValueError(f"Stage {stage!r} needs about {size(needed)} {device}, most of all in its {phase or 'state'}, and a"
                    f" device has {size(limit)}: {shown}. Change config.{stage}, the mesh or the policy accordingly.")
 
 
@@ -86,9 +97,9 @@ def size(num_bytes: float) -> str:
   return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 0.95 * 2**30 else f"{num_bytes / 2**20:.0f} MiB"
 
 
-def device_memory(partitioning: Partitioning) -> float | None:
-  """Bytes that one device of the mesh may use: an accelerator's own, or a share of what is free on the host."""
-  devices = [d for d in partitioning.mesh.devices.flat if d.process_index == jax.process_index()]
+def device_memory(*partitionings: Partitioning) -> float | None:
+  """Bytes that one device of the meshes may use: an accelerator's own, or a share of what is free on the host."""
+  devices = [d for p in partitionings for d in p.mesh.devices.flat if d.process_index == jax.process_index()]
   limits = [(d.memory_stats() or {}).get("bytes_limit") for d in devices]
   if all(limits):
     return float(min(limits))
@@ -152,14 +163,10 @@ def update_parts(
 
 def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype) -> list[Part]:
   """A policy reads one part of a rollout (stages.assemble). Nothing is saved for a backward pass, and one layer's
-  arrays are there at a time: the residual stream and what is added to it, with attention's float32 scores and weights or
-  the feed-forward's three arrays, whichever are larger.
-  """
+  arrays are there at a time."""
   cure = "raise microbatches"
-  local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize
   tokens = batch.completions * batch.completion_tokens
-  attention = 2 * 4 * tokens * local.num_heads * (batch.prompt_tokens + batch.completion_tokens)
-  layer = 3 * tokens * model.width * itemsize + max(attention, 3 * tokens * local.mlp_hidden * itemsize)
+  layer = _layer_bytes(model, partitioning, tokens, batch.prompt_tokens + batch.completion_tokens, dtype)
   prompts = _token_bytes(model, partitioning, dtype) * batch.prompts * batch.prompt_tokens
   return [Part("activations of scoring", (layer + prompts) / _batch_ways(partitioning, batch.completions),
                cure, "scoring"),
@@ -168,12 +175,14 @@ def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, 
 
 def rollout_parts(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, params: Params,
-    phase: str, cure: str, slots: int = 0, int8: bool = False,
+    phase: str, cure: str, slots: int = 0, prefill_tokens: int = 0, page_tokens: int = 0, int8: bool = False,
 ) -> list[Part]:
-  """What sampling holds: the weights laid out for decoding, keys and values of prompts and completions.
+  """What sampling holds: the weights laid out for decoding, keys and values of prompts and completions; and, at its
+  beginning, what reading the first prompts takes. With slots further ones are read while others decode.
 
   Args:
-    batch: what one call of `generate` samples; slots, int8: its arguments.
+    batch: what one call of `generate` samples; slots, prefill_tokens, page_tokens, int8: its arguments. All completions
+      count as long as they may get, so that pages save no more than rounding here.
     params: abstract_params of the context, with shardings.
   """
   dtype = jnp.dtype(dtype)
@@ -186,14 +195,30 @@ def rollout_parts(
       matrix = params["layers"][name]
       float32_bytes = sharded_bytes(matrix)
       weights += float32_bytes * ((1 - dtype.itemsize) / 4 + 1 / np.prod(matrix.shape[1:1 + inputs]))
+  chunk = min(CHUNK_TOKENS, batch.completion_tokens)
+  if page_tokens:  # A pool that has just grown beside what it was.
+    past = page_tokens * sum(pool_sizes(page_tokens, completions, batch.completion_tokens)[-2:])
+  else:  # What `decode.arrange` is given, what it makes and, on a CPU, all layers' both in one room. Last tokens are never read.
+    past = completions * (3 * capacity(batch.completion_tokens - 1, chunk) + chunk)
+  stretch = prefill_tokens or batch.prompt_tokens
+  room = -(-batch.prompt_tokens // stretch) * stretch
+
+  def reading(rows, phase):
+    """One layer's arrays, and the keys and values that `Prompts` will hold once more."""
+    taken = _layer_bytes(model, partitioning, rows * stretch, room + (stretch if prefill_tokens else 0), dtype)
+    return Part("reading of prompts", (taken + token * rows * room) / _batch_ways(partitioning, rows),
+                "lower config.prefill_tokens" if prefill_tokens else "set config.prefill_tokens", phase)
+  cache = Part("keys and values of prompts", token * prompts * room / ways, f"lower max_prompt_tokens; {cure}", phase)
+  beginning = f"reading of prompts for {phase}"
   return [
       Part("weights laid out for decoding", weights,
            "policy.dtype='bfloat16'" if dtype.itemsize > 2 else "mesh.fsdp or mesh.tensor", phase),
-      Part("keys and values of prompts", token * prompts * batch.prompt_tokens / ways,
-           f"lower max_prompt_tokens; {cure}", phase),
-      Part("keys and values of completions", token * completions * batch.completion_tokens / ways,
+      cache,
+      Part("keys and values of completions", token * (completions * chunk + past) / ways,
            f"lower sampling.max_tokens; {cure}", phase),
       _logits(model, partitioning, completions, phase, cure),
+      *([reading(max(1, prompts // 4), phase)] if prompts < batch.prompts else []),  # As generate reads them.
+      reading(prompts, beginning), dataclasses.replace(cache, phase=beginning),
   ]
 
 
@@ -226,6 +251,14 @@ def _logits(model, partitioning, positions, phase, cure) -> Part:
   at_once = min(positions * model.vocab_size, max(policy.MAX_LOGITS, model.vocab_size))
   split = model.vocab_size / _local(model, partitioning).vocab_size * _batch_ways(partitioning, positions)
   return Part("logits", 4 * LOGITS_COPIES * at_once / split, cure, phase)
+
+
+def _layer_bytes(model: ModelConfig, partitioning: Partitioning, tokens: int, keys: int, dtype: jnp.dtype) -> int:
+  """Of one layer without a backward pass, for so many tokens of which each sees `keys`: the residual stream and what is
+  added to it, with attention's float32 scores and weights or the feed-forward's three arrays, whichever are larger."""
+  local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize
+  attention = 2 * 4 * tokens * local.num_heads * keys
+  return 3 * tokens * model.width * itemsize + max(attention, 3 * tokens * local.mlp_hidden * itemsize)
 
 
 def _token_bytes(model: ModelConfig, partitioning: Partitioning, dtype: jnp.dtype) -> int:

@@ -51,6 +51,9 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
     if run_config.task is None and getattr(sections[name], "data", None) is None:
       raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
+  if run_config.rollout_mesh.size and not any(getattr(section, "staleness", 0) for section in sections.values()):
+    raise ValueError(f"config.rollout_mesh sets {run_config.rollout_mesh.size} devices apart, and no stage samples while"
+                     " another step updates: set staleness=1 in a policy_gradient stage, or --config.rollout_mesh.data=0.")
   profile = run_config.logging.profile
   if profile.stage:
     config_lib.one_of(sections, **{"stage (config.logging.profile.stage)": profile.stage})
@@ -70,8 +73,9 @@ def make_policy(section: config_lib.Policy) -> PolicySource:
 def make_context(config: RunConfig) -> Context:
   """Mesh, policy source and task. Raises: ValueError or FileNotFoundError for what cannot work, before training."""
   sharding.check_platform(config.mesh.platform)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-  rules = dict(sharding.DEFAULT_RULES) | dict(config.sharding_rules)
+  mesh, rollout_mesh = sharding.make_meshes(*(
+      (section.data, section.fsdp, section.tensor) for section in (config.mesh, config.rollout_mesh)))
+  rules = tuple((dict(sharding.DEFAULT_RULES) | dict(config.sharding_rules)).items())
   policy = make_policy(config.policy)
   task = None
   if config.task is not None:
@@ -82,7 +86,9 @@ def make_context(config: RunConfig) -> Context:
     encode_prompts([task.heldout[i] for i in range(count)], policy.tokenizer, max_tokens=config.max_prompt_tokens)
   return Context(
       seed=config.seed, policy=policy, dtype=jnp.dtype(config.policy.dtype), task=task,
-      max_prompt_tokens=config.max_prompt_tokens, partitioning=sharding.Partitioning(mesh, tuple(rules.items())))
+      max_prompt_tokens=config.max_prompt_tokens, prefill_tokens=config.prefill_tokens,
+      partitioning=sharding.Partitioning(mesh, rules),
+      rollout_partitioning=rollout_mesh and sharding.Partitioning(rollout_mesh, rules))
 
 
 def starting_points(context: Context) -> dict[str, str]:
@@ -203,11 +209,17 @@ class Workdir:
     return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
 
   def with_stages(self, context: Context, config: RunConfig, sections: Mapping[str, Any]) -> Context:
-    """The context of a run in this folder: its stages know each other's sections and finished parameters."""
-    context = dataclasses.replace(context, sections=sections)
-    context = dataclasses.replace(context, finished=lambda name: self._newest(config, context, name)[1])
-    context = dataclasses.replace(context, policy_at=lambda stage, field, value: self._policy(context, stage, field, value))
-    return dataclasses.replace(context, scorer=lambda name, earlier: find_scorer(context, name, earlier))
+    """The context of a run in this folder: its stages know each other's sections and finished parameters.
+
+    Models for learned rewards lie where the completions come from, on the devices of a rollout mesh if there is one: two
+    threads must not start programs of several devices on the same ones.
+    """
+    def joined(context):
+      context = dataclasses.replace(context, sections=sections)
+      context = dataclasses.replace(context, finished=lambda name: self._newest(config, context, name)[1])
+      return dataclasses.replace(context, policy_at=lambda stage, field, value: self._policy(context, stage, field, value))
+    scoring = joined(context.sampler)
+    return dataclasses.replace(joined(context), scorer=lambda name, earlier: find_scorer(scoring, name, earlier))
 
   def _policy(self, context: Context, stage: str, field: str, value: str) -> Params:
     name = _policy_name(context, stage, field, value)

@@ -47,7 +47,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
       completions = generate(
           context.policy.config, params, prompts, sampling,
           group_size=_NUM_SAMPLES.value, rng=jax.random.key(_SEED.value), stop_ids=tokenizer.stop_ids,
-          decode_text=tokenizer.decode, dtype=context.dtype)
+          decode_text=tokenizer.decode, dtype=context.dtype, prefill_tokens=context.prefill_tokens)
     if sharding.is_main_process():
       for sample in make_samples(problems, completions, tokenizer, stop_strings=sampling.stop_strings):
         print(printable(sample.completion) + (" [cut at max_tokens]" if sample.truncated else ""))

@@ -55,26 +55,52 @@ def check_platform(asked: str) -> None:
                      " or set --config.mesh.platform=''.")
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A device mesh; one of the sizes may be -1: the devices that remain.
 
+  Args:
+    devices: the first of which it takes; None: all that JAX has.
   Raises: ValueError if the sizes do not fit the devices there are.
   """
   sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
-  devices = jax.devices()
+  left = "" if devices is None else f", of which {len(devices)} are left to it"
+  devices = jax.devices() if devices is None else devices
   text = ", ".join(f"{k}={v}" for k, v in sizes.items())
   if list(sizes.values()).count(-1) > 1 or any(v < 1 and v != -1 for v in sizes.values()):
     raise ValueError(f"Mesh sizes must be at least 1, one of them may be -1 (the devices that remain); got {text}.")
   known = int(np.prod([v for v in sizes.values() if v != -1]))
   if known > len(devices) or (-1 in sizes.values() and len(devices) % known):
     raise ValueError(f"The mesh {text} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices, JAX has"
-                     f" {len(devices)} ({devices[0].platform}): lower a size with --config.mesh.<axis>=...")
+                     f" {jax.device_count()} ({devices[0].platform}){left}: lower a size with --config.mesh.<axis>=...")
   shape = tuple(len(devices) // known if v == -1 else v for v in sizes.values())
   count = int(np.prod(shape))
   if count < len(devices) and jax.process_count() > 1:
     raise ValueError(f"The mesh {text} uses {count} of {len(devices)} devices: with several processes it must use all.")
   # Auto: the compiler places what no rule names. Explicit axes would refuse linen's logical constraints.
   return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:count])
+
+
+def make_meshes(sizes: Sequence[int], rollout_sizes: Sequence[int]) -> tuple[Mesh, Mesh | None]:
+  """(the mesh that updates, one of other devices that samples meanwhile or, where a rollout size is 0, None).
+
+  Args:
+    sizes: of make_mesh. rollout_sizes: the same for the devices after them, all known.
+  Raises: ValueError if they do not fit the devices there are, and for several processes, each of which would have to hold
+    devices of both.
+  """
+  count = int(np.prod(rollout_sizes))
+  if not count:
+    return make_mesh(*sizes), None
+  text = ", ".join(f"{k}={v}" for k, v in zip(MESH_AXES, rollout_sizes))
+  if jax.process_count() > 1:
+    raise ValueError(f"The rollout mesh {text} is for one process, and there are {jax.process_count()}: set"
+                     " --config.rollout_mesh.data=0, and staleness=0 in the stages.")
+  devices = jax.devices()
+  if count >= len(devices):
+    raise ValueError(f"The rollout mesh {text} takes {count} devices, and the mesh that updates at least one more; JAX has"
+                     f" {len(devices)} ({devices[0].platform}): lower a size with --config.rollout_mesh.<axis>=...")
+  mesh = make_mesh(*sizes, devices=devices[:-count])
+  return mesh, make_mesh(*rollout_sizes, devices=devices[mesh.size:mesh.size + count])
 
 
 def partition_spec(

@@ -55,7 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
       between = evaluation_memory(run_config.evaluation, context)
     for name in run_config.stages:
       STAGES[sections[name].kind].check(sections[name], context)
-    available = memory.device_memory(context.partitioning)
+    available = memory.device_memory(context.partitioning, *filter(None, [context.rollout_partitioning]))
     for name in run_config.stages:
       needed = STAGES[sections[name].kind].memory(sections[name], context)
       progress.note(memory.fit(name, [*needed, *between], available))

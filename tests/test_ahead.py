@@ -31,7 +31,9 @@ class Halves:
     self.sampled, self.learnt, self.fail_sample, self.fail_learn = [], [], fail_sample, fail_learn
     self.both = threading.Barrier(2, timeout=20)  # Passed only by two threads at once.
     self.together = False
-    self.context = types.SimpleNamespace(partitioning=types.SimpleNamespace(use=contextlib.nullcontext))
+    self.context = types.SimpleNamespace(
+        partitioning=types.SimpleNamespace(use=contextlib.nullcontext), rollout_partitioning=None)
+    self.context.sampler = self.context
 
   def sample(self, params, problems, index):
     if self.together:

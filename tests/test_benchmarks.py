@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, its table, its inputs and its pipes; the peers themselves only run in `make benchmark`."""
 
+import dataclasses
 from pathlib import Path
 import sys
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason.experiments.benchmarks import inputs, learning, run, shapes, table, work
+from rl_reason.experiments.benchmarks import inputs, learning, run, sampling, shapes, table, work
 from rl_reason.models import pretrained, tokenizer, transformer
 from rl_reason.rollout import Sampling, generate
 from rl_reason.types import PromptBatch
@@ -139,6 +140,17 @@ def test_absolute_figures_only_where_the_peaks_are_known(monkeypatch):
   w = work.step_work(TINY, prompts=2, prompt_tokens=2, lengths=[3.0] * 4)
   assert table.absolute(entry) == pytest.approx(dict(
       decode_bandwidth=w.decode_bytes / 0.5 / 1e5, update_mfu=(w.reference + w.update) / 0.25 / 1e6))
+
+
+# Sampling alone.
+
+
+def test_sampling_is_measured_with_and_without_pages_on_the_same_completions():
+  settings = sampling.Settings(prompts=4, completions=2, prompt_tokens=6, max_tokens=12, slots=4)
+  plain = sampling.measure(settings, shapes.TINY)
+  paged = sampling.measure(dataclasses.replace(settings, page_tokens=4, prefill_tokens=4), shapes.TINY)
+  assert plain["tokens"] == paged["tokens"] and plain["lengths"] == paged["lengths"]
+  assert len(plain["seconds"]) == 1 and plain["lengths"][0] < plain["lengths"][-1] == 12 and paged["page_tokens"] == 4
 
 
 # The pipes.

@@ -90,8 +90,10 @@ def test_completions_after_padded_prompts_equal_the_reference(kernel, config, is
 
 @pytest.mark.parametrize("kernel", ["xla", "splash_interpreted"])
 @pytest.mark.parametrize("is_local", [False, True])
-def test_rows_that_nothing_precedes_equal_the_reference(kernel, is_local):
-  compare(MIXED, kernel, np.zeros(0, int), 0, np.array([7, 3]), 7, is_local)
+@pytest.mark.parametrize("past_size", [0, 4])
+def test_rows_that_nothing_precedes_equal_the_reference(kernel, is_local, past_size):
+  # A past of padding alone: the first stretch of a prompt that is read in several.
+  compare(MIXED, kernel, np.zeros(2 if past_size else 0, int), past_size, np.array([7, 3]), 7, is_local)
 
 
 def test_splash_over_several_tiles_equals_the_reference(monkeypatch):

@@ -13,6 +13,7 @@ from rl_reason import learner, losses, memory, policy, run, sharding
 from rl_reason.memory import Batch, Part
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
+from rl_reason.rollout import decode
 from rl_reason.stages import STAGES
 from rl_reason.types import PromptBatch, RolloutBatch
 
@@ -41,6 +42,15 @@ def test_the_peak_is_what_lasts_and_the_largest_phase():
   assert [p.name for p in memory.peak(parts)] == ["optimizer", "cache", "parameters", "weights", "logits"]
 
 
+def test_the_peak_is_that_of_the_devices_that_need_most():
+  parts = [Part("parameters", 5, ""), Part("activations", 6, "", "update"), Part("cache", 9, "", "sampling", "that samples"),
+           Part("weights", 3, "", "sampling", "that samples")]
+  assert [p.name for p in memory.peak(parts)] == ["cache", "weights"]  # 12, and 11 on the others.
+  assert memory.fit("rl", parts, None).startswith("rl: needs about 0 MiB a device that samples: cache")
+  parts.append(Part("gradients", 2, "", "update"))
+  assert [p.name for p in memory.peak(parts)] == ["activations", "parameters", "gradients"]
+
+
 def test_what_sampling_holds_by_hand():
   # A token's keys and values: 2 of them, 3 layers, 2 key heads, 16 features, 4 bytes: 768 bytes.
   batch = Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5)
@@ -49,13 +59,76 @@ def test_what_sampling_holds_by_hand():
     return by_name(memory.rollout_parts(
         MODEL, places, batch, dtype=dtype, params=abstract(MODEL, places), phase="sampling", cure=""))
   one = parts(jnp.float32)
-  assert one["keys and values of prompts"] == 768 * 4 * 10 and one["keys and values of completions"] == 768 * 8 * 5
+  # A chunk of all 5 tokens; between chunks what earlier ones left as it was, as it will be, and with the chunk on top.
+  held = 768 * 8 * (5 + 2 * 5 + (5 + 5))
+  assert one["keys and values of prompts"] == 768 * 4 * 10 and one["keys and values of completions"] == held
   assert one["logits"] == memory.LOGITS_COPIES * 8 * 64 * 4
-  assert parts(jnp.bfloat16)["keys and values of completions"] == 768 * 8 * 5 / 2
+  assert parts(jnp.bfloat16)["keys and values of completions"] == held / 2
   # 4 devices share the completions, 2 the key heads; 3 do not divide 8 completions.
-  assert parts(jnp.float32, data=2, fsdp=2)["keys and values of completions"] == 768 * 8 * 5 / 4
-  assert parts(jnp.float32, data=2, tensor=2)["keys and values of completions"] == 768 * 8 * 5 / 4
-  assert parts(jnp.float32, data=3)["keys and values of completions"] == 768 * 8 * 5
+  assert parts(jnp.float32, data=2, fsdp=2)["keys and values of completions"] == held / 4
+  assert parts(jnp.float32, data=2, tensor=2)["keys and values of completions"] == held / 4
+  assert parts(jnp.float32, data=3)["keys and values of completions"] == held
+
+
+@pytest.mark.parametrize("page_tokens", [0, 32])
+def test_the_estimate_of_what_is_held_between_chunks_is_near_what_xla_takes(page_tokens):
+  # 8 slots of up to 256 tokens: past 192 of them a chunk of 64 is appended to a room of 256, or to pages of 32.
+  places, dtype = partitioning(), jnp.float32
+  parts = by_name(memory.rollout_parts(
+      MODEL, places, Batch(prompts=8, group_size=1, prompt_tokens=1, completion_tokens=256), dtype=dtype,
+      params=abstract(MODEL, places), phase="sampling", cure="", page_tokens=page_tokens))
+  def caches(rows, size):
+    k = jax.ShapeDtypeStruct((rows, 2, 16, size), dtype)
+    return [(k, jax.ShapeDtypeStruct((rows, 2, size, 16), dtype))] * MODEL.num_layers
+  def ints(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+  def taken(lowered):
+    found = lowered.compile().memory_analysis()
+    return (found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+            - found.alias_size_in_bytes)
+  if page_tokens:
+    resized = taken(decode.resize_pool.lower(caches(32, 32), ints(64)))
+    appended = taken(decode.append_to_pages.lower(caches(64, 32), caches(8, 64), ints(8, 3), ints(8)))
+    chunk = 768 * 8 * 64
+    found = max(resized + chunk, appended)
+  else:
+    bools, hidden = jax.ShapeDtypeStruct((8,), bool), jax.ShapeDtypeStruct((8, 64), dtype)
+    slots = decode.Slots(ints(8), ints(8), ints(8), hidden, bools, caches(8, 256))
+    numbers = jax.ShapeDtypeStruct((8, 64), dtype)
+    chunk = decode.Chunk(ints(), ints(8, 64), numbers, numbers, caches(8, 64))
+    prompts = decode.Prompts(caches(8, 1), ints(8), hidden)
+    found = taken(decode.arrange.lower(MODEL, slots, chunk, prompts, ints(8), bools, ints(8), ints(8), bools, capacity=256))
+  assert 0.7 < parts["keys and values of completions"] / found < 1.5
+
+
+def test_what_pages_hold_by_hand():
+  # 8 completions with 4 tokens that are read, in pages of 2: pools of 0, 8 and 16 pages. The last grows from the one before,
+  # and a chunk holds all 5 tokens.
+  places, batch = partitioning(), Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5)
+  parts = by_name(memory.rollout_parts(MODEL, places, batch, dtype=jnp.float32, params=abstract(MODEL, places),
+                                       phase="sampling", cure="", page_tokens=2))
+  assert parts["keys and values of completions"] == 768 * (8 * 5 + (8 + 16) * 2)
+
+
+def test_what_reading_prompts_holds_by_hand():
+  # Per token 3 * 64 numbers of the residual stream and 3 * 128 of the feed-forward, more than the scores of 4 heads; and its
+  # keys and values, which the cache holds once more. In stretches of 4 a prompt of 10 has room for 12.
+  places = partitioning()
+  def parts(**kwargs):
+    found = memory.rollout_parts(
+        MODEL, places, Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5), dtype=jnp.float32,
+        params=abstract(MODEL, places), phase="sampling", cure="", **kwargs)
+    return {phase: by_name(p for p in found if p.phase == phase) for phase in ("sampling", "reading of prompts for sampling")}
+  activations = 4 * 3 * (64 + 128)
+  assert parts()["reading of prompts for sampling"] == {
+      "reading of prompts": 40 * (activations + 768), "keys and values of prompts": 40 * 768}
+  assert "reading of prompts" not in parts()["sampling"]  # All prompts are there before the first token is sampled.
+  stretches = parts(prefill_tokens=4)
+  assert stretches["reading of prompts for sampling"] == {
+      "reading of prompts": 16 * activations + 48 * 768, "keys and values of prompts": 48 * 768}
+  assert stretches["sampling"]["keys and values of prompts"] == 48 * 768
+  # Two slots keep two prompts, one of which is read anew while they decode.
+  assert parts(slots=2)["sampling"]["reading of prompts"] == 10 * (activations + 768)
 
 
 def test_what_the_learner_holds_by_hand():
@@ -171,7 +244,7 @@ def test_every_stage_says_what_it_needs():
   needed = {name: STAGES[s.kind].memory(s, context) for name, s in sections.items()}
   phases = {name: {p.phase for p in parts} for name, parts in needed.items()}
   assert phases == {"sft": {"", "update", "optimizer step"},
-                    "rl": {"", "update", "optimizer step", "sampling", "scoring"}}
+                    "rl": {"", "update", "optimizer step", "reading of prompts for sampling", "sampling", "scoring"}}
   assert all(p.num_bytes > 0 and p.cure for parts in needed.values() for p in parts)
   without = dataclasses.replace(sections["rl"], kl_coef=0.0)
   assert "scoring" not in {p.phase for p in STAGES["policy_gradient"].memory(without, context)}

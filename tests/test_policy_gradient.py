@@ -121,7 +121,7 @@ def test_fields_that_do_not_go_together_are_refused(one, change, message):
 def test_rollouts_ahead_need_one_device(one):
   context, config = make_context(fsdp=2)
   ahead = dataclasses.replace(config, staleness=1)
-  with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start .* staleness=0, or a mesh of one device"):
+  with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start .*rollout_mesh.data=.*, or set staleness=0"):
     policy_gradient.check(ahead, context)
   policy_gradient.check(ahead, one[0])
   policy_gradient.check(config, context)
@@ -401,6 +401,13 @@ def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   before, ahead = needed(), needed(staleness=1)
   assert ahead["sampling"] == before["sampling"] + copy
   assert ahead["update"] == before["update"] + before["sampling"] + copy
+  # On devices of its own it does not.
+  context = dataclasses.replace(context, rollout_partitioning=context.partitioning)
+  apart = policy_gradient.memory(dataclasses.replace(config, staleness=1), context)
+  def total(phase, devices):
+    return sum(p.num_bytes for p in apart if p.phase == phase and p.devices == devices)
+  assert (total("update", ""), total("sampling", "that samples")) == (before["update"], ahead["sampling"])
+  assert total("sampling", "") == total("update", "that samples") == 0
 
 
 class Watched:

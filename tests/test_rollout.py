@@ -116,6 +116,7 @@ def test_schedule_by_hand(monkeypatch):
   s = schedule.Schedule(3, 2, 3)
   rows, groups = s.admit()
   assert rows.tolist() == groups.tolist() == [0, 1, 2]
+  s.prompts_read(groups)
   move = s.arrange()
   assert s.ids.tolist() == [0, 1, 2] and s.prompts.tolist() == [0, 0, 1] and move.new.all() and not move.done.any()
   members, places = s.sharing()
@@ -138,6 +139,7 @@ def test_schedule_by_hand(monkeypatch):
 def test_prompts_of_finished_groups_make_room_for_waiting_ones(monkeypatch):
   s = schedule.Schedule(10, 2, 4)  # 4 of 10 prompts in the cache.
   assert s.admit()[1].tolist() == [0, 1, 2, 3]
+  s.prompts_read(np.arange(4))
   s.arrange()
   s.finish(np.array([0, 1]))
   assert s.admit(at_least=2)[1].tolist() == []  # Worth a program's run only when two are free.
@@ -145,6 +147,7 @@ def test_prompts_of_finished_groups_make_room_for_waiting_ones(monkeypatch):
   s.finish(np.array([2, 3]))
   rows, groups = s.admit(at_least=2)
   assert rows.tolist() == [0, 1] and groups.tolist() == [4, 5]
+  s.prompts_read(groups)
   s.arrange()
   assert s.ids.tolist() == [4, 5, 6, 7] and s.prompts.tolist() == [2, 2, 3, 3]
 

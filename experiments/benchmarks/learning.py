@@ -8,6 +8,10 @@ deviation, AdamW with a constant rate, gradients clipped at 1. Each samples by i
 evaluated here, on the same held-out problems with the same random numbers.
 
 If the two do the same, their curves differ as those of two seeds do.
+
+Result (three seeds, TRL 1.16.0, torch 2.13.0, two busy cores of an AMD EPYC, commit 81a5a8b): ours minus TRL's, 95 % t
+intervals over seeds: mean reward over all 85 steps 0.000 (-0.019 to 0.019), of the last tenth -0.008 (-0.026 to 0.011);
+held-out pass@1 -0.012 (-0.082 to 0.057): 0.853, 0.821, 0.948 against 0.839, 0.863, 0.958. Seeds differ by 0.13.
 """
 
 import argparse

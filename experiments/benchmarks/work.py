@@ -70,8 +70,11 @@ def bound_seconds(work: Work, *, flops_per_second: float, bytes_per_second: floa
   return decode + (work.prefill + work.reference + work.update) / flops_per_second
 
 
-# Peaks by jax.Device.device_kind: float32 matrix products (TF32 where they run so by default), bytes per second.
-# Vendors' data sheets, dense. A device that is not here gets no absolute figures.
+# Peaks by jax.Device.device_kind: operations per second of float32 matrix products, which XLA computes in TF32 on these unless
+# told otherwise, and bytes per second. From NVIDIA's data sheets, columns SXM: "A100 Tensor Core GPU" (TF32 156 teraFLOPS,
+# 312 with sparsity; 1,555 and 2,039 GB/s), "H100 Tensor Core GPU" (TF32 989 with sparsity, so half of 989.4 as in the Hopper
+# white paper; 3.35 TB/s) and "H200 Tensor Core GPU" (the same; 4.8 TB/s). PCIe and NVL cards have other names and numbers. A
+# device that is not here gets no absolute figures.
 DEVICE_PEAKS = {
     "NVIDIA A100-SXM4-40GB": (156e12, 1.555e12),
     "NVIDIA A100-SXM4-80GB": (156e12, 2.039e12),

@@ -13,23 +13,27 @@ from rl_reason.claims import measures, runs
 from rl_reason.claims.declaration import Claim
 
 Curves = Mapping[str, Sequence[measures.Curve]]
+Style = Mapping[str, Any]
+_MANY = 4  # Arms beyond which bands would hide each other and names lie on each other.
 
 
 def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[runs.Run], png: Path) -> None:
   """A PNG 1200 pixels wide. What is missing is left out, and the title says that there is no verdict."""
   # The arms that are compared first, so that they have the same colours in every figure.
   arms = [*claim.pair, *(a for a in claim.arms if a not in claim.pair)]
-  colors = {arm: plots.COLORS[i % len(plots.COLORS)] for i, arm in enumerate(arms)}
+  styles = {arm: dict(color=plots.COLORS[i % len(plots.COLORS)], linestyle=("-", "--", ":")[i // len(plots.COLORS) % 3])
+            for i, arm in enumerate(arms)}
   curves = _curves(claim, planned)
   drawn = [r for r in record["runs"] if r["value"] is not None]
   panels = [bool(curves), True, record["effect"] is not None]
-  sheet = plots.figure.Figure(figsize=(12, 4.4), dpi=100, layout="constrained")
+  sheet = plots.figure.Figure(figsize=(12, 4.4 if len(arms) <= _MANY else 6), dpi=100, layout="constrained")
   sheet.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-  grid = sheet.add_gridspec(1, sum(panels), width_ratios=[w for w, there in zip((2.2, 1, 1), panels) if there])
+  widths = (2.2, 1 if len(arms) <= _MANY else 1.4, 1)
+  grid = sheet.add_gridspec(1, sum(panels), width_ratios=[w for w, there in zip(widths, panels) if there])
   places = iter(range(sum(panels)))
   if curves:
-    _draw_curves(sheet.add_subplot(grid[next(places)]), claim, curves, colors)
-  _draw_values(sheet.add_subplot(grid[next(places)]), claim, arms, drawn, colors)
+    _draw_curves(sheet.add_subplot(grid[next(places)]), claim, curves, styles)
+  _draw_values(sheet.add_subplot(grid[next(places)]), claim, arms, drawn, styles)
   if record["effect"] is not None:
     _draw_effect(sheet.add_subplot(grid[next(places)]), claim, record)
   sheet.suptitle(f"{claim.title}: {record['verdict']}", fontsize=14, fontweight="bold", x=0.01, ha="left")
@@ -53,8 +57,9 @@ def _curves(claim: Claim, planned: Sequence[runs.Run]) -> dict[str, list[measure
   return found if any(len(steps) > 1 for curves in found.values() for steps, _ in curves) else {}
 
 
-def _draw_curves(ax: axes.Axes, claim: Claim, curves: Curves, colors: Mapping[str, str]) -> None:
+def _draw_curves(ax: axes.Axes, claim: Claim, curves: Curves, styles: Mapping[str, Style]) -> None:
   """Mean over seeds, and a band from the lowest to the highest: of few seeds an interval would hide how few they are."""
+  many = len(curves) > _MANY
   window = 1
   for arm, of_seeds in curves.items():
     steps = sorted(set.intersection(*({*steps} for steps, _ in of_seeds)))
@@ -63,17 +68,22 @@ def _draw_curves(ax: axes.Axes, claim: Claim, curves: Curves, colors: Mapping[st
     if len(steps) > 30:
       window = max(window, len(steps) // 20 | 1)
       values = np.array([plots.running_mean(v, len(steps) // 20 | 1) for v in values])
-    ax.fill_between(steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colors[arm], alpha=0.18, linewidth=0)
-    ax.plot(steps, np.nanmean(values, axis=0), color=colors[arm], linewidth=2, label=f"{arm} ({len(of_seeds)} seeds)",
-            marker="o" if len(steps) <= 30 else None, markersize=4)
-  plots.dress(ax, "Mean over seeds; band: lowest to highest", claim.metric.args["name"], "step" + (
+    if not many or arm in claim.pair:
+      ax.fill_between(steps, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=styles[arm]["color"], alpha=0.18,
+                      linewidth=0)
+    ax.plot(steps, np.nanmean(values, axis=0), **styles[arm], linewidth=1.4 if many and arm not in claim.pair else 2.4,
+            label=f"{arm} ({len(of_seeds)} seeds)", marker="o" if len(steps) <= 30 and not many else None, markersize=4)
+  plots.dress(ax, "Mean over seeds; band: lowest to highest" + " of the two" * many, claim.metric.args["name"], "step" + (
       f" of stage {claim.metric.args['stage']}" if claim.metric.args.get("stage") else "") + (
           f"  (each curve: mean of {window})" if window > 1 else ""))
-  ax.legend(fontsize=10, framealpha=0.8, loc="best")
+  if many:  # Below the chart, where it hides nothing.
+    ax.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+  else:
+    ax.legend(fontsize=10, framealpha=0.8, loc="best")
 
 
 def _draw_values(
-    ax: axes.Axes, claim: Claim, arms: Sequence[str], drawn: Sequence[Mapping[str, Any]], colors: Mapping[str, str],
+    ax: axes.Axes, claim: Claim, arms: Sequence[str], drawn: Sequence[Mapping[str, Any]], styles: Mapping[str, Style],
 ) -> None:
   """A point per run, a bar for the mean of an arm, and a line between the runs of a seed."""
   for seed in sorted({r["seed"] for r in drawn}):
@@ -83,11 +93,11 @@ def _draw_values(
   for i, arm in enumerate(arms):
     values = [r["value"] for r in drawn if r["arm"] == arm]
     if values:
-      ax.plot([i - 0.2, i + 0.2], [np.mean(values)] * 2, color=colors[arm], linewidth=3, zorder=2)
-      ax.scatter([i] * len(values), values, color=colors[arm], s=30, zorder=3, edgecolor="white")
+      ax.plot([i - 0.2, i + 0.2], [np.mean(values)] * 2, color=styles[arm]["color"], linewidth=3, zorder=2)
+      ax.scatter([i] * len(values), values, color=styles[arm]["color"], s=30, zorder=3, edgecolor="white")
   name = claim.metric.function.rpartition(":")[2]
   plots.dress(ax, "Each run, and the mean", " ".join(filter(None, (name, claim.metric.args.get("name")))), "")
-  ax.set_xticks(range(len(arms)), arms, rotation=20 if len(arms) > 2 else 0)
+  ax.set_xticks(range(len(arms)), arms, rotation=90 if len(arms) > _MANY else 20 if len(arms) > 2 else 0)
   ax.set_xlim(-0.6, len(arms) - 0.4)
 
 

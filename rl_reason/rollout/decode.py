@@ -1,9 +1,13 @@
-"""Decoding on the device: prompts are read, slots filled, and tokens sampled in jitted chunks. `generate` is the caller.
+"""Decoding on the device: slots are filled, and tokens sampled in jitted chunks. `generate` is the caller.
 
 A slot is a row of every array here and holds one completion at a time. Its keys and values lie in three stretches: its
 group's prompt, shared with the rest of the group; its tokens of earlier chunks (`past`); and those of the running chunk,
 which all slots write at one common index, so that no token needs a scatter. Between chunks `arrange` appends the chunk
 to `past`, moves slots together and starts new completions.
+
+`past` has a row for each slot with room for the longest one's tokens; or it is a pool of pages of a fixed number of tokens
+each, of which a slot has as many as its tokens fill (`move`, `append_to_pages`, `resize_pool`; pages.py is the host's
+side). A page is then a row of keys that one slot reads where it lies.
 """
 
 import functools
@@ -15,10 +19,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rl_reason import sharding
 from rl_reason.models import transformer
-from rl_reason.models.attention import Sharing
+from rl_reason.models.attention import Pages, Sharing
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout.sampling import Sampling, sample_tokens
-from rl_reason.types import Params, PromptBatch
+from rl_reason.types import Params
 
 # Per layer, keys [B K D S] and values [B K S D]; one array a layer, since a stacked one would be copied at every token.
 LayerCaches = list[tuple[Float[Array, "B K D S"], Float[Array, "B K S D"]]]
@@ -46,7 +50,7 @@ class Slots:
   ids: the completion in each slot; it alone decides which random numbers are drawn. Empty slots hold any.
   prompts: the row of `Prompts` that each slot continues. lengths: tokens sampled so far.
   hidden: predicts each slot's next token. done: nothing more to sample.
-  past: keys and values of the sampled tokens; of no meaning beyond `lengths`.
+  past: keys and values of the sampled tokens, of no meaning beyond `lengths`: in rows of the slots, or of a pool's pages.
   """
   ids: Int[Array, "B"]
   prompts: Int[Array, "B"]
@@ -66,6 +70,14 @@ class Chunk:
   cache: LayerCaches
 
 
+@flax.struct.dataclass
+class Paging:
+  """Who reads which page of a pool. starts: per page the place of its first token among its completion's; beyond any
+  completion's length for free pages."""
+  pages: Pages
+  starts: Int[Array, "N"]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "int8"))
 def lay_out(config: ModelConfig, params: Params, *, dtype: jnp.dtype, int8: bool = False) -> Weights:
   """int8: the layers' matrices rounded to 8 bits (transformer.quantize); embeddings, norms and biases stay."""
@@ -76,25 +88,19 @@ def lay_out(config: ModelConfig, params: Params, *, dtype: jnp.dtype, int8: bool
   return Weights(outer, [transformer.quantize(layer) if int8 else {"params": cast(layer)} for layer in layers])
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def read_prompts(config: ModelConfig, params: Params, prompts: PromptBatch, *, dtype: jnp.dtype) -> Prompts:
-  hidden, prefix = transformer.forward(config, params, prompts.tokens, prompts.lengths, dtype=dtype)
-  last = jnp.take_along_axis(hidden, prompts.lengths[:, None, None] - 1, axis=1)[:, 0]
-  return Prompts([(prefix.k[i], prefix.v[i]) for i in range(config.num_layers)], prompts.lengths, last)
-
-
 @functools.partial(jax.jit, donate_argnames=("prompts",))
 def replace_prompts(prompts: Prompts, rows: Int[Array, "A"], new: Prompts) -> Prompts:
   """Puts new prompts in the place of finished ones; rows beyond the last are left out."""
   return jax.tree.map(lambda old, x: old.at[rows].set(x, mode="drop"), prompts, new)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def start(config: ModelConfig, prompts: Prompts, ids, prompt_rows, done, *, dtype: jnp.dtype) -> Slots:
-  """Slots that have sampled nothing yet."""
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "page_tokens"))
+def start(
+    config: ModelConfig, prompts: Prompts, ids, prompt_rows, done, *, dtype: jnp.dtype, page_tokens: int = 0) -> Slots:
+  """Slots that have sampled nothing yet; with page_tokens, of a pool without pages."""
   b = ids.shape[0]
-  return Slots(ids, prompt_rows, jnp.zeros((b,), jnp.int32), prompts.hidden[prompt_rows], done,
-               _empty_caches(config, b, 0, dtype))
+  past = _empty_caches(config, 0, page_tokens, dtype) if page_tokens else _empty_caches(config, b, 0, dtype)
+  return Slots(ids, prompt_rows, jnp.zeros((b,), jnp.int32), prompts.hidden[prompt_rows], done, past)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity"))
@@ -121,36 +127,81 @@ def arrange(
     past = jax.vmap(lambda p, c, at: jax.lax.dynamic_update_slice_in_dim(p, c, at, axis - 1))(past, cache, before)
     return _constrain(jax.lax.slice_in_dim(past, 0, capacity, axis=axis))
 
+  past = [(append(k, new_k, 3), append(v, new_v, 2)) for (k, v), (new_k, new_v) in zip(slots.past, chunk.cache)]
+  return move(slots, prompts, source, new, ids, prompt_rows, done).replace(past=past)
+
+
+@functools.partial(jax.jit, donate_argnames="pool")
+def append_to_pages(
+    pool: LayerCaches, chunk: LayerCaches, windows: Int[Array, "B W"], offsets: Int[Array, "B"]) -> LayerCaches:
+  """Writes a chunk's keys and values into a pool's pages, in place.
+
+  Args:
+    windows: per slot the pages that its columns of the chunk go to, in order, with room for all; beyond the pool for none.
+    offsets: where in the first of them the first column goes.
+  """
+  def append(pool, cache, axis):
+    # A slot's pages side by side, the chunk on top: whole pages are scattered, not tokens one by one.
+    pages = jnp.moveaxis(jnp.take(pool, windows, axis=0, mode="clip"), 1, axis)
+    room = pages.reshape(*pages.shape[:axis], -1, *pages.shape[axis + 2:])
+    room = jax.vmap(lambda r, c, at: jax.lax.dynamic_update_slice_in_dim(r, c, at, axis - 1))(room, cache, offsets)
+    return _constrain(pool.at[windows].set(jnp.moveaxis(room.reshape(pages.shape), axis, 1), mode="drop"))
+
+  return [(append(k, new_k, 3), append(v, new_v, 2)) for (k, v), (new_k, new_v) in zip(pool, chunk)]
+
+
+@jax.jit
+def resize_pool(past: LayerCaches, source: Int[Array, "N"]) -> LayerCaches:
+  """A pool of N pages: for each, the page of the old one that it holds from now on; any for a free one."""
+  def one(x):
+    if x.shape[0]:
+      return _constrain(jnp.take(x, source, axis=0, mode="clip"))
+    return _constrain(jnp.zeros((source.shape[0], *x.shape[1:]), x.dtype))
+  return jax.tree.map(one, past)
+
+
+@jax.jit
+def move(
+    slots: Slots, prompts: Prompts, source: Int[Array, "A"], new: Bool[Array, "A"], ids: Int[Array, "A"],
+    prompt_rows: Int[Array, "A"], done: Bool[Array, "A"],
+) -> Slots:
+  """`arrange` but for `past`, which stays as it is."""
   return Slots(
       ids=ids, prompts=prompt_rows, done=done,
       lengths=jnp.where(new, 0, slots.lengths[source]),
-      hidden=jnp.where(new[:, None], prompts.hidden[prompt_rows], slots.hidden[source]),
-      past=[(append(k, new_k, 3), append(v, new_v, 2)) for (k, v), (new_k, new_v) in zip(slots.past, chunk.cache)])
+      hidden=jnp.where(new[:, None], prompts.hidden[prompt_rows], slots.hidden[source]), past=slots.past)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "stop_ids", "size", "dtype"))
 def decode_chunk(
     config: ModelConfig, weights: Weights, prompts: Prompts, slots: Slots, sharing: Sharing | None, rng: PRNGKeyArray,
-    enough: Int[Array, ""], *, sampling: Sampling, stop_ids: tuple[int, ...], size: int, dtype: jnp.dtype,
+    enough: Int[Array, ""], paging: Paging | None = None, *, sampling: Sampling, stop_ids: tuple[int, ...], size: int,
+    dtype: jnp.dtype,
 ) -> tuple[Slots, Chunk]:
   """Samples up to `size` tokens in every slot; fewer once at most `enough` of them are not done.
 
   Args:
     sharing: which slots read which prompt; None where prompt n serves slots n*G ... n*G + G - 1.
+    paging: where `past` is a pool with pages.
 
   Returns: the slots (their `past` as before) and what was sampled.
   """
   b, capacity, room = slots.ids.shape[0], slots.past[0][0].shape[-1], prompts.cache[0][0].shape[-1]
+  if not slots.past[0][0].shape[0]:  # A pool without pages.
+    capacity = 0
   rows = jax.vmap(functools.partial(jax.random.fold_in, rng))(slots.ids)
   prompt_lengths = prompts.lengths[slots.prompts]
   start_lengths = slots.lengths
   prompt_positions = jnp.broadcast_to(jnp.arange(room), (prompts.lengths.shape[0], room))
-  past_positions = prompt_lengths[:, None] + jnp.arange(capacity)
   chunk_positions = (prompt_lengths + start_lengths)[:, None] + jnp.arange(size)
   keys = [(prompt_positions, prompt_positions < prompts.lengths[:, None], sharing)]
   past = [(prompt,) for prompt in prompts.cache]
-  if capacity:
-    keys.append((past_positions, jnp.arange(capacity) < start_lengths[:, None], None))
+  if paging is not None:
+    places, owners = paging.starts[:, None] + jnp.arange(capacity), paging.pages.owners
+    keys.append((prompt_lengths[owners][:, None] + places, places < start_lengths[owners][:, None], paging.pages))
+  elif capacity:
+    keys.append((prompt_lengths[:, None] + jnp.arange(capacity), jnp.arange(capacity) < start_lengths[:, None], None))
+  if len(keys) > 1:
     past = [(prompt, own) for prompt, own in zip(prompts.cache, slots.past)]
 
   def more(carry):

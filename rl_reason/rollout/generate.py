@@ -12,8 +12,10 @@ from rl_reason import sharding
 from rl_reason.models.attention import Sharing
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout import decode
+from rl_reason.rollout.pages import PageTable
+from rl_reason.rollout.prefill import read_prompts
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.rollout.schedule import Schedule, capacity
+from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule, capacity
 from rl_reason.types import Params, PromptBatch
 
 
@@ -44,7 +46,9 @@ def generate(
     decode_text: Callable[[Sequence[int]], str] | None = None,
     dtype: jnp.dtype = jnp.float32,
     slots: int = 0,
-    chunk_size: int = 64,
+    chunk_size: int = CHUNK_TOKENS,
+    prefill_tokens: int = 0,
+    page_tokens: int = 0,
     int8: bool = False,
     on_finished: Callable[[Completions, Int[np.ndarray, "N"]], None] | None = None,
 ) -> Completions:
@@ -59,12 +63,22 @@ def generate(
     slots: completions decoded at once, at least group_size; when one ends, the next takes its place. It bounds the
       memory of the KV cache. 0: all.
     chunk_size: tokens decoded on the device before the host looks again (sooner once enough completions ended).
+    prefill_tokens: prompts are read in stretches of so many tokens, and their cache has room for a multiple of it: memory
+      and programs are then those of a stretch. While more than half of the slots decode, one stretch is read between
+      chunks, so that they do not wait for a whole prompt. 0: prompts are read whole.
+    page_tokens: sampled tokens are kept in pages of so many, of which a slot takes what it fills and gives back what it had:
+      memory and attention follow the tokens that are held, not slots times the longest. 0: each slot has room for the
+      longest one's.
     int8: decode with the layers' matrices rounded to 8 bits; prompts are read with the full ones.
     on_finished: called between chunks with (all completions so far, the rows among them that have just ended).
 
   Returns: Completions, on the host, all rows on every process.
-  Raises: ValueError for stop strings without decode_text, and for fewer slots than a group.
+  Raises: ValueError for stop strings without decode_text, for fewer slots than a group, and for negative numbers of tokens.
   """
+  for name, value, meaning in (("prefill_tokens", prefill_tokens, "reads prompts whole"),
+                               ("page_tokens", page_tokens, "keeps tokens without pages")):
+    if value < 0:
+      raise ValueError(f"{name} must be at least 0, got {value}: 0 {meaning}.")
   if sampling.stop_strings and decode_text is None:
     raise ValueError(f"stop_strings={sampling.stop_strings} need decode_text, to find them in the text.")
   prompts = jax.tree.map(sharding.fetch, prompts)
@@ -73,22 +87,29 @@ def generate(
   chunk_size = min(chunk_size, sampling.max_tokens)
   stop_ids = tuple(int(i) for i in stop_ids)
 
+  def reading(groups):
+    return read_prompts(config, params, _rows(prompts, groups), stretch=prefill_tokens, dtype=dtype)
+
   # Prompts into the cache, completions into slots.
   _, groups = schedule.admit()
-  cache = decode.read_prompts(config, params, _rows(prompts, groups), dtype=dtype)
+  *_, cache = reading(groups)
+  schedule.prompts_read(groups)
   batch = max(1, len(groups) // 4)  # Prompts read at once from here on.
+  begun: list[tuple[np.ndarray, np.ndarray, Iterator]] = []  # (rows, groups, `reading` of them) of those to come.
   weights = decode.lay_out(config, params, dtype=dtype, int8=int8)
   move = schedule.arrange()
-  state = decode.start(config, cache, schedule.ids, schedule.prompts, move.done, dtype=dtype)
+  state = decode.start(config, cache, schedule.ids, schedule.prompts, move.done, dtype=dtype, page_tokens=page_tokens)
+  table = PageTable(page_tokens, schedule.num_slots, sampling.max_tokens) if page_tokens else None
   while True:
-    sharing = schedule.sharing()
+    sharing, paging = schedule.sharing(), table and table.paging(schedule.ids)
     state, chunk = decode.decode_chunk(
         config, weights, cache, state, None if sharing is None else Sharing(*sharing), rng,
-        np.int32(schedule.enough()), sampling=sampling, stop_ids=stop_ids, size=chunk_size, dtype=dtype)
+        np.int32(schedule.enough()), paging, sampling=sampling, stop_ids=stop_ids, size=chunk_size, dtype=dtype)
 
     # What the chunk sampled, and which completions it ended.
     running = np.flatnonzero(schedule.active)
     ids = schedule.ids[running]
+    decoded, before = schedule.ids.copy(), np.where(schedule.active, out.lengths[schedule.ids], 0)  # For pages.
     ended = _append(out, ids, *(sharding.fetch(x)[running] for x in (
         chunk.tokens, chunk.behaviour_logprobs, chunk.logprobs, state.lengths, state.done)), stop_ids)
     if sampling.stop_strings:
@@ -100,14 +121,29 @@ def generate(
       return out
 
     # The next chunk's slots.
-    for rows, groups in _batches(*schedule.admit(at_least=batch), batch):
-      cache = decode.replace_prompts(
-          cache, rows, decode.read_prompts(config, params, _rows(prompts, groups), dtype=dtype))
+    begun += [(rows, groups, reading(groups)) for rows, groups in _batches(*schedule.admit(at_least=batch), batch)]
+    while begun:
+      rows, groups, stretches = begun[0]
+      if (read := next(stretches)) is not None:
+        cache = decode.replace_prompts(cache, rows, read)
+        schedule.prompts_read(groups[rows < len(schedule.groups)])
+        begun.pop(0)
+      if prefill_tokens and not schedule.idle:
+        break
     move = schedule.arrange()
-    longest = int(out.lengths[schedule.ids[schedule.active]].max(initial=0))
-    state = decode.arrange(
-        config, state, chunk, cache, move.source, move.new, schedule.ids, schedule.prompts, move.done,
-        capacity=capacity(longest, chunk_size))
+    slots_to_be = cache, move.source, move.new, schedule.ids, schedule.prompts, move.done
+    going_on = schedule.ids[schedule.active]
+    if table is None:
+      longest = int(out.lengths[going_on].max(initial=0))
+      state = decode.arrange(config, state, chunk, *slots_to_be, capacity=capacity(longest, chunk_size))
+    else:
+      table.release(ids[ended])
+      pool, state = state.past, decode.move(state.replace(past=[]), *slots_to_be)
+      if (moved := table.hold(going_on, out.lengths[going_on])) is not None:
+        pool = decode.resize_pool(pool, moved)
+      if table.size:
+        pool = decode.append_to_pages(pool, chunk.cache, *table.windows(decoded, before, chunk_size))
+      state = state.replace(past=pool)
 
 
 def _blank(count: int, size: int) -> Completions:

@@ -12,6 +12,8 @@ import numpy as np
 
 # Fewer rows cost no less: a matrix is read for one row as for eight.
 FEWEST_SLOTS = 8
+# Tokens decoded in one go on the device.
+CHUNK_TOKENS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Schedule:
     self.groups = np.full(rows, -1)
     self._next_group, self._num_groups = 0, num_prompts
     self._waiting: list[int] = []  # Completions whose prompt is in the cache.
+    self._reading = 0  # Groups whose prompt is on its way there.
     self._unfinished = np.full(num_prompts, group_size)
     self.ids, self.prompts = np.full(0, -1), np.zeros(0, np.int32)
 
@@ -64,16 +67,29 @@ class Schedule:
   def finished(self) -> bool:
     return not self._unfinished.any()
 
+  @property
+  def idle(self) -> bool:
+    """Whether at most half of the slots have something to decode."""
+    return int(self.active.sum()) + len(self._waiting) <= self.num_slots // 2
+
   def admit(self, at_least: int = 1) -> tuple[Int[np.ndarray, "A"], Int[np.ndarray, "A"]]:
-    """(rows of the prompt cache, the groups to read into them): none while fewer than `at_least` rows are free."""
+    """(rows of the prompt cache, the groups to read into them): none while fewer than `at_least` rows are free.
+
+    Their completions wait for `prompts_read`.
+    """
     free = np.flatnonzero(self.groups < 0)[:self._num_groups - self._next_group]
     # Nothing else to do: then even one.
-    if len(free) < at_least and (self._waiting or self.active.any()):
+    if len(free) < at_least and (self._waiting or self._reading or self.active.any()):
       free = free[:0]
     new = self._next_group + np.arange(len(free))
     self.groups[free], self._next_group = new, self._next_group + len(free)
-    self._waiting += [int(i) for group in new for i in group * self.group_size + np.arange(self.group_size)]
+    self._reading += len(free)
     return free, new
+
+  def prompts_read(self, groups: Int[np.ndarray, "A"]) -> None:
+    """Groups that were admitted are in the cache: their completions may start."""
+    self._waiting += [int(i) for group in groups for i in group * self.group_size + np.arange(self.group_size)]
+    self._reading -= len(groups)
 
   def arrange(self) -> Move:
     """Fills free slots with waiting completions, in the smallest size that holds all."""
@@ -97,7 +113,7 @@ class Schedule:
   def enough(self) -> int:
     """The number of running completions at which a chunk should end early, to move together or to start others."""
     running = int(self.active.sum())
-    if self._waiting or self._next_group < self._num_groups:
+    if self._waiting or self._reading or self._next_group < self._num_groups:
       return max(0, running - max(1, len(self.ids) // 8))
     return max((s for s in self._sizes if s < running), default=0)
 

@@ -1,4 +1,4 @@
-"""One step off-policy: the next rollout is sampled in a thread while this one's update runs."""
+"""One step off-policy: the next rollout is sampled in a thread while this one's update runs, on its devices or others."""
 
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -18,6 +18,9 @@ class Ahead:
   The first step has nothing to update on; the last one updates on its own rollout as well, after the other: as many
   rollouts and updates as in a synchronous run. Logged as `staleness`: the rollouts that were learnt from between
   sampling and learning. The rollout that waits belongs into a checkpoint (`state`, `restore`).
+
+  The policy's parameters are moved once per step to the devices that sample (Context.sampler) or, where those update too,
+  copied.
   """
 
   def __init__(
@@ -25,19 +28,22 @@ class Ahead:
       learn: Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, float]]], num_steps: int,
       policy: Callable[[Params], Params] = lambda params: params):
     """sample: of the policy's parameters; policy: picks them among the state's."""
-    self._context, self._sample, self._learn, self._last = context, sample, learn, num_steps - 1
-    self._policy = policy
+    self._sampler, self._apart = context.sampler, context.rollout_partitioning is not None
+    self._sample, self._learn, self._last, self._policy = sample, learn, num_steps - 1, policy
     self._waiting: tuple[Rollout, float] | None = None  # With its staleness.
     self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
 
   def step(
       self, state: LearnerState, problems: list[Problem], index: int) -> tuple[LearnerState, dict[str, float], str]:
+    params = self._policy(state.params)
+    if self._apart:
+      params = jax.device_put(params, self._sampler.param_shardings)
     if self._waiting is None:
-      rollout, metrics = self._sample(self._policy(state.params), problems, index), {"skipped_in_a_row": 0.0}
+      rollout, metrics = self._in_mesh(params, problems, index), {"skipped_in_a_row": 0.0}
       self._waiting = rollout, 0.0
     else:
-      # A copy: the update donates its parameters.
-      params = jax.tree.map(jnp.copy, self._policy(state.params))
+      if not self._apart:
+        params = jax.tree.map(jnp.copy, params)  # The update donates its parameters.
       sampling = self._thread.submit(self._in_mesh, params, problems, index)
       del params  # The thread's to free.
       state, metrics = self._update(state)  # Where this fails, `close` waits for the thread.
@@ -58,7 +64,7 @@ class Ahead:
     return state, {**metrics, "staleness": staleness}
 
   def _in_mesh(self, *args) -> Rollout:
-    with self._context.partitioning.use():  # The mesh in use is a thread's own.
+    with self._sampler.partitioning.use():  # The mesh in use is a thread's own.
       return self._sample(*args)
 
   def state(self) -> Mapping[str, Any]:

@@ -69,6 +69,7 @@ class Context:
   """What is the same for all stages of a run.
 
   task: None where all stages have data of their own, and policies are not evaluated.
+  rollout_partitioning: of devices that only sample, and run the models of learned rewards; None: `partitioning` does.
   sections: the checked section of each stage by name, in order.
   finished: (name of a stage that is complete) -> its parameters, as `trained` of that stage says, read from its newest
     checkpoint: stages use each other's models by name.
@@ -81,10 +82,19 @@ class Context:
   task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
+  prefill_tokens: int = 0
+  rollout_partitioning: Partitioning | None = None
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   finished: Callable[[str], Params] | None = None
   policy_at: Callable[[str, str, str], Params] | None = None
   scorer: Callable[[str, Sequence[str]], Scorer] | None = None
+
+  @property
+  def sampler(self) -> "Context":
+    """The same on the devices that sample during updates (stages.ahead), which may be these."""
+    if self.rollout_partitioning is None:
+      return self
+    return dataclasses.replace(self, partitioning=self.rollout_partitioning, rollout_partitioning=None)
 
   @property
   def prompt_bucket(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_reason import advantages, compilation, learner, losses, policy, sharding
+from rl_reason import advantages, compilation, learner, losses, policy
 from rl_reason import memory as memory_lib
 from rl_reason.config import at_least, one_of
 from rl_reason.models import transformer
@@ -53,6 +53,7 @@ class Config:
     have no part in the loss. "resample": skipped, and replaced by groups of further prompts, in at most `max_resamples`
     rounds of prompts_per_step (stages.groups.resample). Advantages are normalised over all groups of the batch.
   equal_by: the reward whose values are compared, e.g. the verifier's beside a length penalty; "": the total.
+  page_tokens: what is sampled is kept in pages of so many tokens (rollout.generate); 0: in one room for all slots.
   epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
     one, to save memory; 0: as many as this machine is fastest with (packing.num_passes). Groups are never split.
   objective: a key of losses.OBJECTIVES. clip_low, clip_high: its bounds: of the probability ratio, 1 - clip_low and
@@ -64,7 +65,7 @@ class Config:
   remat: models.transformer.REMAT_POLICIES.
   lora: as in stages.sft; a critic's own trunk is trained whole.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one step old
-    (stages.ahead). It takes memory for a second copy of the policy.
+    (stages.ahead). It takes memory for a second copy of the policy; or devices of its own, config.RolloutMesh.
   importance_cap: C of truncated importance sampling between trainer and sampler (losses.truncated_importance), for
     rollouts that the trainer's policy would not have drawn just so; 0 for none: the ratio to the sampler is then all.
     With critic.vtrace it bounds what V-trace makes of the same ratio.
@@ -88,6 +89,7 @@ class Config:
   max_resamples: int = 10
   critic: Critic | None = None
   slots: int = 0
+  page_tokens: int = 0
   epochs: int = 1
   minibatches: int = 1
   microbatches: int = 0
@@ -110,9 +112,9 @@ class Config:
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, prompts_per_step=self.prompts_per_step, group_size=self.group_size,
              epochs=self.epochs, minibatches=self.minibatches, max_resamples=self.max_resamples)
-    at_least(0, microbatches=self.microbatches, slots=self.slots, clip_low=self.clip_low, clip_high=self.clip_high,
-             kl_coef=self.kl_coef, entropy_coef=self.entropy_coef, importance_cap=self.importance_cap,
-             discount=self.discount)
+    at_least(0, microbatches=self.microbatches, slots=self.slots, page_tokens=self.page_tokens, clip_low=self.clip_low,
+             clip_high=self.clip_high, kl_coef=self.kl_coef, entropy_coef=self.entropy_coef,
+             importance_cap=self.importance_cap, discount=self.discount)
     build_monitors(self.monitors, rewards=self.rewards)
     one_of(advantages.RETURNS, returns=self.returns)
     one_of(advantages.BASELINES, baseline=self.baseline)
@@ -188,10 +190,11 @@ def check(config: Config, context: Context) -> None:
       config.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens)
   problems = first_rows(context.task.train)
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  if config.staleness and context.partitioning.mesh.size > 1:
+  if config.staleness and context.partitioning.mesh.size > 1 and context.rollout_partitioning is None:
     # Of one process too: a program is handed to one device after the other, and two threads may do so by turns.
     raise ValueError(f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could start them"
-                     " in different orders and wait for each other for ever: set staleness=0, or a mesh of one device.")
+                     " in different orders and wait for each other for ever: give sampling devices of its own with"
+                     " --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one device.")
   with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.critic is not None:
@@ -233,15 +236,20 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // num_parts(config, context))
   state_shape, critic = learner_of(config, context, None)[-1], config.critic
+  sampler = context.sampler if config.staleness else context
   sampling = memory_lib.rollout_parts(
-      model, partitioning, rollout, dtype=dtype, params=context.abstract_params, phase="sampling",
+      model, sampler.partitioning, rollout, dtype=dtype, params=sampler.abstract_params, phase="sampling",
       cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
-      slots=config.slots, int8=config.int8_rollouts)
-  if config.staleness:  # Beside all that an update does, with parameters of its own.
-    sampling.append(memory_lib.Part(
-        "parameters that sample", memory_lib.sharded_bytes(context.abstract_params), "set staleness=0", "sampling"))
+      slots=config.slots, prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens, int8=config.int8_rollouts)
+  if config.staleness:  # With parameters of its own.
+    copy = memory_lib.sharded_bytes(sampler.abstract_params)
+    sampling += [memory_lib.Part("parameters that sample", copy, "set staleness=0", phase)
+                 for phase in {part.phase: None for part in sampling}]
+  if sampler is not context:
+    sampling = [dataclasses.replace(part, devices="that samples") for part in sampling]
+  elif config.staleness:  # Beside all that an update does.
     sampling += [dataclasses.replace(part, phase=phase) for phase in ("scoring", "update", "optimizer step")
-                 for part in sampling]
+                 for part in memory_lib.peak(sampling)]
   updating = memory_lib.update_parts(model, partitioning, microbatch, dtype=dtype, remat=config.remat)
   if critic is not None and critic.trunk == "separate":
     updating.append(dataclasses.replace(updating[0], name="activations of the critic"))

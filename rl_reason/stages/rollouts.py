@@ -21,6 +21,7 @@ class Section(Protocol):
   sampling: Sampling
   rewards: Mapping
   slots: int
+  page_tokens: int
 
 
 def sample_rollout(
@@ -54,8 +55,8 @@ def sample_rollout(
     with jax.profiler.TraceAnnotation("generate"):  # In a profile's timeline.
       completions = generate(
           context.policy.config, params, prompts, config.sampling, group_size=config.group_size, rng=rng,
-          stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode, dtype=context.dtype, slots=config.slots, int8=int8,
-          on_finished=on_finished)
+          stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode, dtype=context.dtype, slots=config.slots,
+          prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens, int8=int8, on_finished=on_finished)
     generated = time.perf_counter()
     with jax.profiler.TraceAnnotation("reward"):
       samples = to_samples(completions)

@@ -45,7 +45,7 @@ class Config:
   prompts_per_step problems and group_size completions of each; updates: that a round makes per threshold, of batch_size
   kept completions. In all num_rounds * (generation_steps + len(thresholds) * updates) steps.
 
-  sampling, slots: rollout.generate. rewards: rewards.build_rewards.
+  sampling, slots, page_tokens: rollout.generate. rewards: rewards.build_rewards.
   thresholds: total rewards, rising: completions below it are not imitated. With several the round's updates are made
     with one after the other, on fewer and better completions of the same set (ReST's improve steps).
   distinct: of a problem's equal completions one is kept. per_problem: at most so many of each problem, the best or
@@ -79,6 +79,7 @@ class Config:
   imitate_solutions: bool = False
   hint: str = ""
   slots: int = 0
+  page_tokens: int = 0
   mean_over: str = "token"
   microbatches: int = 0
   remat: str = "none"
@@ -88,7 +89,7 @@ class Config:
   def __post_init__(self):
     at_least(1, num_rounds=self.num_rounds, generation_steps=self.generation_steps, updates=self.updates,
              prompts_per_step=self.prompts_per_step, group_size=self.group_size, batch_size=self.batch_size)
-    at_least(0, per_problem=self.per_problem, slots=self.slots)
+    at_least(0, per_problem=self.per_problem, slots=self.slots, page_tokens=self.page_tokens)
     check_microbatches(self.microbatches, self.batch_size)
     one_of(selection.CHOICES, choose=self.choose)
     one_of(BEGINNINGS, begin=self.begin)
@@ -146,7 +147,7 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
       *memory_lib.rollout_parts(
           context.policy.config, context.partitioning, rollout, dtype=context.dtype, params=context.abstract_params,
           phase="sampling", cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
-          slots=config.slots),
+          slots=config.slots, prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens),
       *sft.update_memory(
           context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
           max_completion_tokens=config.sampling.max_tokens, remat=config.remat)]
