@@ -55,7 +55,7 @@ class Comparison:
     enter negated. (): not compared, there are only attributes or steps.
   soft_label: of a pair, the probability in [0, 1] that responses[0] is the better one, e.g. its share of votes; None:
     what the scores say (see `preference`).
-  margin: by how much the best should win, in units of reward, at least 0.
+  margin: by how much the best should win, in units of reward; below 0 where the label is in doubt (rl_reason.strength).
   weight: of the row in a loss, at least 0.
   attributes: one mapping per response, name -> value, None where it is missing; () without attributes.
   steps: per response its Steps, whose texts joined are the response; () for a response without, or for all.
@@ -102,9 +102,10 @@ class Comparison:
     if self.soft_label is not None and (count != 2 or not finite(self.soft_label) or not 0 <= self.soft_label <= 1):
       raise ValueError(f"soft_label is the probability, in [0, 1], that the first of two responses is better; got"
                        f" {self.soft_label!r} for {count} responses.")
-    for name in ("margin", "weight"):
-      if not finite(getattr(self, name)) or getattr(self, name) < 0:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)!r}.")
+    if not finite(self.margin):
+      raise ValueError(f"margin must be a finite number, got {self.margin!r}.")
+    if not finite(self.weight) or self.weight < 0:
+      raise ValueError(f"weight must be a finite number of at least 0, got {self.weight!r}.")
     for i, values in enumerate(self.attributes):
       for name, value in values.items():
         if value is not None and not finite(value):

@@ -234,7 +234,7 @@ def test_bad_arguments_say_what_to_change(read, keywords, message):
     (dict(scores=(float("nan"), 0.0)), "finite"),
     (dict(soft_label=1.5), r"soft_label .*got 1.5 for 2 responses"),
     (dict(responses=("a", "b", "c"), soft_label=1.0), "for 3 responses"),
-    (dict(margin=-1.0), "margin must be a finite number of at least 0"),
+    (dict(margin=float("nan")), "margin must be a finite number"),
     (dict(attributes=({"x": "high"}, {})), "attribute 'x' of response 0 is 'high'"),
     (dict(steps=((Step("a"),), (Step("x"),))), "steps of response 1 do not join to it"),
     (dict(responses=("a", "a", "b"), scores=(2.0, 1.0, 0.0)), "identical, with scores 2.0 and 1.0"),

@@ -9,12 +9,12 @@ has `make_scorer(config, context, name) -> Scorer`, for learned rewards.
 
 from types import ModuleType
 
-from rl_reason.stages import policy_gradient, preference, reward_model, self_training, sft
+from rl_reason.stages import policy_gradient, preference, reward_model, self_training, sft, voting
 from rl_reason.stages.base import Context, Stage, Trained
 
 STAGES: dict[str, ModuleType] = {
     "policy_gradient": policy_gradient, "preference": preference, "reward_model": reward_model,
-    "self_training": self_training, "sft": sft}
+    "self_training": self_training, "sft": sft, "voting": voting}
 
 
 def trained(context: Context, name: str) -> Trained:

@@ -109,9 +109,13 @@ class Reader:
       else:
         self._good_rows(half)
 
-  def task(self) -> Task:
-    """The rows that can be learnt from, all others told of. Raises: ValueError if none is left."""
+  def task(self, change: Callable[[Source], Source] = lambda train: train) -> Task:
+    """The rows that can be learnt from, all others told of. change: what becomes of the training half before.
+
+    Raises: ValueError if none is left.
+    """
     task = self._load()
+    task = Task(change(task.train), task.heldout)
     if self._section.bad_rows == "error":
       return task
     return Task(self._good_rows(task.train, tell=True), self._good_rows(task.heldout, tell=True))

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
+import itertools
 from typing import Any
 
+from absl import logging
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -25,11 +27,12 @@ from rl_reason.models import heads, reward_model
 from rl_reason.models.reward_model import ResponseBatch, RewardModel
 from rl_reason.responses import READINGS
 from rl_reason.rewards.critiques import Critiques
-from rl_reason.stages import comparisons
+from rl_reason.stages import comparisons, voting
 from rl_reason.stages import critiques as critiques_lib
 from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
 from rl_reason.stages.comparisons import Reader
 from rl_reason.stages.critiques import Critique, make_critiques
+from rl_reason.strength import Relabel, relabelled, strength
 from rl_reason.tasks import Source, pipeline
 from rl_reason.types import Comparison, Params
 
@@ -50,6 +53,7 @@ class Config:
     evaluations, and by default as a reward.
   critique: a Critique of each response that the head reads too, within max_response_tokens; needs read="end".
   head_hidden: width of the head's SiLU layer; 0: linear. freeze_trunk: only the head learns.
+  relabel: what an ensemble's votes on the training pairs change about them (strength.Relabel); None: nothing.
   heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
   """
   kind: str
@@ -71,6 +75,7 @@ class Config:
   critique: Critique = Critique()
   head_hidden: int = 0
   freeze_trunk: bool = False
+  relabel: Relabel | None = None
   heldout_rows: int = 1000
   microbatches: int = 0
   remat: str = "none"
@@ -158,9 +163,17 @@ def trained(config: Config, context: Context) -> Trained:
 
 
 def check(config: Config, context: Context) -> None:
-  """Raises: ValueError for text beyond the model's context, for bad rows, and for critiques that nobody can write."""
+  """Raises: ValueError for text beyond the model's context, for bad rows, for critiques that nobody can write, and for votes
+  that are none or on other rows."""
   make_reader(config, context).check()
   critiques_lib.check(config.critique, context, context.name_of(config))
+  if config.relabel is not None:
+    earlier = itertools.takewhile(lambda name: context.sections[name] is not config, context.sections)
+    votes = {name: context.sections[name] for name in earlier if context.sections[name].kind == "voting"}
+    one_of(votes, **{"relabel.votes (an earlier stage of kind 'voting')": config.relabel.votes})
+    if votes[config.relabel.votes].data != config.data:
+      raise ValueError(f"relabel.votes={config.relabel.votes!r} voted on other rows than this stage learns from: give both the"
+                       " same `data`.")
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
@@ -216,7 +229,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the decoder starts."""
   critiques = make_critiques(config.critique, context, name)
   model, reader = architecture(config, context), make_reader(config, context, critiques)
-  task = reader.task()
+  task = reader.task(functools.partial(changed_labels, config, context))
   shapes = trained(config, context).shapes
   initial = jax.jit(functools.partial(reward_model.init_params, model), out_shardings=jax.tree.map(
       lambda x: x.sharding, shapes))(params, context.rng(name, "head"))
@@ -259,6 +272,16 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       evaluate=evaluator(config, context, model, reader, task.heldout, forward),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
+
+
+def changed_labels(config: Config, context: Context, train: Source) -> Source:
+  """The training pairs as config.relabel says, after the votes of its stage."""
+  if config.relabel is None:
+    return train
+  mean, _ = strength(voting.differences_of(context.finished(config.relabel.votes)))
+  changed = relabelled(train, mean, config.relabel)
+  logging.info("%d of %d pairs are kept, %d labels of all are flipped.", len(changed), len(train), len(changed.flipped))
+  return changed
 
 
 def evaluator(config: Config, context: Context, model: RewardModel, reader: Reader, heldout: Source, forward) -> Evaluate:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from rl_reason import naming
 from rl_reason.tasks import arithmetic
+from rl_reason.tasks import attributes
 from rl_reason.tasks import files
 from rl_reason.tasks import gsm_symbolic
 from rl_reason.tasks import judging
@@ -40,6 +41,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "prefix_rewards": topology.prefix_rewards,  # Comparisons in a world of known rewards, of a topology.
     "judge_problems": judging.judge_problems,  # Generated pairs to be judged in writing, ...
     "judge_comparisons": judging.judge_comparisons,  # ... and the same as comparisons.
+    "attribute_pairs": attributes.attribute_pairs,  # Generated pairs with a hidden utility; some labels are wrong.
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
 }
 

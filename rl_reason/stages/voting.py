@@ -1,0 +1,159 @@
+"""Reward models vote: their score differences on every training pair, kept for stages that relabel by them (rl_reason.strength).
+
+Nothing is trained: a step scores a stretch of the pairs with every member, so that a run that was stopped goes on there.
+"""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Float
+import numpy as np
+
+from rl_reason import memory as memory_lib
+from rl_reason import ranking
+from rl_reason.config import TaskSection, at_least
+from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, make_learner
+from rl_reason.strength import strength
+from rl_reason.tasks import Source, load_task
+from rl_reason.types import Comparison, LearnerState, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """num_steps: the pairs are scored in so many stretches.
+  data: its training half is voted on: pairs only. Stages that relabel have the same section.
+  members: earlier stages with reward models, or other runs' (Models.find); best trained on the same pairs in other orders,
+    for one epoch: strength is optimistic where members know the pairs by heart.
+  wrong: a key of the rows' metadata that is true where the label is known to be wrong, for measures of the votes; "": none.
+  start: of no effect, for nothing is trained.
+  """
+  kind: str
+  num_steps: int
+  data: TaskSection
+  members: tuple[str, ...]
+  wrong: str = ""
+  start: str = ""
+
+  def __post_init__(self):
+    at_least(1, num_steps=self.num_steps)
+    if len(self.members) < 2 or len(set(self.members)) < len(self.members):
+      raise ValueError(f"members must be two reward models or more, each once, got {self.members}: the strength is their mean.")
+
+
+def trained(config: Config, context: Context) -> Trained:
+  """{"frozen": {"differences": members' differences chosen − rejected, [pairs, members]}}."""
+  shape = jax.ShapeDtypeStruct((len(_pairs(config)), len(config.members)), jnp.float32)
+  shapes = context.abstract({"frozen": {"differences": shape}}, {"frozen": {"differences": PartitionSpec()}})
+  return Trained(shapes, policy=None)
+
+
+def check(config: Config, context: Context) -> None:
+  """Raises: ValueError for members that are none, and for rows that are no pairs."""
+  models = context.models(config)
+  for member in config.members:
+    models.find(member)
+  for row in first_rows(_pairs(config)):
+    _check_pair(row, config)
+
+
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs: all members at once."""
+  size = len(config.members) * memory_lib.sharded_bytes(context.abstract_params)
+  return [memory_lib.Part("reward models that vote", size, "vote with fewer members")]
+
+
+def differences_of(params: Params) -> Float[np.ndarray, "N M"]:
+  """From the parameters of a finished stage."""
+  return np.asarray(params["frozen"]["differences"])
+
+
+def build(config: Config, context: Context, params: Params, name: str) -> Stage:
+  del params, name
+  pairs, models = _pairs(config), context.models(config)
+  members = [models.find(member) for member in config.members]
+  size = -(-len(pairs) // config.num_steps)
+  shapes = trained(config, context).shapes
+  # There is nothing to learn: the learner's state is what a checkpoint holds.
+  _, init, state_shape = make_learner(
+      context, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), Optimizer(0.0, name="sgd"), 1, shapes=shapes)
+  sharding = shapes["frozen"]["differences"].sharding
+
+  def step(state: LearnerState, rows: list[Comparison], index: int):
+    found, tokens = np.zeros((len(rows), len(members)), np.float32), 0
+    for row in rows:
+      _check_pair(row, config)
+    for m, member in enumerate(members):
+      encoded = member.encode_rows([(row.prompt, row.responses) for row in rows])
+      tokens += sum(len(ids) for one in encoded for ids in one.responses)
+      totals = [scored.totals.mean(axis=-1) for scored in member(encoded)]
+      found[:, m] = [chosen - rejected for chosen, rejected in totals]
+    everything = differences_of(state.params).copy()
+    everything[index * size:index * size + len(rows)] = found
+    state = state.replace(params={"frozen": {"differences": jax.device_put(everything, sharding)}})
+    mean, deviation = strength(found) if rows else (np.zeros(1), np.zeros(1))
+    return state, {"strength/mean": float(mean.mean()), "strength/deviation": float(deviation.mean()),
+                   "strength/negative": float((mean < 0).mean()), "tokens": float(tokens), "skipped_in_a_row": 0.0}, ""
+
+  def evaluate(params):
+    mean, deviation = strength(differences_of(params))
+    rows = [pairs[int(i)] for i in np.argsort(mean, kind="stable")]
+    shown = [{"id": row.id, "strength": m, "deviation": d, "chosen": row.responses[0], "rejected": row.responses[1],
+              **({config.wrong: row.metadata.get(config.wrong)} if config.wrong else {})}
+             for row, m, d in zip(rows, np.sort(mean).tolist(), deviation[np.argsort(mean, kind="stable")].tolist())]
+    return votes_metrics(np.sort(mean), [bool(row.metadata.get(config.wrong)) for row in rows] if config.wrong else None), shown
+
+  return Stage(num_steps=config.num_steps, init=init, state_shape=state_shape, step=step, max_skipped=1, evaluate=evaluate,
+               data=InOrder(pairs, size))
+
+
+def votes_metrics(mean: Float[np.ndarray, "N"], wrong: list[bool] | None) -> dict[str, float]:
+  """Of strengths in rising order: mean and share below 0; of known wrong labels how well low strength finds them, and their
+  share in each fifth of the pairs."""
+  metrics = {"eval/strength": float(mean.mean()), "eval/strength_negative": float((mean < 0).mean())}
+  if wrong is None:
+    return metrics
+  found = ranking.area_under_curve((-mean).tolist(), wrong)
+  fifths = np.array_split(np.array(wrong, np.float64), 5)
+  return {**metrics, **({} if found is None else {"eval/wrong_auc": found}),
+          **{f"eval/wrong_in_fifth_{i + 1}": float(part.mean()) for i, part in enumerate(fifths) if part.size}}
+
+
+class InOrder:
+  """The rows of a source once, `size` at a time, then none; resumable."""
+
+  def __init__(self, source: Source, size: int):
+    self._source, self._size, self._next = source, size, 0
+
+  def __next__(self) -> list[Comparison]:
+    start = self._next
+    self._next = min(start + self._size, len(self._source))
+    return [self._source[i] for i in range(start, self._next)]
+
+  def get_state(self) -> dict[str, Any]:
+    return {"next": self._next}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._next = state["next"]
+
+
+def _pairs(config: Config) -> Source:
+  return _read(json.dumps(dataclasses.asdict(config.data), sort_keys=True))
+
+
+@functools.lru_cache(maxsize=2)  # A stage's shapes, which hang on the number of pairs, are asked for many times.
+def _read(data: str) -> Source:
+  return load_task(*(json.loads(data)[field] for field in ("source", "args", "train", "heldout"))).train
+
+
+def _check_pair(row: Comparison, config: Config) -> None:
+  if len(row.responses) != 2 or row.preference is None:
+    raise ValueError(f"Row {row.id!r} of {config.data.source!r} has {len(row.responses)} responses with scores {row.scores}: votes"
+                     " are on pairs of which one is the better. Leave it out of the data, or make pairs of it.")
+  if config.wrong and config.wrong not in row.metadata:
+    raise ValueError(f"Row {row.id!r} has no {config.wrong!r} in its metadata, which config.wrong names; it has"
+                     f" {', '.join(row.metadata) or 'none'}.")
