@@ -11,8 +11,8 @@ help: ## Show this list.
 quickstart: .venv/installed ## Train a small policy to reason, on a CPU in minutes: runs/quickstart.
 	@.venv/bin/python -m rl_reason.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-test: .venv/installed-dev ## Run the tests.
-	@.venv/bin/python -m pytest
+test: .venv/installed-dev ## Run the tests, a file at a time on each core.
+	@.venv/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 test-slow: .venv/installed-dev ## Run the tests that take minutes.
 	@.venv/bin/python -m pytest -m "slow and not oracle"

@@ -126,7 +126,7 @@ def test_the_table_shows_each_system_and_what_failed():
   assert lines[4].startswith("| (a) by hand | rl_reason | 9.0 (5.0) | 1.50 (1.00-2.00) | 9, 9 | 200 | ")
   assert lines[5].startswith("|  | TRL | 7.0 | 4.00 (4.00-4.00) | 3, 3 | 400 | ") and lines[5].endswith("| 3.00x |")
   assert lines[6].startswith("|  | Tunix | failed |")
-  assert "- Tunix failed in (a): MemoryError" in lines
+  assert "- Tunix failed in (a): exit status 1; MemoryError" in lines
   # Of 1 and 2 seconds: the medians of 50 and 25 %, 5 and 2.5 %, 20 and 10 %.
   assert "- (a) A step of rl_reason: generate 38%, reward 0%, score 4%, update 15%." in lines
   assert len({line.count("|") for line in lines[2:7]}) == 1

@@ -82,7 +82,8 @@ def render(results: Mapping[str, Any]) -> str:
       title = f"({name}) {entry['shape']['title']}" if i == 0 else ""
       label = LABELS[system]
       if "failure" in s:
-        notes.append(f"{label} failed in ({name}): {s['failure'].splitlines()[0]}")
+        first, *_, last = [s["failure"].partition(";")[0], *s["failure"].splitlines()]  # How it ended, its last words.
+        notes.append(f"{label} failed in ({name}): {first}; {last}")
       if "seconds" not in s:
         rows.append((title, label, "failed", *[""] * (len(HEADER) - 3)))
         continue
