@@ -40,7 +40,8 @@ setuptools.setup(
     package_data={"rl_reason": ["py.typed"]},
     install_requires=requirements,
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "setuptools>=77", "build>=1.2", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "setuptools>=77", "build>=1.2", "nbclient>=0.10", "nbformat>=5.10",
+                "ipykernel>=6.29"],
         # Peers the tests compare with, never run-time needs. Where pip finds a CUDA build first, add PyTorch's CPU index.
         "oracles": ["torch==2.13.0", "transformers>=5", "trl>=1", "rlax>=0.1.6", "sentencepiece>=0.2", "pytest>=8"],
         "cuda": ["jax[cuda13]"],

@@ -221,4 +221,4 @@ def test_what_cannot_be_asked_or_imitated_is_found_before_the_run():
   with pytest.raises(ValueError, match="the limit max_completion_tokens is 16"):
     self_training.check(dataclasses.replace(section, imitate_solutions=True), context)
   phases = {p.phase for p in self_training.memory(section, context)}
-  assert phases == {"", "sampling", "update", "optimizer step"}
+  assert phases == {"", "reading of prompts for sampling", "sampling", "update", "optimizer step"}
