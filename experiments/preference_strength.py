@@ -126,6 +126,8 @@ def _full(name: str) -> ConfigDict:
       sampling=dict(max_tokens=512, temperature=0.8), rewards=dict(learned=dict(args=dict(model="rm", normalise="mean_std"))),
       baseline="none", normalise="token_whiten", critic=dict(trunk="separate", start="rm", optimizer=dict(learning_rate=1.5e-6)),
       optimizer=dict(learning_rate=5e-7))
-  c.evaluation = dict(rewards=dict(learned=dict(args=dict(model="rm"))), num_problems=256, sampling=dict(max_tokens=512))
+  # Whether it answers at all; what an answer is worth nobody but another judge can say (rl_reason.judge).
+  c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
+                      sampling=dict(max_tokens=512))
   c.mesh = dict(fsdp=-1)
   return c

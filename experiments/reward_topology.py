@@ -20,6 +20,7 @@ in place of early stopping on a tenth of the pairs; a 95 % interval in place of 
 Result: not measured yet.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def expected_best(rewards: np.ndarray, n: int) -> float:
   return float(np.diff(ranks ** n) @ rewards)
 
 
+@functools.lru_cache(maxsize=None)  # For several n and claims.
 def _rewards_by_score(folder: Path, stage: str) -> np.ndarray:
   data = json.loads((folder / "config.json").read_text())[stage]["data"]["args"]
   world = World(data["world"], tuple(data["variances"]))
