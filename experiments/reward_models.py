@@ -9,8 +9,16 @@ r"""Reward models on human preferences: HH-RLHF (harmless) or PandaLM, from Smol
 Each half is a part of its file: set rows='' for the whole of it. PandaLM has several pairs of the same instruction side by
 side, so its 661 human-labelled rows are cut where one ends.
 
-Result: not measured yet. Tried for two steps of :hh_cpu on the 1312 rows of HH-RLHF's harmless test file: 475 rows exceed the
-limits and are left out, a step takes about a minute on two busy cores.
+Result of the :cpu sizes (seed 0, 60 steps of 16 pairs, 12 and 15 minutes on two busy cores of an AMD EPYC; accuracy on
+held-out pairs with its 95 % interval; 668 training pairs of the harmless test file of HH-RLHF and 362 of PandaLM's 661
+human-labelled rows are short enough):
+
+    data      pairs   reward model          longer response   random   where longer is better   where it is worse
+    hh        165     0.618 (0.542-0.689)   0.442             0.497    0.247                    0.913
+    pandalm   70      0.714 (0.599-0.807)   0.771             0.443    0.870                    0.188
+
+On PandaLM the head has learnt to like length, on HH-RLHF brevity: score and length correlate with 0.77 and -0.80 within a
+pair. Only on HH-RLHF is it better than the length-only baseline, and not clearly better than "the shorter one", 0.558.
 """
 
 from ml_collections import ConfigDict
