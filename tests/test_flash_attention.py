@@ -71,10 +71,12 @@ def compare(config, kernel, past_lengths, past_size, lengths, size, is_local, dt
             run(lambda q, kv: reference(config, q, kv, past_lengths, lengths, is_local)))
 
   got, expected = jax.jit(both)(q, stretches, jnp.asarray(is_local))
+  blank = 2 * (len(past_lengths) > 0 and not past_lengths.any())  # Keys and values that are padding have no gradient.
   for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1, np.abs(y).max()))
-    assert np.abs(y).max() > 0.1
+    blank -= np.abs(y).max() == 0
+    assert np.abs(y).max() > 0.1 or blank >= 0
 
 
 SMALL = dict(past_lengths=np.array([4, 2, 1]), past_size=4, lengths=np.array([5, 1, 3, 4, 5, 2]), size=5)
