@@ -15,7 +15,8 @@ third of the labels (stage `few`); the seed is the world's, too. The number is e
 of N uniform responses by the reward model, over all 32,768 of them.
 
 From the card and not the paper: B, pairs per tree, the world, sizes. Where we depart from the card: a fixed number of epochs
-(ten, not tuned) in place of early stopping on a tenth of the pairs; a 95 % interval in place of a paired test at 0.1; the sampler is uniform.
+(ten, not tuned) in place of early stopping on a tenth of the pairs; a 95 % interval in place of a paired test at 0.1; the
+sampler is uniform.
 
 Result (eight worlds, commit 81a5a8b, 30 minutes of one core; true reward of the best, means over worlds):
 
@@ -26,9 +27,10 @@ Result (eight worlds, commit 81a5a8b, 30 minutes of one core; true reward of the
     tree_b4    0.444   0.545   0.577    1.03                 0.262             0.584
 
 tree / chain at 128 is 0.89 (0.74 to 1.07): not above 1.05, though not excluded either; the advantage from 8 to 128 grows by
-0.04 (-0.09 to 0.16), undecided; 0.09 (-0.19 to 0.37) between diverse and other rewards, undecided. Chains are ahead in every column. The
-card's pilot, with kernel regression, had trees ahead by 9 % and chains at 1.38: this transformer, ten passes over 1,200 noisy
-labels, orders pairs less well (0.62 of its own kind), so what it misses is fitting, not the topology's reach.
+0.04 (-0.09 to 0.16), undecided; 0.09 (-0.19 to 0.37) between diverse and other rewards, undecided. Chains are ahead in every
+column. The card's pilot, with kernel regression, had trees ahead by 9 % and chains at 1.38: this transformer, ten passes
+over 1,200 noisy labels, orders pairs less well (0.62 of its own kind), so what it misses is fitting, not the topology's
+reach.
 """
 
 import functools
