@@ -29,7 +29,7 @@ Result (eight worlds, commit 81a5a8b, 30 minutes of one core; true reward of the
 tree / chain at 128 is 0.89 (0.74 to 1.07): not above 1.05, though not excluded either; the advantage from 8 to 128 grows by
 0.04 (-0.09 to 0.16), undecided; 0.09 (-0.19 to 0.37) between diverse and other rewards, undecided. Chains are ahead in every
 column. The card's pilot, with kernel regression, had trees ahead by 9 % and chains at 1.38: this transformer, ten passes
-over 1,200 noisy labels, orders pairs less well (0.62 of its own kind), so what it misses is fitting, not the topology's
+over 1,200 noisy labels, orders pairs less well (0.62 of its own kind), so what it misses may be fitting and not the topology's
 reach.
 """
 
