@@ -128,7 +128,7 @@ def exact_references(references: Sequence[str], *, marker: str = "#") -> list[st
 def tail_verdict(
     samples: Sequence[Sample], *, options: Sequence[str] = ("A", "B"), tag: str = "<answer>[[{}]]</answer>",
     characters: int = 80) -> Float[np.ndarray, "N"]:
-  """Verdict reward, 1 or -1: 1 if the completion's last `characters`, whitespace at the end aside, hold the tag of the
+  """Verdict reward in {-1, 1}: 1 if the completion's last `characters`, whitespace at the end aside, hold the tag of the
   reference and of no other option.
 
   So one that names both at its end, or none, or is cut off before it, is as wrong as one that names the other. There is no

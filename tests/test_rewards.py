@@ -242,7 +242,7 @@ def test_every_reward_states_its_range_and_takes_no_samples():
   for name, function in REWARDS.items():
     if "models" in inspect.signature(function).parameters:
       continue  # Only a run has these (test_learned.py).
-    assert re.search(r"in (\{0, 1\}|\[-1, 0\]|\[0, 1\]|\[-0.5, 0.5\])", function.__doc__.splitlines()[0]), name
+    assert re.search(r"in (\{0, 1\}|\{-1, 1\}|\[-1, 0\]|\[0, 1\]|\[-0.5, 0.5\])", function.__doc__.splitlines()[0]), name
     args = needed.get(name, {})
     if inspect.isclass(function):
       function, args = function(**args), {}
