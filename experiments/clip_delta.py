@@ -17,7 +17,8 @@ Solutions to imitate have 12 % wrong sums and 12 % N. A response without steps h
 Inferred in the card: alpha (all claims here are at 1.0), eta (0.9), PPO's numbers, the task, all thresholds; that Delta
 "fails" is given the number that the card has for pr, 30 points. Where we depart from it: PPO with a critic (gamma = lambda = 1,
 the paper's method) in place of its dry run's REINFORCE with a baseline per position; the outcome model learns from solutions as
-imitated and not from samples. Not here: alpha = 0.5, the weak start that Clip fails from, and the claim that Clip-Delta beats
+imitated and not from samples; 900 steps of imitation for 1,800 (its loss is at the data's entropy, 0.43, after 600), 120 updates
+for 200 (without a step reward 0.89 after 11). Not here: alpha = 0.5, the weak start that Clip fails from, and the claim that Clip-Delta beats
 sr with a learned process reward (8 digits modulo 10), which cannot show on a task that sr masters.
 
 Result: not measured yet.
@@ -55,8 +56,9 @@ _STEPS = dict(function="last", args=dict(name="reward/steps", stage="rl", points
 _ACCURACY = dict(function="last", args=dict(name="eval/pass@1", stage="rl"))
 _COMMON = dict(
     paper="Gao et al. 2024, arXiv:2410.15115", card=7, matched=("updates", "environment_calls"),
-    arms={**{name: dict(config=name) for name in ARMS},
-          **{f"{name}_02": dict(config=name, overrides={"rl.rewards.process.weight": 0.2}) for name in ("pr", "delta")}})
+    arms={name: dict(config=name) for name in ARMS})
+# The same with alpha = 0.2.
+_SMALL = {f"{name}_02": dict(config=name, overrides={"rl.rewards.process.weight": 0.2}) for name in ("pr", "delta")}
 CLAIMS = {
     "pr_loses": dict(
         title="A raw process reward, summed over steps, costs 30 points of accuracy",
@@ -82,6 +84,11 @@ CLAIMS = {
         title="Delta alone still pays a policy that never stops: 30 points below Clip-Delta",
         sentence="Card 07's own warning: paid at the step, Delta rewards one more step with that step's score.",
         treatment="clip_delta", baseline="delta", metric=_ACCURACY, direction="higher", threshold=0.30, **_COMMON),
+    "small_weight": dict(
+        title="With a weight of 0.2 a raw process reward costs less than 2 points of accuracy",
+        sentence="Card 07's dry run: at alpha = 0.2 all arms ended within about a point of each other, and none was hacked.",
+        treatment="pr_02", baseline="sr", metric=_ACCURACY, direction="higher", threshold=-0.02,
+        **{**_COMMON, "arms": {"sr": dict(config="sr"), **_SMALL}}),
 }
 
 
@@ -99,7 +106,7 @@ def get_config(argument: str = "clip_delta") -> ConfigDict:
   heldout = dict(part="heldout", size=16 if tiny else 256)
   c.task = dict(source="running_sums", args=dict(seed=0), train=train, heldout=heldout)
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 1800, batch_size=8 if tiny else 128, max_completion_tokens=12,
+      kind="sft", num_steps=2 if tiny else 900, batch_size=8 if tiny else 128, max_completion_tokens=12,
       optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 50))
   if name == "orm":
     c.orm = dict(
@@ -108,7 +115,7 @@ def get_config(argument: str = "clip_delta") -> ConfigDict:
         data=dict(source="labelled_sums", args=dict(seed=0), train=train, heldout=dict(heldout, careless=0.12, idle=0.12)),
         optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
   c.rl = dict(
-      kind="policy_gradient", num_steps=2 if tiny else 200, prompts_per_step=8 if tiny else 192, group_size=1,
+      kind="policy_gradient", num_steps=2 if tiny else 120, prompts_per_step=8 if tiny else 192, group_size=1,
       sampling=dict(max_tokens=15), rewards=_rewards(name, "exact_answer", dict(function=f"{_MODULE}:step_scores")),
       baseline="none", normalise="token_whiten", mean_over="token", kl_in="reward", kl_estimator="k1", kl_coef=0.02,
       critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=2e-3, warmup_steps=1 if tiny else 5)),
