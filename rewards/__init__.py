@@ -22,7 +22,8 @@ from rl_reason.rewards.learned import Learned
 from rl_reason.rewards.normalisers import group_mean_std, group_rank, RunningMeanStd, SlidingMinMax
 from rl_reason.rewards.schedules import Schedule
 from rl_reason.rewards.scoring import Scoring
-from rl_reason.rewards.shaping import bounded, check_potential_based, clip, delta, min_form, potential
+from rl_reason.rewards.shaping import (
+    bounded, check_potential_based, clip, delta, min_form, potential, repetition_returns)
 from rl_reason.rewards.steps import step_ends, StepRewards, token_rewards
 
 # The list and the registry: what a config may name. Each function's first docstring line gives its range.

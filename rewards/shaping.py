@@ -147,3 +147,28 @@ def check_potential_based(
     seen.setdefault(ends, (episode, total))
   if not compared:
     raise ValueError("No two of the episodes have equal ends (and, with a discount, lengths): nothing was checked.")
+
+
+def repetition_returns(
+    score: Callable[[Sequence[str]], Float[np.ndarray, "K"]], steps: Sequence[str], *, at: int,
+    copies: Sequence[int] = (1, 2, 4, 8, 16), transforms: Sequence[Callable[[Ragged], Ragged]] = (),
+) -> Float[np.ndarray, "N"]:
+  """The probe of a process reward: what a response collects when one of its steps, right or empty, stands there n times.
+
+  If it rises with n without bound a policy is paid for repeating itself; dividing by the length does not cure that.
+
+  Args:
+    score: a response's steps -> a score for each, e.g. of a process reward model.
+    at: the step that is repeated. copies: the n. transforms: what becomes of the scores before they are summed.
+
+  Returns: for each n the sum of all steps' rewards.
+  Raises: ValueError for a step that there is not, or copies below 1.
+  Source: Gao et al. 2024, arXiv:2410.15115 (their synthetic trajectories).
+  """
+  if not 0 <= at < len(steps) or min(copies) < 1:
+    raise ValueError(f"repetition_returns needs a step in 0 ... {len(steps) - 1} and copies of at least 1, got at={at},"
+                     f" copies={tuple(copies)}.")
+  rows = [np.asarray(score([*steps[:at], *[steps[at]] * n, *steps[at + 1:]]), np.float64) for n in copies]
+  for transform in transforms:
+    rows = transform(rows)
+  return np.array([row.sum() for row in rows])

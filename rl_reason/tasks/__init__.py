@@ -18,6 +18,7 @@ from rl_reason.tasks import gsm_symbolic
 from rl_reason.tasks import judging
 from rl_reason.tasks import preferences
 from rl_reason.tasks import prepared
+from rl_reason.tasks import running_sums
 from rl_reason.tasks import topology
 from rl_reason.types import Comparison, Problem
 
@@ -42,6 +43,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "judge_problems": judging.judge_problems,  # Generated pairs to be judged in writing, ...
     "judge_comparisons": judging.judge_comparisons,  # ... and the same as comparisons.
     "attribute_pairs": attributes.attribute_pairs,  # Generated pairs with a hidden utility; some labels are wrong.
+    "running_sums": running_sums.running_sums,  # Generated sums of digits with idle steps, for process rewards, ...
+    "labelled_sums": running_sums.labelled_sums,  # ... and their solutions, right and wrong, for outcome reward models.
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
 }
 
