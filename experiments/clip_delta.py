@@ -10,16 +10,17 @@ for ever. Clip pays min(score - eta, 0): good steps earn nothing, bad ones lose.
 the next, so that what is collected from a step on is that step's score, whatever follows. Clip-Delta is both, in this order.
 sr has no step reward, orm an outcome model's score at the end in their place.
 
-Small (rl_reason/tasks/running_sums.py): "4302=" -> "224#4", sums of digits modulo 5, where N is a step that does nothing. The
-step score is known: 1 while all sums are right, 0.1 from the first wrong one on; N keeps it, which is what makes repetition pay.
-Solutions to imitate have 12 % wrong sums and 12 % N. A response without steps has no step rewards.
+Small (rl_reason/tasks/running_sums.py): "4302=" -> "224#4", sums of digits modulo 5, where N is a step that does nothing.
+The step score is known: 1 while all sums are right, 0.1 from the first wrong one on; N keeps it, which is what makes
+repetition pay. Solutions to imitate have 12 % wrong sums and 12 % N. A response without steps has no step rewards.
 
 Inferred in the card: alpha (all claims here are at 1.0), eta (0.9), PPO's numbers, the task, all thresholds; that Delta
-"fails" is given the number that the card has for pr, 30 points. Where we depart from it: PPO with a critic (gamma = lambda = 1,
-the paper's method) in place of its dry run's REINFORCE with a baseline per position; the outcome model learns from solutions as
-imitated and not from samples; 900 steps of imitation for 1,800 (its loss is at the data's entropy, 0.43, after 600), 120 updates
-for 200 (without a step reward 0.89 after 11). Not here: alpha = 0.5, the weak start that Clip fails from, and the claim that Clip-Delta beats
-sr with a learned process reward (8 digits modulo 10), which cannot show on a task that sr masters.
+"fails" is given the number that the card has for pr, 30 points. Where we depart from it: PPO with a critic (gamma = lambda
+= 1, the paper's method) in place of its dry run's REINFORCE with a baseline per position; the outcome model learns from
+solutions as imitated and not from samples; 900 steps of imitation for 1,800 (its loss is at the data's entropy, 0.43, after
+600), 120 updates for 200 (without a step reward 0.89 after 11). Not here: alpha = 0.5, the weak start that Clip fails from,
+and the claim that Clip-Delta beats sr with a learned process reward (8 digits modulo 10), which cannot show on a task that
+sr masters.
 
 Result (three seeds, commit 24f6422, 21 minutes of one core; held-out accuracy and steps of the last ten updates, means):
 
