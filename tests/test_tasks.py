@@ -316,7 +316,7 @@ def test_arithmetic_halves_are_disjoint_and_hold_out_an_eighth():
       "arithmetic", dict(max_terms=3, max_value=9), dict(size=4000), dict(size=1000, part="heldout", seed=5))
   assert not set(prompts(task.train)) & set(prompts(task.heldout))
   texts = [f"{a}+{b}=" for a in range(100) for b in range(100)]
-  share = sum(tasks.arithmetic.in_part(text, "heldout") for text in texts) / len(texts)
+  share = sum(tasks.draws.in_part(text, "heldout") for text in texts) / len(texts)
   assert share == pytest.approx(1 / 8, abs=0.01)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 
-from rl_reason.tasks.draws import Draws, in_part
+from rl_reason.tasks.draws import Draws, Generated, draw_in_part
 from rl_reason.types import Problem
 
 # Every character of prompts and solutions, with a space and a newline to spare for templates and separators.
@@ -14,9 +14,8 @@ _SLIP = 3  # A careless step is off by 1 to 3.
 
 
 @dataclasses.dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(Generated):
   """The source that `arithmetic` returns; a row costs some 10-50 µs and depends on (seed, part, index) alone."""
-  size: int
   seed: int
   part: str
   min_terms: int
@@ -25,23 +24,12 @@ class Arithmetic:
   operators: str
   careless: float
 
-  def __len__(self) -> int:
-    return self.size
-
-  def __getitem__(self, index: int) -> Problem:
-    index = operator.index(index)
-    if not 0 <= index < self.size:
-      raise IndexError(f"Row {index} of a source with {self.size} rows.")
+  def row(self, index: int) -> Problem:
     draws = Draws("arithmetic", self.seed, self.part, index)
-    for _ in range(_TRIES):
-      first, steps = self._draw(draws)
-      prompt = f"{first}{''.join(f'{sign}{term}' for sign, term in steps)}="
-      if in_part(prompt, self.part):
-        break
-    else:
-      raise ValueError(
-          f"No {self.part!r} problem found for row {index} in {_TRIES} tries: {self.min_terms} to {self.max_terms}"
-          f" terms with totals up to {self.max_value} are too few problems to split. Raise max_terms or max_value.")
+    prompt, first, steps = draw_in_part(
+        lambda: self._draw(draws), self.part, text=operator.itemgetter(0), index=index, tries=_TRIES,
+        cure=f"{self.min_terms} to {self.max_terms} terms with totals up to {self.max_value} are too few problems to split."
+             " Raise max_terms or max_value.")
     # A stream of its own: the prompts do not change with `careless`.
     slips = Draws("careless", self.seed, self.part, index) if self.careless else None
     total, written, worked = first, first, []
@@ -57,6 +45,7 @@ class Arithmetic:
         metadata={"terms": len(steps) + 1, "solution_correct": written == total})
 
   def _draw(self, draws):
+    """(prompt, first number, steps)."""
     first = total = draws.between(min(1, self.max_value), self.max_value)
     steps = []
     for _ in range(draws.between(self.min_terms, self.max_terms) - 1):
@@ -69,7 +58,7 @@ class Arithmetic:
       term = draws.between(lowest[sign], highest[sign]) if signs else lowest[sign] - 1
       steps.append((sign, term))
       total = _apply(total, sign, term)
-    return first, steps
+    return f"{first}{''.join(f'{sign}{term}' for sign, term in steps)}=", first, steps
 
 
 def arithmetic(

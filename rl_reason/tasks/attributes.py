@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from rl_reason.config import at_least, one_of
-from rl_reason.tasks.draws import Draws
+from rl_reason.tasks.draws import Draws, Generated
 from rl_reason.types import Comparison
 
 LETTERS = "abcdefghijklmnop"  # Attributes; how often a response has each is all that its utility depends on.
@@ -39,20 +39,14 @@ class Utility:
 
 
 @dataclasses.dataclass(frozen=True)
-class AttributePairs:
+class AttributePairs(Generated):
   """The source that `attribute_pairs` returns."""
-  size: int
   utility: Utility
   part: str
   wrong: float
   ties: float
 
-  def __len__(self) -> int:
-    return self.size
-
-  def __getitem__(self, index: int) -> Comparison:
-    if not 0 <= index < self.size:
-      raise IndexError(f"Row {index} of a source with {self.size} rows.")
+  def row(self, index: int) -> Comparison:
     draws = Draws("attributes", self.utility.seed, self.part, index)
     kind = draws.uniform()
     wrong, tie = kind < self.wrong, self.wrong <= kind < self.wrong + self.ties

@@ -1,12 +1,16 @@
 """Random numbers that are a pure function of a key: row i of a generated source costs the same in any order."""
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Callable, Sequence
+import dataclasses
 import hashlib
 import itertools
+import operator
 import struct
-from typing import Any
+from typing import Any, TypeVar
 
 _WORDS = struct.Struct("<8Q")
+T = TypeVar("T")
 
 
 class Draws:
@@ -51,3 +55,34 @@ def in_part(text: str, part: str) -> bool:
     return True
   heldout = hashlib.blake2b(text.encode(), digest_size=1, person=b"rl_reason part").digest()[0] % 8 == 0
   return heldout == (part == "heldout")
+
+
+def draw_in_part(draw: Callable[[], T], part: str, *, text: Callable[[T], str], index: int, tries: int, cure: str) -> T:
+  """The first of `tries` draws whose text belongs to the part; `in_part` says which do.
+
+  Raises: ValueError that names the row `index` and ends with the cure, where none does.
+  """
+  for _ in range(tries):
+    found = draw()
+    if in_part(text(found), part):
+      return found
+  raise ValueError(f"No {part!r} problem found for row {index} in {tries} tries: {cure}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated(abc.ABC):
+  """A source of `size` rows, each made when it is asked for, from its index and the fields alone."""
+  size: int
+
+  def __len__(self) -> int:
+    return self.size
+
+  def __getitem__(self, index: int) -> Any:
+    index = operator.index(index)
+    if not 0 <= index < self.size:
+      raise IndexError(f"Row {index} of a source with {self.size} rows.")
+    return self.row(index)
+
+  @abc.abstractmethod
+  def row(self, index: int) -> Any:
+    """The Problem or Comparison at an index that there is."""

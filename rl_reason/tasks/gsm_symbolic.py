@@ -21,7 +21,7 @@ from typing import Any
 
 from rl_reason import naming
 from rl_reason.tasks import files
-from rl_reason.tasks.draws import Draws, in_part
+from rl_reason.tasks.draws import Draws, Generated, in_part
 from rl_reason.types import Problem
 
 Expression = Callable[[Mapping[str, Any]], Any]  # Variables -> value.
@@ -32,21 +32,14 @@ _DRAWS = ("sample", "sample_sequential", "range", "arange", "range_str")
 
 
 @dataclasses.dataclass(frozen=True)
-class GsmSymbolic:
+class GsmSymbolic(Generated):
   """The source that `gsm_symbolic` returns: row i instantiates template i modulo their number."""
   templates: tuple["Template", ...] = dataclasses.field(repr=False)
-  size: int
   seed: int
   part: str
   max_tries: int
 
-  def __len__(self) -> int:
-    return self.size
-
-  def __getitem__(self, index: int) -> Problem:
-    index = operator.index(index)
-    if not 0 <= index < self.size:
-      raise IndexError(f"Row {index} of a source with {self.size} rows.")
+  def row(self, index: int) -> Problem:
     template = self.templates[index % len(self.templates)]
     draws = Draws("gsm_symbolic", self.seed, self.part, index)
     tries = self.max_tries
@@ -88,7 +81,7 @@ def gsm_symbolic(
       templates_path, prompt="{question_annotated}", solution="{answer_annotated}", id="{id}", rows=rows)
   words = read_replacements(replacements_path)
   templates = tuple(parse_template(p.id, p.prompt, p.solution, words) for p in found.problems)
-  return GsmSymbolic(templates, size, seed, part, max_tries)
+  return GsmSymbolic(size, templates, seed, part, max_tries)
 
 
 def read_replacements(path: str) -> dict[str, list]:

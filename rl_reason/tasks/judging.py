@@ -13,11 +13,10 @@ Made for RM-R1 (Chen et al. 2025, arXiv:2505.02387) at small scale; the tasks ar
 
 import dataclasses
 import itertools
-import operator
 from typing import Any
 
 from rl_reason.config import at_least, one_of
-from rl_reason.tasks.draws import Draws, in_part
+from rl_reason.tasks.draws import Draws, Generated, draw_in_part
 from rl_reason.types import Comparison, Problem
 
 MOVES = dict(zip("abcdef", itertools.permutations(range(3))))
@@ -56,27 +55,18 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Items:
-  size: int
+class _Items(Generated):
   seed: int
   part: str
   min_moves: int
   max_moves: int
   chat_share: float
 
-  def __len__(self) -> int:
-    return self.size
-
   def item(self, index: int) -> Item:
-    index = operator.index(index)
-    if not 0 <= index < self.size:
-      raise IndexError(f"Row {index} of a source with {self.size} rows.")
     draws = Draws("judging", self.seed, self.part, index)
-    for _ in range(_TRIES):
-      found = self._chat(draws) if draws.uniform() < self.chat_share else self._reasoning(draws)
-      if in_part(found.question, self.part):
-        return found
-    raise ValueError(f"No {self.part!r} pair found for row {index} in {_TRIES} tries: raise max_moves or chat_share.")
+    return draw_in_part(
+        lambda: self._chat(draws) if draws.uniform() < self.chat_share else self._reasoning(draws), self.part,
+        text=lambda item: item.question, index=index, tries=_TRIES, cure="raise max_moves or chat_share.")
 
   def _reasoning(self, draws) -> Item:
     moves = "".join(draws.choice("abcdef") for _ in range(draws.between(self.min_moves, self.max_moves)))
@@ -102,7 +92,7 @@ class JudgeProblems(_Items):
   trace: str
   careless: float
 
-  def __getitem__(self, index: int) -> Problem:
+  def row(self, index: int) -> Problem:
     item = self.item(index)
     verdict, work = item.right, item.work
     draws = Draws("careless judge", self.seed, self.part, index)
@@ -138,7 +128,7 @@ def slip(item: Item, draws: Draws) -> tuple[str, int]:
 class JudgeComparisons(_Items):
   """The source that `judge_comparisons` returns: for a reward model, which sees one answer at a time."""
 
-  def __getitem__(self, index: int) -> Comparison:
+  def row(self, index: int) -> Comparison:
     item = self.item(index)
     return Comparison(prompt=item.question, responses=(item.answers[item.right], item.answers[1 - item.right]),
                       scores=(1.0, 0.0), domain=item.domain, id=f"{self.part}-{index}")

@@ -6,10 +6,9 @@ rewards can be studied apart from the errors of a learned one.
 """
 
 import dataclasses
-import operator
 
 from rl_reason.config import at_least, one_of
-from rl_reason.tasks.draws import Draws, in_part
+from rl_reason.tasks.draws import Draws, Generated, draw_in_part
 from rl_reason.types import Comparison, Problem
 
 CHARACTERS = "0123456789N#="
@@ -47,9 +46,8 @@ def step_values(prompt: str, work: str, *, modulus: int, after_slip: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class RunningSums:
+class RunningSums(Generated):
   """The source that `running_sums` returns."""
-  size: int
   seed: int
   part: str
   digits: int
@@ -57,20 +55,11 @@ class RunningSums:
   careless: float
   idle: float
 
-  def __len__(self) -> int:
-    return self.size
-
-  def __getitem__(self, index: int) -> Problem:
-    index = operator.index(index)
-    if not 0 <= index < self.size:
-      raise IndexError(f"Row {index} of a source with {self.size} rows.")
+  def row(self, index: int) -> Problem:
     draws = Draws("running sums", self.seed, self.part, index)
-    for _ in range(_TRIES):
-      prompt = "".join(str(draws.below(self.modulus)) for _ in range(self.digits)) + "="
-      if in_part(prompt, self.part):
-        break
-    else:
-      raise ValueError(f"No {self.part!r} problem found for row {index} in {_TRIES} tries: raise digits or modulus.")
+    prompt = draw_in_part(
+        lambda: "".join(str(draws.below(self.modulus)) for _ in range(self.digits)) + "=", self.part, text=str, index=index,
+        tries=_TRIES, cure="raise digits or modulus.")
     right, shift, work = right_sums(prompt, self.modulus), 0, ""
     slips = Draws("careless sums", self.seed, self.part, index)
     for total in right:
