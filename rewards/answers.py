@@ -22,6 +22,7 @@ from jaxtyping import Float
 import numpy as np
 
 from rl_reason.rewards import workers
+from rl_reason.rewards.judge import parse_verdict
 
 if TYPE_CHECKING:  # Not at run time: workers import this file, and types.py imports JAX.
   from rl_reason.types import Sample
@@ -136,18 +137,22 @@ def tail_verdict(
 
   Args:
     tag: with {} for the option.
-  Raises: ValueError for a reference that is no option, and a tag without {}.
+  Raises: ValueError for a reference that is no option, for a tag without {}, and for one that makes an option's tag a part
+    of another's.
   Source: Chen et al. 2025 (RM-R1), arXiv:2505.02387, eq. 6 and its code's window of 80.
   """
   if "{}" not in tag or len(set(options)) < 2 or characters < 1:
     raise ValueError("tail_verdict needs a tag with {}, two options or more and characters of at least 1, got"
                      f" tag={tag!r}, options={tuple(options)}, characters={characters}.")
+  tags = [tag.replace("{}", option) for option in options]
+  if any(a != b and a in b for a in tags for b in tags):
+    raise ValueError(f"tail_verdict cannot tell the tags {', '.join(tags)} apart, one is part of another: close the tag after"
+                     " {}, e.g. '[{}]'.")
   _raise_bad_references("tail_verdict", samples, functools.partial(verdict_references, options=options))
-
-  def right(sample):
-    tail = sample.completion.rstrip()[-characters:]
-    return [o for o in options if tag.replace("{}", o) in tail] == [sample.reference.strip()]
-  return np.array([1.0 if right(s) else -1.0 for s in samples], np.float32)
+  before, after = map(re.escape, tag.split("{}", 1))
+  pattern = f"{before}({'|'.join(map(re.escape, options))}){after}"  # Whatever else stands there is no verdict.
+  given = [parse_verdict(s.completion, options, pattern=pattern, tail=characters) for s in samples]
+  return np.array([1.0 if g == s.reference.strip() else -1.0 for g, s in zip(given, samples)], np.float32)
 
 
 def verdict_references(

@@ -101,6 +101,9 @@ def test_verdicts_at_the_end_by_hand():
     score("", "model_a")
   with pytest.raises(ValueError, match="needs a tag with {}"):
     score("", tag="[A]")
+  assert score("[A] [C]", tag="[{}]") == 1 and score("[A][A]", tag="[{}]") == 1  # C is no option; A twice is A.
+  with pytest.raises(ValueError, match="cannot tell the tags A, AB apart"):
+    score("AB", tag="{}", options=("A", "AB"))
 
 
 def test_the_share_of_right_work_by_hand():
