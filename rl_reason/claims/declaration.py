@@ -46,6 +46,11 @@ class Metric:
   function: str
   args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def label(self) -> str:
+    """What tables and figures call it, e.g. "last eval/pass@1"."""
+    return " ".join(filter(None, (self.function.rpartition(":")[2], self.args.get("name"))))
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:

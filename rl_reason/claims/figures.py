@@ -95,8 +95,7 @@ def _draw_values(
     if values:
       ax.plot([i - 0.2, i + 0.2], [np.mean(values)] * 2, color=styles[arm]["color"], linewidth=3, zorder=2)
       ax.scatter([i] * len(values), values, color=styles[arm]["color"], s=30, zorder=3, edgecolor="white")
-  name = claim.metric.function.rpartition(":")[2]
-  plots.dress(ax, "Each run, and the mean", " ".join(filter(None, (name, claim.metric.args.get("name")))), "")
+  plots.dress(ax, "Each run, and the mean", claim.metric.label, "")
   ax.set_xticks(range(len(arms)), arms, rotation=90 if len(arms) > _MANY else 20 if len(arms) > 2 else 0)
   ax.set_xlim(-0.6, len(arms) - 0.4)
 

@@ -76,13 +76,12 @@ def _number(metric: Metric, run: runs.Run) -> float | None:
 
 def arms_table(claim: Claim, measured: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
   """(columns, a row per arm): means of the metrics over seeds with a 95 % t interval, of runs that have a number."""
-  name = " ".join(filter(None, (claim.metric.function.rpartition(":")[2], claim.metric.args.get("name"))))
   rows = []
   for arm in claim.arms:
     of_arm = [m for m in measured if m.arm == arm]
     columns = [[m.value for m in of_arm], *([m.also.get(column) for m in of_arm] for column in claim.also)]
     rows.append([arm, *map(_mean, columns), f"{sum(m.value is not None for m in of_arm)}"])
-  return ["arm", name, *claim.also, "runs"], rows
+  return ["arm", claim.metric.label, *claim.also, "runs"], rows
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rl_reason import config as config_lib
 from rl_reason import provenance
 from rl_reason.claims import dependencies, judgement, runs
-from rl_reason.claims.declaration import Experiment, to_json
+from rl_reason.claims.declaration import Experiment, Metric, to_json
 from rl_reason.run import Workdir
 
 COLUMNS = ("claim", "of", "compared", "effect (95 %)", "threshold", "could have seen", "verdict", "measured")
@@ -72,8 +72,7 @@ def record(
       "arms": dict(zip(("columns", "rows"), judgement.arms_table(claim, measured))),
       "runs": to_json([*measured]), "earlier": _earlier(before, now, seeds),
       # Stages that runs share are counted once.
-      "seconds": round(sum(sum(runs.read_json(folder / runs.SECONDS) or []) for folder in {
-          folder for run in planned for folder in runs.lineage(run.folder)})),
+      "seconds": round(sum(map(runs.seconds, {folder for run in planned for folder in runs.lineage(run.folder)}))),
       "commit": provenance.commit(root, beside=("README.md", "experiments/results")),
       "command": " ".join(["python -m rl_reason.claims", *map(shlex.quote, sys.argv[1:])]),
       "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -140,12 +139,10 @@ def _row(r: Mapping[str, Any], path: str) -> list[str]:
   compared = " - ".join(filter(None, (claim["treatment"], claim["baseline"])))
   if claim["compare"] == "ratio":
     compared = compared.replace(" - ", " / ")
-  metric = claim["metric"]
-  metric = " ".join(filter(None, (metric["function"].rpartition(":")[2], metric["args"].get("name"))))
   detectable = r["detectable"]
   card = f"; card {claim['card']:02d}" if claim["card"] else ""
   cells = [
-      f"[{claim['title']}]({path}.json)", f"{claim['paper']}{card}", f"{compared}: {metric}, {r['seeds']} seeds",
+      f"[{claim['title']}]({path}.json)", f"{claim['paper']}{card}", f"{compared}: {Metric(**claim['metric']).label}, {r['seeds']} seeds",
       _effect(r).removeprefix(", ") or "-", ("above " if claim["direction"] == "higher" else "below ")
       + f"{claim['threshold']:g}", "-" if detectable is None else
       (f"a factor of {detectable:.3g}" if claim["compare"] == "ratio" else f"{detectable:.3g}"),

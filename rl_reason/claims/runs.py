@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -45,7 +46,7 @@ class Run:
   leading: bool = False
   begins: "Run | None" = dataclasses.field(default=None, hash=False, compare=False)
 
-  @property
+  @functools.cached_property  # `run_all` asks for the folder of every run twice a second.
   def digest(self) -> str:
     config = {k: v for k, v in self.config.items() if k != "seed"}  # The seeds of an arm lie side by side.
     return dependencies.digest([config, dict(self.code)])[:8]
@@ -83,11 +84,16 @@ class Outcome:
 
 def outcome(run: Run) -> Outcome:
   """Of a run that no worker is at."""
-  seconds = sum(read_json(run.folder / SECONDS) or [])
+  spent = seconds(run.folder)
   if (run.folder / FINISHED).exists():
-    return Outcome("finished", seconds=seconds)
+    return Outcome("finished", seconds=spent)
   failed = read_json(run.folder / FAILED)
-  return Outcome("failed", failed["error"], seconds) if failed else Outcome("stopped", seconds=seconds)
+  return Outcome("failed", failed["error"], spent) if failed else Outcome("stopped", seconds=spent)
+
+
+def seconds(folder: Path) -> float:
+  """Of all processes that worked in a run's folder."""
+  return sum(read_json(folder / SECONDS) or [])
 
 
 def plan(experiment: declaration.Experiment, name: str, seeds: int, workdir: Path, argument: str = "") -> list[Run]:
@@ -215,8 +221,7 @@ def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_s
       while waiting or workers:
         for run in [r for r in waiting if _cannot_begin(r, [*waiting, *workers])]:
           waiting.remove(run)
-          (run.folder / FAILED).parent.mkdir(parents=True, exist_ok=True)
-          (run.folder / FAILED).write_text(json.dumps({"error": f"it begins from {describe(run.begins)}"}))
+          Workdir(run.folder).write(FAILED, {"error": f"it begins from {describe(run.begins)}"})
           progress.note(describe(run))
         while free and (ready := [r for r in waiting if r.begins is None or outcome(r.begins).status == "finished"]):
           waiting.remove(ready[0])
@@ -273,8 +278,8 @@ class Worker:
     if self.process.returncode and not by_signal and outcome(self.run).status == "stopped":
       killed = self.process.returncode == -signal.SIGKILL
       lines = [x for x in (self.run.folder / "log.txt").read_text(errors="replace").splitlines() if x.strip()]
-      (self.run.folder / FAILED).write_text(json.dumps({"error": "killed: out of memory?" if killed else
-                                                        f"exit status {self.process.returncode}: {' '.join(lines[-1:])}"}))
+      Workdir(self.run.folder).write(FAILED, {"error": "killed: out of memory?" if killed else
+                                              f"exit status {self.process.returncode}: {' '.join(lines[-1:])}"})
 
 
 def _stop(workers: Sequence[Worker]) -> None:
