@@ -99,22 +99,19 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") ->
     by: a key of metadata: pass@1 of each of its values is told beside that of all.
   """
   n, k = correct.shape
-  per_problem = correct.mean(axis=1)
-  low, high = estimates.bootstrap_interval(per_problem)
-  metrics = {"eval/pass@1": float(per_problem.mean()), "eval/pass@1_low": low, "eval/pass@1_high": high}
+  per_problem, metrics = correct.mean(axis=1), {}
+
+  def add(name, scores):
+    low, high = estimates.bootstrap_interval(scores)
+    metrics.update({name: float(np.mean(scores)), f"{name}_low": low, f"{name}_high": high})
+  add("eval/pass@1", per_problem)
   if k > 1:
     answers = [[last_number(s.completion) for s in samples[i * k:(i + 1) * k]] for i in range(n)]
-    for name, scores in (
-        (f"eval/pass@{k}", estimates.pass_at_k(np.full(n, k), correct.sum(axis=1), k)),
-        (f"eval/maj@{k}", estimates.majority_at_k(answers, correct.tolist(), k))):
-      low, high = estimates.bootstrap_interval(scores)
-      metrics |= {name: float(np.mean(scores)), f"{name}_low": low, f"{name}_high": high}
+    add(f"eval/pass@{k}", estimates.pass_at_k(np.full(n, k), correct.sum(axis=1), k))
+    add(f"eval/maj@{k}", estimates.majority_at_k(answers, correct.tolist(), k))
   kinds = [str(s.metadata[by]) for s in samples[::k]] if by else []
   for kind in sorted(set(kinds)):
-    of_kind = per_problem[np.array(kinds) == kind]
-    low, high = estimates.bootstrap_interval(of_kind)
-    metrics |= {f"eval/pass@1/{kind}": float(of_kind.mean()), f"eval/pass@1/{kind}_low": low,
-                f"eval/pass@1/{kind}_high": high}
+    add(f"eval/pass@1/{kind}", per_problem[np.array(kinds) == kind])
   metrics["eval/truncated"] = float(np.mean([s.truncated for s in samples]))
   metrics["eval/length"] = float(np.mean([len(s.completion_tokens) for s in samples]))
   return metrics
