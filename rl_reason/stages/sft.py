@@ -17,7 +17,7 @@ from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.models.lora import LoRA
 from rl_reason.stages.base import (
     Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
-from rl_reason.tasks import Source, check_disjoint, load_task, pipeline
+from rl_reason.tasks import Source, check_disjoint, load_splits, load_task, pipeline
 from rl_reason.types import LearnerState, Params
 
 
@@ -60,7 +60,12 @@ class Config:
 
 
 def check(config: Config, context: Context) -> None:
-  """Raises: ValueError for problems without a solution, and for prompts and solutions that are too long."""
+  """Raises: ValueError for problems without a solution, for prompts and solutions that are too long, and as load_task for
+  data of its own, also for those that the run holds out."""
+  if config.data is not None:
+    own = load_task(config.data.source, config.data.args, config.data.train, config.data.heldout)
+    if context.task is not None:
+      check_disjoint(own.train, context.task.heldout)
   rows = first_rows(solutions(config, context))
   size = context.max_prompt_tokens + config.max_completion_tokens
   if size > context.policy.config.max_positions:
@@ -73,13 +78,10 @@ def check(config: Config, context: Context) -> None:
 
 
 def solutions(config: Config, context: Context) -> Source:
-  """The problems to learn from. Raises: ValueError as load_task, and for those that the run holds out."""
+  """The problems to learn from, which `check` has compared with those held out."""
   if config.data is None:
     return context.task.train
-  train = load_task(config.data.source, config.data.args, config.data.train, config.data.heldout).train
-  if context.task is not None:
-    check_disjoint(train, context.task.heldout)
-  return train
+  return load_splits(config.data.source, config.data.args, {"train": config.data.train})["train"]
 
 
 def trained(config: Config, context: Context) -> Trained:
