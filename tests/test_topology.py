@@ -7,9 +7,10 @@ import pytest
 from rl_reason import config as config_lib
 from rl_reason import run, train
 from rl_reason.experiments import reward_topology
-from rl_reason.tasks import load_task, topology
+from rl_reason.tasks import check_disjoint, load_task, topology
 from rl_reason.tasks.draws import Draws
 from rl_reason.tasks.topology import World
+from rl_reason.types import Problem
 
 
 def binary_tree(depth=3):
@@ -80,10 +81,15 @@ def test_topologies_have_as_many_pairs_and_labels_follow_the_reward(name, splits
   assert max(map(len, (r.responses[0] for r in (source[i] for i in range(5))))) == 5
 
 
-def test_halves_of_one_prompt_may_share_it_and_others_may_not():
+def test_halves_of_one_prompt_may_share_it_but_no_row_and_problems_may_not():
   halves = load_task("prefix_rewards", dict(world=0), dict(size=20), dict(size=20, part="heldout"))
   assert halves.train[0].prompt == halves.heldout[0].prompt
   assert {halves.train[i].responses for i in range(20)}.isdisjoint(halves.heldout[i].responses for i in range(20))
+  with pytest.raises(ValueError, match="20 training rows have a prompt that is also held out"):
+    load_task("prefix_rewards", dict(world=0), dict(size=20), dict(size=20))
+  problems = [Problem("=", "1", id=str(i)) for i in range(2)]
+  with pytest.raises(ValueError, match="2 training rows have a prompt that is also held out"):
+    check_disjoint(problems, problems)
 
 
 @pytest.mark.parametrize("arguments, message", [

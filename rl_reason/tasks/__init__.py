@@ -95,13 +95,13 @@ def load_splits(
 def check_disjoint(train: Source, heldout: Source) -> None:
   """Raises ValueError when a prompt of `heldout` is also in `train`, whitespace and system messages aside.
 
-  Every prompt of both is read once; only the held-out half's hashes are kept. Where the held-out half has a single prompt
-  with several rows, responses are what the task is about: then both halves may have it.
+  Every prompt of both is read once; only the held-out half's hashes are kept. Comparisons of which all that are held out
+  have one prompt are about responses: then no row may be in both halves with its responses.
   """
-  held = {_prompt_hash(heldout[i]): i for i in range(len(heldout))}
-  if len(held) == 1 < len(heldout):
-    return
-  shared = [(i, j) for i in range(len(train)) if (j := held.get(_prompt_hash(train[i]))) is not None]
+  held, key = {_prompt_hash(heldout[i]): i for i in range(len(heldout))}, _prompt_hash
+  if len(held) == 1 < len(heldout) and isinstance(heldout[0], Comparison):
+    held, key = {_row_hash(heldout[i]): i for i in range(len(heldout))}, _row_hash
+  shared = [(i, j) for i in range(len(train)) if (j := held.get(key(train[i]))) is not None]
   if shared:
     pairs = "; ".join(
         f"train id {train[i].id!r} = heldout id {heldout[j].id!r}: {_prompt_text(train[i])[:200]!r}"
@@ -120,3 +120,7 @@ def _prompt_text(problem):
 
 def _prompt_hash(problem):
   return hashlib.blake2b(_prompt_text(problem).encode(), digest_size=16).digest()
+
+
+def _row_hash(comparison):
+  return hashlib.blake2b(repr((_prompt_text(comparison), sorted(comparison.responses))).encode(), digest_size=16).digest()
