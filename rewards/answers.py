@@ -149,8 +149,8 @@ def tail_verdict(
     raise ValueError(f"tail_verdict cannot tell the tags {', '.join(tags)} apart, one is part of another: close the tag after"
                      " {}, e.g. '[{}]'.")
   _raise_bad_references("tail_verdict", samples, functools.partial(verdict_references, options=options))
-  before, after = map(re.escape, tag.split("{}", 1))
-  pattern = f"{before}({'|'.join(map(re.escape, options))}){after}"  # Whatever else stands there is no verdict.
+  before, *after = map(re.escape, tag.split("{}"))  # Whatever else stands between them is no verdict.
+  pattern = before + f"({'|'.join(map(re.escape, options))})" + r"\1".join(after)
   given = [parse_verdict(s.completion, options, pattern=pattern, tail=characters) for s in samples]
   return np.array([1.0 if g == s.reference.strip() else -1.0 for g, s in zip(given, samples)], np.float32)
 
