@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import importlib.metadata
-import itertools
 import json
 import os
 from pathlib import Path
@@ -25,7 +24,7 @@ from rl_reason.models.sources import POLICIES, PolicySource
 from rl_reason.rewards.monitors import StoppedByMonitor
 from rl_reason.rollout import check_sampling, encode_prompts
 from rl_reason.scorer import Scorer
-from rl_reason.stages import STAGES, Context, trained
+from rl_reason.stages import STAGES, Context, policies_before, trained
 from rl_reason.tasks import load_task
 from rl_reason.types import Params
 
@@ -108,8 +107,7 @@ def starting_points(context: Context) -> dict[str, str]:
 
 def _policy_name(context: Context, stage: str, field: str, value: str) -> str:
   """Of the stage whose policy a field of another stage's section names; "" for the initial policy."""
-  earlier = itertools.takewhile(lambda n: n != stage, context.sections)
-  known = ["initial", *(n for n in earlier if trained(context, n).policy is not None)]
+  known = policies_before(context, stage)
   if value and value not in known:
     raise ValueError(f"config.{stage}.{field}={value!r} is no earlier stage that trains a policy."
                      f"{naming.did_you_mean(value, known)} Known: {', '.join(known)}; or \"\" for the last of them.")

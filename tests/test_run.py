@@ -1,12 +1,12 @@
 """Which policy each stage of a pipeline starts from."""
 
 import dataclasses
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 
 from rl_reason import run
-from rl_reason.stages import STAGES, Trained
+from rl_reason.stages import STAGES, Context, Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ def pipeline(monkeypatch):
     monkeypatch.setitem(STAGES, "policy", policy)
     monkeypatch.setitem(STAGES, "scorer", scorer)
     sections = {name: Section("scorer" if name.startswith("scorer") else "policy", start) for name, start in starts.items()}
-    return run.starting_points(SimpleNamespace(sections=sections))
+    return run.starting_points(Context(
+        seed=0, policy=None, dtype=None, task=None, max_prompt_tokens=1, partitioning=None, sections=sections))
   return of
 
 

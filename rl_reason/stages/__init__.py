@@ -22,4 +22,9 @@ def trained(context: Context, name: str) -> Trained:
   return STAGES[context.sections[name].kind].trained(context.sections[name], context)
 
 
-__all__ = ["STAGES", "Context", "Stage", "Trained", "trained"]
+def policies_before(context: Context, stage: str) -> list[str]:
+  """What another stage's policy may be called there: "initial", and the earlier stages that train one."""
+  return ["initial", *(name for name in context.earlier(stage) if trained(context, name).policy is not None)]
+
+
+__all__ = ["STAGES", "Context", "Stage", "Trained", "policies_before", "trained"]

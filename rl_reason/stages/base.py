@@ -106,9 +106,13 @@ class Context:
     """Of the stage with this very section; "" where it is none of the run's."""
     return next((name for name, other in self.sections.items() if other is section), "")
 
+  def earlier(self, stage: str) -> list[str]:
+    """The stages before it; all where it is none of the run's."""
+    return list(itertools.takewhile(lambda name: name != stage, self.sections))
+
   def models(self, section: Any) -> Models:
     """For the rewards of the stage with this very section."""
-    earlier = list(itertools.takewhile(lambda name: self.sections[name] is not section, self.sections))
+    earlier = self.earlier(self.name_of(section))
     return Models(self.policy.tokenizer, lambda name: self.scorer(name, earlier))
 
   def rng(self, *names: str | int) -> PRNGKeyArray:

@@ -73,8 +73,7 @@ def check(critic: Critic, context: Context, stage: str) -> None:
     return
   from rl_reason.stages import trained  # Here: the package imports this file.
 
-  names = list(context.sections)
-  earlier = {name: trained(context, name) for name in names[:names.index(stage)]}
+  earlier = {name: trained(context, name) for name in context.earlier(stage)}
   critics = {name: t.critic(t.shapes) for name, t in earlier.items() if t.critic is not None}
   one_of(critics, **{"start (of a critic: an earlier stage that trains a trunk and a head)": critic.start})
 

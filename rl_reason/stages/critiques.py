@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
@@ -45,11 +44,9 @@ def check(section: Critique, context: Context, stage: str) -> None:
     raise ValueError(f"critique.generate={section.generate!r}: processes could get different critiques of one response. Use"
                      " one process, or generate=''.")
   if section.generate in context.sections:
-    from rl_reason.stages import trained  # Here: the package imports this file.
+    from rl_reason.stages import policies_before  # Here: the package imports this file.
 
-    earlier = itertools.takewhile(lambda name: name != stage, context.sections)
-    known = ["initial", *(name for name in earlier if trained(context, name).policy is not None)]
-    one_of(known, **{"critique.generate (an earlier stage that trains a policy)": section.generate})
+    one_of(policies_before(context, stage), **{"critique.generate (an earlier stage that trains a policy)": section.generate})
   make_critiques(section, context, stage)
   context.policy.tokenizer.encode(section.marker)
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
-import itertools
 from typing import Any
 
 from absl import logging
@@ -168,8 +167,8 @@ def check(config: Config, context: Context) -> None:
   make_reader(config, context).check()
   critiques_lib.check(config.critique, context, context.name_of(config))
   if config.relabel is not None:
-    earlier = itertools.takewhile(lambda name: context.sections[name] is not config, context.sections)
-    votes = {name: context.sections[name] for name in earlier if context.sections[name].kind == "voting"}
+    earlier = {name: context.sections[name] for name in context.earlier(context.name_of(config))}
+    votes = {name: section for name, section in earlier.items() if section.kind == "voting"}
     one_of(votes, **{"relabel.votes (an earlier stage of kind 'voting')": config.relabel.votes})
     if votes[config.relabel.votes].data != config.data:
       raise ValueError(f"relabel.votes={config.relabel.votes!r} voted on other rows than this stage learns from: give both the"
