@@ -24,6 +24,7 @@ setuptools.setup(
     packages=[
         "rl_reason",
         "rl_reason.claims",
+        "rl_reason.envs",
         "rl_reason.rollout",
         "rl_reason.stages",
         "rl_reason.tasks",

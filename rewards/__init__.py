@@ -11,7 +11,7 @@ if __name__ == "rewards":
       "This folder is the package rl_reason.rewards: write `from rl_reason import rewards`. The bare name `rewards` would give every"
       " module in it a second copy, and would clash with any other package called rewards.")
 
-from rl_reason.rewards.answers import (after_marker, exact_answer, last_boxed, last_number, math_answer, number_answer,
+from rl_reason.rewards.answers import (after_marker, exact_answer, exact_match, last_boxed, last_number, math_answer, number_answer,
                                        number_value, tail_verdict)
 from rl_reason.rewards.build import build_rewards
 from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform
@@ -25,10 +25,12 @@ from rl_reason.rewards.scoring import Scoring
 from rl_reason.rewards.shaping import (
     bounded, check_potential_based, clip, delta, min_form, potential, repetition_returns)
 from rl_reason.rewards.steps import step_ends, StepRewards, token_rewards
+from rl_reason.rewards.turns import TurnJudge
 
 # The list and the registry: what a config may name. Each function's first docstring line gives its range.
 REWARDS = {
     "exact_answer": exact_answer,
+    "exact_match": exact_match,
     "number_answer": number_answer,
     "math_answer": math_answer,
     "tail_verdict": tail_verdict,
@@ -41,6 +43,7 @@ REWARDS = {
     "diversity": diversity,
     "judge_rating": PointwiseJudge,
     "judge_preference": PairwiseJudge,
+    "turn_judge": TurnJudge,
     "learned": Learned,
 }
 

@@ -1,6 +1,7 @@
 r"""Outcome rewards that compare an answer with the reference: as text, as a number, as mathematics.
 
     exact_answer    "7+5=12;#12"                the text after the last marker, character by character
+    exact_match     "<answer>The Hague.</answer>"  what question answering calls exact match
     tail_verdict    "... <answer>[[A]]</answer>"  the judge's choice, at the very end
     number_answer   "... so she pays $1,200."   the last number, as GSM8K and SVAMP are scored
     math_answer     "... = \boxed{\frac12}"     the last \boxed{}, by math-verify, in worker processes
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 import functools
 import re
+import string
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -124,6 +126,39 @@ def exact_answer(samples: Sequence[Sample], *, marker: str = "#") -> Float[np.nd
 def exact_references(references: Sequence[str], *, marker: str = "#") -> list[str | None]:
   """Complaints about references that `exact_answer` cannot use, None where there is none."""
   return [None if r.strip() else "it is empty" for r in references]
+
+
+def exact_match(
+    samples: Sequence[Sample], *, tag: str = "answer", separator: str = "") -> Float[np.ndarray, "N"]:
+  """Outcome reward in {0, 1}: 1 if the last <tag>...</tag> is the reference, both normalised as question answering does it:
+  lower case, without punctuation and articles, spaces made one.
+
+  Args:
+    separator: where a reference is several right answers, what stands between them; "": it is one.
+  Raises: ValueError for an empty tag or a reference of which nothing is left.
+  Source: Rajpurkar et al. 2016 (SQuAD), arXiv:1606.05250, and its evaluation script.
+  """
+  if not tag:
+    raise ValueError("exact_match: tag must not be empty: set args.tag, e.g. 'answer'.")
+  _raise_bad_references("exact_match", samples, functools.partial(match_references, separator=separator))
+  scores = []
+  for sample in samples:
+    said = re.findall(rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", sample.completion, re.DOTALL)
+    right = sample.reference.split(separator) if separator else [sample.reference]
+    scores.append(bool(said) and _words(said[-1]) in map(_words, right))
+  return np.array(scores, np.float32)
+
+
+def match_references(
+    references: Sequence[str], *, tag: str = "answer", separator: str = "") -> list[str | None]:
+  """Complaints about references that `exact_match` cannot use, None where there is none."""
+  return [None if all(map(_words, r.split(separator) if separator else [r])) else "nothing is left of it when normalised"
+          for r in references]
+
+
+def _words(text: str) -> list[str]:
+  text = "".join(c for c in text.lower() if c not in string.punctuation)
+  return [word for word in text.split() if word not in ("a", "an", "the")]
 
 
 def tail_verdict(
@@ -338,6 +373,7 @@ def _head(text: str, length: int = 80) -> str:
 
 
 exact_answer.check_references = exact_references
+exact_match.check_references = match_references
 tail_verdict.check_references = verdict_references
 number_answer.check_references = number_references
 math_answer.check_references = math_references

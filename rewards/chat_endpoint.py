@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import http.client
 import json
@@ -81,25 +81,37 @@ class ChatEndpoint:
       return error if isinstance(error, OSError) else ValueError(f"the reply is not as expected: {error!r}")
 
   def _post(self, body):
-    headers = {"Content-Type": "application/json"}
-    if self.key_variable:
-      headers["Authorization"] = f"Bearer {os.environ.get(self.key_variable, '')}"
-    request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-    for attempt in range(self.retries + 1):
-      try:
-        with urllib.request.urlopen(request, timeout=self.timeout_seconds) as reply:
-          content = reply.read(MAX_REPLY_BYTES + 1)
-        if len(content) > MAX_REPLY_BYTES:
-          raise ValueError(f"more than {MAX_REPLY_BYTES} bytes")
-        return json.loads(content)
-      except urllib.error.HTTPError as error:
-        error.close()
-        if error.code not in (408, 409, 429) and error.code < 500 or attempt == self.retries:
-          raise
-      except (OSError, http.client.HTTPException):
-        if attempt == self.retries:
-          raise
-      time.sleep(self.pause_seconds * 2 ** attempt)
+    headers = {"Authorization": f"Bearer {os.environ.get(self.key_variable, '')}"} if self.key_variable else {}
+    return post_json(f"{self.url}/chat/completions", body, headers, timeout_seconds=self.timeout_seconds,
+                     retries=self.retries, pause_seconds=self.pause_seconds)
+
+
+def post_json(
+    url: str, body: Any, headers: Mapping[str, str], *, timeout_seconds: float, retries: int, pause_seconds: float) -> Any:
+  """The JSON that a server replies to JSON.
+
+  Args:
+    timeout_seconds: of one request. retries: further attempts after 408, 409, 429, 5xx and broken connections, after
+      pauses that double from `pause_seconds`.
+  Raises: OSError or http.client.HTTPException after the last attempt; ValueError for a reply that is too long or no JSON.
+  """
+  request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
+  for attempt in range(retries + 1):
+    try:
+      with urllib.request.urlopen(request, timeout=timeout_seconds) as reply:
+        content = reply.read(MAX_REPLY_BYTES + 1)
+      if len(content) > MAX_REPLY_BYTES:
+        raise ValueError(f"more than {MAX_REPLY_BYTES} bytes")
+      return json.loads(content)
+    except urllib.error.HTTPError as error:
+      error.close()
+      if error.code not in (408, 409, 429) and error.code < 500 or attempt == retries:
+        raise
+    except (OSError, http.client.HTTPException):
+      if attempt == retries:
+        raise
+    time.sleep(pause_seconds * 2 ** attempt)
+  raise AssertionError("The last attempt returns or raises.")
 
 
 def _label_logprobs(top, labels):

@@ -65,6 +65,25 @@ class TaskSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class EnvironmentSection:
+  """Who answers what a policy writes, wherever completions are sampled: they become episodes (rollout.episodes).
+
+  source: a name in envs.ENVIRONMENTS or the dotted path of a function that returns one; args: its arguments.
+  max_turns, turn_tokens, answer_tokens: rollout.episodes.Environment. A `sampling` section's max_tokens is a whole episode's
+    and its stop strings end turns.
+  """
+  source: str
+  max_turns: int
+  turn_tokens: int
+  answer_tokens: int
+  args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    at_least(2, max_turns=self.max_turns)
+    at_least(1, turn_tokens=self.turn_tokens, answer_tokens=self.answer_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """Accuracy on held-out problems, before, during and after training; `python -m rl_reason.evaluate` reads it too.
 
@@ -159,6 +178,7 @@ class RunConfig:
     rl_reason.stages.STAGES and whose other fields are that stage's. A stage starts from its predecessor's parameters.
   task: what policies are evaluated on, which needs evaluation's rewards and sampling; stages without data of their own
     learn from it. None: policies are not evaluated on problems.
+  environment: who answers a policy's turns; None: a completion is one turn.
   max_prompt_tokens: longer prompts are an error.
   prefill_tokens: whoever samples reads prompts in stretches of so many tokens (rollout.generate); 0: whole.
   sharding_rules: (logical axis, mesh axes) pairs that replace the defaults in rl_reason/sharding.py.
@@ -166,6 +186,7 @@ class RunConfig:
   policy: Policy
   stages: tuple[str, ...]
   task: TaskSection | None = None
+  environment: EnvironmentSection | None = None
   evaluation: Evaluation = Evaluation()
   seed: int = 0
   max_prompt_tokens: int = 256

@@ -18,7 +18,7 @@ from rl_reason import estimates, sharding
 from rl_reason import memory as memory_lib
 from rl_reason.config import Evaluation
 from rl_reason.rewards import build_rewards, last_number
-from rl_reason.rollout import encode_prompts, generate, make_samples
+from rl_reason.rollout import encode_prompts, make_samples
 from rl_reason.stages.base import Context
 from rl_reason.types import Params, Sample
 
@@ -50,8 +50,7 @@ def check_verifier(section: Evaluation, context: Context) -> None:
 
 def memory(section: Evaluation, context: Context) -> list[memory_lib.Part]:
   """What a device needs to sample one batch of held-out problems."""
-  batch = memory_lib.Batch(
-      section.batch_size, section.samples_per_problem, context.max_prompt_tokens, section.sampling.max_tokens)
+  batch = context.sampled_batch(section.batch_size, section.samples_per_problem, section.sampling)
   return memory_lib.rollout_parts(
       context.policy.config, context.partitioning, batch, dtype=context.dtype, params=context.abstract_params,
       phase="evaluation", cure="lower evaluation.batch_size or evaluation.samples_per_problem",
@@ -77,10 +76,8 @@ def evaluate(
     real = problems[start:start + section.batch_size]
     batch = real + real[:1] * (section.batch_size - len(real))
     prompts = encode_prompts(batch, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket)
-    completions = generate(
-        context.policy.config, params, prompts, section.sampling,
-        group_size=k, rng=context.rng("evaluation", start), stop_ids=tokenizer.stop_ids,
-        decode_text=tokenizer.decode, dtype=context.dtype, prefill_tokens=context.prefill_tokens)
+    completions = context.complete(
+        params, batch, prompts, section.sampling, group_size=k, rng=context.rng("evaluation", start))
     drawn = make_samples(batch, completions, tokenizer, stop_strings=section.sampling.stop_strings)
     samples += drawn[:len(real) * k]
     if time.monotonic() - told > 20:

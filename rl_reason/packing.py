@@ -142,7 +142,7 @@ def _first_fit(lengths: Int[np.ndarray, "G"], size: int) -> tuple[Int[np.ndarray
 def pack(batch: RolloutBatch, packing: Packing) -> RolloutBatch:
   """The same completions in fewer, shorter rows; host arrays. Every per-token loss is the same: padding counts nothing."""
   per_token = ("completions", "behaviour_logprobs", "advantages", "reference_logprobs", "token_weights", "behaviour_values",
-               "returns")
+               "returns", "observed")
   return batch.replace(
       completion_lengths=packing.row_lengths, segments=packing.segments,
       **{name: jax.tree.map(packing.pack, getattr(batch, name)) for name in per_token})  # None stays None.

@@ -20,16 +20,17 @@ from rl_reason import config as config_lib
 from rl_reason import memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
+from rl_reason.envs import ENVIRONMENTS
 from rl_reason.models.sources import POLICIES, PolicySource
 from rl_reason.rewards.monitors import StoppedByMonitor
-from rl_reason.rollout import check_sampling, encode_prompts
+from rl_reason.rollout import check_sampling, encode_prompts, Environment
 from rl_reason.scorer import Scorer
 from rl_reason.stages import STAGES, Context, policies_before, trained
 from rl_reason.tasks import load_task
 from rl_reason.types import Params
 
 # A run with other values of these is another run; a change in any other field is told and taken.
-IDENTITY = ("seed", "policy", "task", "stages")
+IDENTITY = ("seed", "policy", "task", "environment", "stages")
 
 
 def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]:
@@ -69,23 +70,32 @@ def make_policy(section: config_lib.Policy) -> PolicySource:
   return make(**section.args)
 
 
+def make_environment(section: config_lib.EnvironmentSection) -> Environment:
+  """Raises: ValueError for an unknown source and for arguments that it does not take."""
+  make = naming.find("environment", section.source, ENVIRONMENTS)
+  naming.check_arguments(f"The environment {section.source!r}", make, section.args)
+  return Environment(make(**section.args), section.max_turns, section.turn_tokens, section.answer_tokens)
+
+
 def make_context(config: RunConfig) -> Context:
-  """Mesh, policy source and task. Raises: ValueError or FileNotFoundError for what cannot work, before training."""
+  """Mesh, policy source, task and environment. Raises: ValueError or FileNotFoundError for what cannot work, before training."""
   sharding.check_platform(config.mesh.platform)
   mesh, rollout_mesh = sharding.make_meshes(*(
       (section.data, section.fsdp, section.tensor) for section in (config.mesh, config.rollout_mesh)))
   rules = tuple((dict(sharding.DEFAULT_RULES) | dict(config.sharding_rules)).items())
   policy = make_policy(config.policy)
-  task = None
+  task, environment = None, config.environment and make_environment(config.environment)
   if config.task is not None:
     task = load_task(config.task.source, config.task.args, config.task.train, config.task.heldout)
     check_sampling(config.evaluation.sampling, policy.config, policy.tokenizer, max_prompt_tokens=config.max_prompt_tokens)
+    if environment is not None:
+      environment.check(config.evaluation.sampling, "config.evaluation")
     # The whole of the held-out part is used, so all its prompts must fit; training prompts are checked as they come.
     count = min(config.evaluation.num_problems, len(task.heldout))
     encode_prompts([task.heldout[i] for i in range(count)], policy.tokenizer, max_tokens=config.max_prompt_tokens)
   return Context(
       seed=config.seed, policy=policy, dtype=jnp.dtype(config.policy.dtype), task=task,
-      max_prompt_tokens=config.max_prompt_tokens, prefill_tokens=config.prefill_tokens,
+      environment=environment, max_prompt_tokens=config.max_prompt_tokens, prefill_tokens=config.prefill_tokens,
       partitioning=sharding.Partitioning(mesh, rules),
       rollout_partitioning=rollout_mesh and sharding.Partitioning(rollout_mesh, rules))
 

@@ -138,7 +138,8 @@ class Sample:
   truncated: the length limit ended the completion, not EOS or a stop string.
   group: the index of the prompt in this step's batch; a group's samples are adjacent.
   step: the training step it was sampled in (0 outside training).
-  spans: named [start, end) token ranges of the completion, e.g. {"turn": [(0, 12), (30, 41)]}.
+  spans: named [start, end) token ranges of the completion; "turn": the policy's turns, where an environment answers.
+  episode: the texts of turns and of the environment's answers by turns, which joined are the completion; () without one.
   messages: the chat messages whose rendering `prompt` is; () where the problem's prompt is a text.
   """
   prompt: str
@@ -151,6 +152,7 @@ class Sample:
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   spans: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
   messages: tuple[Message, ...] = ()
+  episode: tuple[str, ...] = ()
 
 
 # Rewards: one number per sample, in the order given, or rewards.StepRewards. See rewards/__init__.py for the list.
@@ -169,7 +171,7 @@ class RolloutBatch:
   """What one update reads: P prompts with G completions each, B = P * G; group p is rows p*G ... p*G + G - 1.
 
   prompts: the P prompts, stored and computed once per group.
-  completions: sampled token ids, right-padded; EOS is part of the completion.
+  completions: token ids, right-padded; EOS is part of the completion.
   completion_lengths: real tokens per completion; masks are made from these, never from comparing ids.
   behaviour_logprobs: nats, of the distribution that was sampled from (temperature and filters applied); any value where padded.
   advantages: one number per completion token.
@@ -178,6 +180,7 @@ class RolloutBatch:
   behaviour_values, returns: of a critic: V before each token at the time of sampling, and what to fit V to; else None.
   segments: None, or rl_reason.packing put several of a group's completions into each row: per token, the place in its row
     where its completion begins. B and T are then those of the rows, and completion_lengths their real tokens.
+  observed: None, or true at tokens of a completion that an environment wrote: they are read, and nothing else.
   """
   prompts: PromptBatch
   completions: Int[Array, "B T"]
@@ -189,10 +192,12 @@ class RolloutBatch:
   behaviour_values: Float[Array, "B T"] | None = None
   returns: Float[Array, "B T"] | None = None
   segments: Int[Array, "B T"] | None = None
+  observed: Bool[Array, "B T"] | None = None
 
   @property
   def completion_mask(self) -> Bool[Array, "B T"]:
-    return length_mask(self.completion_lengths, self.completions.shape[1])
+    """True at the tokens that the policy sampled."""
+    return sampled_mask(self.completion_lengths, self.completions.shape[1], self.observed)
 
 
 @flax.struct.dataclass
@@ -227,3 +232,10 @@ class LearnerState:
 def length_mask(lengths: Int[Array, "N"], size: int) -> Bool[Array, "N size"]:
   """True at the first `lengths[n]` of `size` positions; on the host where the lengths are."""
   return np.arange(size) < lengths[:, None]
+
+
+def sampled_mask(
+    lengths: Int[Array, "N"], size: int, observed: Bool[Array, "N size"] | None) -> Bool[Array, "N size"]:
+  """True at the tokens of completions that the policy sampled: within the lengths, and not an environment's."""
+  mask = length_mask(lengths, size)
+  return mask if observed is None else mask & ~observed

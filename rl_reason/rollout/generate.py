@@ -16,7 +16,7 @@ from rl_reason.rollout.pages import PageTable
 from rl_reason.rollout.prefill import read_prompts
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule, capacity
-from rl_reason.types import Params, PromptBatch
+from rl_reason.types import Params, PromptBatch, sampled_mask
 
 
 @flax.struct.dataclass
@@ -24,14 +24,21 @@ class Completions:
   """G completions for each of P prompts; group p is rows p*G ... p*G + G - 1. Arrays are on the host.
 
   tokens: right-padded; the EOS token, or those that spell the stop string, are part of the completion.
-  lengths: tokens sampled. truncated: the length limit ended it.
+  lengths: tokens of the completion. truncated: the length limit ended it.
   behaviour_logprobs: nats, under the distribution sampled from. logprobs: at temperature 1, unfiltered. Zero where padded.
+  observed: of episodes (rollout.episodes) the tokens that an environment wrote, whose log-probabilities are 0; else None.
   """
   tokens: Int[np.ndarray, "B T"]
   lengths: Int[np.ndarray, "B"]
   truncated: Bool[np.ndarray, "B"]
   behaviour_logprobs: Float[np.ndarray, "B T"]
   logprobs: Float[np.ndarray, "B T"]
+  observed: Bool[np.ndarray, "B T"] | None = None
+
+  @property
+  def sampled(self) -> Bool[np.ndarray, "B T"]:
+    """True at the tokens that the policy wrote."""
+    return sampled_mask(self.lengths, self.tokens.shape[1], self.observed)
 
 
 def generate(
@@ -83,7 +90,7 @@ def generate(
     raise ValueError(f"stop_strings={sampling.stop_strings} need decode_text, to find them in the text.")
   prompts = jax.tree.map(sharding.fetch, prompts)
   schedule = Schedule(len(prompts.lengths), group_size, slots)
-  out = _blank(len(prompts.lengths) * group_size, sampling.max_tokens)
+  out = blank_completions(len(prompts.lengths) * group_size, sampling.max_tokens)
   chunk_size = min(chunk_size, sampling.max_tokens)
   stop_ids = tuple(int(i) for i in stop_ids)
 
@@ -146,7 +153,7 @@ def generate(
       state = state.replace(past=pool)
 
 
-def _blank(count: int, size: int) -> Completions:
+def blank_completions(count: int, size: int) -> Completions:
   return Completions(
       tokens=np.zeros((count, size), np.int32), lengths=np.zeros(count, np.int32), truncated=np.zeros(count, bool),
       behaviour_logprobs=np.zeros((count, size), np.float32), logprobs=np.zeros((count, size), np.float32))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from jaxtyping import Bool
 import numpy as np
 
 from rl_reason.models.config import ModelConfig
@@ -57,7 +58,8 @@ def make_samples(
 ) -> list[Sample]:
   """Completions (these rows of them, or all) as text, beside what they are checked against.
 
-  Text ends before EOS or the first stop string.
+  Text ends before EOS or the first stop string; of episodes, where stop strings end turns, it is whole, and the turns are
+  told apart in Sample.episode and Sample.spans["turn"].
   """
   group_size = len(completions.lengths) // len(problems)
   rows = range(len(completions.lengths)) if rows is None else rows
@@ -66,9 +68,21 @@ def make_samples(
   samples = []
   for i, ids, text in zip(rows, tokens, tokenizer.decode_batch(tokens)):
     problem = problems[i // group_size]
-    ends = [at for at in (text.find(stop) for stop in stop_strings) if at >= 0]
+    episode, spans = (), {}
+    if completions.observed is not None:
+      stretches = author_stretches(completions.observed[i, :len(ids)])
+      episode = tuple(tokenizer.decode(ids[a:b]) for a, b, _ in stretches)
+      text, spans = "".join(episode), {"turn": [(a, b) for a, b, is_observed in stretches if not is_observed]}
+    ends = [at for at in (text.find(stop) for stop in stop_strings) if at >= 0 and not episode]
     samples.append(Sample(
         prompt=prompts[i // group_size], completion=text[:min(ends)] if ends else text, reference=problem.reference,
         completion_tokens=ids, truncated=bool(completions.truncated[i]), group=i // group_size, step=step,
-        metadata=problem.metadata, messages=() if isinstance(problem.prompt, str) else tuple(problem.prompt)))
+        metadata=problem.metadata, messages=() if isinstance(problem.prompt, str) else tuple(problem.prompt),
+        spans=spans, episode=episode))
   return samples
+
+
+def author_stretches(observed: Bool[np.ndarray, "T"]) -> list[tuple[int, int, bool]]:
+  """A completion's stretches of one author: (first token, one after its last, whether it is the environment's)."""
+  edges = [0, *(np.flatnonzero(np.diff(observed.astype(np.int8))) + 1).tolist(), len(observed)]
+  return [(a, b, bool(observed[a])) for a, b in zip(edges, edges[1:]) if b > a]

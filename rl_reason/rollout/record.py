@@ -61,7 +61,7 @@ class Rollout:
   def to_json(self) -> dict[str, Any]:
     """Plain data; `from_json` gives the same bits back."""
     def plain(arrays):
-      return {name: _to_json(array) for name, array in arrays.items()}
+      return {name: _to_json(array) for name, array in arrays.items() if array is not None}
     return {"index": self.index, "prompts": plain(vars(self.prompts)), "completions": plain(vars(self.completions)),
             "scores": _to_json(self.scores), "rewards": _to_json(self.rewards), "components": plain(self.components),
             "shown": self.shown, "seconds": dict(self.seconds), "metrics": dict(self.metrics)}

@@ -60,7 +60,7 @@ def assemble(
     score: policy.score, or a compilation.Program of it.
   """
   completions, model = rollout.completions, context.policy.config
-  mask = length_mask(completions.lengths, completions.tokens.shape[1])
+  mask = completions.sampled
   acting, critic = critic_lib.split(config.critic, params)
   if scores_acting(config):
     acting = lora.merge(acting)  # One program scores it and the reference.
@@ -108,7 +108,8 @@ def assemble(
       prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
       behaviour_logprobs=behaviour_logprobs, reference_logprobs=reference_logprobs,
       advantages=np.where(mask, sharding.fetch(estimates) * np.asarray(weights), 0.0),
-      behaviour_values=values, returns=returns, token_weights=counted.astype(np.float32)), jax.tree.map(float, metrics)
+      behaviour_values=values, returns=returns, token_weights=counted.astype(np.float32),
+      observed=completions.observed), jax.tree.map(float, metrics)
 
 
 def scored(
@@ -176,7 +177,7 @@ def blank_batch(config: Config, rollout: Rollout) -> RolloutBatch:
   return RolloutBatch(
       prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
       behaviour_logprobs=zeros, reference_logprobs=zeros, advantages=zeros, behaviour_values=values, returns=values,
-      token_weights=zeros)
+      token_weights=zeros, observed=completions.observed)
 
 
 def microbatches(config: Config, context: Context, minibatch: RolloutBatch) -> RolloutBatch:

@@ -14,6 +14,7 @@ import optax
 
 from rl_reason import learner
 from rl_reason.config import at_least, one_of
+from rl_reason import memory as memory_lib
 from rl_reason.memory import Part, sharded_bytes
 from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
@@ -21,10 +22,11 @@ from rl_reason.models.lora import LoRA
 from rl_reason.models.sources import PolicySource
 from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.rewards.monitors import Monitors
+from rl_reason.rollout import Completions, Environment, generate, play, Sampling
 from rl_reason.scorer import Scorer
 from rl_reason.sharding import Partitioning
 from rl_reason.tasks import Source, Task
-from rl_reason.types import LearnerState, Params, Problem
+from rl_reason.types import LearnerState, Params, Problem, PromptBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Context:
   """What is the same for all stages of a run.
 
   task: None where all stages have data of their own, and policies are not evaluated.
+  environment: who answers a policy's turns; None: a completion is one turn.
   rollout_partitioning: of devices that only sample, and run the models of learned rewards; None: `partitioning` does.
   sections: the checked section of each stage by name, in order.
   finished: (name of a stage that is complete) -> its parameters, as `trained` of that stage says, read from its newest
@@ -82,6 +85,7 @@ class Context:
   task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
+  environment: Environment | None = None
   prefill_tokens: int = 0
   rollout_partitioning: Partitioning | None = None
   sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -95,6 +99,28 @@ class Context:
     if self.rollout_partitioning is None:
       return self
     return dataclasses.replace(self, partitioning=self.rollout_partitioning, rollout_partitioning=None)
+
+  def complete(
+      self, params: Params, problems: Sequence[Problem], prompts: PromptBatch, sampling: Sampling, **options: Any,
+  ) -> Completions:
+    """Completions of the policy, in turns where there is an environment.
+
+    Args:
+      problems: as in rollout.play. options: of rollout.generate: group_size, rng and others.
+    """
+    given = (self.policy.config, params, prompts, sampling)
+    options |= dict(dtype=self.dtype, prefill_tokens=self.prefill_tokens)
+    tokenizer = self.policy.tokenizer
+    if self.environment is not None:
+      return play(*given, environment=self.environment, problems=problems, tokenizer=tokenizer, **options)
+    return generate(*given, stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode, **options)
+
+  def sampled_batch(self, prompts: int, group_size: int, sampling: Sampling) -> memory_lib.Batch:
+    """What a device decodes at once, for the estimate of memory; later turns read a context for each completion."""
+    if self.environment is None:
+      return memory_lib.Batch(prompts, group_size, self.max_prompt_tokens, sampling.max_tokens)
+    turn = self.environment.turn_tokens
+    return memory_lib.Batch(prompts * group_size, 1, self.max_prompt_tokens + self.environment.max_tokens - turn, turn)
 
   @property
   def prompt_bucket(self) -> int:

@@ -49,6 +49,9 @@ def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
   """What every stage that samples logs: means of the total reward and of each component; how many groups have nothing to
   teach because all rewards are equal; lengths and repetition; what it cost."""
   completions = rollout.completions
+  episodes = {} if completions.observed is None else {
+      # Answers end where the policy goes on; each completion ends with a turn of its own.
+      "episode/turns": float(1 + (np.diff(completions.observed.astype(np.int8), axis=1) < 0).sum(axis=1).mean())}
   return {
       "reward/mean": float(rollout.scores.mean()), "reward/std": float(rollout.scores.std()),
       **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
@@ -57,5 +60,5 @@ def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
       "reward/equal_groups": float(equal_groups(rollout, by).mean()),
       "completion/repetition": float(np.mean([
           repeat_share(row[:n].tolist()) for row, n in zip(completions.tokens, completions.lengths)])),
-      "tokens": float(completions.lengths.sum()), "environment_calls": float(len(completions.lengths)),
+      "tokens": float(completions.sampled.sum()), "environment_calls": float(len(completions.lengths)), **episodes,
   }

@@ -188,6 +188,8 @@ def check(config: Config, context: Context) -> None:
   that are too long."""
   check_sampling(
       config.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens)
+  if context.environment is not None:
+    context.environment.check(config.sampling, f"config.{context.name_of(config)}")
   problems = first_rows(context.task.train)
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
   if config.staleness and context.partitioning.mesh.size > 1 and context.rollout_partitioning is None:
@@ -238,7 +240,8 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   state_shape, critic = learner_of(config, context, None)[-1], config.critic
   sampler = context.sampler if config.staleness else context
   sampling = memory_lib.rollout_parts(
-      model, sampler.partitioning, rollout, dtype=dtype, params=sampler.abstract_params, phase="sampling",
+      model, sampler.partitioning, context.sampled_batch(config.prompts_per_step, config.group_size, config.sampling),
+      dtype=dtype, params=sampler.abstract_params, phase="sampling",
       cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
       slots=config.slots, prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens, int8=config.int8_rollouts)
   if config.staleness:  # With parameters of its own.

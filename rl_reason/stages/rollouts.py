@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from rl_reason import sharding
 from rl_reason.rewards import RewardSet, Scoring, token_rewards
-from rl_reason.rollout import Rollout, Sampling, encode_prompts, generate, make_samples
+from rl_reason.rollout import Rollout, Sampling, encode_prompts, make_samples
 from rl_reason.stages.base import Context
 from rl_reason.types import Params, Problem, Sample
 
@@ -53,10 +53,9 @@ def sample_rollout(
 
   with contextlib.closing(Scoring(rewards)) as scoring:
     with jax.profiler.TraceAnnotation("generate"):  # In a profile's timeline.
-      completions = generate(
-          context.policy.config, params, prompts, config.sampling, group_size=config.group_size, rng=rng,
-          stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode, dtype=context.dtype, slots=config.slots,
-          prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens, int8=int8, on_finished=on_finished)
+      completions = context.complete(
+          params, problems, prompts, config.sampling, group_size=config.group_size, rng=rng, slots=config.slots,
+          page_tokens=config.page_tokens, int8=int8, on_finished=on_finished)
     generated = time.perf_counter()
     with jax.profiler.TraceAnnotation("reward"):
       samples = to_samples(completions)

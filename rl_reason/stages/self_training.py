@@ -121,6 +121,9 @@ def check(config: Config, context: Context) -> None:
   """Raises: ValueError for what sampling and rewards cannot use, hints that make prompts too long, missing solutions."""
   tokenizer = context.policy.tokenizer
   check_sampling(config.sampling, context.policy.config, tokenizer, max_prompt_tokens=context.max_prompt_tokens)
+  if context.environment is not None:
+    raise ValueError("A self_training stage imitates whole completions, and with config.environment they hold an"
+                     " environment's words too: leave the environment out, or train with policy_gradient.")
   problems = first_rows(context.task.train)
   encode_prompts(problems, tokenizer, max_tokens=context.max_prompt_tokens)
   if config.hint:

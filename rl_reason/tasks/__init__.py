@@ -16,6 +16,7 @@ from rl_reason.tasks import attributes
 from rl_reason.tasks import files
 from rl_reason.tasks import gsm_symbolic
 from rl_reason.tasks import judging
+from rl_reason.tasks import lookup
 from rl_reason.tasks import preferences
 from rl_reason.tasks import prepared
 from rl_reason.tasks import running_sums
@@ -45,6 +46,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "attribute_pairs": attributes.attribute_pairs,  # Generated pairs with a hidden utility; some labels are wrong.
     "running_sums": running_sums.running_sums,  # Generated sums of digits with idle steps, for process rewards, ...
     "labelled_sums": running_sums.labelled_sums,  # ... and their solutions, right and wrong, for outcome reward models.
+    "lookup_problems": lookup.lookup_problems,  # Generated questions of one or two look-ups, with worked episodes.
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
 }
 

@@ -1,0 +1,12 @@
+"""Environments that answer a policy's turns (rollout.episodes): a config's `environment.source` names one of these.
+
+Each is a function that returns one: a function from episodes to the text that answers the last turn of each, or None.
+"""
+
+from rl_reason.envs.lookup import lookup
+from rl_reason.envs.search import search
+
+ENVIRONMENTS = {
+    "lookup": lookup,  # Documents of the task `lookup`, some of them beside the point.
+    "search": search,  # Passages of a retrieval server.
+}
