@@ -88,8 +88,18 @@ def scores(
 ) -> Float[Array, "P G K A"]:
   """The head's outputs at every place, float32; of no meaning at places that stand for none.
 
-  Each prompt is computed once; its responses attend to its keys and values and to themselves. The score at a token is
-  that of the text up to and including it.
+  The score at a token is that of the text up to and including it.
+  """
+  head = {k: v for k, v in params["head"].items() if k != "thresholds"}
+  return heads.apply(model.head, head, states(model, params, batch, dtype=dtype, remat=remat))
+
+
+def states(
+    model: RewardModel, params: Params, batch: ResponseBatch, *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+) -> Float[Array, "P G K E"]:
+  """The hidden states that the head reads, after the final norm.
+
+  Each prompt is computed once; its responses attend to its keys and values and to themselves.
   """
   config, trunk = model.config, trunk_of(params)
   _, prefix = transformer.forward(
@@ -99,8 +109,7 @@ def scores(
   count, *shape = batch.places.shape
   hidden = hidden.reshape(count, -1, hidden.shape[-1])
   hidden = jnp.take_along_axis(hidden, batch.places.reshape(count, -1, 1), axis=1)
-  head = {k: v for k, v in params["head"].items() if k != "thresholds"}
-  return heads.apply(model.head, head, hidden.reshape(count, *shape, -1))
+  return hidden.reshape(count, *shape, -1)
 
 
 def moments(scores: Float[Array, "P G K A"], mask: Bool[Array, "P G K"]) -> dict[str, Float[Array, "..."]]:

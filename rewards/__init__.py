@@ -15,6 +15,7 @@ from rl_reason.rewards.answers import (after_marker, exact_answer, exact_match, 
                                        number_value, tail_verdict)
 from rl_reason.rewards.build import build_rewards
 from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform
+from rl_reason.rewards.familiarity import Familiarity
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
 from rl_reason.rewards.groups import diversity, relative_length
 from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
@@ -45,6 +46,7 @@ REWARDS = {
     "judge_preference": PairwiseJudge,
     "turn_judge": TurnJudge,
     "learned": Learned,
+    "familiarity": Familiarity,
 }
 
 # What a config may do to a component's values.

@@ -46,6 +46,7 @@ class Scorer:
   aggregate: one score of a response's places (reward_model.AGGREGATES).
   layout: of its batches. max_positions: the context of its decoder.
   critiques: written of each response first, which the model was trained to read with it; None: none.
+  load_states: `load` of the hidden states below the head (states_of); None: there is no head.
   normalise: "mean": places less their mean in training; "mean_std": divided by their standard deviation, too.
   """
   load: Callable[[], Loaded]
@@ -60,6 +61,7 @@ class Scorer:
   cumulative: bool = False
   normalise: str = "none"
   critiques: Critiques | None = None
+  load_states: Callable[[], Loaded] | None = None
 
   @functools.cached_property
   def loaded(self) -> Loaded:
@@ -140,6 +142,22 @@ class Scorer:
 def _finish(scores, mask, shift, scale, *, how):
   scores = (scores - shift) / scale
   return scores, reward_model.aggregate(scores, mask, how=how)
+
+
+def states_of(scorer: Scorer) -> Scorer:
+  """The same model read below its head: its numbers are the last hidden state that the head reads of a response.
+
+  Raises: ValueError for a model without a head.
+  """
+  if scorer.load_states is None:
+    raise ValueError("This model has no head, so no hidden state is read in its place: take a stage of kind 'reward_model'.")
+  return dataclasses.replace(scorer, load=scorer.load_states, outputs=(), aggregate="last", normalise="none")
+
+
+def states_below_head(model: RewardModel, params: Params, *, dtype: jnp.dtype) -> Loaded:
+  """Of a trained decoder, the hidden states in place of the scores."""
+  run = jax.jit(functools.partial(reward_model.states, model, dtype=dtype))
+  return Loaded(lambda batch: run(params, batch).astype(jnp.float32), np.zeros(1), np.ones(1))
 
 
 def from_head(model: RewardModel, params: Params, *, dtype: jnp.dtype) -> Loaded:

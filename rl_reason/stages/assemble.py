@@ -104,6 +104,8 @@ def assemble(
   counted = mask
   if config.equal_groups != "keep":
     counted = mask & ~np.repeat(equal_groups(rollout, config.equal_by), config.group_size)[:, None]
+  if config.keep_by:
+    counted = counted & (rollout.components[config.keep_by] > 0.5)[:, None]
   return RolloutBatch(
       prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
       behaviour_logprobs=behaviour_logprobs, reference_logprobs=reference_logprobs,

@@ -53,6 +53,8 @@ class Config:
     have no part in the loss. "resample": skipped, and replaced by groups of further prompts, in at most `max_resamples`
     rounds of prompts_per_step (stages.groups.resample). Advantages are normalised over all groups of the batch.
   equal_by: the reward whose values are compared, e.g. the verifier's beside a length penalty; "": the total.
+  keep_by: the reward that says which completions are learnt from, those with more than 0.5 (its weight may be 0); the tokens
+    of others have no part in the loss. Baselines see all. "": from all.
   page_tokens: what is sampled is kept in pages of so many tokens (rollout.generate); 0: in one room for all slots.
   epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
     one, to save memory; 0: as many as this machine is fastest with (packing.num_passes). Groups are never split.
@@ -86,6 +88,7 @@ class Config:
   normalise: str = "none"
   equal_groups: str = "keep"
   equal_by: str = ""
+  keep_by: str = ""
   max_resamples: int = 10
   critic: Critic | None = None
   slots: int = 0
@@ -135,6 +138,8 @@ class Config:
       raise ValueError(f"clip_low must be in [0, 1], got {self.clip_low}: a probability ratio is never below 0.")
     if self.equal_by:
       one_of(self.rewards, **{"equal_by (a reward)": self.equal_by})
+    if self.keep_by:
+      one_of(self.rewards, **{"keep_by (a reward)": self.keep_by})
     self._check_credit()
     if self.group_size < 2 and (self.baseline != "none" or self.normalise == "group_std"):
       raise ValueError(

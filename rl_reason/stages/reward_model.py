@@ -334,6 +334,7 @@ def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
   model = architecture(config, context)
   return scorer.Scorer(
       load=lambda: scorer.from_head(model, context.finished(name), dtype=context.dtype),
+      load_states=lambda: scorer.states_below_head(model, context.finished(name), dtype=context.dtype),
       tokenizer=context.policy.tokenizer, outputs=config.attributes or ("reward",), reads=(config.read,),
       layout=make_reader(config, context).layout, max_positions=model.config.max_positions, partitioning=context.partitioning,
       separator=config.separator, aggregate=config.aggregate,

@@ -19,6 +19,7 @@ from rl_reason.tasks import judging
 from rl_reason.tasks import lookup
 from rl_reason.tasks import preferences
 from rl_reason.tasks import prepared
+from rl_reason.tasks import qualities
 from rl_reason.tasks import running_sums
 from rl_reason.tasks import topology
 from rl_reason.types import Comparison, Problem
@@ -44,6 +45,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "judge_problems": judging.judge_problems,  # Generated pairs to be judged in writing, ...
     "judge_comparisons": judging.judge_comparisons,  # ... and the same as comparisons.
     "attribute_pairs": attributes.attribute_pairs,  # Generated pairs with a hidden utility; some labels are wrong.
+    "quality_pairs": qualities.quality_pairs,  # Generated pairs of known qualities, by different labellers; ...
+    "rated_responses": qualities.rated_responses,  # Single ones with their qualities as attributes, ...
+    "quality_problems": qualities.quality_problems,  # ... and prompts with responses, as a policy imitates them.
     "running_sums": running_sums.running_sums,  # Generated sums of digits with idle steps, for process rewards, ...
     "labelled_sums": running_sums.labelled_sums,  # ... and their solutions, right and wrong, for outcome reward models.
     "lookup_problems": lookup.lookup_problems,  # Generated questions of one or two look-ups, with worked episodes.
