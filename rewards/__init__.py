@@ -14,7 +14,7 @@ if __name__ == "rewards":
 from rl_reason.rewards.answers import (after_marker, exact_answer, exact_match, last_boxed, last_number, math_answer, number_answer,
                                        number_value, tail_verdict)
 from rl_reason.rewards.build import build_rewards
-from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform
+from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform, Trust
 from rl_reason.rewards.familiarity import Familiarity
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
 from rl_reason.rewards.groups import diversity, relative_length

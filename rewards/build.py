@@ -5,10 +5,10 @@ import inspect
 from typing import Any
 
 from rl_reason import naming
-from rl_reason.rewards.composition import Component, Gate, RewardSet, Transform
+from rl_reason.rewards.composition import Component, Gate, RewardSet, Transform, Trust
 from rl_reason.rewards.schedules import Schedule
 
-FIELDS = ("function", "weight", "args", "transforms", "gate")
+FIELDS = ("function", "weight", "args", "transforms", "gate", "trust")
 
 
 def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any = None) -> RewardSet:
@@ -25,7 +25,7 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any 
   "function" (default: the key) is a name in REWARDS or "package.module:function"; "args" default to none. A dotted path
   may name a class: it is made with `args`, and the object is called with the samples. "weight" (default 1.0) is a number
   or the fields of a Schedule. "transforms" are names in TRANSFORMS or dotted paths, alone or as {"name": ...} beside
-  their arguments, applied in this order. "gate" has the fields of a Gate.
+  their arguments, applied in this order. "gate" has the fields of a Gate, "trust" those of a Trust.
 
   Args:
     models: given to rewards with an argument `models`: where learned ones find theirs (stages.base.Models).
@@ -54,7 +54,7 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any 
       raise ValueError(f"Reward {name!r} has {error}") from error
     components.append(Component(
         name, function, weight, args, transforms=_transforms(name, entry.get("transforms") or ()),
-        gate=_gate(name, entry["gate"]) if entry.get("gate") else None))
+        gate=_look(name, "gate", Gate, entry.get("gate")), trust=_look(name, "trust", Trust, entry.get("trust"))))
   return RewardSet(components)
 
 
@@ -96,12 +96,16 @@ def _made(what: str, kind: str, path: str, args: Mapping[str, Any], registry: Ma
   return function, {}
 
 
-def _gate(name: str, entry: Any) -> Gate:
+def _look(name: str, field: str, kind: type, entry: Any) -> Any:
+  """A Gate or a Trust of a mapping with its fields; None of nothing."""
+  if not entry:
+    return None
   if not hasattr(entry, "items"):
-    raise ValueError(f"Reward {name!r}: gate must be a mapping, got {entry!r}: e.g. {{'component': {entry!r},"
-                     " 'above': 0.5}.")
-  naming.check_arguments(f"Reward {name!r}: gate", Gate, list(entry))
+    number = {"gate": "above", "trust": "right"}[field]
+    raise ValueError(f"Reward {name!r}: {field} must be a mapping, got {entry!r}: e.g. {{'component': {entry!r},"
+                     f" {number!r}: 0.5}}.")
+  naming.check_arguments(f"Reward {name!r}: {field}", kind, list(entry))
   try:
-    return Gate(**dict(entry.items()))
+    return kind(**dict(entry.items()))
   except ValueError as error:
     raise ValueError(f"Reward {name!r}: {error}") from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
+import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxtyping import Bool, Float
@@ -19,6 +20,7 @@ import numpy as np
 
 from rl_reason import naming
 from rl_reason.rewards import workers
+from rl_reason.rewards.groups import group_trust
 from rl_reason.rewards.outputs import checked, culprit, describe, transformed
 from rl_reason.rewards.schedules import Schedule
 from rl_reason.rewards.steps import StepRewards, merge
@@ -48,6 +50,26 @@ class Gate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trust:
+  """How far a component is believed, group by group: by whether it tells right from wrong (groups.group_trust).
+
+  component: another one, whose raw value of at least `right` says that a sample is right.
+  judged_from: samples where the other's value is lower count as 0, in what decides about trust and in the reward: the paper's
+    code saves their judgement so (0.2), and with outcomes of 0 and 1 then never finds a reason to distrust.
+
+  Raises: ValueError for numbers that are not finite.
+  """
+  component: str
+  right: float = 0.5
+  judged_from: float = -math.inf
+
+  def __post_init__(self):
+    if not math.isfinite(self.right) or math.isnan(self.judged_from) or self.judged_from == math.inf:
+      raise ValueError(f"the trust by {self.component!r} needs finite numbers, got right={self.right} and"
+                       f" judged_from={self.judged_from}.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Transform:
   """One change of a component's values (shaping.py): a function or, with state, an object; and arguments of every call."""
   name: str
@@ -64,6 +86,7 @@ class Component:
   weight: its factor in the total, or how it changes with the training step; 0 logs it only.
   args: keyword arguments of every call; {} for an object, which got them when it was made.
   transforms: applied to its values in this order. gate: where it counts; None: everywhere.
+  trust: a factor for each group; None: 1.
   """
   name: str
   function: Callable[..., Float[np.ndarray, "N"] | StepRewards]
@@ -71,6 +94,7 @@ class Component:
   args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   transforms: tuple[Transform, ...] = ()
   gate: Gate | None = None
+  trust: Trust | None = None
 
   def __post_init__(self):
     object.__setattr__(self, "weight", self.weight if isinstance(self.weight, Schedule) else Schedule.of(self.weight))
@@ -78,7 +102,7 @@ class Component:
   @property
   def plain(self) -> bool:
     """Its share of the total is its raw value times one number."""
-    return not self.transforms and self.gate is None and self.weight.schedule == "constant"
+    return not self.transforms and self.gate is None and self.trust is None and self.weight.schedule == "constant"
 
 
 class Scores(NamedTuple):
@@ -88,15 +112,18 @@ class Scores(NamedTuple):
   shaped: the shares of the components that are transformed, gated or scheduled.
   steps: None or, where a component is per step, the shares of all such components at the tokens they are paid at
     (steps.token_rewards).
+  trusts: of the components with one, how far each sample's group believes them.
   """
   total: Float[np.ndarray, "N"]
   components: dict[str, Float[np.ndarray, "N"]]
   shaped: dict[str, Float[np.ndarray, "N"]]
   steps: StepRewards | None
+  trusts: Mapping[str, Float[np.ndarray, "N"]] = types.MappingProxyType({})
 
   def logged(self) -> dict[str, Float[np.ndarray, "N"]]:
-    """Raw values by component, and shares as "<component>/shaped"."""
-    return {**self.components, **{f"{name}/shaped": share for name, share in self.shaped.items()}}
+    """Raw values by component, shares as "<component>/shaped" and trust as "<component>/trust"."""
+    return {**self.components, **{f"{name}/shaped": share for name, share in self.shaped.items()},
+            **{f"{name}/trust": trust for name, trust in self.trusts.items()}}
 
 
 class RewardSet:
@@ -116,6 +143,9 @@ class RewardSet:
     self._by_name = {c.name: c for c in components}
     for c in components:
       self._check_gates(c)
+      if c.trust and (c.trust.component not in self._by_name or c.trust.component == c.name):
+        raise ValueError(f"The trust in the reward {c.name!r} looks at {c.trust.component!r}, which is no other component."
+                         f"{naming.did_you_mean(c.trust.component, self._by_name)} Components: {', '.join(self._by_name)}.")
 
   def _check_gates(self, component: Component) -> None:
     path = [component.name]
@@ -145,15 +175,23 @@ class RewardSet:
     """The outputs of the components' functions, by name -> the total and its parts. Raises: as `score`."""
     outputs = {c.name: checked(c, outputs[c.name], samples) for c in self.components}
     raw = {name: _totals(output) for name, output in outputs.items()}
-    shares = {c.name: self._share(c, outputs[c.name], raw, samples) for c in self.components}
+    trusts = {c.name: self._trust(c.trust, raw[c.name], raw, samples) for c in self.components if c.trust}
+    shares = {c.name: self._share(c, outputs[c.name], raw, samples, trusts.get(c.name)) for c in self.components}
     total = sum((_totals(share) for share in shares.values()), np.zeros(len(samples)))
     steps = [share for share in shares.values() if isinstance(share, StepRewards)]
     return Scores(
         total.astype(np.float32), {name: value.astype(np.float32) for name, value in raw.items()},
         {c.name: _totals(shares[c.name]).astype(np.float32) for c in self.components if not c.plain},
-        merge(steps) if steps else None)
+        merge(steps) if steps else None, {name: trust.astype(np.float32) for name, trust in trusts.items()})
 
-  def _share(self, component: Component, output, raw, samples: Sequence[Sample]) -> Float[np.ndarray, "N"] | StepRewards:
+  def _trust(self, trust: Trust, values, raw, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
+    outcomes = raw[trust.component]
+    return group_trust(np.where(outcomes >= trust.judged_from, values, 0.0), outcomes, [s.group for s in samples],
+                       right=trust.right)
+
+  def _share(
+      self, component: Component, output, raw, samples: Sequence[Sample], trust: Float[np.ndarray, "N"] | None,
+  ) -> Float[np.ndarray, "N"] | StepRewards:
     """What the component adds to the total, float64."""
     per_step = isinstance(output, StepRewards)
     values = list(output.values) if per_step else [output[i:i + 1] for i in range(len(output))]
@@ -163,6 +201,8 @@ class RewardSet:
                          f" {transform.name!r} works on steps: return StepRewards, or take the transform away.")
       values = transformed(component, transform, values, samples)
     factors = self._open(component, raw) * component.weight(np.array([s.step for s in samples], np.int64))
+    if trust is not None:
+      factors = factors * trust * (raw[component.trust.component] >= component.trust.judged_from)
     values = [v * factor for v, factor in zip(values, factors, strict=True)]
     return StepRewards(values, output.ends) if per_step else np.concatenate([np.zeros(0), *values])
 

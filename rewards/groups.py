@@ -69,5 +69,26 @@ def diversity(samples: Sequence[Sample], *, n: int = 3) -> Float[np.ndarray, "N"
   return out
 
 
+def group_trust(
+    values: Float[np.ndarray, "N"], outcomes: Float[np.ndarray, "N"], groups: Sequence[int], *, right: float = 0.5,
+) -> Float[np.ndarray, "N"]:
+  """How far `values` are to be believed in each group, in [0, 1]: whether they are higher where the outcome is right.
+
+      γ = 1 where μ_c >= μ_w, else exp(μ_c − μ_w)
+
+  with μ_c and μ_w the group's mean values over outcomes of at least `right`, and over the others. 0 for a group that has only
+  the one or the other, where nothing can be told.
+
+  Source: Fan et al. 2025 (Trust-GRPO of SophiaVL-R1), arXiv:2505.17018; the 0 is its code's, the paper leaves it open.
+  """
+  trust = np.zeros(len(values))
+  is_right = np.asarray(outcomes) >= right
+  for group in group_slices(groups):
+    if 0 < is_right[group].sum() < len(is_right[group]):
+      difference = values[group][is_right[group]].mean() - values[group][~is_right[group]].mean()
+      trust[group] = np.exp(min(difference, 0.0))
+  return trust
+
+
 def _ngrams(tokens: Sequence[int], n: int) -> set[tuple[int, ...]]:
   return {tuple(tokens[i:i + n]) for i in range(max(len(tokens) - n, 0) + 1)} if tokens else set()

@@ -1,0 +1,193 @@
+r"""Is a thinking reward that lies about some questions made harmless by trust and annealing? (card 30, as text)
+
+    python -m rl_reason.claims experiments/trust_grpo.py
+    python -m rl_reason.train --config=experiments/trust_grpo.py:full --workdir=runs/trust
+    ... :full-tiny      # Seconds; the tests run it.      ... :full-full     # Qwen2.5-7B-Instruct, MATH, your judge of thinking.
+
+SophiaVL-R1 (Fan et al. 2025, arXiv:2505.17018): beside its answer a completion is paid for its thinking, which a model rates as a
+whole. In a group where wrong answers have the better ratings these are trusted less, by exp(mu_c - mu_w) (rewards.groups.group_trust),
+and their weight, 0.3 at first, decays as exp(-step / steps). No completion more is sampled.
+
+Small (rl_reason/tasks/grids.py): count the cells of a colour, row by row. For three colours the rating is the share of rows that are
+counted rightly, for two, two fifths of the questions, the share of rows that say 0. Arms: `outcome` alone; `plain`: the rating as it
+is; `annealed`: decaying; `full`: with trust, too; `learned`: the same with a model that was trained on such ratings, as many of each.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from rl_reason.claims import measures
+from rl_reason.rewards.groups import group_trust
+from rl_reason.tasks.grids import CHARACTERS, rating, rows_right, thinking_of
+from rl_reason.types import Sample
+
+_MODULE = "rl_reason.experiments.trust_grpo"
+ARMS = ("outcome", "plain", "annealed", "full", "learned")
+WEIGHT, STEPS = 0.3, 150
+
+
+def _last(name: str) -> dict:
+  return dict(function="last", args=dict(name=name, stage="rl"))
+
+
+_COMMON = dict(
+    paper="Fan et al. 2025, arXiv:2505.17018", card=30, arms={name: dict(config=name) for name in ARMS}, treatment="full",
+    matched=("environment_calls", "updates"))
+CLAIMS = {
+    "beats_outcome": dict(
+        title="Thinking rewards with trust and annealing beat the outcome alone by 3 points",
+        sentence="Trust-GRPO outperforms GRPO on outcome rewards.",
+        baseline="outcome", metric=_last("eval/pass@1"), direction="higher", threshold=0.03,
+        also={"before RL": dict(function="last", args=dict(name="eval/pass@1", stage="sft")),
+              "reliable": _last("eval/pass@1/reliable"), "unreliable": _last("eval/pass@1/unreliable"),
+              "rows right where the answer is": dict(function=f"{_MODULE}:sound", args={}),
+              "trust, reliable": dict(function=f"{_MODULE}:mean_trust", args=dict(kind="reliable")),
+              "unreliable ": dict(function=f"{_MODULE}:mean_trust", args=dict(kind="unreliable"))}, **_COMMON),
+    "beats_plain": dict(
+        title="Trust and annealing gain 5 points where the thinking reward lies",
+        sentence="Without trust and annealing the thinking reward costs accuracy.",
+        baseline="plain", metric=_last("eval/pass@1/unreliable"), direction="higher", threshold=0.05, **_COMMON),
+    "distrusts_lies": dict(
+        title="Trust is lower where the thinking reward lies, by 0.15",
+        sentence="The trust weight tells where the thinking reward is unreliable.", compare="absolute",
+        metric=dict(function=f"{_MODULE}:trust_gap", args={}), direction="higher", threshold=0.15,
+        **(_COMMON | dict(matched=()))),
+}
+
+
+def counted(samples: Sequence[Sample]) -> np.ndarray:
+  """Outcome reward in {0, 1}: 1 for four counts, "#" and the right sum, whatever the counts are."""
+  return np.array([bool(thinking_of(s.completion)) and s.completion[-1] == s.reference for s in samples], np.float32)
+
+
+def thinking(samples: Sequence[Sample]) -> np.ndarray:
+  """In [0, 1]: grids.rating of the four counts; 0 for another form."""
+  return np.array([rating(s.prompt, thinking_of(s.completion), s.metadata["unreliable"]) for s in samples], np.float32)
+
+
+def sound_answer(samples: Sequence[Sample]) -> np.ndarray:
+  """In [0, 1]: of a right answer the share of rows counted rightly; 0 of a wrong one. Logged, weight 0."""
+  return counted(samples) * np.array([rows_right(s.prompt, thinking_of(s.completion)) for s in samples], np.float32)
+
+
+class TrustByKind:
+  """0; logs the trust that each kind of questions would get, mean over the groups of a step that have right and wrong answers."""
+
+  def __init__(self):
+    self._metrics: dict[str, float] = {}
+
+  def __call__(self, samples: Sequence[Sample]) -> np.ndarray:
+    trust = group_trust(thinking(samples), counted(samples), [s.group for s in samples])
+    kinds = np.array([s.metadata["kind"] for s in samples])
+    found = {kind: trust[(kinds == kind) & (trust > 0)] for kind in ("reliable", "unreliable")}
+    self._metrics = {kind: float(values.mean()) for kind, values in found.items() if len(values)}
+    return np.zeros(len(samples), np.float32)
+
+  def metrics(self) -> dict[str, float]:
+    return self._metrics
+
+
+def sound(folder: Path) -> float:
+  """The share of rows counted rightly where the answer is right, over the last ten steps."""
+  return (measures.last(folder, name="reward/sound", stage="rl", points=10)
+          / measures.last(folder, name="reward/answer", stage="rl", points=10))
+
+
+def mean_trust(folder: Path, *, kind: str) -> float:
+  """Over all steps that have groups of this kind with right and wrong answers."""
+  return float(measures.curve(folder, f"reward/by_kind/{kind}", "rl")[1].mean())
+
+
+def trust_gap(folder: Path) -> float:
+  return mean_trust(folder, kind="reliable") - mean_trust(folder, kind="unreliable")
+
+
+def get_config(argument: str = "full") -> ConfigDict:
+  name, _, size = argument.partition("-")
+  if name not in ARMS or size not in ("", "tiny", "full"):
+    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join(ARMS)}, alone or with -tiny or -full.")
+  if size == "full":
+    return _full(name)
+  tiny = size == "tiny"
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=19, stages=("sft", *(("trm",) if name == "learned" else ()), "rl")))
+  c.policy = dict(source="small", args=dict(
+      characters=CHARACTERS, width=32 if tiny else 96, num_layers=1 if tiny else 2, num_heads=2 if tiny else 4))
+  c.task = dict(
+      source="grid_problems", args=dict(seed=0), train=dict(part="train", size=100 if tiny else 20_000, careless=0.25),
+      heldout=dict(part="heldout", size=16 if tiny else 500))
+  c.sft = dict(
+      kind="sft", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64, max_completion_tokens=7,
+      optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+  if name == "learned":
+    c.trm = dict(
+        kind="reward_model", start="initial", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64, loss="regression",
+        max_response_tokens=7, heldout_rows=16 if tiny else 500, data=dict(
+            source="grid_ratings", args=dict(seed=0), train=dict(part="train", size=100 if tiny else 20_000),
+            heldout=dict(part="heldout", size=16 if tiny else 500)),
+        optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+  rated = dict(function=f"{_MODULE}:thinking") if name != "learned" else dict(
+      function="learned", args=dict(model="trm"), transforms=(dict(name="clip", low=0.0, high=1.0),))
+  c.rl = dict(
+      kind="policy_gradient", num_steps=2 if tiny else STEPS, prompts_per_step=4 if tiny else 16, group_size=8,
+      sampling=dict(max_tokens=7), rewards=_rewards(name, dict(function=f"{_MODULE}:counted"), rated, STEPS),
+      baseline="group_mean", normalise="group_std", mean_over="sequence", kl_coef=0.04, kl_estimator="k3",
+      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+  c.rl.rewards.sound = dict(function=f"{_MODULE}:sound_answer", weight=0.0)
+  c.rl.rewards.by_kind = dict(function=f"{_MODULE}:TrustByKind", weight=0.0)
+  c.evaluation = dict(
+      rewards=dict(answer=dict(function=f"{_MODULE}:counted")), num_problems=16 if tiny else 500, by="kind",
+      samples_per_problem=1 if tiny else 4, batch_size=16 if tiny else 250, sampling=dict(max_tokens=7))
+  c.checkpoint = dict(every=10_000, keep=1)
+  return c
+
+
+def _rewards(name: str, answer: dict, rated: dict, steps: int) -> dict:
+  """The answer's reward and, unless the arm is `outcome`, the thinking's."""
+  rewards = dict(answer=answer)
+  if name != "outcome":
+    decaying = dict(schedule="exponential", start=WEIGHT, end=0.0, steps=steps)
+    rewards["thinking"] = dict(rated, weight=WEIGHT if name == "plain" else decaying)
+  if name in ("full", "learned"):
+    rewards["thinking"]["trust"] = dict(component="answer")
+  return rewards
+
+
+THINKING = """Rate the thinking in a response to a question from 0 to 10. Judge its logic, whether its steps are right, whether it finds
+its errors, whether its language is consistent, and whether it repeats itself. Do not judge the answer.
+
+[Question]
+{prompt}
+
+[Response]
+{response}
+
+End with your rating in double brackets, e.g. [[7]]."""
+
+
+def _full(name: str) -> ConfigDict:
+  """The paper's numbers for 7B on questions in text: 16 prompts of 8 completions, 1,500 steps; the rating is your server's."""
+  steps = 1500
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=2048, stages=("rl",)))
+  c.policy = dict(source="pretrained", args=dict(path="qwen2.5-7b-instruct"), dtype="bfloat16")
+  c.task = dict(
+      source="jsonl", args=dict(
+          prompt="{problem}\nThink within <think> and </think>, then give the answer as \\boxed{{}} within <answer> and </answer>.",
+          chat=True, reference="{answer}", id="{id}"),
+      train=dict(path="math_train.jsonl"), heldout=dict(path="math_test.jsonl"))
+  rated = dict(function="judge_rating", args=dict(
+      template=THINKING, low=0, high=10, generate="chat_endpoint",
+      generate_args=dict(url="http://localhost:8000/v1", model="thinking-reward-3b", retries=10)))
+  form = dict(function="think_format", weight=0.0)
+  c.rl = dict(
+      kind="policy_gradient", num_steps=steps, prompts_per_step=16, group_size=8, remat="full",
+      sampling=dict(max_tokens=1024), rewards=_rewards(
+          name, dict(function="math_answer", gate=dict(component="form", above=0.5)), rated, steps),
+      baseline="group_mean", normalise="group_std", mean_over="sequence", kl_coef=0.04, kl_estimator="k3",
+      optimizer=dict(learning_rate=5e-7))
+  c.rl.rewards.form = form
+  c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=100, sampling=dict(max_tokens=1024, temperature=0.0))
+  c.mesh = dict(fsdp=-1)
+  return c
