@@ -78,7 +78,7 @@ class Familiarity:
     known, limit = self._known
     distances = known.distances(self._states([(s.messages or s.prompt, s.completion) for s in samples]))
     kept = distances <= max(limit, float(np.median(distances)))
-    self._metrics = {"distance": float(distances.mean() / limit), "kept": float(kept.mean())}
+    self._metrics = {"distance": float(distances.mean() / max(limit, 1e-9)), "kept": float(kept.mean())}
     if self._shuffle:
       kept = np.random.default_rng([samples[0].step, len(samples)]).permutation(kept)
     return kept.astype(np.float32)

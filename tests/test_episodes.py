@@ -98,10 +98,10 @@ def test_answers_that_cannot_be(monkeypatch, answer, message):
 def test_each_process_asks_for_its_own_problems(monkeypatch):
   scripted(monkeypatch, ["a."] * 4, ["b!"] * 4)
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  asked, other = [], [(0, "f"), (1, None)]
-  monkeypatch.setattr(sharding, "gather_objects", lambda own: [other, own])
+  asked, others = [], [[(0, "f"), (1, None)], [(0, None)]]
+  monkeypatch.setattr(sharding, "gather_objects", lambda own: [others.pop(0), own])
   out = played(answering({"a.": "e"}, asked), problems=PROBLEMS[1:])
-  assert [a[0] for a in asked] == ["two", "two"]
+  assert [a[0] for a in asked] == ["two"] * 4  # Two rows, after both turns.
   assert [s.completion for s in make_samples(PROBLEMS, out, TOKENIZER)] == ["a.fb!", "a.", "a.eb!", "a.eb!"]
 
 
@@ -219,7 +219,8 @@ def test_unreadable_judgements_earn_nothing_and_are_counted():
   np.testing.assert_allclose(built(samples_of("!c")).values, [[0, .5]])
   assert built.counts["abstained"] == 1
   with pytest.raises(ValueError, match="8 of 20 turns have a judgement that cannot be read"):
-    judge(*["no"] * 8, *["1,2"] * 12, mu=1.0)(samples_of(*["!c"] * 10))
+    judge(*["no"] * 8, *["1,2"] * 12, mu=1.0)([
+        dataclasses.replace(s, prompt=str(i)) for i, s in enumerate(samples_of(*["!c"] * 10))])  # One prompt is asked once.
 
 
 def test_an_episode_of_one_turn_has_no_process_reward():

@@ -14,8 +14,8 @@ from rl_reason.types import Sample
 
 
 def test_qualities_by_hand():
-  # One forbidden "x"; b, d and d are asked for; 4 + 2 = 6 is 3 away from 3 modulo 5: 2 steps the other way round; in order are
-  # xx? x>b, b>a, a<d, d>a, a>4, 4<q, q>2, and d<... : see the string.
+  # One forbidden "x"; b, d and d are asked for; 4 + 2 is 3 more than 3, two steps the other way round modulo 5; bd and
+  # ad are in order, and only the fourth such pair counts; six different characters; seven long.
   assert qualities.qualities("bdq3=", "xbdad42") == (3, 3, 0, 0, 2, 2)
   assert qualities.qualities("bdq3=", "bcde3") == (4, 2, 4, 0, 1, 1)
   assert qualities.qualities("bdq3=", "aabbccddeeff") == (4, 4, 0, 4, 2, 4)

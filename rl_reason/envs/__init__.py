@@ -3,10 +3,10 @@
 Each is a function that returns one: a function from episodes to the text that answers the last turn of each, or None.
 """
 
-from rl_reason.envs.lookup import lookup
-from rl_reason.envs.search import search
+from rl_reason.envs import lookup
+from rl_reason.envs import search
 
 ENVIRONMENTS = {
-    "lookup": lookup,  # Documents of the task `lookup`, some of them beside the point.
-    "search": search,  # Passages of a retrieval server.
+    "lookup": lookup.lookup,  # Documents of the task `lookup`, some of them beside the point.
+    "search": search.search,  # Passages of a retrieval server.
 }

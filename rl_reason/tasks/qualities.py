@@ -75,11 +75,12 @@ class QualityPairs(Generated):
     while True:
       prompt = random_prompt(draws)
       pair = [random_response(draws, prompt) for _ in range(2)]
-      gap = worth(prompt, pair[0], weights) - worth(prompt, pair[1], weights)
-      gap += noise * np.sqrt(2) * _normal(Draws("label", self.world, self.labeller, self.part, index))
-      if gap and pair[0] != pair[1]:
-        better, worse = pair if gap > 0 else pair[::-1]
-        return Comparison(prompt=prompt, responses=(better, worse), scores=(1.0, 0.0), id=f"{self.part}-{index}")
+      if worth(prompt, pair[0]) != worth(prompt, pair[1]):
+        break
+    gap = worth(prompt, pair[0], weights) - worth(prompt, pair[1], weights)
+    gap += noise * np.sqrt(2) * _normal(Draws("label", self.world, self.labeller, self.part, index))
+    better, worse = pair if gap > 0 else pair[::-1]
+    return Comparison(prompt=prompt, responses=(better, worse), scores=(1.0, 0.0), id=f"{self.part}-{index}")
 
 
 @dataclasses.dataclass(frozen=True)
