@@ -233,3 +233,39 @@ def _few_values(values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
 def _check_confidence(confidence: float) -> None:
   if not 0.0 < confidence < 1.0:
     raise ValueError(f"confidence must be between 0 and 1, got {confidence}; 0.95 is usual.")
+
+
+def best_of_n_kl(n: int) -> float:
+  """KL(best of n ‖ the policy that samples), nats: log n − (n − 1) / n, where no two samples score the same.
+
+  Source: Stiennon et al. 2020, arXiv:2009.01325, appendix G.3.
+  """
+  if n < 1:
+    raise ValueError(f"n must be at least 1, got {n}: the best of none is nothing.")
+  return float(np.log(n) - (n - 1) / n)
+
+
+def rate_at_equal_length(
+    preferred: Float[np.ndarray, "N"], lengths: Float[np.ndarray, "N"], reference_lengths: Float[np.ndarray, "N"],
+    *, ridge: float = 1e-3) -> float:
+  """How often responses would be preferred to the references were they as long: σ of the intercept of a logistic regression of
+  the preference on log(length / reference length).
+
+  Args:
+    preferred: 1, 0, or between for a tie. lengths: in any unit, at least 1. ridge: of the slope, so that it stays finite where
+      length tells all.
+  Raises: ValueError for no rows and for lengths below 1.
+  Source: the length control of Stiennon et al. 2020, arXiv:2009.01325, appendix F.
+  """
+  y, x = np.asarray(preferred, np.float64), np.log(np.asarray(lengths, float)) - np.log(np.asarray(reference_lengths, float))
+  if not len(y) or min(np.min(lengths), np.min(reference_lengths)) < 1:
+    raise ValueError("rate_at_equal_length needs rows, and lengths of at least 1: count an empty response's end as one.")
+  design, w, penalty = np.stack([np.ones_like(x), x], axis=1), np.zeros(2), np.array([1e-6, ridge]) * len(y)
+  for _ in range(100):  # Newton; each step is halved while it overshoots.
+    p = special.expit(design @ w)
+    gradient = design.T @ (p - y) + penalty * w
+    step = np.linalg.solve(design.T @ (design * (p * (1 - p))[:, None]) + np.diag(penalty), gradient)
+    w = w - step / max(1.0, np.abs(step).max())
+    if np.abs(step).max() < 1e-10:
+      break
+  return float(special.expit(w[0]))

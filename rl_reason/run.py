@@ -147,13 +147,8 @@ def scorer_of_run(name: str, partitioning: sharding.Partitioning) -> Scorer:
 
   Raises: ValueError if there is none, or it is not trained yet.
   """
-  folder, stage = (Path(name), "") if (Path(name) / "config.json").is_file() else _split(name)
-  if not (folder / "config.json").is_file():
-    raise ValueError(f"{name} is not the workdir of a run: it has no config.json.")
-  config, sections = check(ml_collections.ConfigDict(json.loads((folder / "config.json").read_text())))
-  context = Workdir(folder).with_stages(Context(
-      seed=config.seed, policy=make_policy(config.policy), dtype=jnp.dtype(config.policy.dtype), task=None,
-      max_prompt_tokens=config.max_prompt_tokens, partitioning=partitioning), config, sections)
+  folder, stage, context = _opened(name, partitioning)
+  sections = context.sections
   scoring = [n for n in sections if hasattr(STAGES[sections[n].kind], "make_scorer")]
   stage = stage or (scoring[-1] if scoring else "")
   if stage not in scoring:
@@ -162,6 +157,29 @@ def scorer_of_run(name: str, partitioning: sharding.Partitioning) -> Scorer:
   if not (folder / "checkpoints" / stage).is_dir():
     raise ValueError(f"The run in {folder} has not trained its stage {stage!r} yet: run it first.")
   return find_scorer(context, stage, list(sections))
+
+
+def policy_of_run(name: str, partitioning: sharding.Partitioning) -> tuple[Context, Params]:
+  """(what is the same for all of a run, without its task; the policy after a stage), by "workdir:stage", to sample from.
+
+  Raises: ValueError for what is no run, or has no such stage that trains a policy.
+  """
+  folder, stage, context = _opened(name, partitioning)
+  training = [n for n in context.sections if trained(context, n).policy is not None]
+  config_lib.one_of(training, **{f"stage of the run in {folder} that trains a policy": stage})
+  return context, trained(context, stage).policy(context.finished(stage))
+
+
+def _opened(name: str, partitioning: sharding.Partitioning) -> tuple[Path, str, Context]:
+  """(workdir, stage or "", context of the run) of "workdir" or "workdir:stage"."""
+  folder, stage = (Path(name), "") if (Path(name) / "config.json").is_file() else _split(name)
+  if not (folder / "config.json").is_file():
+    raise ValueError(f"{name} is not the workdir of a run: it has no config.json.")
+  config, sections = check(ml_collections.ConfigDict(json.loads((folder / "config.json").read_text())))
+  return folder, stage, Workdir(folder).with_stages(Context(
+      seed=config.seed, policy=make_policy(config.policy), dtype=jnp.dtype(config.policy.dtype), task=None,
+      environment=config.environment and make_environment(config.environment), max_prompt_tokens=config.max_prompt_tokens,
+      prefill_tokens=config.prefill_tokens, partitioning=partitioning), config, sections)
 
 
 def _split(name: str) -> tuple[Path, str]:

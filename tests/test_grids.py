@@ -126,7 +126,7 @@ def test_rewards_of_the_arms_by_hand():
 
 def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/trust_grpo.py:learned-tiny"), tmp_path)
-  steps = [x for x in metrics.read_metrics(tmp_path / "metrics.jsonl") if x.get("stage") == "rl" and "reward/answer" in x]
+  steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/answer" in x]
   assert len(steps) == 2 and all("reward/thinking/trust" in x and x["logprob_gap"] < 1e-4 for x in steps)
 
 

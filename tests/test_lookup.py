@@ -69,7 +69,7 @@ def test_questions_that_cannot_be(arguments, message):
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/ppr.py:renorm-tiny")
   train.train(c, tmp_path)
-  lines = metrics.read_metrics(tmp_path / "metrics.jsonl")
+  lines = metrics.read_metrics(tmp_path)
   steps = [line for line in lines if line["stage"] == "rl" and "episode/turns" in line]
   assert len(steps) == 2 and all(1 <= line["episode/turns"] <= 4 and line["logprob_gap"] < 1e-4 for line in steps)
   assert 0 <= ppr.fall(tmp_path, points=1)

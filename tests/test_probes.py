@@ -143,7 +143,7 @@ def test_models_without_a_head_have_no_states():
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/probing.py:filter-tiny")
   train.train(c, tmp_path)
-  steps = [x for x in metrics.read_metrics(tmp_path / "metrics.jsonl") if x.get("stage") == "rl" and "reward/known" in x]
+  steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/known" in x]
   assert len(steps) == 2 and all(0.5 <= x["reward/known"] <= 1 and x["reward/known/distance"] > 0 for x in steps)
   assert 0 <= probing.fall(tmp_path, points=1) < 1 and np.isfinite(probing.final_worth(tmp_path))
   # The states of the finished model are what its head reads.

@@ -15,8 +15,10 @@ from rl_reason.tasks import arithmetic
 from rl_reason.tasks import attributes
 from rl_reason.tasks import files
 from rl_reason.tasks import gsm_symbolic
+from rl_reason.tasks import grids
 from rl_reason.tasks import judging
 from rl_reason.tasks import lookup
+from rl_reason.tasks import posts
 from rl_reason.tasks import preferences
 from rl_reason.tasks import prepared
 from rl_reason.tasks import qualities
@@ -50,6 +52,10 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "quality_problems": qualities.quality_problems,  # ... and prompts with responses, as a policy imitates them.
     "running_sums": running_sums.running_sums,  # Generated sums of digits with idle steps, for process rewards, ...
     "labelled_sums": running_sums.labelled_sums,  # ... and their solutions, right and wrong, for outcome reward models.
+    "grid_problems": grids.grid_problems,  # Generated grids to count in, ...
+    "grid_ratings": grids.grid_ratings,  # ... and thinking about them, rated.
+    "posts": posts.posts,  # Generated posts with references, to be summarised, ...
+    "summary_pairs": posts.summary_pairs,  # ... and pairs of summaries, compared.
     "lookup_problems": lookup.lookup_problems,  # Generated questions of one or two look-ups, with worked episodes.
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
 }
