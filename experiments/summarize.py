@@ -24,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import run, sharding
+from rl_reason import ranking, run, sharding
 from rl_reason.claims import measures
 from rl_reason.rollout import encode_prompts, make_samples, Sampling
 from rl_reason.tasks.posts import CHARACTERS, MOST, overlap, posts, quality
@@ -129,18 +129,9 @@ def model_over_overlap(folder: Path) -> float:
 
 
 def best_of(folder: Path, *, n: int, by: str) -> float:
-  """The mean true quality of the best of n summaries of the imitating policy, by "model" or by "overlap".
-
-  Over all ways of taking n of the 64 that were sampled for a post, as if without the others: the expectation is exact.
-  """
+  """The expected true quality of the best of n summaries of the imitating policy, by "model" or by "overlap"."""
   values, scores = _sampled(folder)
-  order = np.argsort(scores[by], axis=1, kind="stable")
-  ranked = np.take_along_axis(values, order, axis=1)
-  count = values.shape[1]
-  # The probability that the r-th of `count`, the worst first, is the best of n: C(r - 1, n - 1) / C(count, n).
-  r = np.arange(1, count + 1)
-  share = np.array([n / count * np.prod([(k - j) / (count - 1 - j) for j in range(n - 1)]) for k in r - 1])
-  return float((ranked @ share).mean())
+  return float(ranking.best_of_n(scores[by], values)[:, n - 1].mean())
 
 
 @functools.lru_cache(maxsize=None)  # For several claims.

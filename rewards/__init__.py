@@ -17,7 +17,7 @@ from rl_reason.rewards.build import build_rewards
 from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform, Trust
 from rl_reason.rewards.familiarity import Familiarity
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
-from rl_reason.rewards.groups import diversity, relative_length
+from rl_reason.rewards.groups import diversity, group_trust, OneOfEach, relative_length
 from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
 from rl_reason.rewards.learned import Learned
 from rl_reason.rewards.normalisers import group_mean_std, group_rank, RunningMeanStd, SlidingMinMax
@@ -42,6 +42,7 @@ REWARDS = {
     "overlong_penalty": overlong_penalty,
     "relative_length": relative_length,
     "diversity": diversity,
+    "one_of_each": OneOfEach,
     "judge_rating": PointwiseJudge,
     "judge_preference": PairwiseJudge,
     "turn_judge": TurnJudge,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+import zlib
 
 from jaxtyping import Float
 import numpy as np
@@ -67,6 +68,38 @@ def diversity(samples: Sequence[Sample], *, n: int = 3) -> Float[np.ndarray, "N"
                 for j in members if j != i]
       out[i] = 1 - np.mean(shared) if shared else 0.0
   return out
+
+
+class OneOfEach:
+  """Reward in {0, 1}: 1 for one right and one wrong completion of each group, drawn at random; 0 throughout a group that has not
+  both. For `keep_by`, with weight 0.
+
+  outcome: a rewards section; a total above 0.5 is right. The draw depends on the step and the prompt alone.
+  Source: Lyu et al. 2025 (OREAL), arXiv:2502.06781, sec. 3.
+  """
+
+  def __init__(self, *, outcome: Mapping[str, Any]):
+    from rl_reason.rewards.build import build_rewards  # Here: it imports the package, and that this file.
+
+    self._outcome = build_rewards(outcome)
+
+  def check_references(self, references: Sequence[str]) -> list[str | None]:
+    """Why the outcome cannot use a reference: it raises."""
+    self._outcome.check_references(references)
+    return [None] * len(references)
+
+  def __call__(self, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
+    right, kept = self._outcome.score(samples).total > 0.5, np.zeros(len(samples), np.float32)
+    for group in group_slices([s.group for s in samples]):
+      first = samples[group.start]
+      rng = np.random.default_rng([first.step, zlib.crc32(first.prompt.encode("utf-8", "surrogatepass"))])
+      sides = [group.start + np.flatnonzero(right[group] == side) for side in (True, False)]
+      if all(map(len, sides)):
+        kept[[rng.choice(side) for side in sides]] = 1.0
+    return kept
+
+  def close(self) -> None:
+    self._outcome.close()
 
 
 def group_trust(

@@ -159,10 +159,22 @@ def token_advantages(
   raise ValueError(f"Unknown returns {returns!r}: {' or '.join(RETURNS)}.")
 
 
+def per_sign(advantages: PerToken, mask: Mask) -> PerToken:
+  """Advantages above 0 times N / N⁺, those below times N / N⁻: with mean_over="token", a mean over the tokens of each sign.
+
+  N counts the tokens masked in, N⁺ and N⁻ those with such advantages; a sign that no token has needs no factor.
+  Source: the two normalisers of OREAL (Lyu et al. 2025, arXiv:2502.06781, eq. 8).
+  """
+  a = jnp.where(mask, advantages, 0.0)
+  count = mask.sum()
+  up, down = (count / jnp.maximum((mask & which).sum(), 1) for which in (a > 0, a < 0))
+  return a * jnp.where(a > 0, up, down)
+
+
 RETURNS = ("total", "to_go")
 # Of all tokens of a batch, after whatever else: they need no groups. "none" is in both lists.
 TOKEN_NORMALISERS: dict[str, Callable[[PerToken, Mask], PerToken]] = {
-    "token_whiten": whiten, "none": lambda advantages, mask: advantages}
+    "token_whiten": whiten, "per_sign": per_sign, "none": lambda advantages, mask: advantages}
 
 
 def vtrace(

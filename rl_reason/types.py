@@ -177,7 +177,8 @@ class RolloutBatch:
   advantages: one number per completion token.
   reference_logprobs: nats under the reference policy, or behaviour_logprobs where no KL penalty is asked for.
   token_weights: each token's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
-  behaviour_values, returns: of a critic: V before each token at the time of sampling, and what to fit V to; else None.
+  behaviour_values, returns: of a critic: V before each token at the time of sampling, and what to fit V to; of a token reward
+    model its numbers then, and whether the completion is right; else None.
   segments: None, or rl_reason.packing put several of a group's completions into each row: per token, the place in its row
     where its completion begins. B and T are then those of the rows, and completion_lengths their real tokens.
   observed: None, or true at tokens of a completion that an environment wrote: they are read, and nothing else.

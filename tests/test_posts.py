@@ -1,7 +1,6 @@
 """Posts and summaries of known quality, references that are worth 0, length control, and the experiment on human feedback."""
 
 import contextlib
-import itertools
 import types
 
 import numpy as np
@@ -72,14 +71,6 @@ def test_preference_at_equal_length():
   assert 0.3 < estimates.rate_at_equal_length([1, 1, 0, 0], [20, 30, 2, 3], [8] * 4) < 0.7
   with pytest.raises(ValueError, match="needs rows, and lengths of at least 1"):
     estimates.rate_at_equal_length([1], [0], [5])
-
-
-def test_the_best_of_n_is_exact(monkeypatch, tmp_path):
-  values, scores = np.array([[3., 1., 2., 5.]]), np.array([[.1, .9, .5, .2]])
-  monkeypatch.setattr(summarize, "_sampled", lambda folder: (values, {"model": scores}))
-  for n in (1, 2, 3, 4):
-    chosen = [max(subset, key=lambda i: scores[0, i]) for subset in itertools.combinations(range(4), n)]
-    assert summarize.best_of(tmp_path, n=n, by="model") == pytest.approx(np.mean(values[0, chosen]))
 
 
 def test_a_cut_summary_is_worth_minus_one():

@@ -16,6 +16,7 @@ from rl_reason.models import lora
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rollout import Rollout
 from rl_reason.stages import critic as critic_lib
+from rl_reason.stages import token_reward as token_reward_lib
 from rl_reason.stages.base import Context
 from rl_reason.stages.groups import equal_groups
 from rl_reason.types import Params, RolloutBatch, length_mask
@@ -44,7 +45,7 @@ def num_parts(config: Config, context: Context) -> int:
 
 def scores_acting(config: Config) -> bool:
   """Whether the policy that learns reads a rollout before the update."""
-  return bool(config.importance_cap) or config.critic is not None and config.critic.trunk == "shared"
+  return bool(config.importance_cap) or config.companion is not None and config.companion.trunk == "shared"
 
 
 def assemble(
@@ -61,7 +62,7 @@ def assemble(
   """
   completions, model = rollout.completions, context.policy.config
   mask = completions.sampled
-  acting, critic = critic_lib.split(config.critic, params)
+  acting, critic = critic_lib.split(config.companion, params)
   if scores_acting(config):
     acting = lora.merge(acting)  # One program scores it and the reference.
 
@@ -84,7 +85,7 @@ def assemble(
     kl = losses.kl_estimate(behaviour_logprobs, reference_logprobs, mask, estimator=config.kl_estimator)
     rewards = rewards - config.kl_coef * np.asarray(kl)
   values = returns = None
-  if critic is None:
+  if config.critic is None:
     estimates = _without_critic(
         rewards, mask, group_size=config.group_size, returns=config.returns, baseline=config.baseline,
         normalise=config.normalise, discount=config.discount)
@@ -99,17 +100,24 @@ def assemble(
       found = _with_critic(*given, **factors)
     estimates, returns = map(sharding.fetch, found)
     metrics = metrics | critic_lib.metrics(values, returns, mask)
+  kept = mask & (rollout.components[config.keep_by] > 0.5)[:, None] if config.keep_by else mask
   if config.normalise in advantages.TOKEN_NORMALISERS:
-    estimates = advantages.TOKEN_NORMALISERS[config.normalise](estimates, mask)
-  counted = mask
+    estimates = advantages.TOKEN_NORMALISERS[config.normalise](estimates, kept)
+  estimates = sharding.fetch(estimates)
+  if config.negative_weight != 1:
+    estimates = np.where(estimates < 0, config.negative_weight * estimates, estimates)
+  if config.token_reward is not None:
+    values, _ = critic_values(config, context, rollout, acting, critic)
+    returns = np.repeat(rollout.components[config.token_reward.outcome][:, None] > 0, mask.shape[1], axis=1)
+    shares, told = token_reward_lib.shares(values, returns, mask, kept)
+    estimates, returns, metrics = estimates * shares, returns.astype(np.float32), metrics | told
+  counted = kept
   if config.equal_groups != "keep":
-    counted = mask & ~np.repeat(equal_groups(rollout, config.equal_by), config.group_size)[:, None]
-  if config.keep_by:
-    counted = counted & (rollout.components[config.keep_by] > 0.5)[:, None]
+    counted = kept & ~np.repeat(equal_groups(rollout, config.equal_by), config.group_size)[:, None]
   return RolloutBatch(
       prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
       behaviour_logprobs=behaviour_logprobs, reference_logprobs=reference_logprobs,
-      advantages=np.where(mask, sharding.fetch(estimates) * np.asarray(weights), 0.0),
+      advantages=np.where(mask, estimates * np.asarray(weights), 0.0),
       behaviour_values=values, returns=returns, token_weights=counted.astype(np.float32),
       observed=completions.observed), jax.tree.map(float, metrics)
 
@@ -148,10 +156,10 @@ def critic_values(
 ) -> tuple[Float[np.ndarray, "B T"], Float[np.ndarray, "B"]]:
   """(V before each completion token, V after the last token of truncated completions where config.critic says so, or 0)."""
   size, lengths, truncated = rollout.completions.tokens.shape[1], rollout.completions.lengths, rollout.completions.truncated
-  bootstrapped = config.critic.bootstrap_truncated and truncated.any()
+  bootstrapped = config.critic is not None and config.critic.bootstrap_truncated and truncated.any()
   values = scored(
       config, context, rollout, functools.partial(
-          critic_lib.score, context.policy.config, config.critic, acting, critic, dtype=context.dtype),
+          critic_lib.score, context.policy.config, config.companion, acting, critic, dtype=context.dtype),
       room=truncated if bootstrapped else 0)
   after = np.zeros(len(lengths), np.float32)
   if bootstrapped:
@@ -175,7 +183,7 @@ def pack_rows(
 def blank_batch(config: Config, rollout: Rollout) -> RolloutBatch:
   """What `assemble` makes of a rollout, zeros for the numbers that scoring and rewards give: its shapes are known before."""
   completions, zeros = rollout.completions, np.zeros(rollout.completions.tokens.shape, np.float32)
-  values = None if config.critic is None else zeros
+  values = None if config.companion is None else zeros
   return RolloutBatch(
       prompts=rollout.prompts, completions=completions.tokens, completion_lengths=completions.lengths,
       behaviour_logprobs=zeros, reference_logprobs=zeros, advantages=zeros, behaviour_values=values, returns=values,

@@ -1,4 +1,4 @@
-"""A critic beside the policy: what it is made of, its values of the states before completion tokens, and its loss."""
+"""A model that learns beside the policy, a trunk and a head; and the critic: its values before completion tokens, its loss."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -23,41 +23,26 @@ TRUNKS = ("separate", "shared")
 
 
 @dataclasses.dataclass(frozen=True)
-class Critic:
-  """V(s) before each completion token, for PPO (Schulman et al. 2017, arXiv:1707.06347); made of a trunk and a head.
+class Companion:
+  """A model that learns beside the policy and says a number before each completion token: a trunk and a head.
 
   trunk: "separate": a transformer of its own, of the policy's shape; "shared": the head reads the policy's hidden states,
-    and the value loss trains the policy's layers too.
+    and its loss trains the policy's layers too.
   start: the earlier stage whose reward model or critic (Trained.critic) it starts from, as raw as it scores; "": a copy of
     the policy that the stage starts from, and a head that says 0.
   hidden: width of a layer in the head; 0: linear (models.heads.Head).
-  lam: λ of advantages.gae, or vtrace. value_clip: bound of a value's change per rollout, in reward units; 0 for none.
-  value_coef: weight of the value loss beside the policy's.
-  bootstrap_truncated: the return of a completion that the length limit cut goes on with V after its last token. False:
-    it ends there, as in trl, so that cutting an answer off is no better than not giving one.
-  vtrace: advantages.vtrace in place of gae, whose bounds are all the stage's importance_cap (the paper's: 1.0): for rollouts
-    that the policy which learns would not have drawn just so, as with staleness=1. Between the updates on one rollout it
-    is not estimated anew: there, as ever, the clipped ratio bounds how far they go.
-  warmup_steps: rollouts at the start from which only the critic learns.
-  optimizer: of trunk and head; None: as the stage's. Either way the critic's gradient is clipped by itself.
+  warmup_steps: rollouts at the start from which only it learns, and not the policy.
+  optimizer: of trunk and head; None: as the stage's. Either way its gradient is clipped by itself.
   """
   trunk: str = "separate"
   start: str = ""
   hidden: int = 0
-  lam: float = 0.95
-  value_clip: float = 0.2
-  value_coef: float = 1.0
-  bootstrap_truncated: bool = False
-  vtrace: bool = False
   warmup_steps: int = 0
   optimizer: Optimizer | None = None
 
   def __post_init__(self):
     one_of(TRUNKS, trunk=self.trunk)
-    at_least(0, hidden=self.hidden, lam=self.lam, value_clip=self.value_clip, value_coef=self.value_coef,
-             warmup_steps=self.warmup_steps)
-    if self.lam > 1:
-      raise ValueError(f"lam must be in [0, 1], got {self.lam}: above 1 advantages grow with the distance to a reward.")
+    at_least(0, hidden=self.hidden, warmup_steps=self.warmup_steps)
     if self.start and self.trunk == "shared":
       raise ValueError(f"start={self.start!r} brings a trunk, and trunk='shared' uses the policy's: set trunk='separate', or"
                        " start=''.")
@@ -67,7 +52,32 @@ class Critic:
     return heads.Head(outputs=1, hidden=self.hidden)
 
 
-def check(critic: Critic, context: Context, stage: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Critic(Companion):
+  """V(s) before each completion token, for PPO (Schulman et al. 2017, arXiv:1707.06347); a Companion.
+
+  lam: λ of advantages.gae, or vtrace. value_clip: bound of a value's change per rollout, in reward units; 0 for none.
+  value_coef: weight of the value loss beside the policy's.
+  bootstrap_truncated: the return of a completion that the length limit cut goes on with V after its last token. False:
+    it ends there, as in trl, so that cutting an answer off is no better than not giving one.
+  vtrace: advantages.vtrace in place of gae, whose bounds are all the stage's importance_cap (the paper's: 1.0): for rollouts
+    that the policy which learns would not have drawn just so, as with staleness=1. Between the updates on one rollout it
+    is not estimated anew: there, as ever, the clipped ratio bounds how far they go.
+  """
+  lam: float = 0.95
+  value_clip: float = 0.2
+  value_coef: float = 1.0
+  bootstrap_truncated: bool = False
+  vtrace: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    at_least(0, lam=self.lam, value_clip=self.value_clip, value_coef=self.value_coef)
+    if self.lam > 1:
+      raise ValueError(f"lam must be in [0, 1], got {self.lam}: above 1 advantages grow with the distance to a reward.")
+
+
+def check(critic: Companion, context: Context, stage: str) -> None:
   """Raises: ValueError where `start` is no earlier stage with a critic of this critic's shape. stage: the critic's own."""
   if not critic.start:
     return
@@ -87,14 +97,14 @@ def check(critic: Critic, context: Context, stage: str) -> None:
                      f" ({len(different)} such places). Use one output and the same head; set critic.hidden accordingly.")
 
 
-def abstract_params(critic: Critic, context: Context) -> Params:
+def abstract_params(critic: Companion, context: Context) -> Params:
   """Shapes, dtypes and shardings of {"head": ...} and, of a separate trunk, {"trunk": ...}."""
   width = context.policy.config.width
   head = context.abstract(heads.abstract_params(critic.head, width), heads.parameter_axes(critic.head, width))
   return {"head": head} if critic.trunk == "shared" else {"trunk": context.abstract_params, "head": head}
 
 
-def init_params(critic: Critic, context: Context, policy_params: Params, name: str) -> Params:
+def init_params(critic: Companion, context: Context, policy_params: Params, name: str) -> Params:
   """Where the critic of stage `name` starts."""
   if critic.start:
     from rl_reason.stages import trained  # Here: the package imports this file.
@@ -107,7 +117,7 @@ def init_params(critic: Critic, context: Context, policy_params: Params, name: s
 
 
 def make_optimizer(
-    critic: Critic, optimizer: Optimizer, *, num_steps: int, updates_per_step: int) -> optax.GradientTransformation:
+    critic: Companion, optimizer: Optimizer, *, num_steps: int, updates_per_step: int) -> optax.GradientTransformation:
   """For parameters {"policy", "critic"}: apart from each other, and the policy's not before the critic's warm-up."""
   warmup = critic.warmup_steps * updates_per_step
   policy_part = clipped_optimizer(optimizer, num_steps * updates_per_step - warmup)
@@ -118,13 +128,13 @@ def make_optimizer(
       {"policy": "policy", "critic": "critic"}))
 
 
-def split(critic: Critic | None, params: Params) -> tuple[Params, Params | None]:
+def split(critic: Companion | None, params: Params) -> tuple[Params, Params | None]:
   """A stage's parameters -> (the policy's, the critic's if it has one)."""
   return (params, None) if critic is None else (params["policy"], params["critic"])
 
 
 def values(
-    critic: Critic, params: Params, policy_states: Float[Array, "B T E"] | None,
+    critic: Companion, params: Params, policy_states: Float[Array, "B T E"] | None,
     states_of: Callable[[Params], Float[Array, "B T E"]],
 ) -> Float[Array, "B T"]:
   """V before each completion token, from the state that predicts it.
@@ -143,7 +153,7 @@ def _score(config, critic, trunk, head, prompts, completions, lengths, segments,
 
 
 def score(
-    config: ModelConfig, critic: Critic, policy_params: Params, params: Params, *arrays: Any, dtype: jnp.dtype = jnp.float32,
+    config: ModelConfig, critic: Companion, policy_params: Params, params: Params, *arrays: Any, dtype: jnp.dtype = jnp.float32,
 ) -> Float[Array, "B T"]:
   """`values`, jitted. arrays: prompts, completions, completion_lengths, segments, as in policy.score."""
   trunk = policy_params if critic.trunk == "shared" else params["trunk"]

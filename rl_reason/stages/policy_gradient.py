@@ -25,6 +25,7 @@ from rl_reason.rewards.workers import failure_counts
 from rl_reason.rollout import Rollout, Sampling, check_sampling, encode_prompts
 from rl_reason.stages import critic as critic_lib
 from rl_reason.stages import groups
+from rl_reason.stages import token_reward as token_reward_lib
 from rl_reason.stages.ahead import Ahead
 from rl_reason.stages.assemble import (
     assemble, blank_batch, microbatches, minibatches, num_microbatches, num_parts, scores_acting, scoring_parts)
@@ -32,6 +33,7 @@ from rl_reason.stages.base import (
     Context, Optimizer, Stage, Trained, first_rows, fold, make_learner, merging_memory, trained_policy, with_adapters)
 from rl_reason.stages.critic import Critic
 from rl_reason.stages.rollouts import sample_rollout
+from rl_reason.stages.token_reward import TokenReward
 from rl_reason.tasks import pipeline
 from rl_reason.types import LearnerState, Params
 
@@ -54,7 +56,7 @@ class Config:
     rounds of prompts_per_step (stages.groups.resample). Advantages are normalised over all groups of the batch.
   equal_by: the reward whose values are compared, e.g. the verifier's beside a length penalty; "": the total.
   keep_by: the reward that says which completions are learnt from, those with more than 0.5 (its weight may be 0); the tokens
-    of others have no part in the loss. Baselines see all. "": from all.
+    of others have no part in the loss. Baselines see all, normalisers of tokens only these. "": from all.
   page_tokens: what is sampled is kept in pages of so many tokens (rollout.generate); 0: in one room for all slots.
   epochs: passes over each rollout. minibatches: updates per pass. microbatches: parts of a minibatch gone through one by
     one, to save memory; 0: as many as this machine is fastest with (packing.num_passes). Groups are never split.
@@ -62,7 +64,9 @@ class Config:
     1 + clip_high, or as the objective says.
   kl_coef: weight of KL(policy || reference), the reference being the policy this stage starts from; 0 for none.
   kl_estimator: k1, k2 or k3. kl_in: "loss", or "reward": subtracted from each token's reward.
+  negative_weight: a factor of advantages below 0.
   critic: a Critic, whose values take the place of the baseline; None for none.
+  token_reward: a TokenReward, which says how much of a completion's advantage each of its tokens gets; None: all of it.
   entropy_coef: weight of the entropy bonus. mean_over: token, sequence or fixed_length (losses.token_weights).
   remat: models.transformer.REMAT_POLICIES.
   lora: as in stages.sft; a critic's own trunk is trained whole.
@@ -90,7 +94,9 @@ class Config:
   equal_by: str = ""
   keep_by: str = ""
   max_resamples: int = 10
+  negative_weight: float = 1.0
   critic: Critic | None = None
+  token_reward: TokenReward | None = None
   slots: int = 0
   page_tokens: int = 0
   epochs: int = 1
@@ -117,7 +123,7 @@ class Config:
              epochs=self.epochs, minibatches=self.minibatches, max_resamples=self.max_resamples)
     at_least(0, microbatches=self.microbatches, slots=self.slots, page_tokens=self.page_tokens, clip_low=self.clip_low,
              clip_high=self.clip_high, kl_coef=self.kl_coef, entropy_coef=self.entropy_coef,
-             importance_cap=self.importance_cap, discount=self.discount)
+             importance_cap=self.importance_cap, discount=self.discount, negative_weight=self.negative_weight)
     build_monitors(self.monitors, rewards=self.rewards)
     one_of(advantages.RETURNS, returns=self.returns)
     one_of(advantages.BASELINES, baseline=self.baseline)
@@ -158,6 +164,11 @@ class Config:
           f"Training samples need temperature above 0 and no top_k, top_p or min_p, got {self.sampling}: the update"
           " compares with the probability of the whole distribution, so every ratio would be off.")
 
+  @property
+  def companion(self) -> critic_lib.Companion | None:
+    """What learns beside the policy."""
+    return self.critic or self.token_reward
+
   def _check_credit(self):
     """Which estimates of advantages go together."""
     to_go = self.critic is not None or self.returns == "to_go"
@@ -177,9 +188,16 @@ class Config:
       if self.critic.vtrace and not self.importance_cap:
         raise ValueError("critic.vtrace weighs tokens by the trainer's policy over the sampler's, and importance_cap, its"
                          " bound, is 0: set importance_cap=1.0, or vtrace=False.")
-      if self.critic.warmup_steps >= self.num_steps:
-        raise ValueError(f"critic.warmup_steps={self.critic.warmup_steps} of num_steps={self.num_steps}: the policy would"
-                         " never learn. Lower it, or raise num_steps.")
+    if self.companion is not None and self.companion.warmup_steps >= self.num_steps:
+      name = "critic" if self.critic else "token_reward"
+      raise ValueError(f"{name}.warmup_steps={self.companion.warmup_steps} of num_steps={self.num_steps}: the policy would"
+                       " never learn. Lower it, or raise num_steps.")
+    if self.token_reward is not None:
+      one_of(self.rewards, **{"token_reward.outcome (a reward)": self.token_reward.outcome})
+      if self.critic is not None or self.returns != "total":
+        raise ValueError("token_reward shares a completion's advantage out among its tokens, and a critic or"
+                         f" returns={self.returns!r} gives each token its own: set critic=None and returns='total', or"
+                         " token_reward=None.")
     if self.prompts_per_step * self.group_size < 2 and self.normalise == "batch_std":
       raise ValueError("normalise='batch_std' divides by the deviation of a step's rewards, and a step has one completion:"
                        " raise prompts_per_step or group_size, or set normalise='none'.")
@@ -204,33 +222,33 @@ def check(config: Config, context: Context) -> None:
                      " --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one device.")
   with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
     rewards.check_references([p.reference for p in problems])
-  if config.critic is not None:
-    critic_lib.check(config.critic, context, context.name_of(config))
+  if config.companion is not None:
+    critic_lib.check(config.companion, context, context.name_of(config))
 
 
 def trained(config: Config, context: Context) -> Trained:
-  """The policy itself or, with a critic, {"policy": ..., "critic": ...}."""
+  """The policy itself or, with a companion, {"policy": ..., "critic": ...}."""
   policy_part = trained_policy(context, config.lora)
-  if config.critic is None:
+  if config.companion is None:
     return policy_part
   return Trained(
-      {"policy": policy_part.shapes, "critic": critic_lib.abstract_params(config.critic, context)},
+      {"policy": policy_part.shapes, "critic": critic_lib.abstract_params(config.companion, context)},
       policy=lambda params: policy_part.policy(params["policy"]),
-      critic=(lambda params: params["critic"]) if config.critic.trunk == "separate" else None)
+      critic=(lambda params: params["critic"]) if config.companion.trunk == "separate" else None)
 
 
 def learner_of(config: Config, context: Context, params: Params | None, name: str = ""):
   """make_learner of what `trained` says, for stage `name`, starting from the policy `params`."""
   updates, optimizer = config.epochs * config.minibatches, None
-  if config.critic is not None:
+  if config.companion is not None:
     optimizer = critic_lib.make_optimizer(
-        config.critic, config.optimizer, num_steps=config.num_steps, updates_per_step=updates)
+        config.companion, config.optimizer, num_steps=config.num_steps, updates_per_step=updates)
 
   def start():
     acting = with_adapters(context, params, config.lora, name)
-    if config.critic is None:
+    if config.companion is None:
       return acting
-    return {"policy": acting, "critic": critic_lib.init_params(config.critic, context, params, name)}
+    return {"policy": acting, "critic": critic_lib.init_params(config.companion, context, params, name)}
   return make_learner(context, start, config.optimizer, config.num_steps * updates, shapes=trained(config, context).shapes,
                       optimizer=optimizer)
 
@@ -242,7 +260,7 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
       config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // num_parts(config, context))
-  state_shape, critic = learner_of(config, context, None)[-1], config.critic
+  state_shape, critic = learner_of(config, context, None)[-1], config.companion
   sampler = context.sampler if config.staleness else context
   sampling = memory_lib.rollout_parts(
       model, sampler.partitioning, context.sampled_batch(config.prompts_per_step, config.group_size, config.sampling),
@@ -283,7 +301,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   temperature = config.sampling.temperature
 
   def loss_fn(params, batch):
-    acting, critic = critic_lib.split(config.critic, params)
+    acting, critic = critic_lib.split(config.companion, params)
     def states_of(params):
       return policy.completion_states(
           model, params, batch.prompts, batch.completions, batch.completion_lengths, segments=batch.segments,
@@ -296,7 +314,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         entropy_coef=config.entropy_coef)
     if critic is None:
       return loss, statistics
-    values = critic_lib.values(config.critic, critic, states, states_of)
+    values = critic_lib.values(config.companion, critic, states, states_of)
+    if config.token_reward is not None:
+      return token_reward_lib.add_loss(loss, statistics, values, batch)
     return critic_lib.add_value_loss(config.critic, loss, statistics, values, batch)
 
   # The state keeps its shardings, so that each update's program serves the next.

@@ -1,0 +1,162 @@
+r"""Imitate one right answer, push away one wrong, and let a model of tokens say which of them mattered (card 39)
+
+    python -m rl_reason.claims experiments/oreal.py
+    python -m rl_reason.train --config=experiments/oreal.py:full --workdir=runs/oreal
+    ... :full-tiny      # Seconds; the tests run it.      ... :full-7b     # OREAL-7B's numbers.
+
+OREAL (Lyu et al. 2025, arXiv:2502.06781): with a reward of 1 or -1, a right completion is a sample of the best policy there is within
+reach, so it is cloned; wrong ones need a gradient that is rescaled by how often the policy is right, which the leave-one-out
+baseline does. Of each question one of each is kept (the reward `one_of_each`), normalised by their own numbers of tokens; a model that learns
+beside the policy from the same outcomes weighs their tokens (stages/token_reward.py). With one update per rollout cloning and the
+policy gradient of a right completion are the same step.
+
+Small: sums of seven digits modulo 5, each written down (rl_reason/tasks/running_sums.py); a slip spoils all that comes after it. Arms
+add one thing after another: `reinforce`: rewards of 1 and -1; `leave_one_out`; `pairs`: one right, one wrong of each question, half
+the weight for the wrong; `full`: shares by token. `grpo` learns from all eight.
+"""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from rl_reason import ranking, run, sharding
+from rl_reason.claims import measures
+from rl_reason.rewards import exact_answer
+from rl_reason.rollout import encode_prompts, make_samples, Sampling
+from rl_reason.stages import critic as critic_lib
+from rl_reason.stages import token_reward
+from rl_reason.tasks.running_sums import CHARACTERS, running_sums, step_values, work_of
+
+_MODULE = "rl_reason.experiments.oreal"
+DIGITS, MODULUS, MAX_TOKENS, GROUP = 7, 5, 10, 8
+_PAIRS = dict(baseline="leave_one_out", normalise="per_sign", keep_by="pair", negative_weight=0.5, kl_coef=0.01)
+_SHARES = dict(outcome="answer", warmup_steps=10, optimizer=dict(learning_rate=2e-3))
+# Arm -> fields of the stage.
+ARMS = {
+    "reinforce": dict(baseline="none"), "leave_one_out": dict(baseline="leave_one_out"), "pairs": _PAIRS,
+    "full": dict(_PAIRS, token_reward=_SHARES), "grpo": dict(baseline="group_mean", normalise="group_std")}
+
+_COMMON = dict(
+    paper="Lyu et al. 2025, arXiv:2502.06781", card=39, direction="higher", seeds=5, matched=("environment_calls",))
+_EXACT = dict(metric=dict(function="last", args=dict(name="eval/pass@1", stage="rl")))
+
+
+def _step(title: str, treatment: str, baseline: str) -> dict:
+  return dict(
+      title=title, sentence="Each part of the method adds to the one before (ablation on MATH-500).", treatment=treatment,
+      baseline=baseline, arms={name: dict(config=name) for name in (treatment, baseline)}, threshold=-0.01, **_EXACT, **_COMMON)
+
+
+CLAIMS = {
+    "beats_reinforce": dict(
+        title="OREAL is right 3 points more often than REINFORCE", sentence="91.0 on MATH-500 where REINFORCE has 85.8.",
+        arms={name: dict(config=name) for name in ARMS}, treatment="full", baseline="reinforce", threshold=0.03,
+        also={"before RL": dict(function="last", args=dict(name="eval/pass@1", stage="sft")),
+              "pass@8": dict(function="last", args=dict(name="eval/pass@8", stage="rl")),
+              "questions with a pair": dict(function=f"{_MODULE}:usable", args={}),
+              "first 20 steps": dict(function=f"{_MODULE}:early", args={})}, **_EXACT, **_COMMON),
+    "leave_one_out_adds": _step("The leave-one-out baseline costs no point against none", "leave_one_out", "reinforce"),
+    "pairs_add": _step("One right and one wrong of eight completions cost no point against all eight", "pairs", "leave_one_out"),
+    "shares_add": _step("Shares by token cost no point against equal ones", "full", "pairs"),
+    "finds_slips": dict(
+        title="The token model's weights of wrong completions tell what comes after a slip: AUROC of 0.75",
+        sentence="The token-level reward model finds the tokens that matter.", arms={"full": dict(config="full")}, treatment="full",
+        compare="absolute", threshold=0.75, metric=dict(function=f"{_MODULE}:localisation", args={}),
+        **(_COMMON | dict(matched=()))),
+}
+
+
+def usable(folder: Path) -> float:
+  """The share of questions, over all steps, with a right and a wrong completion."""
+  return float(measures.curve(folder, "reward/pair", "rl")[1].mean()) * GROUP / 2
+
+
+def early(folder: Path) -> float:
+  """The share of right answers in training from step 11 to step 20, after the token model's warm-up."""
+  return float(measures.curve(folder, "reward/answer", "rl")[1][10:20].mean())
+
+
+def localisation(folder: Path, *, problems: int = 64, per_problem: int = 8) -> float:
+  """AUROC of the token model's shares of wrong completions for "at the first wrong sum or after it".
+
+  Over all tokens of wrong completions of held-out problems, sampled by the policy before RL, which has enough of them.
+  """
+  partitioning = sharding.Partitioning(sharding.make_mesh())
+  context, params = run.policy_of_run(f"{folder}:sft", partitioning)
+  source = running_sums(size=problems, part="heldout", digits=DIGITS, modulus=MODULUS)
+  rows = [source[i] for i in range(problems)]
+  prompts = encode_prompts(rows, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  with partitioning.use():
+    completions = context.complete(params, rows, prompts, Sampling(max_tokens=MAX_TOKENS), group_size=per_problem,
+                                   rng=jax.random.key(1))
+    before = np.asarray(critic_lib.score(
+        context.policy.config, context.sections["rl"].token_reward, None, context.finished("rl")["critic"], prompts,
+        completions.tokens, completions.lengths, None))
+  samples, mask = make_samples(rows, completions, context.policy.tokenizer), completions.sampled
+  shares, _ = token_reward.shares(before, np.zeros(mask.shape, bool), mask, mask)
+  late = np.zeros(mask.shape, bool)
+  for i, sample in enumerate(samples):
+    values = step_values(sample.prompt, work_of(sample.completion), modulus=MODULUS)
+    late[i, next((t for t, value in enumerate(values) if value < 1), mask.shape[1]):] = True
+  chosen = mask & (exact_answer(samples) < 1)[:, None]
+  return ranking.area_under_curve(shares[chosen].tolist(), late[chosen].tolist())
+
+
+def get_config(argument: str = "full") -> ConfigDict:
+  name, _, size = argument.partition("-")
+  if argument == "full-7b":
+    return _full()
+  if name not in ARMS or size not in ("", "tiny"):
+    raise ValueError(f"Unknown arm {argument!r}: use :full-7b, or one of :{', :'.join(ARMS)}, alone or with -tiny.")
+  tiny = size == "tiny"
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=DIGITS + 1, stages=("sft", "rl")))
+  c.policy = dict(source="small", args=dict(
+      characters=CHARACTERS, width=32 if tiny else 64, num_layers=1 if tiny else 2, num_heads=2))
+  c.task = dict(
+      source="running_sums", args=dict(seed=0, digits=DIGITS, modulus=MODULUS),
+      train=dict(part="train", size=100 if tiny else 20_000, careless=0.14),
+      heldout=dict(part="heldout", size=16 if tiny else 256))
+  c.sft = dict(
+      kind="sft", num_steps=2 if tiny else 700, batch_size=8 if tiny else 64, max_completion_tokens=MAX_TOKENS,
+      optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+  c.rl = dict(
+      kind="policy_gradient", num_steps=3 if tiny else 100, prompts_per_step=4 if tiny else 16, group_size=GROUP,
+      sampling=dict(max_tokens=MAX_TOKENS), mean_over="token", kl_estimator="k3",
+      rewards=_rewards("exact_answer"),
+      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+  c.rl.update(ARMS[name])
+  if tiny and name == "full":
+    c.rl.token_reward.warmup_steps = 1
+  c.evaluation = dict(
+      rewards=dict(exact_answer=1.0), num_problems=16 if tiny else 256, samples_per_problem=2 if tiny else 8,
+      batch_size=16 if tiny else 128, sampling=dict(max_tokens=MAX_TOKENS))
+  c.checkpoint = dict(every=10_000, keep=1)
+  return c
+
+
+def _rewards(verifier: str) -> dict:
+  """1 for a right answer and -1 for a wrong one; which completions are kept where pairs are."""
+  return dict(
+      answer=dict(function=verifier, transforms=(dict(name="clip", offset=0.5),), weight=2.0),
+      pair=dict(function="one_of_each", args=dict(outcome={verifier: 1.0}), weight=0.0))
+
+
+def _full() -> ConfigDict:
+  """OREAL-7B's configuration: 64 questions of 16 completions for 90 steps, up to 14,000 tokens."""
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=2048, stages=("rl",)))
+  c.policy = dict(source="pretrained", args=dict(path="oreal-7b-sft"), dtype="bfloat16")
+  c.task = dict(source="jsonl", args=dict(prompt="{question}", chat=True, reference="{answer}", id="{id}"),
+                train=dict(path="oreal_rl_prompts.jsonl"), heldout=dict(path="math500.jsonl"))
+  c.rl = dict(
+      kind="policy_gradient", num_steps=90, prompts_per_step=64, group_size=16, slots=256, remat="full", page_tokens=256,
+      sampling=dict(max_tokens=14_000), mean_over="token", kl_estimator="k3",
+      rewards=_rewards("math_answer"),
+      optimizer=dict(learning_rate=5e-7, schedule="cosine", warmup_steps=10, args=dict(weight_decay=0.01)), **_PAIRS)
+  c.rl.token_reward = dict(_SHARES, optimizer=dict(
+      learning_rate=2e-6, schedule="cosine", warmup_steps=10, args=dict(weight_decay=0.01)))
+  c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=10,
+                      sampling=dict(max_tokens=14_000, temperature=0.0))
+  c.mesh = dict(fsdp=-1)
+  return c
