@@ -16,6 +16,7 @@ from rl_reason.rewards.answers import (after_marker, exact_answer, exact_match, 
 from rl_reason.rewards.build import build_rewards
 from rl_reason.rewards.composition import Component, Gate, RewardSet, Scores, Transform, Trust
 from rl_reason.rewards.familiarity import Familiarity
+from rl_reason.rewards.features import FeatureReward
 from rl_reason.rewards.format import answer_marker_format, boxed_format, overlong_penalty, pattern_format, think_format
 from rl_reason.rewards.groups import diversity, group_trust, OneOfEach, relative_length
 from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
@@ -48,6 +49,7 @@ REWARDS = {
     "turn_judge": TurnJudge,
     "learned": Learned,
     "familiarity": Familiarity,
+    "feature_reward": FeatureReward,
 }
 
 # What a config may do to a component's values.

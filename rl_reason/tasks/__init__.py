@@ -22,6 +22,7 @@ from rl_reason.tasks import posts
 from rl_reason.tasks import preferences
 from rl_reason.tasks import prepared
 from rl_reason.tasks import qualities
+from rl_reason.tasks import reviews
 from rl_reason.tasks import running_sums
 from rl_reason.tasks import topology
 from rl_reason.types import Comparison, Problem
@@ -56,6 +57,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "grid_ratings": grids.grid_ratings,  # ... and thinking about them, rated.
     "posts": posts.posts,  # Generated posts with references, to be summarised, ...
     "summary_pairs": posts.summary_pairs,  # ... and pairs of summaries, compared.
+    "reviews": reviews.reviews,  # Generated reviews to sum up, ...
+    "review_pairs": reviews.review_pairs,  # ... and pairs of summaries, compared.
     "lookup_problems": lookup.lookup_problems,  # Generated questions of one or two look-ups, with worked episodes.
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
 }
