@@ -235,6 +235,22 @@ def _check_confidence(confidence: float) -> None:
     raise ValueError(f"confidence must be between 0 and 1, got {confidence}; 0.95 is usual.")
 
 
+def pearson(x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"], *, confidence: float = 0.95) -> tuple[float, float, float]:
+  """(r, low, high): Pearson's correlation with its interval by Fisher's transform, atanh r ± z / sqrt(N − 3).
+
+  Raises: ValueError for fewer than four pairs, and where one side does not vary.
+  """
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  if x.shape != y.shape or x.ndim != 1 or len(x) < 4:
+    raise ValueError(f"A correlation with an interval needs two rows of four numbers at least, got {x.shape} and {y.shape}.")
+  if np.ptp(x) == 0 or np.ptp(y) == 0:
+    raise ValueError("One side of the correlation does not vary: all its numbers are the same.")
+  r = float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
+  z = float(statistics.NormalDist().inv_cdf((1 + confidence) / 2)) / np.sqrt(len(x) - 3)
+  middle = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+  return r, float(np.tanh(middle - z)), float(np.tanh(middle + z))
+
+
 def best_of_n_kl(n: int) -> float:
   """KL(best of n ‖ the policy that samples), nats: log n − (n − 1) / n, where no two samples score the same.
 
