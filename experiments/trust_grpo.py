@@ -180,14 +180,14 @@ def _full(name: str) -> ConfigDict:
   rated = dict(function="judge_rating", args=dict(
       template=THINKING, low=0, high=10, generate="chat_endpoint",
       generate_args=dict(url="http://localhost:8000/v1", model="thinking-reward-3b", retries=10)))
-  form = dict(function="think_format", weight=0.0)
+  rated["gate"] = form = dict(component="form", above=0.5)
   c.rl = dict(
       kind="policy_gradient", num_steps=steps, prompts_per_step=16, group_size=8, remat="full",
       sampling=dict(max_tokens=1024), rewards=_rewards(
-          name, dict(function="math_answer", gate=dict(component="form", above=0.5)), rated, steps),
+          name, dict(function="math_answer", gate=form), rated, steps),
       baseline="group_mean", normalise="group_std", mean_over="sequence", kl_coef=0.04, kl_estimator="k3",
       optimizer=dict(learning_rate=5e-7))
-  c.rl.rewards.form = form
+  c.rl.rewards.form = dict(function="think_format", weight=0.0)
   c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=100, sampling=dict(max_tokens=1024, temperature=0.0))
   c.mesh = dict(fsdp=-1)
   return c
