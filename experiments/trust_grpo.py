@@ -10,7 +10,8 @@ and their weight, 0.3 at first, decays as exp(-step / steps). No completion more
 
 Small (rl_reason/tasks/grids.py): count the cells of a colour, row by row. For three colours the rating is the share of rows that are
 counted rightly, for two, two fifths of the questions, the share of rows that say 0. Arms: `outcome` alone; `plain`: the rating as it
-is; `annealed`: decaying; `full`: with trust, too; `learned`: the same with a model that was trained on such ratings, as many of each.
+is; `annealed`: decaying; `full`: with trust, too; `dropped`: trusted fully wherever a group has right and wrong answers, and
+dropped elsewhere; `learned`: as `full` with a model that was trained on such ratings, as many of each.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from rl_reason.tasks.grids import CHARACTERS, rating, rows_right, thinking_of
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.trust_grpo"
-ARMS = ("outcome", "plain", "annealed", "full", "learned")
+ARMS = ("outcome", "plain", "annealed", "full", "dropped", "learned")
 WEIGHT, STEPS = 0.3, 150
 
 
@@ -150,8 +151,8 @@ def _rewards(name: str, answer: dict, rated: dict, steps: int) -> dict:
   if name != "outcome":
     decaying = dict(schedule="exponential", start=WEIGHT, end=0.0, steps=steps)
     rewards["thinking"] = dict(rated, weight=WEIGHT if name == "plain" else decaying)
-  if name in ("full", "learned"):
-    rewards["thinking"]["trust"] = dict(component="answer")
+  if name in ("full", "dropped", "learned"):
+    rewards["thinking"]["trust"] = dict(component="answer", least=1.0 if name == "dropped" else 0.0)
   return rewards
 
 

@@ -54,19 +54,22 @@ class Trust:
   """How far a component is believed, group by group: by whether it tells right from wrong (groups.group_trust).
 
   component: another one, whose raw value of at least `right` says that a sample is right; where its gate is closed none is.
+  least: trust goes no lower in a group that has right and wrong samples; 1: only groups that have not both are left out.
 
-  What is compared is what would be paid: the values after their transforms, 0 where the gate is closed. So a gate on the other,
-  `above` just below 0.2, is the paper's code, which saves itself the judgement of worse answers: with outcomes of 0 and 1 it then
-  never finds a reason to distrust.
+  What is compared is what would be paid: the values after their transforms, 0 where the gate is closed. So a gate on the
+  other, `above` just below 0.2, is the paper's code, which saves itself the judgement of worse answers: with outcomes of 0
+  and 1 it then never finds a reason to distrust.
 
-  Raises: ValueError if `right` is not finite.
+  Raises: ValueError if `right` is not finite, or `least` not in [0, 1].
   """
   component: str
   right: float = 0.5
+  least: float = 0.0
 
   def __post_init__(self):
-    if not math.isfinite(self.right):
-      raise ValueError(f"the trust by {self.component!r} needs a finite number, got right={self.right}.")
+    if not math.isfinite(self.right) or not 0 <= self.least <= 1:
+      raise ValueError(f"the trust by {self.component!r} needs a finite right and least in [0, 1], got right={self.right} and"
+                       f" least={self.least}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +202,7 @@ class RewardSet:
 
   def _trust(self, trust: Trust, values: Float[np.ndarray, "N"], raw, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
     outcomes = np.where(self._open(self._by_name[trust.component], raw), raw[trust.component], -np.inf)
-    return group_trust(values, outcomes, [s.group for s in samples], right=trust.right)
+    return group_trust(values, outcomes, [s.group for s in samples], right=trust.right, least=trust.least)
 
   def _share(
       self, component: Component, counted, samples: Sequence[Sample], trust: Float[np.ndarray, "N"] | None,

@@ -62,6 +62,9 @@ def test_trust_by_hand():
   values, outcomes = np.array([.9, .1, .5, .5, .2, .3, .4, .2]), np.array([1, 0, 1, 1, 0, 0, .5, .4])
   np.testing.assert_allclose(group_trust(values, outcomes, [0, 0, 1, 1, 2, 2, 3, 3]), [1, 1, 0, 0, 0, 0, 1, 1])
   assert group_trust(np.array([0., 1.]), np.array([1., 0.]), [0, 0])[0] == pytest.approx(np.exp(-1))  # It goes no lower.
+  np.testing.assert_allclose(group_trust(values, outcomes, [0, 0, 1, 1, 2, 2, 3, 3], least=1.0), [1, 1, 0, 0, 0, 0, 1, 1])
+  low = np.array([0., 1., .4, .6]), np.array([1., 0., 1., 0.]), [0, 0, 1, 1]
+  np.testing.assert_allclose(group_trust(*low, least=0.5), [.5, .5, np.exp(-.2), np.exp(-.2)])
 
 
 def given(values):
@@ -91,8 +94,8 @@ def test_rewards_of_the_method_by_hand():
 
 
 def test_trust_looks_at_what_would_be_paid():
-  # The answer counts where the form is right: of the completions with 1 only the first two are right. Their thinking, doubled and cut
-  # at 1, is (.4, .8) against (1, 0), the last one's gate being closed, too.
+  # The answer counts where the form is right: of the completions with 1 only the first two are right. Their thinking, doubled
+  # and cut at 1, is (.4, .8) against (1, 0), the last one's gate being closed, too.
   form = rewards.Gate("form", above=0.5)
   scores = rewards.RewardSet([
       rewards.Component("form", given([1, 1, 1, 0]), 0.0), rewards.Component("answer", given([1, 1, 0, 1]), gate=form),
@@ -117,7 +120,8 @@ def test_nothing_is_paid_where_all_are_right():
     (dict(component="anser"), "which is no other component. Did you mean 'answer'"), (dict(component="thinking"), "no other"),
     ("answer", r"trust must be a mapping, got 'answer': e.g. {'component': 'answer', 'right': 0.5}"),
     (dict(component="answer", rigth=1), "takes no argument 'rigth'"),
-    (dict(component="answer", right=float("nan")), "needs a finite number, got right=nan")])
+    (dict(component="answer", right=float("nan")), "needs a finite right and least in .*, got right=nan"),
+    (dict(component="answer", least=2), "least=2")])
 def test_trust_that_cannot_be(trust, message):
   with pytest.raises(ValueError, match=message):
     rewards.build_rewards(dict(
@@ -137,6 +141,8 @@ def test_rewards_of_the_arms_by_hand():
   trust = np.exp(min(0, (1 + .3) / 2 - (.8 + 0) / 2))
   np.testing.assert_allclose(score("full", "0000#0", "4420#0", "1000#1", "junk"),
                              [1 + .3 * trust, 1 + .09 * trust, .24 * trust, 0], rtol=1e-6)
+  np.testing.assert_allclose(score("dropped", "4420#0", "1000#1"), [1.09, .24], rtol=1e-6)
+  np.testing.assert_allclose(score("dropped", "1000#1", "1100#2"), [0, 0])
   trust = np.exp(.3 - .8)
   np.testing.assert_allclose(score("full", "4420#0", "1000#1"), [1 + .09 * trust, .24 * trust], rtol=1e-6)
 
