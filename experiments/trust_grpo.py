@@ -59,7 +59,7 @@ def _last(name: str) -> dict:
 
 _COMMON = dict(
     paper="Fan et al. 2025, arXiv:2505.17018", card=30, treatment="full",
-    arms={name: dict(config=name) for name in ARMS if name != "dropped"},  # It came later than the result.
+    arms={name: dict(config=name) for name in ARMS if name != "learned"},  # Dear, and in the first round.
     matched=("environment_calls", "updates"))
 CLAIMS = {
     "beats_outcome": dict(
