@@ -149,13 +149,22 @@ def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/feature_reward.py:features-tiny"), tmp_path)
   steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/utility" in x]
   assert len(steps) == 2 and all("reward/quality/faithfulness" in x and x["logprob_gap"] < 1e-4 for x in steps)
-  assert np.isfinite([feature_reward.gained(tmp_path, name="reward/rouge"), feature_reward.text_accuracy(tmp_path, pairs=940)]).all()
+  assert np.isfinite([feature_reward.overlap_gained(tmp_path), feature_reward.text_accuracy(tmp_path, pairs=940)]).all()
+
+
+def test_overlap_of_the_last_samples_by_hand(tmp_path):
+  (tmp_path / "samples").mkdir()
+  for name, texts in (("sft-0", "xx"), ("sft-40", "ax"), ("rl-9", "xx"), ("rl-10", "aa")):
+    rows = ", ".join(f'{{"completion": "{text}", "reference": "a"}}' for text in texts)
+    (tmp_path / f"samples/{name}.json").write_text(f"[{rows}]")
+  assert feature_reward.overlap(tmp_path, stage="sft") == 0.5 and feature_reward.overlap_gained(tmp_path) == 0.5
 
 
 def test_fewer_features_know_less(tmp_path):
   (tmp_path / "config.json").write_text('{"seed": 0}')
   whole = feature_reward.feature_accuracy(tmp_path, pairs=470)
   assert whole > 0.8 > feature_reward.feature_accuracy(tmp_path, pairs=470, without=reviews.NAMES[:6])
+  assert 0.6 < feature_reward.mean_accuracy(tmp_path) < 1 and feature_reward.lost_without(tmp_path, name="no_hallucination") > 0
 
 
 def test_configs_of_all_arms_and_sizes():
