@@ -207,7 +207,7 @@ def _criterion(text: str) -> dict:
 
 End with your rating in double brackets, e.g. [[{{high}}]]."""
   return dict(function="judge_rating", args=dict(
-      template=template, low=0, high=5, abstention=0.0, generate="chat_endpoint",
+      template=template, low=0, high=5, abstention=None, generate="chat_endpoint",
       generate_args=dict(url="http://localhost:8000/v1", model="mistral-7b-instruct")))
 
 

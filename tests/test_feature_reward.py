@@ -138,6 +138,19 @@ def test_scorers_outside_of_their_range():
     built.features([Sample(prompt=PROMPT, completion="a", reference="")])
 
 
+def test_a_judge_that_cannot_tell_leaves_a_feature_missing():
+  class Judge:
+    """Rates what has a "B"; cannot tell otherwise."""
+    def __call__(self, prompts):
+      return ["[[4]]" if "B" in p else "Hard to say." for p in prompts]
+
+  built = reward()
+  built._scorers = {"expert": built._scorers["expert"], "judge": (
+      rewards.PointwiseJudge(Judge(), template="{response}", low=0, high=5, abstention=None), {}, ())}
+  found = built.features([Sample(prompt=PROMPT, completion=c, reference="") for c in ("aBc", "a", "")])
+  np.testing.assert_allclose(found[:, -1], [0.8, np.nan, 0.0], rtol=1e-6)  # An empty one has nothing.
+
+
 def test_rouge_l_by_hand():
   def score(ours, theirs):
     return feature_reward.rouge_l([Sample(prompt="", completion=ours, reference=theirs)])[0]
