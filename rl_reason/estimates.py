@@ -257,9 +257,10 @@ def rate_at_equal_length(
   Raises: ValueError for no rows and for lengths below 1.
   Source: the length control of Stiennon et al. 2020, arXiv:2009.01325, appendix F.
   """
-  y, x = np.asarray(preferred, np.float64), np.log(np.asarray(lengths, float)) - np.log(np.asarray(reference_lengths, float))
+  y = np.asarray(preferred, np.float64)
   if not len(y) or min(np.min(lengths), np.min(reference_lengths)) < 1:
     raise ValueError("rate_at_equal_length needs rows, and lengths of at least 1: count an empty response's end as one.")
+  x = np.log(np.asarray(lengths, float)) - np.log(np.asarray(reference_lengths, float))
   design, w, penalty = np.stack([np.ones_like(x), x], axis=1), np.zeros(2), np.array([1e-6, ridge]) * len(y)
   for _ in range(100):  # Newton; each step is halved while it overshoots.
     p = special.expit(design @ w)
