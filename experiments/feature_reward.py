@@ -31,8 +31,8 @@ FEW, MANY = 940, 19_740
 MAX_TOKENS = reviews.MOST + 1
 
 
-def _own(name: str, **args) -> dict:
-  return dict(function=f"{_MODULE}:{name}", args=args)
+def _own(function: str, **args) -> dict:
+  return dict(function=f"{_MODULE}:{function}", args=args)
 
 
 _COMMON = dict(

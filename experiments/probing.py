@@ -23,7 +23,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import probes, run, scorer, sharding
+from rl_reason import estimates, probes, run, scorer, sharding
 from rl_reason.claims import measures
 from rl_reason.tasks import qualities
 from rl_reason.tasks.draws import Draws
@@ -91,7 +91,7 @@ def correlation(folder: Path, *, of: str, gain: str, less: str = "") -> float:
     gain: "rl": true worth in the last ten steps of the policy's training; "best_of": of the best of 16 responses.
   """
   found = _zoo(folder)
-  r = float(np.corrcoef(found[of], found[gain])[0, 1])
+  r, _, _ = estimates.pearson(found[of], found[gain])
   return r - correlation(folder, of=less, gain=gain) if less else r
 
 

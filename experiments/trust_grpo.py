@@ -10,7 +10,31 @@ and their weight, 0.3 at first, decays as exp(-step / steps). No completion more
 
 Small (rl_reason/tasks/grids.py): count the cells of a colour, row by row. For three colours the rating is the share of rows that are
 counted rightly, for two, two fifths of the questions, the share of rows that say 0. Arms: `outcome` alone; `plain`: the rating as it
-is; `annealed`: decaying; `full`: with trust, too; `learned`: the same with a model that was trained on such ratings, as many of each.
+is; `annealed`: decaying; `full`: with trust, too; `dropped`: trusted fully wherever a group has right and wrong answers, and
+dropped elsewhere; `learned`: as `full` with a model that was trained on such ratings, as many of each.
+
+Inferred in the card: the small task, its sizes and all thresholds. Where we depart from it: cells are characters and no patches of
+an image; a policy of 0.2M; the term is dropped where a group is all right or all wrong, as the paper's code does and the paper
+leaves open.
+
+Result (three seeds, 19.5 % right before RL, commit 8bd7ef4, 19 minutes of one core that others used too; held-out accuracy,
+means):
+
+    arm        all     reliable   unreliable   rows right where   trust of groups with right and wrong answers,
+                                               the answer is      reliable   unreliable
+    outcome    0.575   0.589      0.549        0.605              0.937      0.927
+    plain      0.366   0.483      0.161        0.674              0.946      0.922
+    annealed   0.332   0.412      0.193        0.647              0.946      0.919
+    full       0.558   0.633      0.427        0.621              0.939      0.926
+    learned    0.510   0.496      0.536        0.646              0.936      0.922
+
+full minus outcome -0.016 (-0.187 to 0.154): undecided about 0.03. full minus plain, on unreliable colours, 0.266 (0.026 to
+0.507): undecided about 0.05, and likely above it: seeds differ much. Trust is 0.012 lower (-0.011 to 0.036) where the rating
+lies, not 0.15: does not hold. The implementation gives the card's values. Why: among eight answers to one question ratings of
+right and of wrong ones hardly differ, on any colour, for a sum can be right by luck with wrong rows, and a row that says 0 is
+often right; so trust is near 1 where it can be told at all. What saves `full` from the harm that `annealed` takes must then be
+the other half of the rule: groups all right or all wrong, where a lie is the only thing that is paid, get nothing. The arm
+`dropped`, which has that half alone, was added after these results were seen and is not measured yet.
 """
 
 from collections.abc import Sequence
@@ -25,7 +49,7 @@ from rl_reason.tasks.grids import CHARACTERS, rating, rows_right, thinking_of
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.trust_grpo"
-ARMS = ("outcome", "plain", "annealed", "full", "learned")
+ARMS = ("outcome", "plain", "annealed", "full", "dropped", "learned")
 WEIGHT, STEPS = 0.3, 150
 
 
@@ -34,7 +58,8 @@ def _last(name: str) -> dict:
 
 
 _COMMON = dict(
-    paper="Fan et al. 2025, arXiv:2505.17018", card=30, arms={name: dict(config=name) for name in ARMS}, treatment="full",
+    paper="Fan et al. 2025, arXiv:2505.17018", card=30, treatment="full",
+    arms={name: dict(config=name) for name in ARMS if name != "dropped"},  # It came later than the result.
     matched=("environment_calls", "updates"))
 CLAIMS = {
     "beats_outcome": dict(
@@ -150,8 +175,8 @@ def _rewards(name: str, answer: dict, rated: dict, steps: int) -> dict:
   if name != "outcome":
     decaying = dict(schedule="exponential", start=WEIGHT, end=0.0, steps=steps)
     rewards["thinking"] = dict(rated, weight=WEIGHT if name == "plain" else decaying)
-  if name in ("full", "learned"):
-    rewards["thinking"]["trust"] = dict(component="answer")
+  if name in ("full", "dropped", "learned"):
+    rewards["thinking"]["trust"] = dict(component="answer", **(dict(least=1.0) if name == "dropped" else {}))
   return rewards
 
 
@@ -180,14 +205,14 @@ def _full(name: str) -> ConfigDict:
   rated = dict(function="judge_rating", args=dict(
       template=THINKING, low=0, high=10, generate="chat_endpoint",
       generate_args=dict(url="http://localhost:8000/v1", model="thinking-reward-3b", retries=10)))
-  form = dict(function="think_format", weight=0.0)
+  rated["gate"] = form = dict(component="form", above=0.5)
   c.rl = dict(
       kind="policy_gradient", num_steps=steps, prompts_per_step=16, group_size=8, remat="full",
       sampling=dict(max_tokens=1024), rewards=_rewards(
-          name, dict(function="math_answer", gate=dict(component="form", above=0.5)), rated, steps),
+          name, dict(function="math_answer", gate=form), rated, steps),
       baseline="group_mean", normalise="group_std", mean_over="sequence", kl_coef=0.04, kl_estimator="k3",
       optimizer=dict(learning_rate=5e-7))
-  c.rl.rewards.form = form
+  c.rl.rewards.form = dict(function="think_format", weight=0.0)
   c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=100, sampling=dict(max_tokens=1024, temperature=0.0))
   c.mesh = dict(fsdp=-1)
   return c

@@ -53,20 +53,23 @@ class Gate:
 class Trust:
   """How far a component is believed, group by group: by whether it tells right from wrong (groups.group_trust).
 
-  component: another one, whose raw value of at least `right` says that a sample is right.
-  judged_from: samples where the other's value is lower count as 0, in what decides about trust and in the reward: the paper's
-    code saves their judgement so (0.2), and with outcomes of 0 and 1 then never finds a reason to distrust.
+  component: another one, whose raw value of at least `right` says that a sample is right; where its gate is closed none is.
+  least: trust goes no lower in a group that has right and wrong samples; 1: only groups that have not both are left out.
 
-  Raises: ValueError for numbers that are not finite.
+  What is compared is what would be paid: the values after their transforms, 0 where the gate is closed. So a gate on the
+  other, `above` just below 0.2, is the paper's code, which saves itself the judgement of worse answers: with outcomes of 0
+  and 1 it then never finds a reason to distrust.
+
+  Raises: ValueError if `right` is not finite, or `least` not in [0, 1].
   """
   component: str
   right: float = 0.5
-  judged_from: float = -math.inf
+  least: float = 0.0
 
   def __post_init__(self):
-    if not math.isfinite(self.right) or math.isnan(self.judged_from) or self.judged_from == math.inf:
-      raise ValueError(f"the trust by {self.component!r} needs finite numbers, got right={self.right} and"
-                       f" judged_from={self.judged_from}.")
+    if not math.isfinite(self.right) or not 0 <= self.least <= 1:
+      raise ValueError(f"the trust by {self.component!r} needs a finite right and least in [0, 1], got right={self.right} and"
+                       f" least={self.least}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +178,9 @@ class RewardSet:
     """The outputs of the components' functions, by name -> the total and its parts. Raises: as `score`."""
     outputs = {c.name: checked(c, outputs[c.name], samples) for c in self.components}
     raw = {name: _totals(output) for name, output in outputs.items()}
-    trusts = {c.name: self._trust(c.trust, raw[c.name], raw, samples) for c in self.components if c.trust}
-    shares = {c.name: self._share(c, outputs[c.name], raw, samples, trusts.get(c.name)) for c in self.components}
+    counted = {c.name: self._counted(c, outputs[c.name], raw, samples) for c in self.components}
+    trusts = {c.name: self._trust(c.trust, _totals(counted[c.name]), raw, samples) for c in self.components if c.trust}
+    shares = {c.name: self._share(c, counted[c.name], samples, trusts.get(c.name)) for c in self.components}
     total = sum((_totals(share) for share in shares.values()), np.zeros(len(samples)))
     steps = [share for share in shares.values() if isinstance(share, StepRewards)]
     return Scores(
@@ -184,15 +188,8 @@ class RewardSet:
         {c.name: _totals(shares[c.name]).astype(np.float32) for c in self.components if not c.plain},
         merge(steps) if steps else None, {name: trust.astype(np.float32) for name, trust in trusts.items()})
 
-  def _trust(self, trust: Trust, values, raw, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
-    outcomes = raw[trust.component]
-    return group_trust(np.where(outcomes >= trust.judged_from, values, 0.0), outcomes, [s.group for s in samples],
-                       right=trust.right)
-
-  def _share(
-      self, component: Component, output, raw, samples: Sequence[Sample], trust: Float[np.ndarray, "N"] | None,
-  ) -> Float[np.ndarray, "N"] | StepRewards:
-    """What the component adds to the total, float64."""
+  def _counted(self, component: Component, output, raw, samples: Sequence[Sample]) -> Float[np.ndarray, "N"] | StepRewards:
+    """Its values after the transforms, 0 where the gate is closed, float64."""
     per_step = isinstance(output, StepRewards)
     values = list(output.values) if per_step else [output[i:i + 1] for i in range(len(output))]
     for transform in component.transforms:
@@ -200,11 +197,19 @@ class RewardSet:
         raise ValueError(f"The reward component {component.name!r} is one number per sample, and its transform"
                          f" {transform.name!r} works on steps: return StepRewards, or take the transform away.")
       values = transformed(component, transform, values, samples)
-    factors = self._open(component, raw) * component.weight(np.array([s.step for s in samples], np.int64))
-    if trust is not None:
-      factors = factors * trust * (raw[component.trust.component] >= component.trust.judged_from)
-    values = [v * factor for v, factor in zip(values, factors, strict=True)]
-    return StepRewards(values, output.ends) if per_step else np.concatenate([np.zeros(0), *values])
+    return _scaled(StepRewards(values, output.ends) if per_step else np.concatenate([np.zeros(0), *values]),
+                   self._open(component, raw))
+
+  def _trust(self, trust: Trust, values: Float[np.ndarray, "N"], raw, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
+    outcomes = np.where(self._open(self._by_name[trust.component], raw), raw[trust.component], -np.inf)
+    return group_trust(values, outcomes, [s.group for s in samples], right=trust.right, least=trust.least)
+
+  def _share(
+      self, component: Component, counted, samples: Sequence[Sample], trust: Float[np.ndarray, "N"] | None,
+  ) -> Float[np.ndarray, "N"] | StepRewards:
+    """What the component adds to the total, float64."""
+    weights = component.weight(np.array([s.step for s in samples], np.int64))
+    return _scaled(counted, weights if trust is None else weights * trust)
 
   def _open(self, component: Component, raw: Mapping[str, Float[np.ndarray, "N"]]) -> Bool[np.ndarray, "N"]:
     """Where its gate, and that of the component it looks at, and so on, let it count."""
@@ -285,3 +290,9 @@ class RewardSet:
 
 def _totals(output: Float[np.ndarray, "N"] | StepRewards) -> Float[np.ndarray, "N"]:
   return output.totals if isinstance(output, StepRewards) else output
+
+
+def _scaled(output: Float[np.ndarray, "N"] | StepRewards, factors) -> Float[np.ndarray, "N"] | StepRewards:
+  if isinstance(output, StepRewards):
+    return StepRewards([v * factor for v, factor in zip(output.values, factors, strict=True)], output.ends)
+  return output * factors

@@ -104,10 +104,11 @@ class OneOfEach:
 
 def group_trust(
     values: Float[np.ndarray, "N"], outcomes: Float[np.ndarray, "N"], groups: Sequence[int], *, right: float = 0.5,
+    least: float = 0.0,
 ) -> Float[np.ndarray, "N"]:
   """How far `values` are to be believed in each group, in [0, 1]: whether they are higher where the outcome is right.
 
-      γ = 1 where μ_c >= μ_w, else exp(μ_c − μ_w)
+      γ = 1 where μ_c >= μ_w, else max(exp(μ_c − μ_w), least)
 
   with μ_c and μ_w the group's mean values over outcomes of at least `right`, and over the others. 0 for a group that has only
   the one or the other, where nothing can be told.
@@ -119,7 +120,7 @@ def group_trust(
   for group in group_slices(groups):
     if 0 < is_right[group].sum() < len(is_right[group]):
       difference = values[group][is_right[group]].mean() - values[group][~is_right[group]].mean()
-      trust[group] = np.exp(min(difference, 0.0))
+      trust[group] = max(np.exp(min(difference, 0.0)), least)
   return trust
 
 

@@ -235,6 +235,22 @@ def _check_confidence(confidence: float) -> None:
     raise ValueError(f"confidence must be between 0 and 1, got {confidence}; 0.95 is usual.")
 
 
+def pearson(x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"], *, confidence: float = 0.95) -> tuple[float, float, float]:
+  """(r, low, high): Pearson's correlation with its interval by Fisher's transform, atanh r ± z / sqrt(N − 3).
+
+  Raises: ValueError for fewer than four pairs, and where one side does not vary.
+  """
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  if x.shape != y.shape or x.ndim != 1 or len(x) < 4:
+    raise ValueError(f"A correlation with an interval needs two rows of four numbers at least, got {x.shape} and {y.shape}.")
+  if np.ptp(x) == 0 or np.ptp(y) == 0:
+    raise ValueError("One side of the correlation does not vary: all its numbers are the same.")
+  r = float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
+  z = float(statistics.NormalDist().inv_cdf((1 + confidence) / 2)) / np.sqrt(len(x) - 3)
+  middle = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+  return r, float(np.tanh(middle - z)), float(np.tanh(middle + z))
+
+
 def best_of_n_kl(n: int) -> float:
   """KL(best of n ‖ the policy that samples), nats: log n − (n − 1) / n, where no two samples score the same.
 
@@ -257,10 +273,9 @@ def rate_at_equal_length(
   Raises: ValueError for no rows and for lengths below 1.
   Source: the length control of Stiennon et al. 2020, arXiv:2009.01325, appendix F.
   """
-  y = np.asarray(preferred, np.float64)
-  if not len(y) or min(np.min(lengths), np.min(reference_lengths)) < 1:
+  if not len(preferred) or min(np.min(lengths), np.min(reference_lengths)) < 1:
     raise ValueError("rate_at_equal_length needs rows, and lengths of at least 1: count an empty response's end as one.")
-  x = np.log(np.asarray(lengths, float)) - np.log(np.asarray(reference_lengths, float))
+  y, x = np.asarray(preferred, np.float64), np.log(np.asarray(lengths) / np.asarray(reference_lengths))
   design, w, penalty = np.stack([np.ones_like(x), x], axis=1), np.zeros(2), np.array([1e-6, ridge]) * len(y)
   for _ in range(100):  # Newton; each step is halved while it overshoots.
     p = special.expit(design @ w)

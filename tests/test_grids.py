@@ -62,6 +62,9 @@ def test_trust_by_hand():
   values, outcomes = np.array([.9, .1, .5, .5, .2, .3, .4, .2]), np.array([1, 0, 1, 1, 0, 0, .5, .4])
   np.testing.assert_allclose(group_trust(values, outcomes, [0, 0, 1, 1, 2, 2, 3, 3]), [1, 1, 0, 0, 0, 0, 1, 1])
   assert group_trust(np.array([0., 1.]), np.array([1., 0.]), [0, 0])[0] == pytest.approx(np.exp(-1))  # It goes no lower.
+  np.testing.assert_allclose(group_trust(values, outcomes, [0, 0, 1, 1, 2, 2, 3, 3], least=1.0), [1, 1, 0, 0, 0, 0, 1, 1])
+  low = np.array([0., 1., .4, .6]), np.array([1., 0., 1., 0.]), [0, 0, 1, 1]
+  np.testing.assert_allclose(group_trust(*low, least=0.5), [.5, .5, np.exp(-.2), np.exp(-.2)])
 
 
 def given(values):
@@ -74,20 +77,37 @@ def samples(count, step=0, group_size=4):
 
 def test_rewards_of_the_method_by_hand():
   # The card: at step 50 of 100 with weight .3, R = (1.0244, 1.0488, .0976, .0732).
-  def built(**trust):
+  def built(gate=None):
     return rewards.RewardSet([
         rewards.Component("answer", given([1, 1, 0, 0])),
         rewards.Component("thinking", given([.2, .4, .8, .6]), dict(schedule="exponential", start=.3, end=0., steps=100),
-                          trust=rewards.Trust("answer", **trust))])
+                          gate=gate, trust=rewards.Trust("answer"))])
   scores = built().score(samples(4, step=50))
   np.testing.assert_allclose(scores.total, [1.0244, 1.0488, .0976, .0732], atol=1e-4)
   advantages = (scores.total - scores.total.mean()) / scores.total.std()
   np.testing.assert_allclose(advantages, [.974, 1.025, -.974, -1.025], atol=1e-3)
   np.testing.assert_allclose(scores.logged()["thinking/trust"], np.exp(-.4), rtol=1e-6)
   # As the code does it, wrong answers are not judged at all: then there is nothing to distrust.
-  scores = built(judged_from=0.2).score(samples(4))
+  scores = built(rewards.Gate("answer", above=0.19)).score(samples(4))
   np.testing.assert_allclose(scores.total, [1.06, 1.12, 0, 0], rtol=1e-6)
   np.testing.assert_allclose(scores.trusts["thinking"], 1)
+
+
+def test_trust_looks_at_what_would_be_paid():
+  # The answer counts where the form is right: of the completions with 1 only the first two are right. Their thinking, doubled
+  # and cut at 1, is (.4, .8) against (1, 0), the last one's gate being closed, too.
+  form = rewards.Gate("form", above=0.5)
+  scores = rewards.RewardSet([
+      rewards.Component("form", given([1, 1, 1, 0]), 0.0), rewards.Component("answer", given([1, 1, 0, 1]), gate=form),
+      rewards.Component("thinking", given([.2, .4, .8, .6]), .3, gate=form, trust=rewards.Trust("answer"), transforms=(
+          rewards.Transform("double", lambda values: [2 * v for v in values]),
+          rewards.Transform("cut", lambda values: [np.minimum(v, 1) for v in values])))]).score(samples(4))
+  np.testing.assert_allclose(scores.trusts["thinking"], 1)
+  scores = rewards.RewardSet([
+      rewards.Component("form", given([1, 1, 1, 0]), 0.0), rewards.Component("answer", given([0, 1, 0, 1]), gate=form),
+      rewards.Component("thinking", given([.2, .1, .8, .6]), .3, gate=form, trust=rewards.Trust("answer"))]).score(samples(4))
+  trust = np.exp(.1 - (.2 + .8 + 0) / 3)
+  np.testing.assert_allclose(scores.total, [.06 * trust, 1 + .03 * trust, .24 * trust, 0], rtol=1e-6)
 
 
 def test_nothing_is_paid_where_all_are_right():
@@ -100,7 +120,8 @@ def test_nothing_is_paid_where_all_are_right():
     (dict(component="anser"), "which is no other component. Did you mean 'answer'"), (dict(component="thinking"), "no other"),
     ("answer", r"trust must be a mapping, got 'answer': e.g. {'component': 'answer', 'right': 0.5}"),
     (dict(component="answer", rigth=1), "takes no argument 'rigth'"),
-    (dict(component="answer", right=float("nan")), "needs finite numbers, got right=nan")])
+    (dict(component="answer", right=float("nan")), "needs a finite right and least in .*, got right=nan"),
+    (dict(component="answer", least=2), "least=2")])
 def test_trust_that_cannot_be(trust, message):
   with pytest.raises(ValueError, match=message):
     rewards.build_rewards(dict(
@@ -120,6 +141,8 @@ def test_rewards_of_the_arms_by_hand():
   trust = np.exp(min(0, (1 + .3) / 2 - (.8 + 0) / 2))
   np.testing.assert_allclose(score("full", "0000#0", "4420#0", "1000#1", "junk"),
                              [1 + .3 * trust, 1 + .09 * trust, .24 * trust, 0], rtol=1e-6)
+  np.testing.assert_allclose(score("dropped", "4420#0", "1000#1"), [1.09, .24], rtol=1e-6)
+  np.testing.assert_allclose(score("dropped", "1000#1", "1100#2"), [0, 0])
   trust = np.exp(.3 - .8)
   np.testing.assert_allclose(score("full", "4420#0", "1000#1"), [1 + .09 * trust, .24 * trust], rtol=1e-6)
 

@@ -166,11 +166,11 @@ def test_what_is_not_kept_is_not_learnt_from():
 
 
 def test_correlation_by_hand(monkeypatch, tmp_path):
-  zoo = dict(probes=[1., 2., 3.], pairs=[1., 3., 2.], rl=[2., 4., 6.], best_of=[3., 2., 1.])
+  zoo = dict(probes=[1., 2., 3., 4.], pairs=[1., 3., 2., 4.], rl=[2., 4., 6., 8.], best_of=[4., 3., 2., 1.])
   monkeypatch.setattr(probing, "_zoo", lambda folder: zoo)
   assert probing.correlation(tmp_path, of="probes", gain="rl") == pytest.approx(1)
   assert probing.correlation(tmp_path, of="probes", gain="best_of") == pytest.approx(-1)
-  assert probing.correlation(tmp_path, of="probes", gain="rl", less="pairs") == pytest.approx(0.5)
+  assert probing.correlation(tmp_path, of="probes", gain="rl", less="pairs") == pytest.approx(0.2)
 
 
 def test_configs_of_all_arms_and_sizes():

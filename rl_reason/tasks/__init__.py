@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from rl_reason import naming
 from rl_reason.tasks import arithmetic
 from rl_reason.tasks import attributes
+from rl_reason.tasks import bench_world
 from rl_reason.tasks import files
 from rl_reason.tasks import gsm_symbolic
 from rl_reason.tasks import grids
@@ -59,6 +60,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "summary_pairs": posts.summary_pairs,  # ... and pairs of summaries, compared.
     "reviews": reviews.reviews,  # Generated reviews to sum up, ...
     "review_pairs": reviews.review_pairs,  # ... and pairs of summaries, compared.
+    "bench_pairs": bench_world.bench_pairs,  # A world of six kinds of questions in two dialects: pairs, ...
+    "bench_problems": bench_world.bench_problems,  # ... questions, ...
+    "bench_records": bench_world.bench_records,  # ... and a benchmark of reward models.
     "lookup_problems": lookup.lookup_problems,  # Generated questions of one or two look-ups, with worked episodes.
     "gsm_symbolic": gsm_symbolic.gsm_symbolic,  # Word problems instantiated from GSM-Symbolic templates.
 }

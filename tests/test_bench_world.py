@@ -1,0 +1,124 @@
+"""A world of questions in two dialects, the benchmark made of it, and the experiment on a zoo of reward models."""
+
+import numpy as np
+import pytest
+
+from rl_reason import config as config_lib
+from rl_reason import estimates, judge, metrics, run, train
+from rl_reason.experiments import reward_bench_2
+from rl_reason.tasks import bench_world
+from rl_reason.types import Sample
+
+
+def test_answers_are_checked_by_hand():
+  right = lambda prompt, answer: bench_world.is_right(0, prompt, answer)
+  assert right("M47", "1") and not right("M47", "11") and not right("M47", "")
+  assert right("Sc", "R") and not right("Sc", "klm")
+  assert right("Ob", "gfj") and not right("Ob", "gfa") and not right("Ob", "gf")
+  assert right("Cbh", "fgi") and not right("Cbh", "fgh")
+  assert all(right("Kb", c) for c in "fghij") and not right("Kb", "a") and not right("Kb", "fg")
+  assert right("kb2", "h") and not right("kb2", "f")
+  value = bench_world.fact(0, "g", "a")
+  assert right("Fgaxy=", value) and not right("Fga", next(v for v in bench_world.VALUES if v != value))
+  assert bench_world.understood("-fgi,", "b") == "fgi" == bench_world.understood("fgi.", "a")
+  assert bench_world.understood("fgi.", "b") == bench_world.understood("fgi", "a") == bench_world.understood("", "a") == ""
+
+
+def test_every_question_has_right_and_wrong_answers():
+  draws = bench_world.Draws("test")
+  for kind in [*bench_world.DOMAINS, "k"] * 60:
+    asked = bench_world.question(draws, 3, kind)
+    assert all(bench_world.is_right(3, asked.prompt, a) for a in asked.right), asked
+    assert not any(bench_world.is_right(3, asked.prompt, a) for a in asked.wrong), asked
+    assert len(asked.wrong) == 3 and (len(asked.right) == 5 if kind == "K" else len(asked.right) == 1)
+
+
+def test_pairs_and_problems():
+  pairs, flipped = (bench_world.bench_pairs(size=400, world=0, dialect="b", flip=flip) for flip in (0.0, 0.45))
+  better = [bench_world.is_right(0, p.prompt, bench_world.understood(p.responses[0], "b")) for p in (pairs[i] for i in range(400))]
+  assert all(better)
+  assert np.mean([pairs[i].responses == flipped[i].responses for i in range(400)]) == pytest.approx(0.55, abs=0.07)
+  problems = bench_world.bench_problems(size=400, world=0, careless=0.4)
+  right = [bench_world.is_right(0, p.prompt, bench_world.understood(p.solution, "a")) for p in (problems[i] for i in range(400))]
+  assert np.mean(right) == pytest.approx(0.6, abs=0.07)
+  heldout = bench_world.bench_records(size=140, world=0)
+  assert not {pairs[i].prompt for i in range(400)} & {heldout[i].prompt for i in range(140)}
+
+
+def test_the_benchmark_in_the_hands_of_known_scorers():
+  records = bench_world.bench_records(size=140, world=0)
+
+  def oracle(rows):
+    return [[float(any(bench_world.is_right(0, prompt, bench_world.understood(r, d)) for d in "ab")) for r in responses]
+            for prompt, responses in rows]
+  oracle.by_prompt = True
+  found = judge.judge(oracle, records).estimates
+  assert all(found[f"top1/{d}"].value == 1 for d in bench_world.DOMAINS.values() if d != "ties")
+  assert found["ties"].value == pytest.approx(1 + 0.01 * 1.0) and found["accuracy/average"].value == 1  # No spread: tanh(inf).
+
+  def constant(rows):
+    return [[0.0] * len(responses) for _, responses in rows]
+  constant.by_prompt = True
+  found = judge.judge(constant, records).estimates
+  assert found["top1/math"].value == found["top1/factuality"].value == 0.25 and found["ties"].value == pytest.approx(0.0, abs=0.01)
+  ids = [records[i].id for i in range(140)]
+  assert sum(i.startswith("ref:") for i in ids) == sum(i.startswith("tied:") for i in ids) == 20
+  tied = {r.id.split(":")[1]: r for r in (records[i] for i in range(140)) if r.domain == "ties" and r.id.startswith("tied")}
+  for r in (records[i] for i in range(140)):
+    if r.id.startswith("ref:"):
+      assert r.prompt[1] == tied[r.id.split(":")[1]].prompt[1]  # Of one topic.
+
+
+@pytest.mark.parametrize("make, arguments, message", [
+    (bench_world.bench_pairs, dict(flip=2), r"flip must be in \[0, 1\]"), (bench_world.bench_pairs, dict(dialect="c"), "Unknown dialect"),
+    (bench_world.bench_problems, dict(part="test"), "Unknown part 'test'"),
+    (bench_world.bench_records, dict(size=8), "size must be a multiple of 7")])
+def test_worlds_that_cannot_be(make, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    make(**{"size": 7, "world": 0, **arguments})
+
+
+def test_pearson_by_hand():
+  # r = 0.5, atanh 0.5 = 0.5493; 1.96 / sqrt(25 - 3) = 0.4179: tanh(0.1314) to tanh(0.9672).
+  x = np.tile([-1.0, -1, 1, 1, 0], 5)
+  y = np.tile([-1.0, 1, 1, 1, 0], 5)
+  r = np.corrcoef(x, y)[0, 1]
+  found = estimates.pearson(x, y)
+  assert found[0] == pytest.approx(r)
+  np.testing.assert_allclose(found[1:], np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / np.sqrt(22)), rtol=1e-6)
+  assert estimates.pearson(x, -2 * x)[0] == pytest.approx(-1)
+  for bad, message in ((np.ones(3), "four numbers at least"), (np.ones(25), "does not vary")):
+    with pytest.raises(ValueError, match=message):
+      estimates.pearson(bad if len(bad) == 3 else x, bad)
+
+
+def test_numbers_of_the_claims_by_hand(monkeypatch, tmp_path):
+  zoo = dict(dialect=["a", "a", "a", "a", "b", "b"], score=[.9, .8, .5, .3, .6, .2], best_of=[.8, .6, .5, .4, .7, .3],
+             rl=[.95, .9, .7, .5, .6, .4], pairs=[.9] * 6, choices=[.7] * 6)
+  monkeypatch.setattr(reward_bench_2, "_zoo", lambda folder: zoo)
+  assert reward_bench_2.range_ratio(tmp_path) == pytest.approx(.05 / .2)
+  assert reward_bench_2.worst_mismatch(tmp_path) == pytest.approx(.7 - .6)  # The first b beats the third and the fourth a.
+  assert reward_bench_2.mean(tmp_path, of="pairs", less="choices") == pytest.approx(.2)
+  zoo["score"][4] = .1
+  assert reward_bench_2.worst_mismatch(tmp_path) == -1
+
+
+def test_completions_of_any_kind_score():
+  meta = dict(world=0, dialect="a")
+  samples = [Sample(prompt="M47xy=", completion=c, reference="", metadata=meta) for c in ("1.", "1", "", "-1,", "2.", "...")]
+  assert reward_bench_2.right(samples).tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_experiment_end_to_end_small(tmp_path):
+  train.train(config_lib.load("experiments/reward_bench_2.py:zoo-tiny"), tmp_path)
+  assert sum("reward/right" in x for x in metrics.read_metrics(tmp_path)) == 12
+  found = reward_bench_2._zoo.__wrapped__(tmp_path)
+  assert found["dialect"] == ["a"] * 4 + ["b"] * 2 and all(len(v) == 6 for v in found.values())
+  assert all(0 <= x <= 1 for name in ("pairs", "choices", "best_of", "rl") for x in found[name])
+
+
+def test_configs_of_all_sizes():
+  for size in ("zoo", "full"):
+    run.check(config_lib.load(f"experiments/reward_bench_2.py:{size}"))
+  with pytest.raises(ValueError, match="Unknown argument 'zo'"):
+    reward_bench_2.get_config("zo")
