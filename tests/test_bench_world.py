@@ -121,10 +121,11 @@ def test_numbers_of_the_claims_by_hand(monkeypatch, tmp_path):
 
 
 def test_the_zoo_of_known_models(monkeypatch, tmp_path):
-  """An oracle, one that is constant, and one that fails on what is right, in place of trained models."""
+  """An oracle, a constant one, one that fails on what is right, and one blind to ties, in place of trained models."""
   def quality(prompt, response):
     return float(any(bench_world.is_right(0, prompt, bench_world.understood(response, d)) for d in "ab"))
-  models = {"rm00": quality, "rm01": lambda *_: 0.0, "rm02": lambda *row: np.nan if quality(*row) else 0.0}
+  models = {"rm00": quality, "rm01": lambda *_: 0.0, "rm02": lambda *row: np.nan if quality(*row) else 0.0,
+            "rm03": lambda prompt, response: 0.0 if prompt[0] in "Kk" else quality(prompt, response)}
 
   class Model:
     def __init__(self, name):
@@ -147,12 +148,12 @@ def test_the_zoo_of_known_models(monkeypatch, tmp_path):
              [Sample(prompt="M47xy=", completion="3.", reference="")] * 16]
   monkeypatch.setattr(reward_bench_2, "_samples", lambda folder: (samples, np.eye(2, 16)[:2] * [[1], [0]]))
   (tmp_path / "config.json").write_text(json.dumps(dict(seed=0, stages=["sft_a", *models], **{
-      name: dict(start=f"sft_{dialect}") for name, dialect in zip(models, "aba")})))
+      name: dict(start=f"sft_{dialect}") for name, dialect in zip(models, "abaa")})))
   found = reward_bench_2._zoo.__wrapped__(tmp_path)
-  assert found["dialect"] == ["a", "b", "a"] and found["rl"] == [0, 1, 2]
-  assert found["choices"] == [1, .25, 0] and found["pairs"] == [1, .5, 0]
-  assert found["score"] == pytest.approx([(5 + 1.01) / 6, 5 * .25 / 6, -0.01 / 6])  # The last: all right ones below, alike.
-  assert found["best_of"] == pytest.approx([1 / 2, 1 / 32, 0])  # What failed never wins.
+  assert found["dialect"] == ["a", "b", "a", "a"] and found["rl"] == [0, 1, 2, 3]
+  assert found["choices"] == [1, .25, 0, 1] and found["pairs"] == [1, .5, 0, 1]
+  assert found["score"] == pytest.approx([(5 + 1.01) / 6, 5 * .25 / 6, -0.01 / 6, 5 / 6])  # The third: all right ones below, alike.
+  assert found["best_of"] == pytest.approx([1 / 2, 1 / 32, 0, 1 / 2])  # What failed never wins.
 
 
 def test_completions_of_any_kind_score():
