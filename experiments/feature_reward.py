@@ -44,7 +44,8 @@ CLAIMS = {
         title="940 preferences and seven features are worth 19,740 preferences and the text, within a point of accuracy",
         sentence="Domain knowledge cuts the number of preferences by 21.", metric=_own("advantage", over=MANY), direction="higher",
         threshold=-0.01, also={f"features, {n}": _own("feature_accuracy", pairs=n) for n in (47, 94, 235, 470, 940, 4700)} | {
-            "text, 940": _own("text_accuracy", pairs=FEW), "text, 19,740": _own("text_accuracy", pairs=MANY)}, **_WITHIN),
+            "mean of the features": _own("mean_accuracy"), "text, 940": _own("text_accuracy", pairs=FEW),
+            "text, 19,740": _own("text_accuracy", pairs=MANY)}, **_WITHIN),
     "better_than_as_few": dict(
         title="With 940 preferences features beat the text by 5 points of accuracy",
         sentence="The domain's features are what makes few preferences suffice.", metric=_own("advantage", over=FEW),
@@ -53,17 +54,17 @@ CLAIMS = {
         title="Without faithfulness and hallucination the advantage over the text falls below 2 points",
         sentence="The advantage is that of the domain's knowledge: a check of the task (the card's falsifier).",
         metric=_own("advantage", over=FEW, without=("faithfulness", "no_hallucination")), direction="lower", threshold=0.02,
-        **_WITHIN),
+        also={f"lost without {name}": _own("lost_without", name=name) for name in reviews.NAMES}, **_WITHIN),
     "better_policy": dict(
         title="A policy trained on the features' model is liked better than one trained on the text's",
         sentence="Summaries of the policy are preferred.", baseline="text", direction="higher", threshold=0.0,
         metric=dict(function="last", args=dict(name="reward/utility", stage="rl", points=10)), matched=("environment_calls",),
-        also={"before": _own("first", name="reward/utility"), "ROUGE-L": dict(
-            function="last", args=dict(name="reward/rouge", stage="rl", points=10)), "ROUGE-L before": _own("first", name="reward/rouge")},
+        also={"before": _own("first", name="reward/utility"), "ROUGE-L": _own("overlap", stage="rl"),
+              "ROUGE-L before": _own("overlap", stage="sft")},
         **_COMMON),
     "no_alignment_tax": dict(
         title="... and loses less than half a point of ROUGE-L against the policy before", sentence="There is no alignment tax.",
-        metric=_own("gained", name="reward/rouge"), direction="higher", threshold=-0.005, **_WITHIN),
+        metric=_own("overlap_gained"), direction="higher", threshold=-0.005, **_WITHIN),
 }
 
 
@@ -79,14 +80,16 @@ def utility(samples: Sequence[Sample]) -> np.ndarray:
 
 def rouge_l(samples: Sequence[Sample]) -> np.ndarray:
   """In [0, 1]: F1 of the longest common subsequence with the reference, by characters. Logged, weight 0."""
-  def f1(ours, theirs):
-    row = np.zeros(len(theirs) + 1, int)
-    for a in ours:
-      before = row.copy()
-      for j, b in enumerate(theirs):
-        row[j + 1] = before[j] + 1 if a == b else max(before[j + 1], row[j])
-    return 2 * row[-1] / (len(ours) + len(theirs)) if ours and theirs else 0.0
-  return np.array([f1(s.completion, s.reference) for s in samples], np.float32)
+  return np.array([_rouge_l(s.completion, s.reference) for s in samples], np.float32)
+
+
+def _rouge_l(ours: str, theirs: str) -> float:
+  row = np.zeros(len(theirs) + 1, int)
+  for a in ours:
+    before = row.copy()
+    for j, b in enumerate(theirs):
+      row[j + 1] = before[j] + 1 if a == b else max(before[j + 1], row[j])
+  return 2 * row[-1] / (len(ours) + len(theirs)) if ours and theirs else 0.0
 
 
 def first(folder: Path, *, name: str) -> float:
@@ -94,9 +97,14 @@ def first(folder: Path, *, name: str) -> float:
   return float(measures.curve(folder, name, "rl")[1][0])
 
 
-def gained(folder: Path, *, name: str) -> float:
-  """From the first step to the last ten."""
-  return measures.last(folder, name=name, stage="rl", points=10) - first(folder, name=name)
+def overlap(folder: Path, *, stage: str) -> float:
+  """Mean ROUGE-L of the stage's last samples, one of each held-out product: the same products whatever the stage."""
+  files = sorted((folder / "samples").glob(f"{stage}-*.json"), key=lambda path: int(path.stem.split("-")[1]))
+  return float(np.mean([_rouge_l(row["completion"], row["reference"]) for row in json.loads(files[-1].read_text())]))
+
+
+def overlap_gained(folder: Path) -> float:
+  return overlap(folder, stage="rl") - overlap(folder, stage="sft")
 
 
 def text_accuracy(folder: Path, *, pairs: int) -> float:
@@ -107,6 +115,21 @@ def text_accuracy(folder: Path, *, pairs: int) -> float:
 def advantage(folder: Path, *, over: int, without: tuple[str, ...] = ()) -> float:
   """Accuracy on clean pairs of the features' model of 940 pairs, less that of the text's of `over`."""
   return feature_accuracy(folder, pairs=FEW, without=tuple(without)) - text_accuracy(folder, pairs=over)
+
+
+def mean_accuracy(folder: Path) -> float:
+  """On the same pairs, of the features' plain mean, which needs no preferences."""
+  seed = json.loads((folder / "config.json").read_text())["seed"]
+  better, worse = (side.mean(axis=1) for side in _features(seed, "heldout", 2000, 0.0))
+  return float(np.mean((better > worse) + 0.5 * (better == worse)))
+
+
+def lost_without(folder: Path, *, name: str) -> float:
+  """Permutation importance of a feature for the model of 940 pairs: the accuracy that is lost when its values are shuffled."""
+  seed = json.loads((folder / "config.json").read_text())["seed"]
+  better, worse = (side[:FEW] for side in _features(seed, "train", 4700, 0.1))
+  model = feature_models.fit(better, worse, names=reviews.NAMES)
+  return feature_models.importance(model, *_features(seed, "heldout", 2000, 0.0)).get(name, 0.0)
 
 
 def feature_accuracy(folder: Path, *, pairs: int, without: tuple[str, ...] = ()) -> float:
@@ -134,7 +157,7 @@ def get_config(argument: str = "features") -> ConfigDict:
   tiny = size == "tiny"
   c = ConfigDict(dict(seed=0, max_prompt_tokens=33, stages=("sft", "rm_few", "rm_many", "rl")))
   c.policy = dict(source="small", args=dict(
-      characters=reviews.CHARACTERS, width=32 if tiny else 80, num_layers=1 if tiny else 3, num_heads=2 if tiny else 4))
+      characters=reviews.CHARACTERS, width=32 if tiny else 64, num_layers=1 if tiny else 3, num_heads=2 if tiny else 4))
   seed = c.get_ref("seed")
   c.task = dict(source="reviews", args=dict(seed=seed), train=dict(part="train", size=64 if tiny else 10_000),
                 heldout=dict(part="heldout", size=16 if tiny else 100))
@@ -184,7 +207,7 @@ def _criterion(text: str) -> dict:
 
 End with your rating in double brackets, e.g. [[{{high}}]]."""
   return dict(function="judge_rating", args=dict(
-      template=template, low=0, high=5, abstention=0.0, generate="chat_endpoint",
+      template=template, low=0, high=5, abstention=None, generate="chat_endpoint",
       generate_args=dict(url="http://localhost:8000/v1", model="mistral-7b-instruct")))
 
 

@@ -221,7 +221,7 @@ class PointwiseJudge(AskedModel):
   The mean over the votes that hold a rating. With label_logits the expectation over the integers from low to high.
 
   low, high: of the ratings, integers.
-  abstention: the reward of a completion without a rating.
+  abstention: the reward of a completion without a rating; None: NaN, for what can do without, as a FeatureReward.
   Otherwise as said at `AskedModel`.
   Source: the rating judge of RewardBench 2, arXiv:2506.01937; the expectation: Liu et al. 2023 (G-Eval), arXiv:2303.16634.
   """
@@ -229,12 +229,12 @@ class PointwiseJudge(AskedModel):
 
   def __init__(self, generate: str | Generate, *, generate_args: Mapping[str, Any] | None = None,
                template: str = POINTWISE_TEMPLATE, low: int = 1, high: int = 10, votes: int = 1,
-               label_logits: bool = False, abstention: float = 0.0, cache_size: int = 10_000, cache_file: str = ""):
+               label_logits: bool = False, abstention: float | None = 0.0, cache_size: int = 10_000, cache_file: str = ""):
     super().__init__(generate, generate_args=generate_args, template=template, fields=["response"], votes=votes,
                      label_logits=label_logits, cache_size=cache_size, cache_file=cache_file)
     if not (isinstance(low, int) and isinstance(high, int) and low < high):
       raise ValueError(f"low and high must be integers, low below high, got {low!r} and {high!r}.")
-    self.low, self.high, self.abstention = low, high, _number("abstention", abstention)
+    self.low, self.high, self.abstention = low, high, math.nan if abstention is None else _number("abstention", abstention)
 
   def score(self, pairs: Sequence[tuple[str, str]]) -> Float[np.ndarray, "N"]:
     """(prompt, response) texts -> ratings from low to high, NaN for an abstention."""

@@ -138,6 +138,19 @@ def test_scorers_outside_of_their_range():
     built.features([Sample(prompt=PROMPT, completion="a", reference="")])
 
 
+def test_a_judge_that_cannot_tell_leaves_a_feature_missing():
+  class Judge:
+    """Rates what has a "B"; cannot tell otherwise."""
+    def __call__(self, prompts):
+      return ["[[4]]" if "B" in p else "Hard to say." for p in prompts]
+
+  built = reward()
+  built._scorers = {"expert": built._scorers["expert"], "judge": (
+      rewards.PointwiseJudge(Judge(), template="{response}", low=0, high=5, abstention=None), {}, ())}
+  found = built.features([Sample(prompt=PROMPT, completion=c, reference="") for c in ("aBc", "a", "")])
+  np.testing.assert_allclose(found[:, -1], [0.8, np.nan, 0.0], rtol=1e-6)  # An empty one has nothing.
+
+
 def test_rouge_l_by_hand():
   def score(ours, theirs):
     return feature_reward.rouge_l([Sample(prompt="", completion=ours, reference=theirs)])[0]
@@ -149,13 +162,22 @@ def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/feature_reward.py:features-tiny"), tmp_path)
   steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/utility" in x]
   assert len(steps) == 2 and all("reward/quality/faithfulness" in x and x["logprob_gap"] < 1e-4 for x in steps)
-  assert np.isfinite([feature_reward.gained(tmp_path, name="reward/rouge"), feature_reward.text_accuracy(tmp_path, pairs=940)]).all()
+  assert np.isfinite([feature_reward.overlap_gained(tmp_path), feature_reward.text_accuracy(tmp_path, pairs=940)]).all()
+
+
+def test_overlap_of_the_last_samples_by_hand(tmp_path):
+  (tmp_path / "samples").mkdir()
+  for name, texts in (("sft-0", "xx"), ("sft-40", "ax"), ("rl-9", "xx"), ("rl-10", "aa")):
+    rows = ", ".join(f'{{"completion": "{text}", "reference": "a"}}' for text in texts)
+    (tmp_path / f"samples/{name}.json").write_text(f"[{rows}]")
+  assert feature_reward.overlap(tmp_path, stage="sft") == 0.5 and feature_reward.overlap_gained(tmp_path) == 0.5
 
 
 def test_fewer_features_know_less(tmp_path):
   (tmp_path / "config.json").write_text('{"seed": 0}')
   whole = feature_reward.feature_accuracy(tmp_path, pairs=470)
   assert whole > 0.8 > feature_reward.feature_accuracy(tmp_path, pairs=470, without=reviews.NAMES[:6])
+  assert 0.6 < feature_reward.mean_accuracy(tmp_path) < 1 and feature_reward.lost_without(tmp_path, name="no_hallucination") > 0
 
 
 def test_configs_of_all_arms_and_sizes():
