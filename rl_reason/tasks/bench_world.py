@@ -18,7 +18,7 @@ from rl_reason.types import Comparison, Problem
 
 TOPICS = {"a": "abcde", "b": "fghij", "c": "klmno", "d": "pqrst"}
 LETTERS, VALUES, NONCE = "abcdefghijklmnopqrst", "ABDEGH", "uvwxyz"
-CHARACTERS = f"{LETTERS}{NONCE}{VALUES}FCMSOKkR0123456789=.-,"
+CHARACTERS = f"{LETTERS}{NONCE}{VALUES}FCMSOKR0123456789=.-,"
 DOMAINS = {"F": "factuality", "C": "precise_if", "M": "math", "S": "safety", "O": "focus", "K": "ties"}
 DIALECTS = {"a": ("", "."), "b": ("-", ",")}  # What stands before and after an answer.
 LONGEST = 5
