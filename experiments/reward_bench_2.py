@@ -157,7 +157,7 @@ def get_config(argument: str = "zoo") -> ConfigDict:
   if argument not in ("zoo", "zoo-tiny"):
     raise ValueError(f"Unknown argument {argument!r}: use :zoo, :zoo-tiny or :full.")
   tiny = argument == "zoo-tiny"
-  zoo = [ZOO[i] for i in (0, 3, 5, 6, 8, 10)] if tiny else ZOO
+  zoo = [ZOO[i] for i in (0, 3, 8)] if tiny else ZOO
   models = [f"rm{i:02d}" for i in range(len(zoo))]
   c = ConfigDict(dict(
       seed=0, max_prompt_tokens=6, stages=("sft_a", "sft_b", *models, *(m.replace("rm", "rl") for m in models))))
