@@ -162,6 +162,7 @@ def test_completions_of_any_kind_score():
   assert reward_bench_2.right(samples).tolist() == [1, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.slow  # Eight stages, each of which compiles.
 def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/reward_bench_2.py:zoo-tiny"), tmp_path)
   assert sum("reward/right" in x for x in metrics.read_metrics(tmp_path)) == 6
