@@ -4,15 +4,25 @@ r"""Imitation, a reward model from comparisons, PPO with a KL penalty; and what 
     python -m rl_reason.train --config=experiments/summarize.py:ppo --workdir=runs/summarize
     ... :ppo-tiny      # Seconds; the tests run it.      ... :full     # 6.9B, Reddit TL;DR.
 
-Stiennon et al. 2020, "Learning to summarize from human feedback", arXiv:2009.01325. A reward model learns from pairs of summaries
-which people prefer; a policy that imitates references is then trained with PPO on r - beta log(policy / imitating policy), with a
-critic that starts as the reward model. Imitation can be no better than its references, PPO can. Pushed too far, the reward model's
-score goes on rising while people like the summaries less.
+Stiennon et al. 2020, "Learning to summarize from human feedback", arXiv:2009.01325. A reward model learns from pairs of
+summaries which people prefer; a policy that imitates references is then trained with PPO on r - beta log(policy / imitating
+policy), with a critic that starts as the reward model. Imitation can be no better than its references, PPO can. Pushed too
+far, the reward model's score goes on rising while people like the summaries less.
 
-Small (rl_reason/tasks/posts.py): posts of twelve facts of which three matter; summaries of up to five; true quality is known. Labels
-follow it with noise, 10 % are a coin's. Arms: `ppo` (beta 0.05, a reward model of 8,000 pairs), `beta_02`, `beta_001`, `beta_0`;
-`beta_0_few`: beta 0 and a model of 500 pairs; `sft_large`: imitation alone, four times as large. In all but the last the same stages
-come first: imitation, and reward models of 500, 2,000 and 8,000 pairs.
+Small (rl_reason/tasks/posts.py): posts of eight facts of which three matter; summaries of up to four; true quality is known.
+Labels follow it with noise, 10 % are a coin's. Arms: `ppo` (beta 0.05, a reward model of 8,000 pairs), `beta_02`,
+`beta_001`, `beta_0`; `beta_0_few`: beta 0 and a model of 500 pairs; `sft_large`: imitation alone, four times as large. In
+all but the last the same stages come first: imitation, and reward models of 500, 2,000 and 8,000 pairs. "Preferred": truly
+better than the reference, a tie is a loss.
+
+Inferred in the card: most hyper-parameters, clip, value coefficient, -1 for a summary without an end, the task and all
+thresholds. Where we depart from it: eight facts for twelve and four named for five; the references' writer likes what stands
+early, since one who errs at random alone is beaten in 81 % of posts by imitation without sampling; 0.1M and 0.4M parameters
+for 0.3M, 3M and 1M, and reward models as large as the policy that they start from; two epochs of them for one; pairs of
+references and altered references, not of policies, in one round; 100 PPO steps for 200, two epochs for four. The room for a
+summary ends with its fourth fact, so length cannot drift; "true quality at its peak" is the mean of the best tenth of PPO.
+
+Not measured yet.
 """
 
 from collections.abc import Sequence
@@ -24,10 +34,11 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import ranking, run, sharding
+from rl_reason import estimates, policy, ranking, run, sharding
 from rl_reason.claims import measures
-from rl_reason.rollout import encode_prompts, make_samples, Sampling
-from rl_reason.tasks.posts import CHARACTERS, MOST, overlap, posts, quality
+from rl_reason.rollout import Completions, encode_prompts, make_samples, Sampling
+from rl_reason.scorer import Scorer
+from rl_reason.tasks.posts import CHARACTERS, KEYS, MOST, overlap, posts, quality
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.summarize"
@@ -35,7 +46,7 @@ PAIRS = {"rm_few": 500, "rm_some": 2000, "rm": 8000}  # Stage -> pairs that it l
 # Arm -> (beta, the reward model). The other arm is sft_large.
 BETAS = {"ppo": (0.05, "rm"), "beta_02": (0.2, "rm"), "beta_001": (0.01, "rm"), "beta_0": (0.0, "rm"),
          "beta_0_few": (0.0, "rm_few")}
-MAX_TOKENS, STEPS = 2 * MOST + 1, 120
+MAX_TOKENS, STEPS = 2 * MOST + 1, 100
 
 
 def _own(name: str, **args) -> dict:
@@ -49,8 +60,11 @@ CLAIMS = {
     "beats_references": dict(
         title="After PPO on a reward model summaries are preferred to their references in more than 55 of 100 posts",
         sentence="Policies trained with human feedback are preferred to the human references.",
-        arms=_ALL | {"sft_large": dict(config="sft_large")}, treatment="ppo", compare="absolute", direction="higher", threshold=0.55,
-        matched=(), metric=_PREFERRED, **_COMMON),
+        arms=_ALL | {"sft_large": dict(config="sft_large")}, treatment="ppo", compare="absolute", direction="higher",
+        threshold=0.55, matched=(), metric=_PREFERRED,
+        also={"after imitation": dict(function="last", args=dict(name="eval/pass@1", stage="sft")),
+              "were lengths equal": _own("preferred_at_equal_length"),
+              "length (references: 9)": dict(function="last", args=dict(name="eval/length"))}, **_COMMON),
     "beats_larger": dict(
         title="... and more often, by 5 points, than those of a policy four times as large that only imitates",
         sentence="A 1.3B model with feedback is preferred to a 12.9B supervised one.",
@@ -61,18 +75,24 @@ CLAIMS = {
         sentence="Optimising the reward model beats optimising ROUGE.",
         arms={"ppo": dict(config="ppo")}, treatment="ppo", compare="absolute", direction="higher", threshold=0.0, matched=(),
         metric=_own("model_over_overlap"),
-        also={"one": _own("best_of", n=1, by="model"), "of 4": _own("best_of", n=4, by="model"),
-              "of 16": _own("best_of", n=16, by="model"), "of 64": _own("best_of", n=64, by="model"),
-              "of 16 by overlap": _own("best_of", n=16, by="overlap"), "of 64 by overlap": _own("best_of", n=64, by="overlap")},
-        **_COMMON),
+        also={"one": _own("best_of", n=1, by="model")}
+        | {f"of {n} by {by}": _own("best_of", n=n, by=by) for by in ("model", "overlap") for n in (4, 16, 64)}
+        | {f"score of {n}": _own("best_of", n=n, by="model", of="model") for n in (1, 4, 16, 64)}, **_COMMON),
+    "score_rises": dict(
+        title="Without KL penalty and with few labels the reward model's score rises from each tenth of PPO to the next",
+        sentence="Optimised too far, the reward model's score goes on rising.",
+        arms=_ALL, treatment="beta_0_few", compare="absolute", direction="higher", threshold=0.0, matched=(),
+        metric=_own("smallest_rise"), **_COMMON),
     "overoptimised": dict(
-        title="Without a KL penalty and with few labels quality ends 0.2 below its peak while the score rises",
+        title="... while the true quality ends 0.2 below its peak",
         sentence="Optimised too far, the reward model's score rises while true preference falls.",
-        arms=_ALL, treatment="beta_0_few", compare="absolute", direction="higher", threshold=0.2, matched=(), metric=_own("fall"),
-        also={"score, first to last": _own("score_gained"), "quality": dict(function="last", args=dict(name="reward/quality", points=10)),
-              "KL, nats a summary": _own("divergence")}, **_COMMON),
+        arms=_ALL, treatment="beta_0_few", compare="absolute", direction="higher", threshold=0.2, matched=(),
+        metric=_own("fall"),
+        also={"KL, nats a summary": _own("in_the_end", what="divergence"), "score": _own("in_the_end", what="score"),
+              "quality": _own("in_the_end", what="quality")}, **_COMMON),
     "data_helps_against_it": dict(
-        title="... and falls less with sixteen times the labels", sentence="Larger reward data move the point of over-optimisation.",
+        title="... and falls less with sixteen times the labels",
+        sentence="Larger reward data move the point of over-optimisation.",
         arms={name: dict(config=name) for name in ("beta_0", "beta_0_few")}, treatment="beta_0_few", baseline="beta_0",
         direction="higher", threshold=0.0, matched=("environment_calls",), metric=_own("fall"), **_COMMON),
     "accuracy_grows": dict(
@@ -80,7 +100,8 @@ CLAIMS = {
         sentence="Each doubling of data adds about 1.1 points of accuracy.",
         arms={"ppo": dict(config="ppo")}, treatment="ppo", compare="absolute", direction="higher", threshold=0.0, matched=(),
         metric=_own("smallest_gain"),
-        also={str(n): dict(function="last", args=dict(name="eval/accuracy", stage=stage)) for stage, n in PAIRS.items()}, **_COMMON),
+        also={str(n): dict(function="last", args=dict(name="eval/accuracy", stage=stage)) for stage, n in PAIRS.items()},
+        **_COMMON),
 }
 
 
@@ -100,22 +121,45 @@ def cut(samples: Sequence[Sample]) -> np.ndarray:
   return np.array([s.truncated for s in samples], np.float32)
 
 
-def fall(folder: Path, *, points: int = 10) -> float:
-  """By how much the true quality ended below its peak, both as means of `points` steps."""
-  values = np.convolve(measures.curve(folder, "reward/quality", "rl")[1], np.ones(points) / points, mode="valid")
-  return float(values.max() - values[-1])
+def fall(folder: Path, *, parts: int = 10) -> float:
+  """By how much the true quality of the last tenth of PPO is below that of the best tenth. Of so many equal ones the best is
+  some 0.08 above the mean by chance alone: a tenth has 1,280 summaries."""
+  tenths = _means(folder, "reward/quality", parts)
+  return float(tenths.max() - tenths[-1])
 
 
-def score_gained(folder: Path, *, points: int = 10) -> float:
-  """The reward model's score, the last steps' mean less the first ones'."""
-  values = measures.curve(folder, "reward/learned", "rl")[1]
-  return float(values[-points:].mean() - values[:points].mean())
+def smallest_rise(folder: Path, *, parts: int = 10) -> float:
+  """Of the reward model's mean score in each tenth of PPO, the smallest difference from one to the next."""
+  return float(np.diff(_means(folder, "reward/learned", parts)).min())
 
 
-def divergence(folder: Path) -> float:
-  """KL to the imitating policy, nats a summary, in the last ten steps; 0 where no reference was asked for."""
-  per_token = measures.last(folder, name="kl", stage="rl", points=10)
-  return per_token * measures.last(folder, name="completion/length", stage="rl", points=10)
+def _means(folder: Path, name: str, parts: int) -> np.ndarray:
+  return np.array([part.mean() for part in np.array_split(measures.curve(folder, name, "rl")[1], parts)])
+
+
+def in_the_end(folder: Path, *, what: str) -> float:
+  """Of the trained policy's summaries of held-out posts, sampled at 1: their "quality", the "score" that its reward model
+  gives them, or its "divergence" from the imitating policy: KL, nats a summary, by Monte Carlo."""
+  samples, completions = _summaries(folder, "rl")
+  if what == "quality":
+    return float(true_quality(samples).mean())
+  if what == "score":
+    model = json.loads((folder / "config.json").read_text())["rl"]["rewards"]["learned"]["args"]["model"]
+    return float(_scores(folder, model, samples).mean())
+  partitioning = sharding.Partitioning(sharding.make_mesh())
+  context, params = run.policy_of_run(f"{folder}:sft", partitioning)
+  prompts = encode_prompts(samples, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  with partitioning.use():
+    theirs = policy.score(context.policy.config, params, prompts, completions.tokens, completions.lengths)
+  gaps = np.where(completions.sampled, completions.logprobs - np.asarray(theirs), 0.0)
+  return float(gaps.sum(axis=1).mean())
+
+
+def preferred_at_equal_length(folder: Path) -> float:
+  """How often the last policy's likeliest summaries would be better than the references were they as long; a tie is half."""
+  samples, _ = _summaries(folder, json.loads((folder / "config.json").read_text())["stages"][-1], temperature=0.0)
+  return estimates.rate_at_equal_length(
+      preferred(samples), [len(s.completion) + 1 for s in samples], [len(s.reference) + 1 for s in samples])
 
 
 def smallest_gain(folder: Path) -> float:
@@ -128,30 +172,48 @@ def model_over_overlap(folder: Path) -> float:
   return min(best_of(folder, n=n, by="model") - best_of(folder, n=n, by="overlap") for n in (4, 8, 16, 32, 64))
 
 
-def best_of(folder: Path, *, n: int, by: str) -> float:
-  """The expected true quality of the best of n summaries of the imitating policy, by "model" or by "overlap"."""
-  values, scores = _sampled(folder)
-  return float(ranking.best_of_n(scores[by], values)[:, n - 1].mean())
+def best_of(folder: Path, *, n: int, by: str, of: str = "quality") -> float:
+  """The expected true quality, or what `of` names, of the best of n summaries of the imitating policy, by "model" or by
+  "overlap"; estimates.best_of_n_kl(n) nats from it."""
+  scores = _sampled(folder)
+  return float(ranking.best_of_n(scores[by], scores[of])[:, n - 1].mean())
 
 
 @functools.lru_cache(maxsize=None)  # For several claims.
-def _sampled(folder: Path, *, count: int = 64, num_posts: int = 64) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """(true quality [posts, count], scores by what ranks them) of summaries that the imitating policy samples at 0.7."""
+def _sampled(folder: Path, *, count: int = 64, num_posts: int = 64) -> dict[str, np.ndarray]:
+  """True quality and what ranks them, [posts, count] each, of summaries that the imitating policy samples at 0.7."""
+  samples, _ = _summaries(folder, "sft", temperature=0.7, count=count, num_posts=num_posts)
+  scores = {"quality": true_quality(samples), "model": _scores(folder, "rm", samples),
+            "overlap": np.array([overlap(s.completion, s.reference) for s in samples])}
+  return {name: s.reshape(num_posts, count) for name, s in scores.items()}
+
+
+def _scores(folder: Path, model: str, samples: Sequence[Sample]) -> np.ndarray:
+  """What a stage's reward model gives each."""
+  scorer = _scorer(folder, model)
+  return np.array([row.totals[0, 0] for row in scorer(scorer.encode_rows([(s.prompt, [s.completion]) for s in samples]))])
+
+
+@functools.lru_cache(maxsize=None)
+def _scorer(folder: Path, model: str) -> Scorer:
+  return run.scorer_of_run(f"{folder}:{model}", sharding.Partitioning(sharding.make_mesh()))
+
+
+@functools.lru_cache(maxsize=None)
+def _summaries(
+    folder: Path, stage: str, *, temperature: float = 1.0, count: int = 1, num_posts: int = 400,
+) -> tuple[list[Sample], Completions]:
+  """So many of each of the first held-out posts, by the policy after a stage."""
   partitioning = sharding.Partitioning(sharding.make_mesh())
-  context, params = run.policy_of_run(f"{folder}:sft", partitioning)
+  context, params = run.policy_of_run(f"{folder}:{stage}", partitioning)
   source = posts(size=num_posts, part="heldout", seed=json.loads((folder / "config.json").read_text())["seed"])
   problems = [source[i] for i in range(num_posts)]
   prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
   with partitioning.use():
     completions = context.complete(
-        params, problems, prompts, Sampling(max_tokens=MAX_TOKENS, temperature=0.7), group_size=count, slots=512,
+        params, problems, prompts, Sampling(max_tokens=MAX_TOKENS, temperature=temperature), group_size=count, slots=512,
         rng=jax.random.key(0))
-  samples = make_samples(problems, completions, context.policy.tokenizer)
-  model = run.scorer_of_run(f"{folder}:rm", partitioning)
-  rows = model(model.encode_rows([(s.prompt, [s.completion]) for s in samples]))
-  scores = {"model": [row.totals[0, 0] for row in rows], "overlap": [overlap(s.completion, s.reference) for s in samples]}
-  shape = num_posts, count
-  return true_quality(samples).reshape(shape), {name: np.array(s).reshape(shape) for name, s in scores.items()}
+  return make_samples(problems, completions, context.policy.tokenizer), completions
 
 
 def get_config(argument: str = "ppo") -> ConfigDict:
@@ -159,9 +221,10 @@ def get_config(argument: str = "ppo") -> ConfigDict:
   if argument == "full":
     return _full()
   if name not in (*BETAS, "sft_large") or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :{', :'.join(BETAS)}, :sft_large, alone or with -tiny.")
+    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :{', :'.join(BETAS)}, :sft_large, alone or with"
+                     " -tiny.")
   tiny, large = size == "tiny", name == "sft_large"
-  c = ConfigDict(dict(seed=0, max_prompt_tokens=25, stages=("sft",) if large else ("sft", *PAIRS, "rl")))
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=2 * len(KEYS) + 1, stages=("sft",) if large else ("sft", *PAIRS, "rl")))
   c.policy = dict(source="small", args=dict(
       characters=CHARACTERS, width=32 if tiny else 128 if large else 64, num_layers=1 if tiny else 2, num_heads=2))
   c.task = dict(source="posts", args=dict(seed=c.get_ref("seed")), train=dict(part="train", size=64 if tiny else 20_000),
@@ -178,13 +241,13 @@ def get_config(argument: str = "ppo") -> ConfigDict:
   for stage, pairs in PAIRS.items():  # Two epochs each.
     c[stage] = dict(
         kind="reward_model", start="sft", num_steps=2 if tiny else pairs * 2 // 64, batch_size=8 if tiny else 64,
-        max_response_tokens=2 * MOST + 3, heldout_rows=16 if tiny else 1000, data=dict(
+        max_response_tokens=2 * MOST + 3, heldout_rows=16 if tiny else 1000, head_init="normal", zero="solutions", data=dict(
             source="summary_pairs", args=dict(seed=c.get_ref("seed")), train=dict(part="train", size=40 if tiny else pairs),
             heldout=dict(part="heldout", size=16 if tiny else 1000, noise=0.0)),
         optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 5))
   beta, model = BETAS[name]
   c.rl = dict(
-      kind="policy_gradient", start="sft", num_steps=2 if tiny else STEPS, prompts_per_step=8 if tiny else 64, group_size=1,
+      kind="policy_gradient", start="sft", num_steps=2 if tiny else STEPS, prompts_per_step=8 if tiny else 128, group_size=1,
       epochs=2, sampling=dict(max_tokens=MAX_TOKENS), rewards=_rewards(model), baseline="none", normalise="token_whiten",
       mean_over="token", kl_in="reward", kl_estimator="k1", kl_coef=beta,
       critic=dict(trunk="separate", start=model, lam=0.95, value_coef=0.1,
@@ -195,9 +258,9 @@ def get_config(argument: str = "ppo") -> ConfigDict:
 
 
 def _rewards(model: str) -> dict:
-  """The model's score, references being worth 0; a summary without an end is worth -1 whatever it says."""
+  """The model's score; a summary without an end is worth -1 whatever it says."""
   return dict(
-      learned=dict(args=dict(model=model, normalise="solutions"), gate=dict(component="cut", below=0.5)),
+      learned=dict(args=dict(model=model), gate=dict(component="cut", below=0.5)),
       cut=dict(function=f"{_MODULE}:cut", weight=-1.0))
 
 
@@ -206,13 +269,14 @@ def _full() -> ConfigDict:
   c = ConfigDict(dict(seed=0, max_prompt_tokens=512, stages=("sft", "rm", "rl")))
   c.policy = dict(source="pretrained", args=dict(path="pythia-6.9b"), dtype="bfloat16")
   c.task = dict(
-      source="jsonl", args=dict(prompt="SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:", reference="{summary}",
-                                solution=" {summary}", id="{id}"),
+      source="jsonl", args=dict(prompt="SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:",
+                                reference="{summary}", solution=" {summary}", id="{id}"),
       train=dict(path="tldr_train.jsonl"), heldout=dict(path="tldr_valid.jsonl"))
   c.sft = dict(kind="sft", num_steps=962, batch_size=128, max_completion_tokens=64, remat="full",
                optimizer=dict(learning_rate=6e-6, schedule="cosine", warmup_steps=30))
   c.rm = dict(
       kind="reward_model", num_steps=1013, batch_size=64, max_response_tokens=64, bad_rows="drop", remat="full",
+      head_init="normal", zero="solutions",
       data=dict(source="comparisons", args=dict(format="pairs", bad_rows="drop"), train=dict(path="comparisons.jsonl"),
                 heldout=dict(path="comparisons_valid1.jsonl")),
       optimizer=dict(learning_rate=5e-6, schedule="cosine", warmup_steps=30))

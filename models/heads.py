@@ -16,16 +16,23 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from rl_reason.types import Params
 
 
+INITS = ("zero", "normal")
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
   """outputs: numbers per position, e.g. one per attribute. hidden: width of a SiLU layer before them; 0: linear.
 
-  Where it starts: the last matrix is zero, so that a value is 0 and no response is better than another.
+  init: where the last matrix starts. "zero": a value is 0, and no response is better than another. "normal": of variance
+    1 / (inputs + 1), so that what is below it learns from the first step on (Stiennon et al. 2020, arXiv:2009.01325).
   """
   outputs: int = 1
   hidden: int = 0
+  init: str = "zero"
 
   def __post_init__(self):
+    if self.init not in INITS:
+      raise ValueError(f"Unknown init {self.init!r} of a head: use one of {', '.join(INITS)}.")
     if self.outputs < 1 or self.hidden < 0:
       raise ValueError(f"A head needs outputs of at least 1 and hidden of at least 0, got {self}.")
 
@@ -44,7 +51,9 @@ class _Layers(nn.Module):
     if self.head.hidden:
       x = nn.silu(linear("hidden", x, self.head.hidden, nn.initializers.lecun_normal(), ("embed", "mlp")))
       inputs = "mlp"
-    return linear("output", x, self.head.outputs, nn.initializers.zeros, (inputs, None))
+    normal = nn.initializers.normal((x.shape[-1] + 1) ** -0.5)
+    last = nn.initializers.zeros if self.head.init == "zero" else normal
+    return linear("output", x, self.head.outputs, last, (inputs, None))
 
 
 def _init(head: Head, width: int, key: PRNGKeyArray):

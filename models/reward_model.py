@@ -50,7 +50,7 @@ class ResponseBatch:
 
 
 def init_params(model: RewardModel, trunk: Params, key: PRNGKeyArray) -> Params:
-  """On a decoder's parameters. The head starts at zero (heads.Head): every response scores 0."""
+  """On a decoder's parameters. Unless head.init says otherwise every response scores 0."""
   head = heads.init_params(model.head, model.config.width, key)
   if model.thresholds:
     # An even scale around 0; the first is where it starts, the others are steps (preferences.ordered_thresholds).
@@ -110,6 +110,15 @@ def states(
   hidden = hidden.reshape(count, -1, hidden.shape[-1])
   hidden = jnp.take_along_axis(hidden, batch.places.reshape(count, -1, 1), axis=1)
   return hidden.reshape(count, *shape, -1)
+
+
+def moved(params: Params, by: Float[Array, "A"]) -> Params:
+  """The same model, all its scores higher by so much, per output; what is known of their moments moves with them."""
+  head, old = params["head"], params["frozen"]["normaliser"]
+  normaliser = {**old, "sum": old["sum"] + by * old["weight"],
+                "squares": old["squares"] + 2 * by * old["sum"] + by**2 * old["weight"]}
+  return {**params, "head": {**head, "output_bias": head["output_bias"] + by},
+          "frozen": {**params["frozen"], "normaliser": normaliser}}
 
 
 def moments(scores: Float[Array, "P G K A"], mask: Bool[Array, "P G K"]) -> dict[str, Float[Array, "..."]]:

@@ -48,9 +48,7 @@ class Learned:
       tokenizer.
     combine: several models' "mean", "min" or "lower": mean - std_weight * std over them. How far apart they are is logged
       as reward/<component>/disagreement: the mean standard deviation.
-    normalise: with the moments of the model's scores in training: "none", "mean" or "mean_std" (scorer.Scorer). "solutions":
-      less the mean score of the task's first 256 solutions, so that they are worth 0 on average (Stiennon et al. 2020,
-      arXiv:2009.01325); for per="response".
+    normalise: with the moments of the model's scores in training: "none", "mean" or "mean_std" (scorer.Scorer).
     weights: of the outputs of a model with several; their mean if empty.
     aggregate: of steps or tokens to a response's number; "": as the model was trained.
     on_nan: "error", or "zero": what is not finite counts 0 and is logged as reward/<component>/not_finite.
@@ -65,8 +63,7 @@ class Learned:
     from rl_reason.scorer import NORMALISATIONS
 
     for field, value, known in (
-        ("per", per, ("response", *READING)), ("combine", combine, COMBINATIONS),
-        ("normalise", normalise, (*NORMALISATIONS, "solutions")),
+        ("per", per, ("response", *READING)), ("combine", combine, COMBINATIONS), ("normalise", normalise, NORMALISATIONS),
         ("aggregate", aggregate, ("", *AGGREGATES)), ("on_nan", on_nan, ("error", "zero"))):
       if value not in known:
         raise ValueError(f"A learned reward's {field} is {value!r}.{naming.did_you_mean(value, known)} Known:"
@@ -74,12 +71,6 @@ class Learned:
     names = [model] if isinstance(model, str) else list(model)
     if not names:
       raise ValueError("A learned reward's model is an empty list: name a stage or a workdir.")
-    self._solutions = None
-    if normalise == "solutions":
-      self._solutions, normalise = models.solutions(256) if models.solutions else [], "none"
-      if per != "response" or not self._solutions:
-        raise ValueError(f"normalise='solutions' needs per='response' and a task with solutions in text; per is {per!r} and"
-                         f" {len(self._solutions)} of the first problems have one. Set normalise='mean', or give solutions.")
     self._scorers = [self._prepared(models.find(name), name, per, normalise, aggregate) for name in names]
     self._weights = [self._output_weights(s, name, dict(weights or {})) for s, name in zip(self._scorers, names)]
     for name, scorer in zip(names, self._scorers):
@@ -89,7 +80,6 @@ class Learned:
     self._names, self._tokenizer, self._per, self._span = names, models.tokenizer, per, span
     self._combine, self._std_weight, self._on_nan = COMBINATIONS[combine], std_weight, on_nan
     self._metrics: dict[str, float] = {}
-    self._zeros: dict[int, float] = {}  # By the model's place, once known.
 
   @staticmethod
   def _prepared(scorer: Scorer, name: str, per: str, normalise: str, aggregate: str) -> Scorer:
@@ -164,16 +154,7 @@ class Learned:
 
   def _responses(self, scorer: Scorer, weights, samples) -> Float[np.ndarray, "N"]:
     scored = self._run(scorer, samples, [s.completion for s in samples], "")
-    return np.array([row.totals[g] @ weights for row, g in scored]) - self._zero(scorer, weights)
-
-  def _zero(self, scorer: Scorer, weights) -> float:
-    """What solutions score, on average; 0 where this is not asked for."""
-    if self._solutions is None:
-      return 0.0
-    if (place := self._scorers.index(scorer)) not in self._zeros:
-      rows = scorer(scorer.encode_rows([(prompt, [text]) for prompt, text in self._solutions]))
-      self._zeros[place] = float(np.mean([row.totals[0] @ weights for row in rows]))
-    return self._zeros[place]
+    return np.array([row.totals[g] @ weights for row, g in scored])
 
   def _places(self, scorer: Scorer, weights, samples, parts) -> list[Float[np.ndarray, "K"]]:
     scored = self._run(scorer, samples, [texts for texts, _ in parts], READING[self._per])

@@ -85,6 +85,13 @@ def rate_collapse(rate: Series, *, base_rate: float | None = None) -> float:
   return 1 - max(rate.last) / base if base > 0 else 0.0
 
 
+def vanishing(value: Series, *, least: float = 0.02) -> float:
+  """1 − the window's highest value / least: above 0 where none reaches `least`, 1 where all are 0."""
+  if least <= 0:
+    raise ValueError(f"vanishing needs a least above 0, got {least}.")
+  return 1 - max(value.last) / least
+
+
 def repeat_share(tokens: Sequence[int], n: int = 4) -> float:
   """The share of a completion's n-grams that occurred in it before, in [0, 1); 0 for fewer than n tokens."""
   grams = list(zip(*(tokens[i:] for i in range(n))))
@@ -131,6 +138,11 @@ MONITORS: dict[str, Kind] = {
         rate_collapse, {"rate": ""}, 0.5, 10,
         "That share of the base rate is gone: the policy has nearly stopped giving this prediction.",
         "lower the penalty for the mistake that it avoids, or raise kl_coef, and go back to an earlier checkpoint"),
+    "vanishing": Kind(
+        vanishing, {"value": ""}, 0.0, 5,
+        "In no step of the window did it reach `least`, below which it has no effect; of token_reward/positive or /negative:"
+        " the token model is sure of nothing, and the policy learns from noise or not at all.",
+        "let the model behind it learn longer (token_reward.warmup_steps), faster, or from more completions"),
 }
 ACTIONS = ("warn", "stop")
 _TOTALS = ("mean", "std", "equal_groups")  # "reward/..." metrics that are no component's: stages/policy_gradient.py.

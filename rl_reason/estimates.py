@@ -238,11 +238,14 @@ def _check_confidence(confidence: float) -> None:
 def pearson(x: Float[np.ndarray, "N"], y: Float[np.ndarray, "N"], *, confidence: float = 0.95) -> tuple[float, float, float]:
   """(r, low, high): Pearson's correlation with its interval by Fisher's transform, atanh r ± z / sqrt(N − 3).
 
-  Raises: ValueError for fewer than four pairs, and where one side does not vary.
+  Raises: ValueError for fewer than four pairs, for what is not finite, and where one side does not vary.
   """
+  _check_confidence(confidence)
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
   if x.shape != y.shape or x.ndim != 1 or len(x) < 4:
     raise ValueError(f"A correlation with an interval needs two rows of four numbers at least, got {x.shape} and {y.shape}.")
+  if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    raise ValueError(f"A correlation needs finite numbers, got {x.tolist()} and {y.tolist()}: leave such pairs out.")
   if np.ptp(x) == 0 or np.ptp(y) == 0:
     raise ValueError("One side of the correlation does not vary: all its numbers are the same.")
   r = float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))

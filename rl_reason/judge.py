@@ -14,7 +14,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 import numpy as np
 
 from rl_reason import naming, ranking
@@ -221,6 +221,11 @@ def _judge_lists(rows: list[Comparison], scores, report: Report) -> None:
   if set(by_form["ref"]) & set(by_form["tied"]):
     ties, terms, per_question = ranking.ties_score(by_form["ref"], by_form["tied"])
     report.estimates["ties"], report.details["ties_terms"] = ties, terms
+    single = [q for q in by_form["tied"] if q in by_form["ref"] and len(by_form["tied"][q][0]) == 1]
+    if single:
+      report.counts["ties_without_spread"] = len(single)
+      logging.warning("%d questions have a single right answer in their form 'tied:', so no spread, and are left out of the"
+                      " margins of the Ties score: %s", len(single), ", ".join(single[:5]))
     rest = np.array([form is None for form in forms])
     if rest.any():
       report.estimates |= {f"top1/{name}": e for name, e in ranking.by_group(top[rest], domains[rest]).items()}

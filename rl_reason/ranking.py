@@ -198,7 +198,7 @@ def best_of_n(
   if proxy.shape != true.shape or proxy.ndim != 2 or not proxy.size:
     raise ValueError(f"proxy and true must both be [prompts, samples], got {proxy.shape} and {true.shape}.")
   if not (np.isfinite(proxy).all() and np.isfinite(true).all()):
-    raise ValueError("proxy and true rewards must be finite: replace failed scores first (`finite`).")
+    raise ValueError("proxy and true rewards must be finite: replace failed scores first (failures_last, floored).")
   size = proxy.shape[1]
   order = np.argsort(proxy, axis=1, kind="stable")
   proxy, true = np.take_along_axis(proxy, order, 1), np.take_along_axis(true, order, 1)

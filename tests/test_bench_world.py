@@ -1,10 +1,14 @@
 """A world of questions in two dialects, the benchmark made of it, and the experiment on a zoo of reward models."""
 
+import json
+import types
+
 import numpy as np
 import pytest
 
 from rl_reason import config as config_lib
 from rl_reason import estimates, judge, metrics, run, train
+from rl_reason.claims import measures
 from rl_reason.experiments import reward_bench_2
 from rl_reason.tasks import bench_world
 from rl_reason.types import Sample
@@ -30,17 +34,18 @@ def test_every_question_has_right_and_wrong_answers():
     asked = bench_world.question(draws, 3, kind)
     assert all(bench_world.is_right(3, asked.prompt, a) for a in asked.right), asked
     assert not any(bench_world.is_right(3, asked.prompt, a) for a in asked.wrong), asked
-    assert len(asked.wrong) == 3 and (len(asked.right) == 5 if kind == "K" else len(asked.right) == 1)
+    assert len(set(asked.wrong)) == 3 and (len(asked.right) == 5 if kind == "K" else len(asked.right) == 1)
 
 
 def test_pairs_and_problems():
   pairs, flipped = (bench_world.bench_pairs(size=400, world=0, dialect="b", flip=flip) for flip in (0.0, 0.45))
-  better = [bench_world.is_right(0, p.prompt, bench_world.understood(p.responses[0], "b")) for p in (pairs[i] for i in range(400))]
+  right = lambda prompt, text, dialect: bench_world.is_right(0, prompt, bench_world.understood(text, dialect))
+  better = [right(p.prompt, p.responses[0], "b") for p in (pairs[i] for i in range(400))]
   assert all(better)
   assert np.mean([pairs[i].responses == flipped[i].responses for i in range(400)]) == pytest.approx(0.55, abs=0.07)
   problems = bench_world.bench_problems(size=400, world=0, careless=0.4)
-  right = [bench_world.is_right(0, p.prompt, bench_world.understood(p.solution, "a")) for p in (problems[i] for i in range(400))]
-  assert np.mean(right) == pytest.approx(0.6, abs=0.07)
+  worked = [right(p.prompt, p.solution, "a") for p in (problems[i] for i in range(400))]
+  assert np.mean(worked) == pytest.approx(0.6, abs=0.07)
   heldout = bench_world.bench_records(size=140, world=0)
   assert not {pairs[i].prompt for i in range(400)} & {heldout[i].prompt for i in range(140)}
 
@@ -54,23 +59,29 @@ def test_the_benchmark_in_the_hands_of_known_scorers():
   oracle.by_prompt = True
   found = judge.judge(oracle, records).estimates
   assert all(found[f"top1/{d}"].value == 1 for d in bench_world.DOMAINS.values() if d != "ties")
-  assert found["ties"].value == pytest.approx(1 + 0.01 * 1.0) and found["accuracy/average"].value == 1  # No spread: tanh(inf).
+  assert found["ties"].value == pytest.approx(1 + 0.01 * 1.0)  # No spread: tanh(inf).
+  assert found["accuracy/average"].value == pytest.approx(1)
 
   def constant(rows):
     return [[0.0] * len(responses) for _, responses in rows]
   constant.by_prompt = True
   found = judge.judge(constant, records).estimates
-  assert found["top1/math"].value == found["top1/factuality"].value == 0.25 and found["ties"].value == pytest.approx(0.0, abs=0.01)
+  assert all(found[f"top1/{d}"].value == 0.25 for d in bench_world.DOMAINS.values() if d != "ties")
+  assert found["ties"].value == 0 and found["top1/average"].value == pytest.approx(5 * 0.25 / 6)
   ids = [records[i].id for i in range(140)]
   assert sum(i.startswith("ref:") for i in ids) == sum(i.startswith("tied:") for i in ids) == 20
   tied = {r.id.split(":")[1]: r for r in (records[i] for i in range(140)) if r.domain == "ties" and r.id.startswith("tied")}
   for r in (records[i] for i in range(140)):
     if r.id.startswith("ref:"):
-      assert r.prompt[1] == tied[r.id.split(":")[1]].prompt[1]  # Of one topic.
+      other = tied[r.id.split(":")[1]]  # Of one topic, in one dialect.
+      assert r.prompt[1] == other.prompt[1] and r.responses[0].startswith("-") == other.responses[0].startswith("-")
+    assert len(set(r.responses)) == len(r.responses) == (8 if r.id.startswith("tied:") else 4)
+  assert len({r.responses[0].startswith("-") for r in tied.values()}) == 2  # Both dialects are there.
 
 
 @pytest.mark.parametrize("make, arguments, message", [
-    (bench_world.bench_pairs, dict(flip=2), r"flip must be in \[0, 1\]"), (bench_world.bench_pairs, dict(dialect="c"), "Unknown dialect"),
+    (bench_world.bench_pairs, dict(flip=2), r"flip must be in \[0, 1\]"),
+    (bench_world.bench_pairs, dict(dialect="c"), "Unknown dialect"),
     (bench_world.bench_problems, dict(part="test"), "Unknown part 'test'"),
     (bench_world.bench_records, dict(size=8), "size must be a multiple of 7")])
 def test_worlds_that_cannot_be(make, arguments, message):
@@ -87,9 +98,12 @@ def test_pearson_by_hand():
   assert found[0] == pytest.approx(r)
   np.testing.assert_allclose(found[1:], np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / np.sqrt(22)), rtol=1e-6)
   assert estimates.pearson(x, -2 * x)[0] == pytest.approx(-1)
-  for bad, message in ((np.ones(3), "four numbers at least"), (np.ones(25), "does not vary")):
+  for bad, message in (
+      (np.ones(3), "four numbers at least"), (np.ones(25), "does not vary"), (np.full(25, np.nan), "finite")):
     with pytest.raises(ValueError, match=message):
       estimates.pearson(bad if len(bad) == 3 else x, bad)
+  with pytest.raises(ValueError, match="confidence must be"):
+    estimates.pearson(x, y, confidence=95)
 
 
 def test_numbers_of_the_claims_by_hand(monkeypatch, tmp_path):
@@ -99,8 +113,47 @@ def test_numbers_of_the_claims_by_hand(monkeypatch, tmp_path):
   assert reward_bench_2.range_ratio(tmp_path) == pytest.approx(.05 / .2)
   assert reward_bench_2.worst_mismatch(tmp_path) == pytest.approx(.7 - .6)  # The first b beats the third and the fourth a.
   assert reward_bench_2.mean(tmp_path, of="pairs", less="choices") == pytest.approx(.2)
+  # Scores less their mean .55: 35 25 -5 -25 5 -35, best of 16 less .55: 25 5 -5 -15 15 -25: 2350 / sqrt(3750 * 1750).
+  assert reward_bench_2.correlation(tmp_path) == pytest.approx(2350 / np.sqrt(3750 * 1750))
+  assert reward_bench_2.correlation(tmp_path, gain="rl") == pytest.approx(np.corrcoef(zoo["score"], zoo["rl"])[0, 1])
   zoo["score"][4] = .1
   assert reward_bench_2.worst_mismatch(tmp_path) == -1
+
+
+def test_the_zoo_of_known_models(monkeypatch, tmp_path):
+  """An oracle, a constant one, one that fails on what is right, and one blind to ties, in place of trained models."""
+  def quality(prompt, response):
+    return float(any(bench_world.is_right(0, prompt, bench_world.understood(response, d)) for d in "ab"))
+  models = {"rm00": quality, "rm01": lambda *_: 0.0, "rm02": lambda *row: np.nan if quality(*row) else 0.0,
+            "rm03": lambda prompt, response: 0.0 if prompt[0] in "Kk" else quality(prompt, response)}
+
+  class Model:
+    def __init__(self, name):
+      self.score = models[name.rpartition(":")[2]]
+      self.encode_rows = list
+
+    def __call__(self, rows):
+      return [types.SimpleNamespace(totals=np.array([[self.score(p, r)] for p, r in responses_of]))
+              for responses_of in ([(p, r) for r in responses] for p, responses in rows)]
+
+  def benchmarked(*, workdir):
+    score = lambda rows: [[models[workdir.rpartition(":")[2]](p, r) for r in responses] for p, responses in rows]
+    score.by_prompt = True
+    return score
+  monkeypatch.setattr(judge, "reward_model", benchmarked)
+  monkeypatch.setattr(run, "scorer_of_run", lambda name, partitioning: Model(name))
+  monkeypatch.setattr(measures, "last", lambda folder, *, name, stage, points: float(stage.removeprefix("rl")))
+  # One right among sixteen (a blank one too), and none.
+  samples = [[Sample(prompt="M47xy=", completion=c, reference="") for c in ("1.", "", *["2."] * 14)],
+             [Sample(prompt="M47xy=", completion="3.", reference="")] * 16]
+  monkeypatch.setattr(reward_bench_2, "_samples", lambda folder: (samples, np.eye(2, 16)[:2] * [[1], [0]]))
+  (tmp_path / "config.json").write_text(json.dumps(dict(seed=0, stages=["sft_a", *models], **{
+      name: dict(start=f"sft_{dialect}") for name, dialect in zip(models, "abaa")})))
+  found = reward_bench_2._zoo.__wrapped__(tmp_path)
+  assert found["dialect"] == ["a", "b", "a", "a"] and found["rl"] == [0, 1, 2, 3]
+  assert found["choices"] == [1, .25, 0, 1] and found["pairs"] == [1, .5, 0, 1]
+  assert found["score"] == pytest.approx([(5 + 1.01) / 6, 5 * .25 / 6, -0.01 / 6, 5 / 6])  # The third: all right ones below, alike.
+  assert found["best_of"] == pytest.approx([1 / 2, 1 / 32, 0, 1 / 2])  # What failed never wins.
 
 
 def test_completions_of_any_kind_score():
@@ -109,11 +162,15 @@ def test_completions_of_any_kind_score():
   assert reward_bench_2.right(samples).tolist() == [1, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.slow  # Eight stages, each of which compiles.
 def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/reward_bench_2.py:zoo-tiny"), tmp_path)
-  assert sum("reward/right" in x for x in metrics.read_metrics(tmp_path)) == 12
+  assert sum("reward/right" in x for x in metrics.read_metrics(tmp_path)) == 6
+  samples, rights = reward_bench_2._samples(tmp_path, count=3, num_problems=4)
+  assert rights.shape == (4, 3) and [len({s.prompt for s in row}) for row in samples] == [1] * 4
+  assert len({row[0].prompt for row in samples}) == 4
   found = reward_bench_2._zoo.__wrapped__(tmp_path)
-  assert found["dialect"] == ["a"] * 4 + ["b"] * 2 and all(len(v) == 6 for v in found.values())
+  assert found["dialect"] == ["a", "a", "b"] and all(len(v) == 3 for v in found.values())
   assert all(0 <= x <= 1 for name in ("pairs", "choices", "best_of", "rl") for x in found[name])
 
 

@@ -12,7 +12,7 @@ from rl_reason import config as config_lib
 from rl_reason import run
 from rl_reason.models import heads, transformer
 from rl_reason.stages import critic as critic_lib
-from rl_reason.stages import policy_gradient, reward_model, rollouts
+from rl_reason.stages import base, policy_gradient, reward_model
 from rl_reason.stages.assemble import critic_values
 from rl_reason.stages.base import Optimizer
 from rl_reason.stages.critic import Critic
@@ -119,7 +119,7 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
   config = with_critic(
       config, trunk=trunk, lam=1.0, value_clip=0.0, warmup_steps=40, optimizer=Optimizer(
           learning_rate=0.02, name="sgd", max_grad_norm=0.0))
-  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   history = []
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
@@ -138,7 +138,7 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)
 def test_eight_devices_and_one_train_a_critic_alike(trunk, one, completions, monkeypatch):
-  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   def trained(context, config, params):
     config = dataclasses.replace(
         with_critic(config, trunk=trunk, hidden=8, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3)),

@@ -99,6 +99,11 @@ def test_reward_bench_2_average_counts_ties_as_a_domain():
   less = report.estimates["ties"].value
   assert less == pytest.approx(values["ties"] - 0.15)
   assert report.estimates["top1/average"].value == pytest.approx((1 + less) / 3)
+  # One whose tied form has a single right answer has no spread: it is accurate, has no margins, and is counted.
+  single = [*rows, reward_bench_row("ref:2", "Ties", ["r"], ["w1"]), reward_bench_row("tied:2", "Ties", ["s"], ["w1"])]
+  report = judge(by_text({"r": 3.0, "s": 2.5, "w1": 1.0}), single)
+  assert report.counts["ties_without_spread"] == 1 and report.estimates["ties"].count == 1
+  assert report.estimates["ties"].value == pytest.approx(values["ties"])
   constant = judge(by_text({}), rows).estimates
   assert constant["top1/Math"].value == 0.25 and constant["ties"].value == 0.0
 

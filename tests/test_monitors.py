@@ -125,6 +125,14 @@ def test_rate_collapse_needs_the_whole_window_below():
   assert told(monitors, rows) == [[]] * 6 + [["rate_collapse"]]
 
 
+def test_vanishing_needs_the_whole_window_below():
+  monitors = build_monitors({"shares": {"monitor": "vanishing", "args": {"value": "token_reward/positive"}}})
+  rows = [{"loss": 0.0, "token_reward/positive": x} for x in (0, 0, 0, 0.02, 0.01, 0.01, 0, 0.01, 0.01)]
+  assert told(monitors, rows) == [[]] * 8 + [["shares"]]  # Five in a row below 0.02, OREAL's alarm.
+  with pytest.raises(ValueError, match="vanishing needs a least above 0, got 0"):
+    build_monitors({"vanishing": {"args": {"value": "kl", "least": 0}}})
+
+
 def test_a_metric_that_nothing_logs_is_found_at_the_first_update_and_evaluation():
   monitors = build_monitors({"length_drift": {"args": {"length": "completion/lenght"}}})
   assert monitors.observe({"eval/length": 3.0}) == monitors.observe({"tokens": 3.0}) == ({}, [])  # No update yet.

@@ -13,7 +13,7 @@ from rl_reason.models import lora
 from rl_reason.models.lora import LoRA
 from rl_reason.rewards import StepRewards, build_rewards
 from rl_reason.rollout import Completions, Rollout, encode_prompts
-from rl_reason.stages import policy_gradient, rollouts
+from rl_reason.stages import base, policy_gradient, rollouts
 from rl_reason.stages.assemble import pack_rows
 from rl_reason.stages.critic import Critic
 from rl_reason.types import length_mask
@@ -74,7 +74,7 @@ def rollout_of(one, completions, scores=np.zeros(16, np.float32)):
 
 def step(context, config, params, problems, completions, monkeypatch):
   """(parameters after one step on these completions, metrics)."""
-  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
     state, metrics, _ = stage.step(stage.init(), problems, 0)
@@ -188,7 +188,7 @@ def test_scoring_and_updates_are_compiled_beforehand_and_once(mesh, one, complet
     if event == "/jax/core/compile/backend_compile_duration":
       with lock:
         compiled.append((kwargs["fun_name"], threading.current_thread() is threading.main_thread()))
-  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
     params = run.initial_params(context)
     stage = policy_gradient.build(config, context, params, "rl")
@@ -272,7 +272,7 @@ def first_and_last(samples):
 @pytest.mark.parametrize("transforms, first, later", [((), 1.1, 0.9), (({"name": "min_form", "temperature": 0.01},), 0.2, 0)])
 def test_rewards_of_steps_are_credited_to_the_tokens_up_to_them(transforms, first, later, one, completions, monkeypatch):
   context, config, params, problems = one
-  monkeypatch.setattr(rollouts, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   config = dataclasses.replace(
       config, returns="to_go", baseline="none", normalise="none",
       rewards={"prm": {"function": f"{__name__}:first_and_last", "transforms": transforms}})
@@ -434,7 +434,7 @@ def test_rewards_are_begun_while_completions_come(fails, one, completions, monke
       raise KeyError("sampling failed")
     return completions
 
-  monkeypatch.setattr(rollouts, "generate", generate)
+  monkeypatch.setattr(base, "generate", generate)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
     if fails:

@@ -11,7 +11,7 @@ import pytest
 from rl_reason import config as config_lib
 from rl_reason import run, sharding
 from rl_reason.rollout import generate
-from rl_reason.stages import policy_gradient, rollouts
+from rl_reason.stages import base, policy_gradient
 
 
 @pytest.mark.parametrize("sizes, rollout, updating, sampling", [
@@ -80,7 +80,7 @@ def trained(monkeypatch, **sections):
   def recorded(model, params, *args, **kwargs):
     where.append({d for x in jax.tree.leaves(params) for d in x.devices()})
     return generate(model, params, *args, **kwargs)
-  monkeypatch.setattr(rollouts, "generate", recorded)
+  monkeypatch.setattr(base, "generate", recorded)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, run.initial_params(context), "rl")
     with contextlib.closing(stage):

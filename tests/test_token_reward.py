@@ -1,17 +1,22 @@
 """OREAL: one right and one wrong completion of a group, normalisers by sign, shares by token, and the experiment."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_policy_gradient import LENGTHS, T, completions, make_context, one, rollout_of  # noqa: F401, fixtures among them.
 
 from rl_reason import advantages, config as config_lib, losses, metrics, packing, policy, rewards, run, train
 from rl_reason.experiments import oreal
 from rl_reason.models import heads
 from rl_reason.stages import critic as critic_lib
-from rl_reason.stages import token_reward
-from rl_reason.types import RolloutBatch, Sample
+from rl_reason.stages import base, policy_gradient, token_reward
+from rl_reason.stages.base import Optimizer
+from rl_reason.stages.token_reward import TokenReward
+from rl_reason.types import RolloutBatch, Sample, length_mask
 
 
 def samples(answers, groups, step=0, prompt="4302="):
@@ -31,16 +36,23 @@ def test_one_right_and_one_wrong_of_each_group():
     choose.check_references([""])
 
 
-def test_the_first_right_draw_is_the_policy_given_success():
-  # Of an answer that is right, best-of-N by the verifier draws from pi(. | right), whatever N is (theorem 1).
+def test_the_right_one_is_a_draw_of_the_policy_given_success():
+  # The right answer that is kept is drawn from pi(. | right), however many were sampled (theorem 1): a choice that looks at
+  # what was answered would shift it.
   policy_probs, right = np.array([.4, .1, .2, .25, .05]), np.array([False, True, False, True, True])
   expected = np.where(right, policy_probs, 0) / policy_probs[right].sum()
+  choose = rewards.OneOfEach(outcome=dict(answered=dict(function=f"{__name__}:one_three_or_four")))
   draw = np.random.default_rng(0)
-  for n in (1, 4, 64):
-    answers = draw.choice(5, size=(40_000, n), p=policy_probs)
-    hit = right[answers].any(axis=1)
-    first = answers[hit, right[answers[hit]].argmax(axis=1)]
-    np.testing.assert_allclose(np.bincount(first, minlength=5) / len(first), expected, atol=0.012)
+  for n, groups in ((2, 8000), (16, 2500)):
+    answers = draw.choice(5, size=(groups, n), p=policy_probs)
+    kept = choose([Sample(prompt=str(g), completion=str(a), reference="-", group=g)
+                   for g, row in enumerate(answers) for a in row])
+    found = answers[(kept.reshape(answers.shape) > 0) & right[answers]]
+    np.testing.assert_allclose(np.bincount(found, minlength=5) / len(found), expected, atol=0.03)
+
+
+def one_three_or_four(samples):
+  return [s.completion in "134" for s in samples]
 
 
 def test_leave_one_out_by_hand():
@@ -102,6 +114,9 @@ def test_the_models_loss_by_hand_and_packed():
   bce = [float(optax.sigmoid_binary_cross_entropy(jnp.float32(x), y)) for x, y in ((-1., 1.), (2 / 3, 0.))]
   loss, accuracy = own_loss(before, batch)
   assert loss == pytest.approx((4 * bce[0] + 3 * bce[1]) / 9, rel=1e-6) and accuracy == 0
+  assert own_loss(before, batch.replace(returns=1 - batch.returns))[1] == pytest.approx(1)  # Both told, of all tokens.
+  one_told, lone = batch_of([5, 4], [0, 0]), batch_of([5, 1], [0, 0])  # A completion of one token has no logit: not told.
+  assert own_loss(before, one_told)[1] == pytest.approx(5 / 9) and own_loss(before, lone)[1] == pytest.approx(5 / 6)
   garbage = np.where(np.arange(5) < np.array([5, 4])[:, None], before, 1e9)
   garbage[:, 0] = -1e9  # Before the first token nothing has been said.
   assert own_loss(garbage, batch)[0] == pytest.approx(loss, rel=1e-6)
@@ -114,30 +129,106 @@ def test_the_models_loss_by_hand_and_packed():
   assert own_loss(before, batch.replace(token_weights=weights))[0] == pytest.approx(4 * bce[0] / 9, rel=1e-6)
 
 
-def test_the_loss_is_the_papers(tiny_config, tiny_params, tiny_batch):
-  """Gradient of -A⁺ mean ω log π - η A⁻ mean ω π / sg π, each over its own tokens, against the general machinery."""
-  batch = tiny_batch
-  mask = np.asarray(batch.completion_mask)
-  logprobs, entropy = policy.completion_logprobs(
-      tiny_config, tiny_params, batch.prompts, batch.completions, batch.completion_lengths)
-  draw = np.random.RandomState(3)
-  omega = np.where(mask, draw.rand(*mask.shape), 0).astype(np.float32)
-  a = np.where(np.arange(len(mask)) % 2 == 0, 1.5, -0.5).astype(np.float32)[:, None] * mask
-  given = np.asarray(advantages.per_sign(a, mask))
-  given = np.where(given < 0, 0.5 * given, given) * omega
-  batch = batch.replace(advantages=given, behaviour_logprobs=np.asarray(logprobs), reference_logprobs=np.asarray(logprobs) - 0.3,
-                        token_weights=np.asarray(losses.token_weights(mask, mean_over="token", max_tokens=mask.shape[1])))
+RIGHT = np.array([1, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 0, 0], bool)
+KEPT = np.array([1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1], bool)  # Completions of 20, 4, 32, 1, 5 and 5 tokens.
 
-  def ours(x):
-    return losses.policy_gradient_loss(x, entropy, batch, clip_low=0.2, clip_high=0.2, kl_coef=0.01, kl_estimator="k3")[0]
+
+def weighed(config, **changes):
+  """The section with OREAL's fields."""
+  fields = dict(oreal._PAIRS, token_reward=TokenReward(outcome="answer"), rewards=oreal._rewards("exact_answer"))
+  return dataclasses.replace(config, microbatches=1, **{**fields, **changes})
+
+
+def test_a_rollouts_loss_is_the_papers(one, completions):
+  """Rewards of 1, -1 -> gradient of -A+ mean w log pi - eta A- mean w pi / sg pi + beta k3, means over their own tokens."""
+  context, config, params, _ = one
+  config, model, mask = weighed(config), context.policy.config, np.asarray(length_mask(LENGTHS, T))
+  rewarded = np.where(RIGHT, 1, -1).astype(np.float32)
+  rollout = dataclasses.replace(rollout_of(one, completions, rewarded), components=dict(
+      answer=RIGHT.astype(np.float32), pair=KEPT.astype(np.float32)))
+  with context.partitioning.use():
+    companion = critic_lib.init_params(config.token_reward, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
+    kernel = companion["head"]["output"]
+    companion["head"]["output"] = np.random.RandomState(0).standard_normal(kernel.shape).astype(np.float32)
+    batch, told = policy_gradient.assemble(
+        config, context, rollout, {"policy": params, "critic": companion}, jax.tree.map(lambda x: 0.8 * x, params))
+    before = np.asarray(critic_lib.score(
+        model, config.token_reward, None, companion, rollout.prompts, completions.tokens, LENGTHS, None))
+  [minibatch] = policy_gradient.minibatches(batch, config, jax.random.key(0))
+  np.testing.assert_array_equal(batch.returns[:, 0] > 0, RIGHT)
 
   def theirs(x):
-    up, down = (jnp.asarray(mask & (a > 0)), jnp.asarray(mask & (a < 0)))
-    clone = -jnp.sum(jnp.where(up, 1.5 * omega * x, 0)) / up.sum()
-    push = -0.5 * jnp.sum(jnp.where(down, -0.5 * omega * jnp.exp(x - jax.lax.stop_gradient(x)), 0)) / down.sum()
-    delta = jnp.where(mask, batch.reference_logprobs - x, 0)
-    return clone + push + 0.01 * jnp.sum(jnp.where(mask, jnp.exp(delta) - delta - 1, 0)) / mask.sum()
-  np.testing.assert_allclose(jax.grad(ours)(logprobs), jax.grad(theirs)(logprobs), atol=1e-6)
+    loss, tokens = 0.0, {True: LENGTHS[KEPT & RIGHT].sum(), False: LENGTHS[KEPT & ~RIGHT].sum()}
+    for i in np.flatnonzero(KEPT):
+      n, others = LENGTHS[i], np.delete(rewarded[i // 4 * 4:i // 4 * 4 + 4], i % 4)
+      a, logits = rewarded[i] - others.mean(), before[i, 1:n]
+      means = np.cumsum(logits) / np.arange(1, n)
+      sure = np.append(2 / (1 + np.exp(-means)) - 1, 0 if n == 1 else np.tanh(means[-1] / 2))  # The last: that before it.
+      omega, logprobs = np.clip(sure if RIGHT[i] else -sure, 0, 1), x[i, :n]
+      ratio = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
+      gain = a * jnp.sum(omega * logprobs) if RIGHT[i] else 0.5 * a * jnp.sum(omega * ratio)
+      delta = batch.reference_logprobs[i, :n] - logprobs
+      loss += -gain / tokens[RIGHT[i]] + 0.01 * jnp.sum(jnp.exp(delta) - delta - 1) / LENGTHS[KEPT].sum()
+    return loss
+
+  def ours(x):
+    return losses.policy_gradient_loss(x, jnp.zeros(mask.shape), minibatch, clip_low=0.2, clip_high=0.2,
+                                       kl_coef=config.kl_coef, kl_estimator=config.kl_estimator)[0]
+  logprobs = jnp.asarray(completions.behaviour_logprobs)
+  expected = jax.grad(theirs)(logprobs)
+  np.testing.assert_allclose(jax.grad(ours)(logprobs), expected, atol=1e-6)
+  assert (np.abs(expected[KEPT & (LENGTHS > 1)]).max(axis=1) > 1e-4).all() and not expected[~KEPT].any()
+  for sign in (RIGHT, ~RIGHT):  # Some shares are 0, and their tokens count in the normalisers all the same.
+    assert 0 < (batch.advantages[KEPT & sign] != 0).sum() < LENGTHS[KEPT & sign].sum()
+  assert 0 < told["token_reward/negative"] < 1
+
+
+def uneven(samples):
+  return [s.completion_tokens[0] % 2 for s in samples]
+
+
+def test_the_token_model_learns_while_the_policy_waits(one, completions, monkeypatch):
+  context, config, params, problems = one
+  outcome = f"{__name__}:uneven"
+  config = weighed(config, num_steps=12, rewards=dict(
+      answer=dict(function=outcome, transforms=(dict(name="clip", offset=0.5),), weight=2.0),
+      pair=dict(function="one_of_each", args=dict(outcome={outcome: 1.0}), weight=0.0)))
+  config = dataclasses.replace(config, token_reward=TokenReward(
+      outcome="answer", warmup_steps=10, optimizer=Optimizer(learning_rate=0.02)))
+  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
+  history = []
+  with context.partitioning.use():
+    stage = policy_gradient.build(config, context, params, "rl")
+    state = stage.init()
+    for i in range(12):
+      if i == 10:
+        jax.tree.map(np.testing.assert_array_equal, state.params["policy"], params)
+      state, metrics, _ = stage.step(state, problems, i)
+      history.append(metrics)
+    stage.close()
+  assert history[0]["token_reward/positive"] == history[0]["token_reward/negative"] == history[0]["policy_loss"] == 0
+  assert history[-1]["token_reward/loss"] < 0.5 * history[0]["token_reward/loss"]
+  assert history[-1]["token_reward/positive"] > 0.02
+  assert any(jax.tree.leaves(jax.tree.map(lambda x, y: (x != y).any(), state.params["policy"], params)))
+
+
+def test_an_answer_that_was_cut_off_is_wrong(monkeypatch):
+  monkeypatch.setattr(oreal, "math_answer", lambda samples: np.ones(len(samples), np.float32))
+  cut = [Sample(prompt="", completion=r"\boxed{4} and", reference="4", truncated=t) for t in (False, True)]
+  assert oreal.ended_answer(cut).tolist() == [1, 0]
+  assert oreal.ended_answer.check_references(["4"]) == [None]
+
+
+def test_where_slips_are_and_how_well_they_are_found():
+  # 4, 3, 0, 2 modulo 5: sums 2 (of 7), 2, 4. Right throughout; wrong from the second sum on; right sums and a wrong answer.
+  works = [Sample(prompt="4302=", completion=c, reference="4") for c in ("224#4", "213#3", "224#1", "")]
+  np.testing.assert_array_equal(oreal.after_slip(works, 6, modulus=5), [[0] * 6, [0, 1, 1, 1, 1, 1], [0] * 6, [0] * 6])
+  # Position alone would tell all of the first and the last column from the middle; in it .45 lies below .5 and above .4.
+  late = np.array([[0, 0, 1], [0, 1, 1], [0, 1, 1]], bool)
+  scores, chosen = np.array([[.1, .45, .3], [.1, .4, .3], [.1, .5, 9.]]), np.ones((3, 3), bool)
+  assert oreal.at_equal_positions(scores, late, chosen) == 0.5
+  chosen[1, 1] = False
+  assert oreal.at_equal_positions(scores, late, chosen) == 1
 
 
 def test_experiment_end_to_end_small(tmp_path):
@@ -167,6 +258,7 @@ def train_partitioning():
     (dict(token_reward=dict(outcome="anser")), r"token_reward.outcome \(a reward\) 'anser'. Did you mean 'answer'"),
     (dict(token_reward=dict(outcome="answer", warmup_steps=3)), "token_reward.warmup_steps=3 of num_steps=3"),
     (dict(token_reward=dict(outcome="answer"), returns="to_go"), "set critic=None and returns='total'"),
+    (dict(mean_over="sequence"), "normalise='per_sign' .* mean_over='sequence' takes another mean: set mean_over='token'"),
     (dict(negative_weight=-1.0), "negative_weight must be at least 0")])
 def test_stages_that_cannot_be(fields, message):
   c = config_lib.load("experiments/oreal.py:full-tiny")

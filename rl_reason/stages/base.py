@@ -61,11 +61,9 @@ class Models:
   tokenizer: the policy's.
   find: the name of an earlier stage, or "workdir" or "workdir:stage" of another run -> its model, which reads its
     parameters at first use. Raises ValueError for what is no such thing.
-  solutions: (how many) -> worked completions of the task's training half, with their prompts.
   """
   tokenizer: Tokenizer
   find: Callable[[str], Scorer]
-  solutions: Callable[[int], list[tuple[Any, str]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +139,10 @@ class Context:
   def models(self, section: Any) -> Models:
     """For the rewards of the stage with this very section."""
     earlier = self.earlier(self.name_of(section))
-    return Models(self.policy.tokenizer, lambda name: self.scorer(name, earlier), self._solutions)
+    return Models(self.policy.tokenizer, lambda name: self.scorer(name, earlier))
 
-  def _solutions(self, count: int) -> list[tuple[Any, str]]:
+  def solutions(self, count: int) -> list[tuple[Any, str]]:
+    """(prompt, solution) of those among the first `count` training problems that have one in text."""
     problems = first_rows(self.task.train, count) if self.task is not None else []
     return [(p.prompt, p.solution) for p in problems if p.solution and isinstance(p.solution, str)]
 

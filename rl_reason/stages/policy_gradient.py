@@ -198,6 +198,9 @@ class Config:
         raise ValueError("token_reward shares a completion's advantage out among its tokens, and a critic or"
                          f" returns={self.returns!r} gives each token its own: set critic=None and returns='total', or"
                          " token_reward=None.")
+    if self.normalise == "per_sign" and self.mean_over != "token":
+      raise ValueError(f"normalise='per_sign' makes the mean over tokens one over the tokens of each sign, and mean_over="
+                       f"{self.mean_over!r} takes another mean: set mean_over='token'.")
     if self.prompts_per_step * self.group_size < 2 and self.normalise == "batch_std":
       raise ValueError("normalise='batch_std' divides by the deviation of a step's rewards, and a step has one completion:"
                        " raise prompts_per_step or group_size, or set normalise='none'.")

@@ -51,7 +51,10 @@ class Config:
   aggregate: a response's score from those at its places (reward_model.AGGREGATES): in losses of one score per response, in
     evaluations, and by default as a reward.
   critique: a Critique of each response that the head reads too, within max_response_tokens; needs read="end".
-  head_hidden: width of the head's SiLU layer; 0: linear. freeze_trunk: only the head learns.
+  head_hidden: width of the head's SiLU layer; 0: linear. head_init: where the head starts (heads.Head): "zero", "normal".
+  freeze_trunk: only the head learns.
+  zero: what scores 0 on average in the end. "": whatever comes of the loss. "solutions": the task's first 256; the head's
+    bias moves after the last update, and with it what a critic starts from (Stiennon et al. 2020, arXiv:2009.01325).
   relabel: what an ensemble's votes on the training pairs change about them (strength.Relabel); None: nothing.
   heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
   """
@@ -73,7 +76,9 @@ class Config:
   aggregate: str = "last"
   critique: Critique = Critique()
   head_hidden: int = 0
+  head_init: str = "zero"
   freeze_trunk: bool = False
+  zero: str = ""
   relabel: Relabel | None = None
   heldout_rows: int = 1000
   microbatches: int = 0
@@ -85,6 +90,11 @@ class Config:
     at_least(0, head_hidden=self.head_hidden, levels=self.levels)
     one_of(READINGS, read=self.read)
     one_of(reward_model.AGGREGATES, aggregate=self.aggregate)
+    one_of(heads.INITS, head_init=self.head_init)
+    one_of(("", "solutions"), zero=self.zero)
+    if self.zero and (self.read != "end" or self.levels):
+      raise ValueError(f"zero={self.zero!r} with read={self.read!r} and levels={self.levels}: whole solutions can be worth"
+                       " 0, on a scale that has no levels of its own. Set read='end' and a loss without levels, or zero=''.")
     if self.labels:
       one_of(label_kinds.LABELS, labels=self.labels)
     given, wanted = set(self.loss_args) & {"margin", "thresholds"}, self._options
@@ -147,7 +157,7 @@ class ComparisonBatch:
 
 
 def architecture(config: Config, context: Context) -> RewardModel:
-  head = heads.Head(outputs=max(1, len(config.attributes)), hidden=config.head_hidden)
+  head = heads.Head(outputs=max(1, len(config.attributes)), hidden=config.head_hidden, init=config.head_init)
   return RewardModel(context.policy.config, head, max(0, config.levels - 1), config.freeze_trunk)
 
 
@@ -166,6 +176,9 @@ def check(config: Config, context: Context) -> None:
   that are none or on other rows."""
   make_reader(config, context).check()
   critiques_lib.check(config.critique, context, context.name_of(config))
+  if config.zero and not context.solutions(_AT_ZERO):
+    raise ValueError(f"zero={config.zero!r}, and none of the task's first {_AT_ZERO} training problems has a solution in"
+                     " text: give the task solutions, or set zero='' and normalise='mean' in the learned reward.")
   if config.relabel is not None:
     earlier = {name: context.sections[name] for name in context.earlier(context.name_of(config))}
     votes = {name: section for name, section in earlier.items() if section.kind == "voting"}
@@ -173,6 +186,9 @@ def check(config: Config, context: Context) -> None:
     if votes[config.relabel.votes].data != config.data:
       raise ValueError(f"relabel.votes={config.relabel.votes!r} voted on other rows than this stage learns from: give both the"
                        " same `data`.")
+
+
+_AT_ZERO = 256  # Solutions whose mean score is.
 
 
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
@@ -257,10 +273,12 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     return state, {**metrics, "score/mean": mean.mean(), "score/std": std.mean()}
 
   def step(state, rows, index):
-    del index
     batch = make_batch(config, reader, rows, reader.microbatches)
     state, metrics = update(state, context.partitioning.place(batch, (None, "batch")))
     written = critiques.metrics() if critiques else {}
+    if config.zero and index == config.num_steps - 1:
+      params, metrics["score/zero"] = with_zero(config, context, state.params, name)
+      state = state.replace(params=params)
     return state, {**{k: float(v) for k, v in jax.device_get(metrics).items()},
                    **{f"critiques/{k}": v for k, v in written.items()},
                    "tokens": float(batch.responses.row_lengths.sum())}, ""
@@ -271,6 +289,24 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       evaluate=evaluator(config, context, model, reader, task.heldout, forward),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
+
+
+def with_zero(config: Config, context: Context, params: Params, name: str) -> tuple[Params, float]:
+  """(the model whose scores of the task's first solutions have the mean 0, per output; the mean that they had)."""
+  model, pairs = architecture(config, context), context.solutions(_AT_ZERO)
+  run = jax.jit(functools.partial(reward_model.scores, model, dtype=context.dtype))
+
+  def mean(params):
+    outputs = model.head.outputs
+    loaded = scorer.Loaded(functools.partial(run, params), np.zeros(outputs), np.ones(outputs))
+    score = dataclasses.replace(make_scorer(config, context, name), load=lambda: loaded)
+    rows = score(score.encode_rows([(prompt, [solution]) for prompt, solution in pairs]))
+    return np.mean([row.totals[0] for row in rows], axis=0)
+  before = mean(params)
+  params = jax.jit(reward_model.moved, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, -before)
+  after = mean(params)
+  assert np.abs(after).max() <= 1e-3 * max(1.0, np.abs(before).max()), f"Solutions score {after} after {before} was taken off."
+  return params, float(before.mean())
 
 
 def changed_labels(config: Config, context: Context, train: Source) -> Source:

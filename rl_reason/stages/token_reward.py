@@ -59,7 +59,9 @@ def add_loss(
   logits = losses.completion_mean(after, there, batch.segments)
   own = jnp.where(there, optax.sigmoid_binary_cross_entropy(logits, batch.returns), 0.0)
   own_loss = jnp.sum(batch.token_weights * own)
-  right = jnp.where(there, (logits > 0) == (batch.returns > 0.5), False)
+  # At all tokens of a completion, the last included: 1 where all are told. One without a logit is not.
+  judged = losses.completion_mean(there.astype(jnp.float32), mask, batch.segments) > 0
+  right = judged & ((losses.completion_mean(after, mask, batch.segments) > 0) == (batch.returns > 0.5))
   loss = loss + own_loss
   return loss, statistics.replace(sums={**statistics.sums, "loss": loss, "token_reward/loss": own_loss,
                                         "token_reward/accuracy": jnp.sum(batch.token_weights * right)})

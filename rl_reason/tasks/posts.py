@@ -1,7 +1,7 @@
-"""Posts of facts to be summarised, of which a few matter: "c4a0f3b9...=" -> "a0c4f3".
+"""Posts of facts to be summarised, of which a few matter: "c4a0f3b9...=" -> "a0c4f3b9".
 
-A fact is a key, a letter, and its value, a digit; a post has one of each key, shuffled. A summary names up to five. What it is worth
-(`quality`) is known, but a policy sees only references that somebody wrote with half an eye on it, and comparisons.
+A fact is a key, a letter, and its value, a digit; a post has one of each key, shuffled. A summary names up to four. What it
+is worth (`quality`) is known, but a policy sees only references that somebody wrote with half an eye on it, and comparisons.
 
 Made for Stiennon et al. 2020 (arXiv:2009.01325) at small scale; the task is ours.
 """
@@ -16,10 +16,10 @@ from rl_reason.config import at_least, one_of
 from rl_reason.tasks.draws import Draws, Generated
 from rl_reason.types import Comparison, Problem
 
-KEYS, MOST = "abcdefghijkl", 5
+KEYS, MOST = "abcdefgh", 4
 CHARACTERS = f"{KEYS}0123456789="
-IMPORTANCE = dict.fromkeys(KEYS, 0.1) | {"c": 3.0, "f": 2.0, "j": 2.0}
-_FACT = re.compile(r"[a-l][0-9]|.", re.DOTALL)
+IMPORTANCE = dict.fromkeys(KEYS, 0.1) | {"c": 3.0, "f": 2.0, "h": 2.0}
+_FACT = re.compile(r"[a-h][0-9]|.", re.DOTALL)
 
 
 def facts(text: str) -> list[str]:
@@ -28,8 +28,8 @@ def facts(text: str) -> list[str]:
 
 
 def quality(post: str, summary: str) -> float:
-  """Σ importance of the facts that it names, − 0.5 for each that is false, said before, beyond the fifth or no fact, − 0.03 for
-  each character."""
+  """Σ importance of the facts that it names, − 0.5 for each that is false, said before, beyond the fourth or no fact, − 0.03
+  for each character."""
   true, said, worth = set(facts(post.removesuffix("="))), set(), 0.0
   for place, fact in enumerate(facts(summary)):
     fine = fact in true and fact not in said and place < MOST
@@ -50,11 +50,15 @@ def random_post(draws: Draws) -> str:
 
 
 def reference(draws: Draws, post: str) -> str:
-  """Five facts, the important ones more often than others."""
-  left, chosen = facts(post.removesuffix("=")), []
+  """Four facts, important ones and early ones more often than others.
+
+  The early ones so that imitation is no better than what it imitates: of a writer who only errs at random the most likely
+  summary would name just what matters.
+  """
+  left, chosen = list(enumerate(facts(post.removesuffix("=")))), []
   for _ in range(MOST):
-    weights = np.cumsum([1 + IMPORTANCE[f[0]] / 2 for f in left])
-    chosen.append(left.pop(int(np.searchsorted(weights, draws.uniform() * weights[-1], side="right"))))
+    weights = np.cumsum([(1 + IMPORTANCE[fact[0]] / 10) * 0.8**place for place, fact in left])
+    chosen.append(left.pop(int(np.searchsorted(weights, draws.uniform() * weights[-1], side="right")))[1])
   return "".join(chosen)
 
 
@@ -103,7 +107,7 @@ class SummaryPairs(Generated):
 
 
 def posts(*, size: int, seed: int = 0, part: str = "train") -> Posts:
-  """Posts of twelve facts with a reference of five, to imitate.
+  """Posts of eight facts with a reference of four, to imitate.
 
   Args:
     size: rows. seed, part: as in `arithmetic`; two posts are hardly ever the same.
