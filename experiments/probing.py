@@ -143,7 +143,7 @@ def best_of(folder: Path, name: str, world: int, *, n: int = 16, prompts: int = 
   drawn = []
   for i in range(prompts):
     draws = Draws("best of", world, i)
-    prompt = qualities.random_prompt(draws)
+    prompt = qualities.random_prompt(draws, "heldout", i)
     drawn += [(prompt, qualities.random_response(draws, prompt)) for _ in range(n)]
   likes = _totals(_scorer(folder, name), drawn)[:, 0].reshape(prompts, n).argmax(axis=1)
   return float(np.mean([qualities.worth(*drawn[i * n + best]) for i, best in enumerate(likes)]))

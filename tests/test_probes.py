@@ -23,6 +23,16 @@ def test_qualities_by_hand():
   assert qualities.worth("bdq3=", "bcde3") == pytest.approx(4 * 1 + 2 * 1.2 + 4 * 1 + 0 + 0.5 - 0.4)
 
 
+def test_parts_share_no_prompt():
+  """At the size of the experiment, where prompts drawn apart for both parts would meet."""
+  def prompts(source, size, part):
+    return {source(size=size, world=0, part=part)[i].prompt for i in range(size)}
+  trained = prompts(qualities.quality_problems, 4000, "train") | prompts(qualities.quality_pairs, 4000, "train")
+  heldout = prompts(qualities.quality_pairs, 500, "heldout") | prompts(qualities.rated_responses, 500, "heldout")
+  assert len(trained) > 7000 and len(heldout) > 900
+  assert not trained & heldout
+
+
 def test_labellers_mind_some_qualities_and_err():
   for i in range(20):
     weights, noise = qualities.labeller(0, i)

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 
 from rl_reason.config import at_least, one_of
-from rl_reason.tasks.draws import Draws, Generated
+from rl_reason.tasks.draws import Draws, Generated, draw_in_part
 from rl_reason.types import Comparison, Problem
 
 LETTERS, DIGITS, FORBIDDEN = "abcdefghijklmnopqrstuvwxyz", "012345", "uvwxyz"
@@ -50,8 +50,11 @@ def labeller(world: int, index: int) -> tuple[tuple[float, ...], float]:
   return tuple(w if i in kept else 0.0 for i, w in enumerate(GOLD)), 0.5 * 8 ** draws.uniform()
 
 
-def random_prompt(draws: Draws) -> str:
-  return f"{''.join(draws.sample(LETTERS, 3))}{draws.choice(DIGITS[:5])}="
+def random_prompt(draws: Draws, part: str, index: int) -> str:
+  """Of a part (draws.in_part), for row `index`: with 78,000 prompts there are, parts drawn apart would share some."""
+  def prompt():
+    return f"{''.join(draws.sample(LETTERS, 3))}{draws.choice(DIGITS[:5])}="
+  return draw_in_part(prompt, part, text=str, index=index, tries=1000, cure="choose another world.")
 
 
 def random_response(draws: Draws, prompt: str) -> str:
@@ -73,7 +76,7 @@ class QualityPairs(Generated):
     draws = Draws("quality pairs", self.world, self.part, index)
     weights, noise = (GOLD, 0.0) if self.labeller < 0 else labeller(self.world, self.labeller)
     while True:
-      prompt = random_prompt(draws)
+      prompt = random_prompt(draws, self.part, index)
       pair = [random_response(draws, prompt) for _ in range(2)]
       if worth(prompt, pair[0]) != worth(prompt, pair[1]):
         break
@@ -91,7 +94,7 @@ class RatedResponses(Generated):
 
   def row(self, index: int) -> Comparison:
     draws = Draws("rated responses", self.world, self.part, index)
-    prompt = random_prompt(draws)
+    prompt = random_prompt(draws, self.part, index)
     response = random_response(draws, prompt)
     return Comparison(prompt=prompt, responses=(response,), id=f"{self.part}-{index}",
                       attributes=(dict(zip(NAMES, map(float, qualities(prompt, response)))),))
@@ -105,7 +108,7 @@ class QualityProblems(Generated):
 
   def row(self, index: int) -> Problem:
     draws = Draws("quality problems", self.world, self.part, index)
-    prompt = random_prompt(draws)
+    prompt = random_prompt(draws, self.part, index)
     return Problem(prompt=prompt, reference="", solution=random_response(draws, prompt), id=f"{self.part}-{index}")
 
 
