@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from rl_reason import config as config_lib
-from rl_reason import memory, naming, sharding
+from rl_reason import allocator, memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
 from rl_reason.envs import ENVIRONMENTS
@@ -288,9 +288,11 @@ def versions() -> dict[str, str]:
 
 
 def start() -> None:
-  """Process-wide settings of a command, before any device work: quiet logs, processes that find each other."""
+  """Process-wide settings of a command, before any device work: quiet logs, memory that is kept, processes that find each
+  other."""
   if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every rename.
+  allocator.keep_freed()
   sharding.start_distributed()
 
 
