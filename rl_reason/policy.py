@@ -127,6 +127,7 @@ def token_logprobs(
   if size == t:
     return project(hidden, tokens)
   num_chunks = -(-t // size)
+  size = -(-t // num_chunks)  # Even ones: of 128 positions, 4 times 32 and not 4 times 42.
   pad = num_chunks * size - t
 
   def split(x):  # [B T ...] -> [num_chunks B size ...]
