@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import os
 from pathlib import Path
+import textwrap
 from typing import Any
 
 from matplotlib import axes
@@ -14,6 +15,7 @@ from rl_reason.claims.declaration import Claim
 
 Curves = Mapping[str, Sequence[measures.Curve]]
 Style = Mapping[str, Any]
+_TITLE_WIDTH = 100  # Characters of a line.
 _MANY = 4  # Arms beyond which bands would hide each other and names lie on each other.
 
 
@@ -36,7 +38,7 @@ def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[runs.Run], p
   _draw_values(sheet.add_subplot(grid[next(places)]), claim, arms, drawn, styles)
   if record["effect"] is not None:
     _draw_effect(sheet.add_subplot(grid[next(places)]), claim, record)
-  sheet.suptitle(f"{claim.title}: {record['verdict']}", fontsize=14, fontweight="bold", x=0.01, ha="left")
+  sheet.suptitle(textwrap.fill(f"{claim.title}: {record['verdict']}", _TITLE_WIDTH), fontsize=14, fontweight="bold", x=0.01, ha="left")
   partial = png.with_name(png.name + ".partial")
   sheet.savefig(partial, format="png")
   os.replace(partial, png)
@@ -76,8 +78,8 @@ def _draw_curves(ax: axes.Axes, claim: Claim, curves: Curves, styles: Mapping[st
   plots.dress(ax, "Mean over seeds; band: lowest to highest" + " of the two" * many, claim.metric.args["name"], "step" + (
       f" of stage {claim.metric.args['stage']}" if claim.metric.args.get("stage") else "") + (
           f"  (each curve: mean of {window})" if window > 1 else ""))
-  if many:  # Below the chart, where it hides nothing.
-    ax.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+  if many:
+    _legend_below(ax)
   else:
     ax.legend(fontsize=10, framealpha=0.8, loc="best")
 
@@ -114,4 +116,9 @@ def _draw_effect(ax: axes.Axes, claim: Claim, record: Mapping[str, Any]) -> None
   ax.set_xticks([])
   ax.set_xlim(-0.4, 0.8)
   ax.margins(y=0.2)
-  ax.legend(fontsize=9, framealpha=0.8, loc="best")
+  _legend_below(ax)
+
+
+def _legend_below(ax: axes.Axes) -> None:
+  """Where it hides nothing."""
+  ax.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12 if ax.get_xlabel() else -0.04), frameon=False)
