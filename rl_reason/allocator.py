@@ -7,7 +7,7 @@ import platform
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_OWN_SETTINGS = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+_OWN_SETTINGS = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_")  # Beginnings of variables.
 
 
 def keep_freed(environment: Mapping[str, str] = os.environ) -> bool:
@@ -20,7 +20,7 @@ def keep_freed(environment: Mapping[str, str] = os.environ) -> bool:
   Call it before the first program runs. Does nothing and returns False where the C library is another one, and where the
   user has set one of glibc's variables or another allocator in the environment. RL_REASON_KEEP_MEMORY=0 turns it off.
   """
-  if environment.get("RL_REASON_KEEP_MEMORY") == "0" or any(environment.get(name) for name in _OWN_SETTINGS):
+  if environment.get("RL_REASON_KEEP_MEMORY") == "0" or any(name.startswith(_OWN_SETTINGS) for name in environment):
     return False
   if platform.libc_ver()[0] != "glibc":
     return False
