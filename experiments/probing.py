@@ -33,7 +33,7 @@ Nothing speaks for the paper's claims here. Accuracy on truly labelled pairs tel
 and RL at 0.62 (0.00 to 1.23); probes tell neither (RL: 0.75, -0.33, -0.07 in the three seeds). A likely reason: all
 twelve models begin with the same imitation, whose states already hold letters, digits and length, so that probes read
 qualities from the trunk whatever the labeller minds; that models of one trunk were measured is a property of this small
-world. Leaving out what is not known neither helps nor hurts: seeds differ by 0.12 to 0.43 in what the first labeller's
+world. Leaving out what is not known neither helps nor hurts: seeds differ, from 0.12 to 0.43, in what the first labeller's
 model is worth at all, filters by some 0.05. In every arm the true worth falls by a tenth of the range from its peak, so
 there is over-optimisation to prevent; distance to rated responses does not find it. Changed after a first run that
 failed: prompts of the two parts are now apart (rows of one were also held out).

@@ -23,8 +23,8 @@ one; pairs of references and altered references, not of policies, in one round; 
 four. The room for a summary ends with its fourth fact, so length cannot drift; "true quality at its peak" is the mean of
 the best tenth of PPO.
 
-Result (six seeds, commit 063e00d, 36 minutes of one core of an AMD EPYC; three came first, with the same verdicts, and
-three more were run for the undecided ones, all else as it was):
+Result (six seeds, commit 063e00d, 77 minutes of runs on one core of an AMD EPYC, those of seed 0 held up by other work;
+three came first, with the same verdicts, and three more were run for the undecided ones, all else as it was):
 
     beats_references        preferred to the reference       0.883 (0.839 to 0.927)     above 0.55: holds (imitation: 0.381)
     beats_larger            ppo - sft_large                  0.563 (0.364 to 0.763)     above 0.05: holds
