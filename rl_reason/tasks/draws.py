@@ -9,6 +9,8 @@ import operator
 import struct
 from typing import Any, TypeVar
 
+import numpy as np
+
 _WORDS = struct.Struct("<8Q")
 T = TypeVar("T")
 
@@ -47,6 +49,10 @@ class Draws:
   def uniform(self) -> float:
     """In [0, 1)."""
     return (next(self._words) >> 11) * 2.0 ** -53
+
+  def normal(self) -> float:
+    """Of mean 0 and deviation 1 (Box and Muller 1958)."""
+    return float(np.sqrt(-2 * np.log(1 - self.uniform())) * np.cos(2 * np.pi * self.uniform()))
 
 
 def in_part(text: str, part: str) -> bool:

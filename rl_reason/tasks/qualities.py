@@ -19,6 +19,7 @@ from rl_reason.types import Comparison, Problem
 LETTERS, DIGITS, FORBIDDEN = "abcdefghijklmnopqrstuvwxyz", "012345", "uvwxyz"
 CHARACTERS = LETTERS + DIGITS + "="
 LONGEST, SHORTEST = 12, 4
+_TRIES = 1000  # An eighth of all prompts is held out.
 NAMES = ("harmlessness", "helpfulness", "correctness", "coherence", "complexity", "verbosity")
 GOLD = (1.0, 1.2, 1.0, 0.6, 0.5, -0.4)  # What counts in the end, a point of each quality.
 
@@ -54,7 +55,7 @@ def random_prompt(draws: Draws, part: str, index: int) -> str:
   """Of a part (draws.in_part), for row `index`: with 78,000 prompts there are, parts drawn apart would share some."""
   def prompt():
     return f"{''.join(draws.sample(LETTERS, 3))}{draws.choice(DIGITS[:5])}="
-  return draw_in_part(prompt, part, text=str, index=index, tries=1000, cure="choose another world.")
+  return draw_in_part(prompt, part, text=str, index=index, tries=_TRIES, cure="choose another world.")
 
 
 def random_response(draws: Draws, prompt: str) -> str:
@@ -81,7 +82,7 @@ class QualityPairs(Generated):
       if worth(prompt, pair[0]) != worth(prompt, pair[1]):
         break
     gap = worth(prompt, pair[0], weights) - worth(prompt, pair[1], weights)
-    gap += noise * np.sqrt(2) * _normal(Draws("label", self.world, self.labeller, self.part, index))
+    gap += noise * np.sqrt(2) * Draws("label", self.world, self.labeller, self.part, index).normal()
     better, worse = pair if gap > 0 else pair[::-1]
     return Comparison(prompt=prompt, responses=(better, worse), scores=(1.0, 0.0), id=f"{self.part}-{index}")
 
@@ -140,7 +141,3 @@ def rated_responses(*, size: int, world: int, part: str = "train") -> RatedRespo
 def _check(size: int, part: str) -> None:
   at_least(1, size=size)
   one_of(("train", "heldout"), part=part)
-
-
-def _normal(draws: Draws) -> float:
-  return float(np.sqrt(-2 * np.log(1 - draws.uniform())) * np.cos(2 * np.pi * draws.uniform()))

@@ -62,7 +62,7 @@ def utility(prompt: str, summary: str) -> float:
 def observed(prompt: str, summary: str, seed: int = 0) -> tuple[float, ...]:
   """Features with noise of deviation 0.05, in fifths; the same for a text whenever it is asked."""
   draws = Draws("scorers", seed, prompt, summary)
-  return tuple(float(np.clip(np.round(5 * (x + 0.05 * _normal(draws))) / 5, 0, 1)) for x in features(prompt, summary))
+  return tuple(float(np.clip(np.round(5 * (x + 0.05 * draws.normal())) / 5, 0, 1)) for x in features(prompt, summary))
 
 
 def random_prompt(draws: Draws) -> str:
@@ -141,7 +141,3 @@ def review_pairs(*, size: int, seed: int = 0, part: str = "train", noise: float 
   if not 0 <= noise <= 1:
     raise ValueError(f"noise must be in [0, 1], got {noise}: it is a share.")
   return ReviewPairs(size, seed, part, noise)
-
-
-def _normal(draws: Draws) -> float:
-  return float(np.sqrt(-2 * np.log(1 - draws.uniform())) * np.cos(2 * np.pi * draws.uniform()))
