@@ -8,7 +8,8 @@ import pytest
 
 from rl_reason import allocator
 
-# Fresh processes: what mallopt sets lasts. A block of 256 MB is written and freed five times; how many pages were new?
+# Fresh processes: what mallopt sets lasts. A block of 256 MB is written and freed six times; how many pages were new from the
+# second on?
 FAULTS = """
 import ctypes, resource, sys
 from rl_reason import allocator

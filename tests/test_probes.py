@@ -26,7 +26,8 @@ def test_qualities_by_hand():
 def test_parts_share_no_prompt():
   """At the size of the experiment, where prompts drawn apart for both parts would meet."""
   def prompts(source, size, part):
-    return {source(size=size, world=0, part=part)[i].prompt for i in range(size)}
+    rows = source(size=size, world=0, part=part)
+    return {rows[i].prompt for i in range(size)}
   trained = prompts(qualities.quality_problems, 4000, "train") | prompts(qualities.quality_pairs, 4000, "train")
   heldout = prompts(qualities.quality_pairs, 500, "heldout") | prompts(qualities.rated_responses, 500, "heldout")
   assert len(trained) > 7000 and len(heldout) > 900

@@ -35,13 +35,13 @@ def get_config(shape, directory):
 def main(name, directory):
   channel = Channel()
   import jax
-  from rl_reason import allocator, run
+  from rl_reason import run
   from rl_reason.stages import STAGES
   # Cached however quickly it compiled, as long as JAX_COMPILATION_CACHE_DIR names a folder.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   channel.ready("rl_reason", "jax", "jaxlib", "flax", "optax", "numpy", device=jax.devices()[0].device_kind)
   channel.wait()  # Loading and compiling are the first step's.
-  allocator.keep_freed()  # As run.start does for every command.
+  run.start()  # As every command does.
   run_config, sections = run.check(get_config(shapes.SHAPES[name], directory))
   context = run.make_context(run_config)
   with context.partitioning.use():

@@ -38,7 +38,8 @@ def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[runs.Run], p
   _draw_values(sheet.add_subplot(grid[next(places)]), claim, arms, drawn, styles)
   if record["effect"] is not None:
     _draw_effect(sheet.add_subplot(grid[next(places)]), claim, record)
-  sheet.suptitle(textwrap.fill(f"{claim.title}: {record['verdict']}", _TITLE_WIDTH), fontsize=14, fontweight="bold", x=0.01, ha="left")
+  title = textwrap.fill(f"{claim.title}: {record['verdict']}", _TITLE_WIDTH)
+  sheet.suptitle(title, fontsize=14, fontweight="bold", x=0.01, ha="left")
   partial = png.with_name(png.name + ".partial")
   sheet.savefig(partial, format="png")
   os.replace(partial, png)
@@ -121,4 +122,5 @@ def _draw_effect(ax: axes.Axes, claim: Claim, record: Mapping[str, Any]) -> None
 
 def _legend_below(ax: axes.Axes) -> None:
   """Where it hides nothing."""
-  ax.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12 if ax.get_xlabel() else -0.04), frameon=False)
+  below = -0.12 if ax.get_xlabel() else -0.04
+  ax.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False)
