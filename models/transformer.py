@@ -149,7 +149,7 @@ class Transformer(nn.Module):
       self.unembedding = self.param("unembedding", table, (c.vocab_size, c.width))
     init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
     self.final_norm = self.param("final_norm", nn.with_logical_partitioning(init, ("embed",)), (c.width,))
-    block = Block
+    block = nn.jit(Block)  # Traced once, and lowered once where it is not differentiated.
     if self.remat != "none":
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
     self.layers = nn.scan(
@@ -331,9 +331,14 @@ def decode(
   rope = rope_tables(config, positions)
   x, new = apply(tokens[:, None], dtype, method="embed"), []
   for layer, is_local, layer_past, cache in zip(layers, config.layer_is_local, past, caches, strict=True):
-    x, kv = Block(config).apply(layer, x, (is_local, layer_past, (*cache, index)), rope, views)
+    x, kv = _decode_layer(config, layer, x, is_local, layer_past, (*cache, index), rope, views)
     new.append(kv)
   return apply(x[:, 0], method="normalise"), new
+
+
+@functools.partial(jax.jit, static_argnames=("config", "is_local"))  # All layers alike are traced and lowered once.
+def _decode_layer(config, layer, x, is_local, past, cache, rope, views):
+  return Block(config).apply(layer, x, (is_local, past, cache), rope, views)
 
 
 def _repeat(x: Array, rows: int) -> Array:

@@ -15,7 +15,7 @@ def keep_freed(environment: Mapping[str, str] = os.environ) -> bool:
 
   A program's temporary memory is one block, gigabytes for an update, that XLA asks for and frees at each call. glibc maps and
   unmaps such a block every time, and the system clears each of its pages anew (measured: 2 million page faults a step, a
-  fifth of its time). All comes from one heap then, which grows to what was once needed and stays.
+  fifth of its time). All comes from one heap then, which grows to what was once needed and stays (but see `give_back`).
 
   Call it before the first program runs. Does nothing and returns False where the C library is another one, and where the
   user has set one of glibc's variables or another allocator in the environment. RL_REASON_KEEP_MEMORY=0 turns it off.
@@ -27,3 +27,9 @@ def keep_freed(environment: Mapping[str, str] = os.environ) -> bool:
   mallopt = ctypes.CDLL(None).mallopt
   # -1: never give back the end of the heap. One arena: others have heaps of 64 MB, too small for what matters here.
   return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1), mallopt(_M_ARENA_MAX, 1)])
+
+
+def give_back() -> None:
+  """Gives the system all pages that hold nothing, wherever they lie: after a compilation, whose many small pieces (500 MB for
+  an update of eight layers) no program's one large block would fit between. glibc only."""
+  ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Compiled programs: kept on disk between runs, begun before they are needed, and counted."""
+"""Compiled programs: kept on disk between runs, with notes of what was needed; begun before they are needed; counted."""
 
 from collections.abc import Callable
 from concurrent import futures
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path
 import platform
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event: a program compiled, or read from disk.
 MIN_SECONDS = 0.5  # Reading a program takes some hundredths of a second: quicker ones are not worth a file.
 
 
@@ -127,9 +129,48 @@ def compilations() -> Compilations:
   count, lock = Compilations(), threading.Lock()
 
   def hear(event: str, seconds: float, **_) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
+    if event == _COMPILED:
       with lock:
         count.programs += 1
         count.seconds += seconds
   jax.monitoring.register_event_duration_secs_listener(hear)
   return count
+
+
+@functools.cache  # Once for each function.
+def after_each(call: Callable[[], None], min_seconds: float) -> None:
+  """Calls it, in the thread that compiled, after each program that took so long, for the life of the process."""
+  def hear(event: str, seconds: float, **_) -> None:
+    if event == _COMPILED and seconds >= min_seconds:
+      call()
+  jax.monitoring.register_event_duration_secs_listener(hear)
+
+
+class Note:
+  """A small value that a run leaves, beside its compiled programs, to the next one like it; it may be lost without harm."""
+
+  def __init__(self, title: str, *like: Any):
+    """Args:
+      title: what is noted. like: what the runs have in common, by its repr.
+    """
+    folder = jax.config.jax_compilation_cache_dir
+    # On a local disk only, and alone: processes of one run must not be told different things.
+    kept = folder and jax.config.jax_enable_compilation_cache and "://" not in folder and jax.process_count() == 1
+    digest = hashlib.sha256(repr((title, jax.default_backend(), like)).encode()).hexdigest()[:16]
+    self._file = Path(folder) / "notes" / f"{digest}.json" if kept else None
+
+  def read(self) -> Any:
+    """As plain JSON data; None: nothing was noted."""
+    try:
+      return json.loads(self._file.read_text()) if self._file else None
+    except (OSError, ValueError):
+      return None
+
+  def write(self, value: Any) -> None:
+    if self._file is None:
+      return
+    with contextlib.suppress(OSError):  # A folder that cannot be written: keep_programs has told.
+      self._file.parent.mkdir(parents=True, exist_ok=True)
+      new = self._file.with_suffix(f".{os.getpid()}")
+      new.write_text(json.dumps(value))
+      new.replace(self._file)  # At once: another run may read.

@@ -1,6 +1,7 @@
 """state + minibatch -> new state, metrics: gradients over microbatches, one optimizer step, refused if not finite."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -84,11 +85,15 @@ def train_step(
   Returns: the new state and metrics; `skipped_in_a_row` is above 0 where the update was refused.
   """
   trained, frozen = lora.partition(state.params)
-  gradient = jax.value_and_grad(lambda trained, batch: loss_fn(lora.combine(trained, frozen), batch), has_aux=True)
+
+  @functools.partial(jax.jit, inline=True)  # So that its shapes and the loop's body are traced once.
+  def gradient(trained, frozen, batch):
+    (_, statistics), grads = jax.value_and_grad(
+        lambda trained: loss_fn(lora.combine(trained, frozen), batch), has_aux=True)(trained)
+    return grads, statistics
 
   def one(i):
-    (_, statistics), grads = gradient(trained, jax.tree.map(lambda x: x[i], microbatches))
-    return grads, statistics
+    return gradient(trained, frozen, jax.tree.map(lambda x: x[i], microbatches))
 
   num = jax.tree.leaves(microbatches)[0].shape[0]
   if num == 1:
@@ -100,7 +105,7 @@ def train_step(
       return (jax.tree.map(jnp.add, grads, new_grads), statistics.merge(new_statistics)), None
     # All in one loop, from nothing: with the first one ahead of it XLA unrolls a loop of one step, and both
     # microbatches' activations live at once.
-    grads, statistics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0))
+    grads, statistics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.int32(0)))
     statistics = statistics.replace(maxima=jax.tree.map(lambda x: x - jnp.inf, statistics.maxima))
     (grads, statistics), _ = jax.lax.scan(add, (grads, statistics), jnp.arange(num))
 

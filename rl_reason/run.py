@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from rl_reason import config as config_lib
-from rl_reason import allocator, memory, naming, sharding
+from rl_reason import allocator, compilation, memory, naming, sharding
 from rl_reason.checkpoint import Checkpoints
 from rl_reason.config import RunConfig
 from rl_reason.envs import ENVIRONMENTS
@@ -292,7 +292,8 @@ def start() -> None:
   other."""
   if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # orbax tells of every rename.
-  allocator.keep_freed()
+  if allocator.keep_freed():
+    compilation.after_each(allocator.give_back, min_seconds=2.0)  # Quicker ones, and those read from disk, leave little.
   sharding.start_distributed()
 
 

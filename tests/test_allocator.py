@@ -40,6 +40,32 @@ def test_a_freed_block_is_used_again_without_new_pages():
   assert few < many / 5
 
 
+# Of 64 MB in small pieces all but the last piece are freed, so that the heap's end cannot shrink.
+HELD = """
+import ctypes
+from rl_reason import allocator
+assert allocator.keep_freed({})
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def held():
+  return int(open("/proc/self/statm").read().split()[1]) * 4096
+pieces = [libc.malloc(2**16) for _ in range(2**10)]
+for piece in pieces:
+  ctypes.memset(piece, 1, 2**16)
+for piece in pieces[:-1]:
+  libc.free(piece)
+before = held()
+allocator.give_back()
+print(before - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
+def test_pages_that_hold_nothing_are_given_back():
+  out = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True, env={})
+  assert int(out.stdout) > 2**25
+
+
 @pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_MMAP_THRESHOLD_"])
 def test_a_users_own_settings_stay(variable, monkeypatch):
   monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("must not be touched"))

@@ -1,4 +1,4 @@
-"""Compiled programs are kept where the user wants them, begun before they are needed, and counted."""
+"""Compiled programs are kept where the user wants them, begun before they are needed, counted, and noted for the next run."""
 
 import contextlib
 import threading
@@ -73,6 +73,38 @@ def test_every_program_is_counted_once():
     double(x)
   assert count.programs - before[0] == 2  # One for each shape.
   assert count.seconds > before[1]
+
+
+def test_long_compilations_are_followed_by_a_call():
+  calls = []
+  def call():
+    calls.append(threading.current_thread())
+  compilation.after_each(call, 0.0)
+  compilation.after_each(call, 0.0)  # Once is enough.
+  never = lambda: pytest.fail("took less than an hour")
+  compilation.after_each(never, 3600.0)
+  x = jnp.zeros(11)
+  calls.clear()
+  jax.jit(lambda x: 3 * x + 2)(x)
+  assert calls == [threading.current_thread()]
+
+
+def test_a_note_is_read_by_a_run_like_it(settings):
+  assert compilation.Note("lengths", 1).read() is None  # Programs are not kept, so notes are not.
+  compilation.Note("lengths", 1).write([1])
+  jax.config.update("jax_compilation_cache_dir", str(settings / "programs"))
+  note = compilation.Note("lengths", dict(a=1))
+  assert note.read() is None
+  note.write({"lengths": [3, 1]})
+  assert compilation.Note("lengths", dict(a=1)).read() == {"lengths": [3, 1]}
+  assert compilation.Note("lengths", dict(a=2)).read() is None and compilation.Note("widths", dict(a=1)).read() is None
+  assert len([*(settings / "programs" / "notes").iterdir()]) == 1  # Nothing half written beside it.
+  # A file where the folder should be, or a folder elsewhere: no note, no error.
+  (settings / "file").write_text("")
+  for folder in (str(settings / "file"), "gs://bucket/programs"):
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation.Note("lengths").write([1])
+    assert compilation.Note("lengths").read() is None
 
 
 @pytest.fixture

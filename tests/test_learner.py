@@ -43,6 +43,16 @@ def test_microbatches_change_nothing(tiny_batch):
                  (expected, expected_metrics))
 
 
+def test_a_loss_is_traced_once_for_all_microbatches(tiny_batch):
+  traced = []
+  def loss(params, batch):
+    traced.append(batch)
+    return table_loss(params, batch)
+  step = jax.jit(functools.partial(learner.train_step, loss_fn=loss, optimizer=ADAM))
+  step.lower(learner.init_state(PARAMS, ADAM), split(tiny_batch, 4))
+  assert len(traced) == 1
+
+
 def test_updates_that_are_not_finite_are_refused_and_counted(tiny_batch):
   bad = tiny_batch.advantages.copy()
   bad[0, 0] = np.nan  # A real token.

@@ -1,5 +1,6 @@
 """A policy gradient step apart from the loop: its fields, importance weights, scoring in parts, memory, meshes."""
 
+from concurrent.futures import Future
 import dataclasses
 import threading
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from rl_reason import compilation
 from rl_reason import config as config_lib
 from rl_reason import losses, memory, policy, run
 from rl_reason.models import lora
@@ -204,6 +206,42 @@ def test_scoring_and_updates_are_compiled_beforehand_and_once(mesh, one, complet
   # Other pairs of groups may pack into other rows.
   assert sum("score" in name for name, _ in programs) <= 1 and 1 <= sum("train_step" in name for name, _ in programs) <= 3
   assert not any(main for _, main in programs), programs
+
+
+@pytest.fixture
+def programs_folder(tmp_path):
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+  yield tmp_path
+  jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_what_the_last_run_like_it_needed_is_begun_before_sampling(one, completions, monkeypatch, programs_folder):
+  context, config, params, problems = one
+  config, happened = dataclasses.replace(config, minibatches=2, kl_coef=0.1), []
+  def generate(*args, **kwargs):
+    happened.append("sampled")
+    return completions
+  monkeypatch.setattr(base, "generate", generate)
+  monkeypatch.setattr(compilation.Program, "begin", lambda self, *args, **kwargs: (
+      happened.append(compilation._shapes(args, kwargs)), self._begun.setdefault("something", Future())))
+
+  def run_first_step(config):
+    happened.clear()
+    with context.partitioning.use():
+      stage = policy_gradient.build(config, context, params, "rl")
+      stage.step(stage.init(), problems, 0)
+      stage.close()
+    at = happened.index("sampled")
+    return happened[:at], happened[at + 1:]
+  before, needed = run_first_step(config)
+  assert not before and len(needed) == 3  # To score, and a program for each minibatch.
+  before, again = run_first_step(config)
+  assert before == needed == again
+  assert not run_first_step(dataclasses.replace(config, kl_coef=0.2))[0]  # Another config: another note.
+  for file in (programs_folder / "notes").iterdir():
+    file.write_text('{"lengths": [1')  # As a full disk leaves it.
+  assert not run_first_step(config)[0]
 
 
 def test_scoring_goes_through_equal_parts_of_one_shape(one, completions):

@@ -45,6 +45,22 @@ class Rollout:
         self, prompts=jax.tree.map(lambda x: x[groups], self.prompts), completions=completions, scores=scores,
         rewards=rewards, components=components)
 
+  @property
+  def shape(self) -> dict[str, Any]:
+    """Plain data: what the shapes of an update on it come from."""
+    return {"prompts": list(self.prompts.tokens.shape), "max_tokens": self.completions.tokens.shape[1],
+            "lengths": self.completions.lengths.tolist(), "observed": self.completions.observed is not None}
+
+  @classmethod
+  def blank(cls, index: int, shape: Mapping[str, Any]) -> "Rollout":
+    """One with this `shape`, and zeros in place of its tokens and numbers."""
+    lengths, per_token = np.array(shape["lengths"], np.int32), (len(shape["lengths"]), shape["max_tokens"])
+    tokens, zeros = np.zeros(per_token, np.int32), np.zeros(per_token, np.float32)
+    return cls(
+        index, PromptBatch(np.zeros(shape["prompts"], np.int32), np.zeros(shape["prompts"][0], np.int32)),
+        Completions(tokens, lengths, lengths < 0, zeros, zeros, tokens > 0 if shape["observed"] else None),
+        scores=zeros[:, 0], rewards=zeros, components={})
+
   @classmethod
   def join(cls, rollouts: Sequence["Rollout"]) -> "Rollout":
     """The groups of several, one after the other: index, shown and metrics of the first, seconds of all."""

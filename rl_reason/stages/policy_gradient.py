@@ -339,6 +339,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     for minibatch in minibatches(blank_batch(config, rollout), config, minibatch_rng(rollout)):
       update.begin(state_shape, place_shapes(microbatches(config, context, minibatch), (None, "batch")))
 
+  # The first rollout of the last run like this one: what it needed lies on disk, and is read while this one samples.
+  last_first = compilation.Note("first rollout", config, model, context.dtype, context.partitioning.mesh.shape)
+
   def minibatch_rng(rollout):
     return fold(context.rng(name, "minibatches"), rollout.index)
 
@@ -353,6 +356,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def sample(params, problems, index) -> Rollout:
     """The step's rollout, with what is logged of it."""
+    first = not update.begun
+    if first and (shape := last_first.read()):
+      begin_programs(Rollout.blank(index, shape))
     rollout = sample_once(params, problems, index)
     if config.equal_groups == "resample":
       # From the same stream of problems, so that its position, which is checkpointed, says it all.
@@ -361,8 +367,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
           max_rounds=config.max_resamples, by=config.equal_by)
     else:
       rollout = dataclasses.replace(rollout, metrics={**rollout.metrics, **groups.metrics(rollout, config.equal_by)})
-    if not update.begun:  # In the first step most programs are new; later ones would lay all rows out twice for a few.
+    if first:  # In the first step most programs are new; later ones would lay all rows out twice for a few.
       begin_programs(rollout)
+      last_first.write(rollout.shape)
     return rollout
 
   def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
