@@ -74,6 +74,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Learn
 
 def train_step(
     state: LearnerState, microbatches: Any, *, loss_fn: LossFn, optimizer: optax.GradientTransformation,
+    lookahead: Callable[[Params, Params], tuple[Params, dict[str, jax.Array]]] | None = None,
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
   """One optimizer step on one minibatch, of what is trained: frozen parameters have no gradients and stay as they are.
 
@@ -81,10 +82,12 @@ def train_step(
     microbatches: a batch whose every array has a leading axis of A microbatches, gone through one after the
       other; their token_weights sum to 1 over all A, so that A changes memory and not the result.
     loss_fn: (params, microbatch) -> (loss, LossStatistics).
+    lookahead: (what is trained, what is frozen) -> where instead of there the gradient is taken, and metrics of its own.
 
   Returns: the new state and metrics; `skipped_in_a_row` is above 0 where the update was refused.
   """
   trained, frozen = lora.partition(state.params)
+  at, told = (trained, {}) if lookahead is None else lookahead(trained, frozen)
 
   @functools.partial(jax.jit, inline=True)  # So that its shapes and the loop's body are traced once.
   def gradient(trained, frozen, batch):
@@ -93,7 +96,7 @@ def train_step(
     return grads, statistics
 
   def one(i):
-    return gradient(trained, frozen, jax.tree.map(lambda x: x[i], microbatches))
+    return gradient(at, frozen, jax.tree.map(lambda x: x[i], microbatches))
 
   num = jax.tree.leaves(microbatches)[0].shape[0]
   if num == 1:
@@ -112,7 +115,7 @@ def train_step(
   updates, opt_state = optimizer.update(grads, state.opt_state, trained)
   params = lora.combine(optax.apply_updates(trained, updates), frozen)
   state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-  metrics = {**statistics.metrics(), "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
+  metrics = {**told, **statistics.metrics(), "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
              "skipped_in_a_row": skipped_in_a_row(state)}
   return state, metrics
 

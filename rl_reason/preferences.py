@@ -170,6 +170,17 @@ def step_ranking(
 
 
 # One signature: (scores, labels, mask, **options). What a label is, and the axes behind N, are the loss's own.
+def spread(scores: Float[Array, "N k A"]) -> Float[Array, "N"]:
+  """How far apart the scores of k responses to one prompt are: 2 / k² Σ_{i<j} σ(|r_i − r_j|), averaged over outputs.
+
+  In [(k − 1) / 2k, (k − 1) / k]. MetaRM's J (Wang et al. 2024, arXiv:2401.06080); equal scores pull in no direction.
+  """
+  k = scores.shape[1]
+  gaps = jax.nn.sigmoid(jnp.abs(scores[:, :, None] - scores[:, None]))
+  # Σ_{i<j} is half of all but the diagonal, whose σ(0) is a half each.
+  return jnp.mean((gaps.sum((1, 2)) - k / 2) / k**2, axis=-1)
+
+
 REWARD_LOSSES = {
     "bradley_terry": pairs, "regression": regression, "binary": binary, "ordinal": ordinal, "listwise": listwise,
     "one_versus_rest": one_versus_rest, "step_ranking": step_ranking}

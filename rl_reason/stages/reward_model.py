@@ -28,9 +28,11 @@ from rl_reason.responses import READINGS
 from rl_reason.rewards.critiques import Critiques
 from rl_reason.stages import comparisons, voting
 from rl_reason.stages import critiques as critiques_lib
+from rl_reason.stages import meta as meta_lib
 from rl_reason.stages.base import Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner
 from rl_reason.stages.comparisons import Reader
 from rl_reason.stages.critiques import Critique, make_critiques
+from rl_reason.stages.meta import Meta
 from rl_reason.strength import Relabel, relabelled, strength
 from rl_reason.tasks import Source, pipeline
 from rl_reason.types import Comparison, Params
@@ -56,6 +58,7 @@ class Config:
   zero: what scores 0 on average in the end. "": whatever comes of the loss. "solutions": the task's first 256; the head's
     bias moves after the last update, and with it what a critic starts from (Stiennon et al. 2020, arXiv:2009.01325).
   relabel: what an ensemble's votes on the training pairs change about them (strength.Relabel); None: nothing.
+  meta: a Meta: gradients are taken where the model tells a policy's new responses further apart; None: where it is.
   heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
   """
   kind: str
@@ -80,6 +83,7 @@ class Config:
   freeze_trunk: bool = False
   zero: str = ""
   relabel: Relabel | None = None
+  meta: Meta | None = None
   heldout_rows: int = 1000
   microbatches: int = 0
   remat: str = "none"
@@ -111,6 +115,10 @@ class Config:
       raise ValueError(f"The loss {self.loss!r} learns from labels of steps, and read='end' reads none of them: set"
                        " read='steps' or 'tokens'.")
 
+    if self.meta and (self.read != "end" or self.critique.generate or self.meta.prompts > self.batch_size):
+      raise ValueError(f"meta with read={self.read!r}, critique.generate={self.critique.generate!r} and meta.prompts="
+                       f"{self.meta.prompts} of batch_size={self.batch_size}: responses without labels are read at their ends"
+                       " and without critiques, to prompts of the update's rows. Change these, or leave out meta.")
     if self.critique.generate and self.read != "end":
       raise ValueError(f"critique.generate={self.critique.generate!r} with read={self.read!r}: a critique is read with the"
                        " whole response, at its end. Set read='end', or critique.generate=''.")
@@ -176,6 +184,9 @@ def check(config: Config, context: Context) -> None:
   that are none or on other rows."""
   make_reader(config, context).check()
   critiques_lib.check(config.critique, context, context.name_of(config))
+  if config.meta:
+    meta_lib.check(config.meta, context, context.name_of(config), max_response_tokens=config.max_response_tokens,
+                   max_prompt_tokens=config.max_prompt_tokens or context.max_prompt_tokens)
   if config.zero and not context.solutions(_AT_ZERO):
     raise ValueError(f"zero={config.zero!r}, and none of the task's first {_AT_ZERO} training problems has a solution in"
                      " text: give the task solutions, or set zero='' and normalise='mean' in the learned reward.")
@@ -195,6 +206,8 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage. It has no logits."""
   state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
   own = [part for part in make_reader(config, context).memory(state_shape) if part.name != "logits"]
+  if config.meta:
+    own += meta_lib.memory(config.meta, context, max_prompt_tokens=config.max_prompt_tokens or context.max_prompt_tokens)
   return [*own, *critiques_lib.memory(config.critique, context)]
 
 
@@ -262,9 +275,18 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         sums={**sums, "loss": jnp.sum(batch.weights * loss), **{f"moments/{k}": v for k, v in moments.items()}},
         token_sums={}, num_tokens=jnp.ones(()), maxima={})
 
+  unlabelled = meta_lib.Responses(config.meta, context, name, reader.layout) if config.meta else None
+
+  def ascend(responses, *params):
+    def scores(params):
+      return reward_model.scores(model, params, responses, dtype=context.dtype, remat=config.remat)[:, :, 0]
+    return meta_lib.ascend(config.meta, scores, *params)
+
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, microbatches):
-    state, metrics = learner.train_step(state, microbatches, loss_fn=loss_fn, optimizer=optimizer)
+  def update(state, microbatches, responses):
+    state, metrics = learner.train_step(
+        state, microbatches, loss_fn=loss_fn, optimizer=optimizer,
+        lookahead=None if responses is None else functools.partial(ascend, responses))
     frozen = state.params["frozen"]
     moments = {k: metrics.pop(f"moments/{k}") for k in frozen["normaliser"]}
     normaliser = reward_model.updated_normaliser(frozen["normaliser"], moments)
@@ -274,7 +296,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def step(state, rows, index):
     batch = make_batch(config, reader, rows, reader.microbatches)
-    state, metrics = update(state, context.partitioning.place(batch, (None, "batch")))
+    responses = context.partitioning.place(unlabelled(rows, index), ("batch",)) if unlabelled else None
+    state, metrics = update(state, context.partitioning.place(batch, (None, "batch")), responses)
     written = critiques.metrics() if critiques else {}
     if config.zero and index == config.num_steps - 1:
       params, metrics["score/zero"] = with_zero(config, context, state.params, name)

@@ -1,4 +1,4 @@
-"""Pairs of short responses with a hidden utility, some with the wrong label and some without a difference to speak of."""
+"""Short responses with a hidden utility, and pairs of them, some with the wrong label, some without a difference to speak of."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -8,10 +8,11 @@ import numpy as np
 
 from rl_reason.config import at_least, one_of
 from rl_reason.tasks.draws import Draws, Generated
-from rl_reason.types import Comparison
+from rl_reason.types import Comparison, Problem
 
 LETTERS = "abcdefghijklmnop"  # Attributes; how often a response has each is all that its utility depends on.
 LENGTH = 16
+_CONTEXTS = {"train": LETTERS[:12], "heldout": LETTERS[12:]}  # Letters before the "=", which mean nothing.
 _TIE_TRIES = 32  # A near tie is the pair of the smallest gap among so many.
 
 
@@ -45,6 +46,7 @@ class AttributePairs(Generated):
   part: str
   wrong: float
   ties: float
+  contexts: bool
 
   def row(self, index: int) -> Comparison:
     draws = Draws("attributes", self.utility.seed, self.part, index)
@@ -54,7 +56,8 @@ class AttributePairs(Generated):
     gap, better, worse = min(next(drawn) for _ in range(_TIE_TRIES)) if tie else next(drawn)
     if wrong:
       better, worse = worse, better
-    return Comparison(prompt="=", responses=(better, worse), scores=(1.0, 0.0), id=f"{self.part}-{index}",
+    context = draws.choice(_CONTEXTS[self.part]) if self.contexts else ""
+    return Comparison(prompt=f"{context}=", responses=(better, worse), scores=(1.0, 0.0), id=f"{self.part}-{index}",
                       metadata={"wrong": wrong, "tie": tie, "gap": gap})
 
   def _pairs(self, draws: Draws) -> Iterator[tuple[float, str, str]]:
@@ -67,7 +70,7 @@ class AttributePairs(Generated):
 
 def attribute_pairs(
     *, size: int, world: int, part: str = "train", wrong: float = 0.0, ties: float = 0.0, hidden: int = 6,
-    gain: float = 1.0) -> AttributePairs:
+    gain: float = 1.0, contexts: bool = False) -> AttributePairs:
   """Comparisons of two random responses of 16 letters, labelled by a hidden nonlinear utility (Utility).
 
   Args:
@@ -76,6 +79,7 @@ def attribute_pairs(
     wrong: share of pairs whose label is the other one; metadata["wrong"].
     ties: share of further pairs that are near ties, of the smallest gap among 32 random pairs; their label is right.
     hidden, gain: of Utility: the larger, the less linear.
+    contexts: a letter stands before the prompt, other ones in each part, as in attribute_responses; the utility ignores it.
 
   Raises: ValueError for values out of range.
   """
@@ -84,4 +88,29 @@ def attribute_pairs(
   one_of(("train", "heldout"), part=part)
   if wrong + ties > 1:
     raise ValueError(f"wrong={wrong} and ties={ties} are shares of all pairs and exclude each other: their sum must be at most 1.")
-  return AttributePairs(size, Utility(world, hidden, gain), part, wrong, ties)
+  return AttributePairs(size, Utility(world, hidden, gain), part, wrong, ties, contexts)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributeResponses(Generated):
+  """The source that `attribute_responses` returns."""
+  world: int
+  part: str
+
+  def row(self, index: int) -> Problem:
+    draws = Draws("attribute responses", self.world, self.part, index)
+    return Problem(prompt=f"{draws.choice(_CONTEXTS[self.part])}=", reference="", solution="".join(draws.choice(LETTERS) for _ in range(LENGTH)),
+                   id=f"{self.part}-{index}", metadata={"world": self.world})
+
+
+def attribute_responses(*, size: int, world: int, part: str = "train") -> AttributeResponses:
+  """Random responses as `solution`s, for a policy that starts from what the pairs of the same world are about.
+
+  Args:
+    size: responses. world, part: as of attribute_pairs; metadata["world"] is the seed of the utility.
+
+  Raises: ValueError for values out of range.
+  """
+  at_least(1, size=size)
+  one_of(("train", "heldout"), part=part)
+  return AttributeResponses(size, world, part)

@@ -1,0 +1,172 @@
+r"""Does a reward model that looks at a policy's new responses while it learns tell them apart better? (card 46, its second half)
+
+    python -m rl_reason.claims experiments/meta_rm.py
+    python -m rl_reason.train --config=experiments/meta_rm.py:meta --workdir=runs/meta_rm
+    ... :meta-tiny      # Seconds; the tests run it.      ... :full     # Llama-2-7B on HH-RLHF.
+
+Wang et al. 2024, "Secrets of RLHF in Large Language Models Part II", arXiv:2401.06080, MetaRM. A policy that RL has moved writes
+what its reward model never saw, and the model's scores of it lie close together. MetaRM takes each gradient of the usual loss
+after a small step that moves the scores of the policy's own, unlabelled responses apart (rl_reason/stages/meta.py): what the
+labelled pairs teach that also tells those apart is learnt more. The first half of the card is preference_strength.py.
+
+Small: responses of 16 letters with a hidden nonlinear utility (rl_reason/tasks/attributes.py). Stages: `sft` imitates random
+responses; `rm` learns from 4,000 pairs, a fifth with the wrong label; `rl` follows its scores for 100 steps with a KL penalty;
+`again` is a new reward model of the same pairs: as the first one (arm `vanilla`), or with MetaRM on that policy's responses
+(arm `meta`). Fresh pairs of the policy's responses are labelled by the utility itself, to evaluate and nothing else.
+
+Inferred in the card: η and k; here η = 0.1 on gradients of at most length 1, k = 4, 4 prompts an update. Where we depart from it:
+0.3M parameters for 1M; one round of RL and of MetaRM, not four; prompts say nothing that matters (one letter).
+The card itself says that it may fail: J rewards any spread, right or wrong.
+
+Not measured yet.
+"""
+
+from collections.abc import Sequence
+import functools
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from rl_reason import run, sharding
+from rl_reason.rollout import Sampling, encode_prompts, make_samples
+from rl_reason.tasks.attributes import LENGTH, LETTERS, Utility, attribute_responses
+from rl_reason.types import Sample
+
+_MODULE = "rl_reason.experiments.meta_rm"
+ARMS = ("vanilla", "meta")
+PAIRS = 1000  # Of the policy's responses, for evaluations.
+
+
+def _own(name: str, **args) -> dict:
+  return dict(function=f"{_MODULE}:{name}", args=args)
+
+
+_COMMON = dict(paper="Wang et al. 2024, arXiv:2401.06080", card=46, arms={name: dict(config=name) for name in ARMS},
+               treatment="meta", baseline="vanilla", direction="higher", matched=("updates",))
+CLAIMS = {
+    "on_policy": dict(
+        title="With MetaRM a reward model judges the trained policy's responses better by 2 points",
+        sentence="MetaRM keeps the reward model telling responses apart after the policy has moved.",
+        metric=_own("accuracy", of="rl"), threshold=0.02,
+        also={"pairs of the imitating policy": _own("accuracy", of="sft"),
+              "standard deviation of its scores": _own("score_std", of="rl"),
+              "the policy's utility": dict(function="last", args=dict(name="eval/reward/true_utility", stage="rl"))},
+        **_COMMON),
+    "clean_pairs": dict(
+        title="... and on clean held-out pairs no worse by a point",
+        sentence="Card 46's condition: what is gained on new responses is not lost on the old ones.",
+        metric=dict(function="last", args=dict(name="eval/accuracy", stage="again")), threshold=-0.01, **_COMMON),
+}
+
+
+def true_utility(samples: Sequence[Sample]) -> np.ndarray:
+  return np.array([Utility(s.metadata["world"])(s.completion) for s in samples], np.float32)
+
+
+def short(samples: Sequence[Sample]) -> np.ndarray:
+  """1 where a response is not of 16 letters, else 0: of others no pair tells anything."""
+  return np.array([len(s.completion) != LENGTH for s in samples], np.float32)
+
+
+def accuracy(folder: Path, *, of: str) -> float:
+  """How often the last reward model prefers the one of greater utility, of fresh pairs of a stage's responses; ties are left
+  out."""
+  utilities, scores = _judged(folder, of)
+  gaps = utilities[:, 0] - utilities[:, 1]
+  right = np.sign(gaps) == np.sign(scores[:, 0] - scores[:, 1])
+  return float(right[gaps != 0].mean())
+
+
+def score_std(folder: Path, *, of: str) -> float:
+  return float(_judged(folder, of)[1].std())
+
+
+@functools.lru_cache(maxsize=None)  # For several metrics.
+def _judged(folder: Path, stage: str) -> tuple[np.ndarray, np.ndarray]:
+  """(utilities, scores of the stage `again`) [PAIRS, 2] of the responses of the policy after a stage."""
+  partitioning = sharding.Partitioning(sharding.make_mesh())
+  context, params = run.policy_of_run(f"{folder}:{stage}", partitioning)
+  source = attribute_responses(size=2 * PAIRS, world=json.loads((folder / "config.json").read_text())["seed"], part="heldout")
+  problems = [source[i] for i in range(2 * PAIRS)]
+  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  with partitioning.use():
+    completions = context.complete(
+        params, problems, prompts, Sampling(max_tokens=LENGTH), group_size=1, slots=500, rng=jax.random.key(0))
+  samples = make_samples(problems, completions, context.policy.tokenizer)
+  scorer = run.scorer_of_run(f"{folder}:again", partitioning)
+  scores = [row.totals[0, 0] for row in scorer(scorer.encode_rows([(s.prompt, [s.completion]) for s in samples]))]
+  return true_utility(samples).reshape(-1, 2), np.reshape(scores, (-1, 2))
+
+
+def get_config(argument: str = "meta") -> ConfigDict:
+  name, _, size = argument.partition("-")
+  if argument == "full":
+    return _full()
+  if name not in ARMS or size not in ("", "tiny"):
+    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :{', :'.join(ARMS)}, alone or with -tiny.")
+  tiny = size == "tiny"
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=2, stages=("sft", "rm", "rl", "again")))
+  c.policy = dict(source="small", args=dict(
+      characters="=" + LETTERS, width=32 if tiny else 96, num_layers=1 if tiny else 3, num_heads=2 if tiny else 4))
+  world = dict(world=c.get_ref("seed"))  # The seed is the world's, too.
+  c.task = dict(source="attribute_responses", args=world, train=dict(part="train", size=64 if tiny else 4000),
+                heldout=dict(part="heldout", size=16 if tiny else 256))
+  c.sft = dict(
+      kind="sft", num_steps=2 if tiny else 200, batch_size=8 if tiny else 64, max_completion_tokens=LENGTH + 1,
+      optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+  c.rm = dict(  # One epoch.
+      kind="reward_model", start="sft", num_steps=2 if tiny else 250, batch_size=8 if tiny else 16,
+      max_response_tokens=LENGTH + 1, heldout_rows=16 if tiny else 1000, zero="solutions", data=dict(
+          source="attribute_pairs", args=dict(world, contexts=True),
+          train=dict(part="train", size=40 if tiny else 4000, wrong=0.2, ties=0.2),
+          heldout=dict(part="heldout", size=16 if tiny else 1000)),
+      optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01)))
+  sampling = dict(max_tokens=LENGTH)
+  c.rl = dict(
+      kind="policy_gradient", start="sft", num_steps=2 if tiny else 100, prompts_per_step=2 if tiny else 8,
+      group_size=4 if tiny else 16, sampling=sampling, baseline="group_mean", normalise="group_std", kl_coef=0.05,
+      kl_estimator="k3", rewards=dict(
+          learned=dict(args=dict(model="rm"), gate=dict(component="short", below=0.5)),
+          short=dict(function=f"{_MODULE}:short", weight=-5.0)),
+      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+  c.again = c.rm.copy_and_resolve_references()
+  c.again.data.args.world = c.get_ref("seed")
+  if name == "meta":
+    c.again.meta = dict(policy="rl", sampling=sampling, prompts=4, responses=4, step_size=0.1)
+  c.evaluation = dict(
+      rewards=dict(true_utility=dict(function=f"{_MODULE}:true_utility")), num_problems=16 if tiny else 256,
+      batch_size=16 if tiny else 256, sampling=sampling)
+  c.checkpoint = dict(every=1000, keep=1)
+  return c
+
+
+def _full() -> ConfigDict:
+  """The paper's numbers: Llama-2-7B on HH-RLHF, one round; further rounds are further stages `rl` and `again`."""
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=1024, stages=("rm", "rl", "again", "rl_again")))
+  c.policy = dict(source="pretrained", args=dict(path="llama2-7b-sft"), dtype="bfloat16")
+  c.task = dict(source="jsonl", args=dict(prompt="{prompt}", reference=""), train=dict(path="prompts.jsonl", rows=":98%"),
+                heldout=dict(path="prompts.jsonl", rows="98%:"))
+  c.rm = dict(
+      kind="reward_model", num_steps=4800, batch_size=32, max_response_tokens=1024, bad_rows="drop", remat="full", data=dict(
+          source="comparisons", args=dict(format="hh_rlhf", bad_rows="drop"),
+          train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"), heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:")),
+      optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6)))
+  sampling = dict(max_tokens=512, temperature=0.8)
+
+  def rl(model, start):
+    return dict(
+        kind="policy_gradient", start=start, num_steps=2000, prompts_per_step=32, group_size=4, remat="full", slots=128,
+        sampling=sampling, rewards=dict(learned=dict(args=dict(model=model, normalise="mean_std"))), baseline="none",
+        normalise="token_whiten", kl_coef=0.05, kl_in="reward", kl_estimator="k1",
+        critic=dict(trunk="separate", start=model, optimizer=dict(learning_rate=1.5e-6)), optimizer=dict(learning_rate=5e-7))
+  c.rl, c.rl_again = rl("rm", "initial"), rl("again", "rl")
+  c.again = dict(c.rm, start="initial", meta=dict(
+      policy="rl", sampling=sampling, prompts=8, responses=4, step_size=5e-6))
+  # Whether it answers at all; what an answer is worth nobody but another judge can say (rl_reason.judge).
+  c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
+                      sampling=dict(max_tokens=512))
+  c.mesh = dict(fsdp=-1)
+  return c
