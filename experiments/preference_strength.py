@@ -7,14 +7,15 @@ r"""Does the vote of an ensemble find wrong preference labels, and does correcti
 Wang et al. 2024, "Secrets of RLHF in Large Language Models Part II", arXiv:2401.06080. Several reward models are trained on the
 same pairs in different orders (stages `vote0` to `vote4`); a pair's strength is their mean score difference (stage `votes`).
 The pairs of lowest strength are mostly wrong: flip them, soften their labels, or ask for a margin as large as the strength,
-and train the reward model on that (stage `rm`).
+and train the reward model on that (stage `rm`). Other arms keep the labels and add a contrastive loss on the features of two
+passes with dropout (rl_reason/contrastive.py).
 
 Small: responses of 16 letters with a hidden nonlinear utility of the letters' counts (rl_reason/tasks/attributes.py); of 4,000
 pairs a fifth have the wrong label, another fifth are near ties; 1,000 clean pairs are held out.
 
-Inferred in the card: α = 0.1 of soft labels, the margin's sign for flipped pairs (its strength, negated), all thresholds here.
+Inferred in the card: α = 0.1 of soft labels, τ = 0.05, the margin's sign for flipped pairs (its strength, negated), all thresholds here.
 Where we depart from it: 0.3M parameters in place of 1M; models of a part of the pairs take as many updates as the others, so
-they see theirs more than once. The card's MetaRM is meta_rm.py; its contrastive losses, which need dropout, are not here.
+they see theirs more than once; features and prototypes of SwAV are of length 1, as in its own paper. MetaRM is meta_rm.py.
 
 Measured over 3 seeds (16 minutes, two busy cores of a shared AMD EPYC, float32; 95 % intervals): AUROC of low strength for wrong
 labels 0.913 (0.904 to 0.921): holds. Models of the weakest fifth 19.3 % (18.0 to 20.6) on clean pairs: holds; with their labels
@@ -35,6 +36,11 @@ ARMS = {
     "soft_margin": dict(soften=0.1, margin=1.0), "weakest_fifth": dict(part=(0.0, 0.2)),
     "weakest_fifth_flipped": dict(part=(0.0, 0.2), flip=0.2), "second_fifth": dict(part=(0.2, 0.4)),
     "strongest_tenth": dict(part=(0.9, 1.0)), "true_labels": None}
+# Arms that keep the labels as they are and add a contrastive loss, with the paper's weights -> contrastive.Contrastive.
+CONTRASTIVE = {
+    "simcse": dict(kind="simcse"), "simcse_difference": dict(kind="simcse", on="difference"),
+    "swav": dict(kind="swav", weight=0.1, prototypes=50),
+    "swav_difference": dict(kind="swav", on="difference", weight=0.5, prototypes=20)}
 
 _ACCURACY = dict(function="last", args=dict(name="eval/accuracy", stage="rm"))
 _COMMON = dict(paper="Wang et al. 2024, arXiv:2401.06080", card=46)
@@ -71,13 +77,19 @@ CLAIMS = {
         sentence="An adaptive margin helps the reward model to tell responses apart.",
         treatment="margin", baseline="baseline", direction="higher", threshold=0.005, matched=("updates",),
         metric=_ACCURACY, arms=_arms(*ARMS), **_COMMON),
+    "simcse": dict(
+        title="A contrastive loss (SimCSE on pairs) makes a reward model better on clean pairs",
+        sentence="Contrastive learning helps the reward model to tell responses apart; SimCSE on pairs is its best variant.",
+        treatment="simcse", baseline="baseline", direction="higher", threshold=0.0, matched=("updates",),
+        metric=_ACCURACY, also={"loss": dict(function="last", args=dict(name="eval/loss", stage="rm"))},
+        arms=_arms("baseline", *CONTRASTIVE), **_COMMON),
 }
 
 
 def get_config(argument: str = "flip") -> ConfigDict:
   name, _, size = argument.partition("-")
-  if name not in ARMS or size not in ("", "tiny", "full"):
-    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join(ARMS)}, alone or with -tiny or -full.")
+  if name not in (*ARMS, *CONTRASTIVE) or size not in ("", "tiny", "full"):
+    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join((*ARMS, *CONTRASTIVE))}, alone or with -tiny or -full.")
   if size == "full":
     return _full(name)
   tiny = size == "tiny"
@@ -100,9 +112,14 @@ def get_config(argument: str = "flip") -> ConfigDict:
   for member in members:
     c[member] = reward_model()
   c.votes = dict(kind="voting", num_steps=2 if tiny else 4, members=members, data=data(0.2), wrong="wrong")
-  c.rm = reward_model(0.0 if name == "true_labels" else 0.2, ARMS[name] and dict(ARMS[name], votes="votes"))
+  c.rm = reward_model(0.0 if name == "true_labels" else 0.2, _relabel(name))
+  c.rm.contrastive = CONTRASTIVE.get(name)
   c.checkpoint = dict(every=1000, keep=1)
   return c
+
+
+def _relabel(name: str) -> dict | None:
+  return dict(ARMS[name], votes="votes") if ARMS.get(name) else None
 
 
 def _full(name: str) -> ConfigDict:
@@ -120,7 +137,9 @@ def _full(name: str) -> ConfigDict:
   for member in members:
     c[member] = model
   c.votes = dict(kind="voting", num_steps=100, members=members, data=data)
-  c.rm = dict(model, relabel=ARMS[name] and dict(ARMS[name], votes="votes"))
+  c.rm = dict(model, relabel=_relabel(name), contrastive=CONTRASTIVE.get(name))
+  if name in CONTRASTIVE:
+    c.rm.batch_size, c.rm.num_steps = 16, 9600
   c.rl = dict(
       kind="policy_gradient", num_steps=2000, prompts_per_step=32, group_size=4, remat="full", slots=128,
       sampling=dict(max_tokens=512, temperature=0.8), rewards=dict(learned=dict(args=dict(model="rm", normalise="mean_std"))),

@@ -25,11 +25,13 @@ class RewardModel:
   """config: of the decoder. head: outputs are attributes. thresholds: of an ordinal scale, per output; 0 for none.
 
   frozen_trunk: the decoder does not learn: it lies under "frozen" (lora.partition).
+  prototypes: of a contrastive loss, learnt beside the head; 0 for none.
   """
   config: ModelConfig
   head: heads.Head = heads.Head()
   thresholds: int = 0
   frozen_trunk: bool = False
+  prototypes: int = 0
 
 
 @flax.struct.dataclass
@@ -56,10 +58,17 @@ def init_params(model: RewardModel, trunk: Params, key: PRNGKeyArray) -> Params:
     # An even scale around 0; the first is where it starts, the others are steps (preferences.ordered_thresholds).
     raw = jnp.full((model.head.outputs, model.thresholds), jnp.log(jnp.expm1(1.0)))
     head["thresholds"] = raw.at[:, 0].set(-(model.thresholds - 1) / 2)
+  if model.prototypes:
+    head["prototypes"] = jax.random.normal(jax.random.fold_in(key, 1), (model.prototypes, model.config.width))
   zeros = jnp.zeros(model.head.outputs)
   frozen = {"normaliser": {"sum": zeros, "squares": zeros, "weight": jnp.zeros(())}}
   return {"head": head, "frozen": {**frozen, "trunk": trunk}} if model.frozen_trunk else {
       "trunk": trunk, "head": head, "frozen": frozen}
+
+
+def layers_of(head: Params) -> Params:
+  """What the head itself computes with, and not what losses keep beside it."""
+  return {k: v for k, v in head.items() if k not in ("thresholds", "prototypes")}
 
 
 def trunk_of(params: Params) -> Params:
@@ -90,22 +99,28 @@ def scores(
 
   The score at a token is that of the text up to and including it.
   """
-  head = {k: v for k, v in params["head"].items() if k != "thresholds"}
-  return heads.apply(model.head, head, states(model, params, batch, dtype=dtype, remat=remat))
+  return scores_of(model, params, states(model, params, batch, dtype=dtype, remat=remat))
+
+
+def scores_of(model: RewardModel, params: Params, states: Float[Array, "P G K E"]) -> Float[Array, "P G K A"]:
+  """The head's outputs on `states`, float32."""
+  return heads.apply(model.head, layers_of(params["head"]), states)
 
 
 def states(
     model: RewardModel, params: Params, batch: ResponseBatch, *, dtype: jnp.dtype = jnp.float32, remat: str = "none",
+    dropout: float = 0.0, rng: PRNGKeyArray | None = None,
 ) -> Float[Array, "P G K E"]:
   """The hidden states that the head reads, after the final norm.
 
   Each prompt is computed once; its responses attend to its keys and values and to themselves.
   """
   config, trunk = model.config, trunk_of(params)
-  _, prefix = transformer.forward(
-      config, trunk, batch.prompts.tokens, batch.prompts.lengths, dtype=dtype, remat=remat)
+  options = dict(dtype=dtype, remat=remat, dropout=dropout)
+  first, second = jax.random.split(rng) if dropout else (None, None)
+  _, prefix = transformer.forward(config, trunk, batch.prompts.tokens, batch.prompts.lengths, rng=first, **options)
   hidden, _ = transformer.forward(
-      config, trunk, batch.tokens, batch.row_lengths, prefix, segments=batch.segments, dtype=dtype, remat=remat)
+      config, trunk, batch.tokens, batch.row_lengths, prefix, segments=batch.segments, rng=second, **options)
   count, *shape = batch.places.shape
   hidden = hidden.reshape(count, -1, hidden.shape[-1])
   hidden = jnp.take_along_axis(hidden, batch.places.reshape(count, -1, 1), axis=1)

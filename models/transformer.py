@@ -47,6 +47,7 @@ class Block(nn.Module):
   """One layer: pre-norm attention and a gated feed-forward block (Shazeer 2020, arXiv:2002.05202)."""
   config: ModelConfig
   kernel: str = "reference"
+  dropout: float = 0.0
 
   @nn.compact
   def __call__(
@@ -92,6 +93,9 @@ class Block(nn.Module):
       init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
       return rms_norm(x, self.param(name, nn.with_logical_partitioning(init, (axis,)), (size or c.width,)), c)
 
+    def drop(x):
+      return nn.Dropout(self.dropout)(x, deterministic=False) if self.dropout else x
+
     heads = (("q", c.num_heads, "heads"), ("k", c.num_kv_heads, "kv_heads"), ("v", c.num_kv_heads, "kv_heads"))
     h = norm("attention_norm", x)
     qkv = []
@@ -118,7 +122,7 @@ class Block(nn.Module):
     h = adapted("o", h, jnp.einsum("bthd,hde->bte", h, o))
     if c.output_bias:
       h += bias("o_bias", (c.width,), ("embed",))
-    x += norm("attention_post_norm", h) if c.post_norms else h
+    x += drop(norm("attention_post_norm", h) if c.post_norms else h)
 
     h = norm("mlp_norm", x)
     gate = adapted("gate", h, h @ weight("gate", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width))
@@ -131,7 +135,7 @@ class Block(nn.Module):
     h = adapted("down", h, h @ weight("down", (c.mlp_hidden, c.width), ("mlp", "embed"), c.mlp_hidden))
     if c.mlp_bias:
       h += bias("down_bias", (c.width,), ("embed",))
-    x += norm("mlp_post_norm", h) if c.post_norms else h
+    x += drop(norm("mlp_post_norm", h) if c.post_norms else h)
     return constrain(x, ("batch", "length", "embed_activation")), own
 
 
@@ -140,6 +144,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   remat: str = "none"
   kernel: str = "reference"
+  dropout: float = 0.0
 
   def setup(self):
     c = self.config
@@ -153,9 +158,9 @@ class Transformer(nn.Module):
     if self.remat != "none":
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
     self.layers = nn.scan(
-        block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True}, length=c.num_layers,
+        block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True, "dropout": True}, length=c.num_layers,
         unroll=c.num_layers if c.num_layers <= UNROLLED_LAYERS else 1, in_axes=(0, nn.broadcast, nn.broadcast),
-        metadata_params={nn.PARTITION_NAME: "layers"})(c, self.kernel)
+        metadata_params={nn.PARTITION_NAME: "layers"})(c, self.kernel, self.dropout)
 
   def embed(self, tokens: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T E"]:
     # Whole rows first: a gather from a table split over its columns would be replicated and split again.
@@ -235,7 +240,7 @@ def forward(
     lengths: Int[Array, "B"],
     prefix: KeyValues | None = None,
     *, segments: Int[Array, "B T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
-    kernel: str | None = None,
+    kernel: str | None = None, dropout: float = 0.0, rng: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, "B T E"], KeyValues]:
   """Runs whole right-padded sequences through the model.
 
@@ -250,6 +255,7 @@ def forward(
     remat: what the backward pass recomputes, a key of REMAT_POLICIES.
     kernel: "reference" or a key of flash_attention.KERNELS; None: whichever serves on this machine, and the reference
       for rows of several sequences, which the others do not know.
+    dropout: share of what each layer's attention and feed-forward block add to the stream that is dropped, by `rng`.
 
   Returns: (hidden states after the final norm, keys and values of these tokens for all layers).
   """
@@ -259,8 +265,8 @@ def forward(
   valid = places < lengths[:, None]
   if kernel is None:
     kernel = attention_kernel(config, dtype, tokens.shape[1], jax.devices()[0]) if segments is None else "reference"
-  return Transformer(config, remat, kernel).apply(
-      _collections(params), tokens, positions, valid, segments, prefix, dtype)
+  return Transformer(config, remat, kernel, dropout).apply(
+      _collections(params), tokens, positions, valid, segments, prefix, dtype, rngs={"dropout": rng} if dropout else None)
 
 
 def _collections(params: Params) -> dict[str, Params]:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
-from rl_reason import judge, learner, naming, preferences, scorer, sharding
+from rl_reason import contrastive, judge, learner, naming, preferences, scorer, sharding
 from rl_reason import labels as label_kinds
 from rl_reason import memory as memory_lib
 from rl_reason.config import TaskSection, at_least, one_of
+from rl_reason.contrastive import Contrastive
 from rl_reason.losses import LossStatistics
 from rl_reason.models import heads, reward_model
 from rl_reason.models.reward_model import ResponseBatch, RewardModel
@@ -58,6 +59,7 @@ class Config:
   zero: what scores 0 on average in the end. "": whatever comes of the loss. "solutions": the task's first 256; the head's
     bias moves after the last update, and with it what a critic starts from (Stiennon et al. 2020, arXiv:2009.01325).
   relabel: what an ensemble's votes on the training pairs change about them (strength.Relabel); None: nothing.
+  contrastive: a Contrastive: a further loss on the features of pairs, seen twice with dropout; None: none, and no dropout.
   meta: a Meta: gradients are taken where the model tells a policy's new responses further apart; None: where it is.
   heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
   """
@@ -83,6 +85,7 @@ class Config:
   freeze_trunk: bool = False
   zero: str = ""
   relabel: Relabel | None = None
+  contrastive: Contrastive | None = None
   meta: Meta | None = None
   heldout_rows: int = 1000
   microbatches: int = 0
@@ -115,6 +118,9 @@ class Config:
       raise ValueError(f"The loss {self.loss!r} learns from labels of steps, and read='end' reads none of them: set"
                        " read='steps' or 'tokens'.")
 
+    if self.contrastive and (self.kind_of_labels.per != "comparison" or self.read != "end" or self._loss is not preferences.pairs):
+      raise ValueError(f"contrastive with loss={self.loss!r} and read={self.read!r}: it is about the features of pairs at their"
+                       " ends. Set loss='bradley_terry' and read='end', or leave out contrastive.")
     if self.meta and (self.read != "end" or self.critique.generate or self.meta.prompts > self.batch_size):
       raise ValueError(f"meta with read={self.read!r}, critique.generate={self.critique.generate!r} and meta.prompts="
                        f"{self.meta.prompts} of batch_size={self.batch_size}: responses without labels are read at their ends"
@@ -166,7 +172,8 @@ class ComparisonBatch:
 
 def architecture(config: Config, context: Context) -> RewardModel:
   head = heads.Head(outputs=max(1, len(config.attributes)), hidden=config.head_hidden, init=config.head_init)
-  return RewardModel(context.policy.config, head, max(0, config.levels - 1), config.freeze_trunk)
+  return RewardModel(context.policy.config, head, max(0, config.levels - 1), config.freeze_trunk,
+                     config.contrastive.prototypes if config.contrastive else 0)
 
 
 def trained(config: Config, context: Context) -> Trained:
@@ -174,9 +181,9 @@ def trained(config: Config, context: Context) -> Trained:
   model = architecture(config, context)
   shapes = context.abstract(reward_model.abstract_params(model), reward_model.parameter_axes(model))
 
-  def without_scale(params):
-    return {"trunk": reward_model.trunk_of(params), "head": {k: v for k, v in params["head"].items() if k != "thresholds"}}
-  return Trained(shapes, policy=None, critic=without_scale)
+  def critic(params):
+    return {"trunk": reward_model.trunk_of(params), "head": reward_model.layers_of(params["head"])}
+  return Trained(shapes, policy=None, critic=critic)
 
 
 def check(config: Config, context: Context) -> None:
@@ -206,6 +213,9 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage. It has no logits."""
   state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
   own = [part for part in make_reader(config, context).memory(state_shape) if part.name != "logits"]
+  if config.contrastive:
+    own += [dataclasses.replace(part, name="activations of the second view", cure="leave out contrastive")
+            for part in own if part.name == "activations"]
   if config.meta:
     own += meta_lib.memory(config.meta, context, max_prompt_tokens=config.max_prompt_tokens or context.max_prompt_tokens)
   return [*own, *critiques_lib.memory(config.critique, context)]
@@ -266,9 +276,26 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   def forward(params, batch):
     return reward_model.scores(model, params, batch.responses, dtype=context.dtype, remat=config.remat)
 
-  def loss_fn(params, batch):
-    scores = forward(params, batch)
-    loss, metrics, _ = examples(config, model, params, batch, scores)
+  def two_views(params, batch, rng):
+    """(loss per example, metrics per example, scores of the first view), of the pairs and of what their features add."""
+    section, losses_, metrics, scores, features = config.contrastive, [], [], [], []
+    for key in jax.random.split(rng):
+      states = reward_model.states(
+          model, params, batch.responses, dtype=context.dtype, remat=config.remat, dropout=section.dropout, rng=key)
+      scores.append(reward_model.scores_of(model, params, states))
+      features.append(contrastive.samples(states[:, :, 0], section.on))
+      for found, kept in zip(examples(config, model, params, batch, scores[-1]), (losses_, metrics)):
+        kept.append(found)
+    apart, told = contrastive.loss(section, *features, params["head"].get("prototypes"))
+    loss, metrics = jax.tree.map(lambda *x: sum(x) / 2, *zip(losses_, metrics))
+    return loss + section.weight * apart, {**metrics, **told, "contrastive/loss": apart}, scores[0]
+
+  def loss_fn(params, batch, rng):
+    if config.contrastive:
+      loss, metrics, scores = two_views(params, batch, rng)
+    else:
+      scores = forward(params, batch)
+      loss, metrics, _ = examples(config, model, params, batch, scores)
     moments = reward_model.moments(jax.lax.stop_gradient(scores), batch.places_mask)
     sums = {k: jnp.sum(batch.weights * v) for k, v in metrics.items()}
     return jnp.sum(batch.weights * loss), LossStatistics(
@@ -285,7 +312,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, microbatches, responses):
     state, metrics = learner.train_step(
-        state, microbatches, loss_fn=loss_fn, optimizer=optimizer,
+        state, microbatches, optimizer=optimizer,
+        loss_fn=functools.partial(loss_fn, rng=jax.random.fold_in(context.rng(name, "dropout"), state.step)),
         lookahead=None if responses is None else functools.partial(ascend, responses))
     frozen = state.params["frozen"]
     moments = {k: metrics.pop(f"moments/{k}") for k in frozen["normaliser"]}
@@ -298,12 +326,17 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     batch = make_batch(config, reader, rows, reader.microbatches)
     responses = context.partitioning.place(unlabelled(rows, index), ("batch",)) if unlabelled else None
     state, metrics = update(state, context.partitioning.place(batch, (None, "batch")), responses)
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if metrics.get("contrastive/entropy", 1.0) < contrastive.COLLAPSED:
+      raise FloatingPointError(
+          f"contrastive: at update {index} the predicted assignments have {metrics['contrastive/entropy']:.3f} of the entropy"
+          f" that {config.contrastive.prototypes} prototypes allow: all samples fall to one. Raise contrastive.temperature, or"
+          " lower contrastive.weight.")
     written = critiques.metrics() if critiques else {}
     if config.zero and index == config.num_steps - 1:
       params, metrics["score/zero"] = with_zero(config, context, state.params, name)
       state = state.replace(params=params)
-    return state, {**{k: float(v) for k, v in jax.device_get(metrics).items()},
-                   **{f"critiques/{k}": v for k, v in written.items()},
+    return state, {**metrics, **{f"critiques/{k}": v for k, v in written.items()},
                    "tokens": float(batch.responses.row_lengths.sum())}, ""
 
   return Stage(
