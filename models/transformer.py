@@ -154,9 +154,10 @@ class Transformer(nn.Module):
       self.unembedding = self.param("unembedding", table, (c.vocab_size, c.width))
     init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
     self.final_norm = self.param("final_norm", nn.with_logical_partitioning(init, ("embed",)), (c.width,))
-    block = nn.jit(Block)  # Traced once, and lowered once where it is not differentiated.
+    # Traced once, and lowered once where it is not differentiated. Parameters are drawn as without it.
+    block = Block if self.is_initializing() else nn.jit(Block)
     if self.remat != "none":
-      block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
+      block = nn.remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)  # A scan needs no CSE guard.
     self.layers = nn.scan(
         block, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True, "dropout": True}, length=c.num_layers,
         unroll=c.num_layers if c.num_layers <= UNROLLED_LAYERS else 1, in_axes=(0, nn.broadcast, nn.broadcast),
