@@ -33,7 +33,7 @@ def test_spread_and_its_gradient_by_hand():
 
 @pytest.mark.parametrize("max_norm, step", [(9.0, 0.4 * 3 / 16), (0.05, 0.4 * 0.05)])
 def test_the_gradient_is_taken_after_the_step_and_applied_before_it(max_norm, step):
-  # Scores w · (0, 1) at w = ln 3: dJ/dw = 2/4 · 3/16 · 1 · 2 pairs of places, one of them: 3/32, with a second output 3/16.
+  # Two scores 0 and 2w, at 2w = ln 3: J = 2/4 σ(2w) is 3/8, and its slope 2/4 · 2 · 3/16.
   section = meta.Meta(**{**META, "sampling": None, "step_size": 0.4, "max_norm": max_norm})
 
   def scores(params):
@@ -47,7 +47,7 @@ def test_the_gradient_is_taken_after_the_step_and_applied_before_it(max_norm, st
   state, metrics = learner.train_step(
       learner.init_state({"w": jnp.float32(w)}, optimizer), jnp.ones((1, 1)), loss_fn=loss_fn, optimizer=optimizer,
       lookahead=lambda *params: meta.ascend(section, scores, *params))
-  np.testing.assert_allclose(metrics["meta/grad_norm"], 3 / 16, rtol=1e-5)  # Of 2/4 σ(2w), twice the slope.
+  np.testing.assert_allclose(metrics["meta/grad_norm"], 3 / 16, rtol=1e-5)
   np.testing.assert_allclose(metrics["meta/spread"], 3 / 8, rtol=1e-5)
   np.testing.assert_allclose(state.params["w"], w - 0.5 * 2 * (w + step - 1), rtol=1e-5)
 
