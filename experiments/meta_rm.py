@@ -53,12 +53,13 @@ CLAIMS = {
         metric=_own("accuracy", of="rl"), threshold=0.02,
         also={"pairs of the imitating policy": _own("accuracy", of="sft"),
               "standard deviation of its scores": _own("score_std", of="rl"),
-              "the policy's utility": dict(function="last", args=dict(name="eval/reward/true_utility", stage="rl"))},
+              **{f"utility after {stage}": _own("utility", of=stage) for stage in ("sft", "rl")}},
         **_COMMON),
     "clean_pairs": dict(
         title="... and on clean held-out pairs no worse by a point",
         sentence="Card 46's condition: what is gained on new responses is not lost on the old ones.",
-        metric=dict(function="last", args=dict(name="eval/accuracy", stage="again")), threshold=-0.01, **_COMMON),
+        metric=dict(function="last", args=dict(name="eval/accuracy", stage="again")), threshold=-0.01,
+        also={"loss": dict(function="last", args=dict(name="eval/loss", stage="again"))}, **_COMMON),
 }
 
 
@@ -78,6 +79,11 @@ def accuracy(folder: Path, *, of: str) -> float:
   gaps = utilities[:, 0] - utilities[:, 1]
   right = np.sign(gaps) == np.sign(scores[:, 0] - scores[:, 1])
   return float(right[gaps != 0].mean())
+
+
+def utility(folder: Path, *, of: str) -> float:
+  """Mean, of a stage's responses."""
+  return float(_judged(folder, of)[0].mean())
 
 
 def score_std(folder: Path, *, of: str) -> float:

@@ -169,7 +169,6 @@ def step_ranking(
   return losses.sum(axis=1) / jnp.maximum(terms, 1), {"accuracy": right / jnp.maximum(count, 1)}
 
 
-# One signature: (scores, labels, mask, **options). What a label is, and the axes behind N, are the loss's own.
 def spread(scores: Float[Array, "N k A"]) -> Float[Array, "N"]:
   """How far apart the scores of k responses to one prompt are: 2 / k² Σ_{i<j} σ(|r_i − r_j|), averaged over outputs.
 
@@ -181,6 +180,7 @@ def spread(scores: Float[Array, "N k A"]) -> Float[Array, "N"]:
   return jnp.mean((gaps.sum((1, 2)) - k / 2) / k**2, axis=-1)
 
 
+# One signature: (scores, labels, mask, **options). What a label is, and the axes behind N, are the loss's own.
 REWARD_LOSSES = {
     "bradley_terry": pairs, "regression": regression, "binary": binary, "ordinal": ordinal, "listwise": listwise,
     "one_versus_rest": one_versus_rest, "step_ranking": step_ranking}
