@@ -31,7 +31,7 @@ alone 0.809, the second fifth 0.391; simcse 0.808 (of differences 0.814), swav 0
 ahead of the baseline in each seed (flip by 0.076, 0.050, 0.017; margin by 0.069, 0.037, 0.003), and so is swav (0.064, 0.037,
 0.028), but where a baseline is good there is little to gain, and three seeds do not decide: baselines differ more from world to
 world (0.764 to 0.857) than arms do. That SimCSE on pairs is the best contrastive variant is not seen here; SwAV on pairs is. An
-earlier measurement of the first four (on the day before, other rounding) had the same verdicts.
+earlier measurement of the first four (the same configs, other rounding) had the same verdicts.
 """
 
 from ml_collections import ConfigDict
