@@ -37,7 +37,7 @@ def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[runs.Run], p
     _draw_curves(sheet.add_subplot(grid[next(places)]), claim, curves, styles)
   _draw_values(sheet.add_subplot(grid[next(places)]), claim, arms, drawn, styles)
   if record["effect"] is not None:
-    _draw_effect(sheet.add_subplot(grid[next(places)]), claim, record)
+    _draw_effect(sheet.add_subplot(grid[next(places)]), claim, record, narrow=bool(curves))
   title = textwrap.fill(f"{claim.title}: {record['verdict']}", _TITLE_WIDTH)
   sheet.suptitle(title, fontsize=14, fontweight="bold", x=0.01, ha="left")
   partial = png.with_name(png.name + ".partial")
@@ -76,11 +76,12 @@ def _draw_curves(ax: axes.Axes, claim: Claim, curves: Curves, styles: Mapping[st
                       linewidth=0)
     ax.plot(steps, np.nanmean(values, axis=0), **styles[arm], linewidth=1.4 if many and arm not in claim.pair else 2.4,
             label=f"{arm} ({len(of_seeds)} seeds)", marker="o" if len(steps) <= 30 and not many else None, markersize=4)
-  plots.dress(ax, "Mean over seeds; band: lowest to highest" + " of the two" * many, claim.metric.args["name"], "step" + (
+  title = "Mean over seeds, and the range of the two" if many else "Mean over seeds; band: lowest to highest"
+  plots.dress(ax, title, claim.metric.args["name"], "step" + (
       f" of stage {claim.metric.args['stage']}" if claim.metric.args.get("stage") else "") + (
           f"  (each curve: mean of {window})" if window > 1 else ""))
   if many:
-    _legend_below(ax)
+    _legend_below(ax, columns=2)
   else:
     ax.legend(fontsize=10, framealpha=0.8, loc="best")
 
@@ -103,7 +104,7 @@ def _draw_values(
   ax.set_xlim(-0.6, len(arms) - 0.4)
 
 
-def _draw_effect(ax: axes.Axes, claim: Claim, record: Mapping[str, Any]) -> None:
+def _draw_effect(ax: axes.Axes, claim: Claim, record: Mapping[str, Any], *, narrow: bool) -> None:
   low, high = record["interval"]
   effects = record["effects"]
   ax.scatter(np.linspace(-0.15, 0.15, len(effects)), effects, color="#666666", s=24, zorder=3, label="a seed")
@@ -117,10 +118,10 @@ def _draw_effect(ax: axes.Axes, claim: Claim, record: Mapping[str, Any]) -> None
   ax.set_xticks([])
   ax.set_xlim(-0.4, 0.8)
   ax.margins(y=0.2)
-  _legend_below(ax)
+  _legend_below(ax, columns=1 if narrow else 3)
 
 
-def _legend_below(ax: axes.Axes) -> None:
-  """Where it hides nothing."""
+def _legend_below(ax: axes.Axes, *, columns: int) -> None:
+  """Where it hides nothing; a legend wider than its panel would squeeze that."""
   below = -0.12 if ax.get_xlabel() else -0.04
-  ax.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False)
+  ax.legend(fontsize=9, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False)
