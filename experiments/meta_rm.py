@@ -132,7 +132,7 @@ def get_config(argument: str = "meta") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 200, batch_size=8 if tiny else 64, max_completion_tokens=LENGTH + 1,
       optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
-  c.rm = dict(  # One epoch.
+  model = dict(  # One epoch.
       kind="reward_model", start="sft", num_steps=2 if tiny else 250, batch_size=8 if tiny else 16,
       max_response_tokens=LENGTH + 1, heldout_rows=16 if tiny else 1000, zero="solutions", data=dict(
           source="attribute_pairs", args=dict(world, contexts=True),
@@ -147,10 +147,8 @@ def get_config(argument: str = "meta") -> ConfigDict:
           learned=dict(args=dict(model="rm"), gate=dict(component="short", below=0.5)),
           short=dict(function=f"{_MODULE}:short", weight=-5.0)),
       optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
-  c.again = c.rm.copy_and_resolve_references()
-  c.again.data.args.world = c.get_ref("seed")
-  if name == "meta":
-    c.again.meta = dict(policy="rl", sampling=sampling, prompts=4, responses=4, step_size=0.1)
+  meta = dict(policy="rl", sampling=sampling, prompts=4, responses=4, step_size=0.1)
+  c.rm, c.again = model, dict(model, meta=meta if name == "meta" else None)
   c.evaluation = dict(
       rewards=dict(true_utility=dict(function=f"{_MODULE}:true_utility")), num_problems=16 if tiny else 256,
       batch_size=16 if tiny else 256, sampling=sampling)

@@ -128,21 +128,25 @@ def compilations() -> Compilations:
   """The process's count, from the first call on; it goes on counting."""
   count, lock = Compilations(), threading.Lock()
 
-  def hear(event: str, seconds: float, **_) -> None:
-    if event == _COMPILED:
-      with lock:
-        count.programs += 1
-        count.seconds += seconds
-  jax.monitoring.register_event_duration_secs_listener(hear)
+  def add(seconds: float) -> None:
+    with lock:
+      count.programs += 1
+      count.seconds += seconds
+  _after_each(add)
   return count
 
 
 @functools.cache  # Once for each function.
 def after_each(call: Callable[[], None], min_seconds: float) -> None:
   """Calls it, in the thread that compiled, after each program that took so long, for the life of the process."""
+  _after_each(lambda seconds: call() if seconds >= min_seconds else None)
+
+
+def _after_each(call: Callable[[float], None]) -> None:
+  """Calls it with the seconds that each program took, for the life of the process: listeners stay."""
   def hear(event: str, seconds: float, **_) -> None:
-    if event == _COMPILED and seconds >= min_seconds:
-      call()
+    if event == _COMPILED:
+      call(seconds)
   jax.monitoring.register_event_duration_secs_listener(hear)
 
 

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Float, Int
 import numpy as np
 
-from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.generate import Completions, blank_completions
 from rl_reason.types import PromptBatch
 
 
@@ -54,12 +54,14 @@ class Rollout:
   @classmethod
   def blank(cls, index: int, shape: Mapping[str, Any]) -> "Rollout":
     """One with this `shape`, and zeros in place of its tokens and numbers."""
-    lengths, per_token = np.array(shape["lengths"], np.int32), (len(shape["lengths"]), shape["max_tokens"])
-    tokens, zeros = np.zeros(per_token, np.int32), np.zeros(per_token, np.float32)
+    count, prompts = len(shape["lengths"]), shape["prompts"]
+    completions = blank_completions(count, shape["max_tokens"])
+    completions = dataclasses.replace(
+        completions, lengths=np.array(shape["lengths"], np.int32),
+        observed=np.zeros(completions.tokens.shape, bool) if shape["observed"] else None)
     return cls(
-        index, PromptBatch(np.zeros(shape["prompts"], np.int32), np.zeros(shape["prompts"][0], np.int32)),
-        Completions(tokens, lengths, lengths < 0, zeros, zeros, tokens > 0 if shape["observed"] else None),
-        scores=zeros[:, 0], rewards=zeros, components={})
+        index, PromptBatch(np.zeros(prompts, np.int32), np.zeros(prompts[0], np.int32)), completions,
+        scores=np.zeros(count, np.float32), rewards=np.zeros(completions.tokens.shape, np.float32), components={})
 
   @classmethod
   def join(cls, rollouts: Sequence["Rollout"]) -> "Rollout":

@@ -45,24 +45,28 @@ class Meta:
     at_least(0, **{"meta.step_size": self.step_size, "meta.max_norm": self.max_norm})
 
 
-def check(section: Meta, context: Context, stage: str, *, max_prompt_tokens: int, max_response_tokens: int) -> None:
-  """Raises: ValueError for a policy that nobody trains before, and for responses that do not fit. stage: the section's own."""
+def check(section: Meta, context: Context, stage: str, layout: Layout) -> None:
+  """Raises: ValueError for a policy that nobody trains before, and for responses that do not fit.
+
+  Args:
+    stage: the section's own. layout: of its rows.
+  """
   from rl_reason.stages import policies_before  # Here: the package imports this file.
 
   one_of(policies_before(context, stage), **{"meta.policy (an earlier stage that trains a policy)": section.policy})
   if context.environment is not None:
     raise ValueError("meta samples single answers, and the run has an environment: leave out config.environment, or meta.")
-  if section.sampling.max_tokens >= max_response_tokens:
+  if section.sampling.max_tokens >= layout.max_response_tokens:
     raise ValueError(f"meta.sampling.max_tokens={section.sampling.max_tokens} and an end are more than max_response_tokens="
-                     f"{max_response_tokens}: lower the first, or raise the second.")
+                     f"{layout.max_response_tokens}: lower the first, or raise the second.")
   if section.prompts % (ways := context.partitioning.ways("batch")):
     raise ValueError(f"meta.prompts={section.prompts} is no multiple of the {ways} devices that share a batch: raise it.")
-  check_sampling(section.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=max_prompt_tokens)
+  check_sampling(section.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=layout.max_prompt_tokens)
 
 
-def memory(section: Meta, context: Context, *, max_prompt_tokens: int) -> list[memory_lib.Part]:
+def memory(section: Meta, context: Context, layout: Layout) -> list[memory_lib.Part]:
   """What a device needs to sample: the update's own parts are those of its pairs."""
-  batch = memory_lib.Batch(section.prompts, section.responses, max_prompt_tokens, section.sampling.max_tokens)
+  batch = memory_lib.Batch(section.prompts, section.responses, layout.max_prompt_tokens, section.sampling.max_tokens)
   return [
       memory_lib.Part("policy that answers", memory_lib.sharded_bytes(context.abstract_params), "leave out meta"),
       *memory_lib.rollout_parts(

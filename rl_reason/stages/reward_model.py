@@ -189,11 +189,11 @@ def trained(config: Config, context: Context) -> Trained:
 def check(config: Config, context: Context) -> None:
   """Raises: ValueError for text beyond the model's context, for bad rows, for critiques that nobody can write, and for votes
   that are none or on other rows."""
-  make_reader(config, context).check()
+  reader = make_reader(config, context)
+  reader.check()
   critiques_lib.check(config.critique, context, context.name_of(config))
   if config.meta:
-    meta_lib.check(config.meta, context, context.name_of(config), max_response_tokens=config.max_response_tokens,
-                   max_prompt_tokens=config.max_prompt_tokens or context.max_prompt_tokens)
+    meta_lib.check(config.meta, context, context.name_of(config), reader.layout)
   if config.zero and not context.solutions(_AT_ZERO):
     raise ValueError(f"zero={config.zero!r}, and none of the task's first {_AT_ZERO} training problems has a solution in"
                      " text: give the task solutions, or set zero='' and normalise='mean' in the learned reward.")
@@ -212,12 +212,13 @@ _AT_ZERO = 256  # Solutions whose mean score is.
 def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   """What a device needs to run this stage. It has no logits."""
   state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
-  own = [part for part in make_reader(config, context).memory(state_shape) if part.name != "logits"]
+  reader = make_reader(config, context)
+  own = [part for part in reader.memory(state_shape) if part.name != "logits"]
   if config.contrastive:
     own += [dataclasses.replace(part, name="activations of the second view", cure="leave out contrastive")
             for part in own if part.name == "activations"]
   if config.meta:
-    own += meta_lib.memory(config.meta, context, max_prompt_tokens=config.max_prompt_tokens or context.max_prompt_tokens)
+    own += meta_lib.memory(config.meta, context, reader.layout)
   return [*own, *critiques_lib.memory(config.critique, context)]
 
 
@@ -278,24 +279,26 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def two_views(params, batch, rng):
     """(loss per example, metrics per example, scores of the first view), of the pairs and of what their features add."""
-    section, losses_, metrics, scores, features = config.contrastive, [], [], [], []
-    for key in jax.random.split(rng):
+    section = config.contrastive
+
+    def view(key):
       states = reward_model.states(
           model, params, batch.responses, dtype=context.dtype, remat=config.remat, dropout=section.dropout, rng=key)
-      scores.append(reward_model.scores_of(model, params, states))
-      features.append(contrastive.samples(states[:, :, 0], section.on))
-      for found, kept in zip(examples(config, model, params, batch, scores[-1]), (losses_, metrics)):
-        kept.append(found)
-    apart, told = contrastive.loss(section, *features, params["head"].get("prototypes"))
-    loss, metrics = jax.tree.map(lambda *x: sum(x) / 2, *zip(losses_, metrics))
-    return loss + section.weight * apart, {**metrics, **told, "contrastive/loss": apart}, scores[0]
-
-  def loss_fn(params, batch, rng):
-    if config.contrastive:
-      loss, metrics, scores = two_views(params, batch, rng)
-    else:
-      scores = forward(params, batch)
+      scores = reward_model.scores_of(model, params, states)
       loss, metrics, _ = examples(config, model, params, batch, scores)
+      return scores, contrastive.samples(states[:, :, 0], section.on), (loss, metrics)
+    (scores, one, found), (_, other, found_again) = map(view, jax.random.split(rng))
+    apart, told = contrastive.loss(section, one, other, params["head"].get("prototypes"))
+    loss, metrics = jax.tree.map(lambda a, b: (a + b) / 2, found, found_again)
+    return loss + section.weight * apart, {**metrics, **told, "contrastive/loss": apart}, scores
+
+  def one_view(params, batch):
+    scores = forward(params, batch)
+    loss, metrics, _ = examples(config, model, params, batch, scores)
+    return loss, metrics, scores
+
+  def loss_fn(params, batch, rng=None):
+    loss, metrics, scores = one_view(params, batch) if rng is None else two_views(params, batch, rng)
     moments = reward_model.moments(jax.lax.stop_gradient(scores), batch.places_mask)
     sums = {k: jnp.sum(batch.weights * v) for k, v in metrics.items()}
     return jnp.sum(batch.weights * loss), LossStatistics(
@@ -311,9 +314,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   @functools.partial(jax.jit, donate_argnums=0)
   def update(state, microbatches, responses):
+    rng = jax.random.fold_in(context.rng(name, "dropout"), state.step) if config.contrastive else None
     state, metrics = learner.train_step(
-        state, microbatches, optimizer=optimizer,
-        loss_fn=functools.partial(loss_fn, rng=jax.random.fold_in(context.rng(name, "dropout"), state.step)),
+        state, microbatches, loss_fn=functools.partial(loss_fn, rng=rng), optimizer=optimizer,
         lookahead=None if responses is None else functools.partial(ascend, responses))
     frozen = state.params["frozen"]
     moments = {k: metrics.pop(f"moments/{k}") for k in frozen["normaliser"]}

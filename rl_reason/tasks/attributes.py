@@ -39,6 +39,10 @@ class Utility:
     return float(np.tanh((counts - rate) / np.sqrt(rate * (1 - 1 / len(LETTERS))) @ inner) @ outer)
 
 
+def _random_response(draws: Draws) -> str:
+  return "".join(draws.choice(LETTERS) for _ in range(LENGTH))
+
+
 @dataclasses.dataclass(frozen=True)
 class AttributePairs(Generated):
   """The source that `attribute_pairs` returns."""
@@ -63,7 +67,7 @@ class AttributePairs(Generated):
   def _pairs(self, draws: Draws) -> Iterator[tuple[float, str, str]]:
     """(gap in utility, the better response, the worse one)."""
     while True:
-      a, b = ("".join(draws.choice(LETTERS) for _ in range(LENGTH)) for _ in range(2))
+      a, b = (_random_response(draws) for _ in range(2))
       if (gap := self.utility(a) - self.utility(b)) != 0:
         yield (gap, a, b) if gap > 0 else (-gap, b, a)
 
@@ -99,8 +103,9 @@ class AttributeResponses(Generated):
 
   def row(self, index: int) -> Problem:
     draws = Draws("attribute responses", self.world, self.part, index)
-    return Problem(prompt=f"{draws.choice(_CONTEXTS[self.part])}=", reference="", solution="".join(draws.choice(LETTERS) for _ in range(LENGTH)),
-                   id=f"{self.part}-{index}", metadata={"world": self.world})
+    return Problem(
+        prompt=f"{draws.choice(_CONTEXTS[self.part])}=", reference="", solution=_random_response(draws),
+        id=f"{self.part}-{index}", metadata={"world": self.world})
 
 
 def attribute_responses(*, size: int, world: int, part: str = "train") -> AttributeResponses:
