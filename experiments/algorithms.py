@@ -91,9 +91,7 @@ CLAIMS = {
         title="GRPO needs no critic to learn as much as PPO",
         sentence="GRPO foregoes the critic model, instead estimating the baseline from group scores.",
         paper="Shao et al. 2024, arXiv:2402.03300",
-        # V-trace came later than the result.
-        arms={name: dict(config=name) for name in ALGORITHMS if name != "ppo_vtrace"},
-        treatment="grpo", baseline="ppo_separate",
+        arms={name: dict(config=name) for name in ALGORITHMS}, treatment="grpo", baseline="ppo_separate",
         metric=dict(function="last", args=dict(name="eval/pass@1", stage="rl")),
         # Not worse by more than two points in a hundred.
         direction="higher", threshold=-0.02, matched=("environment_calls",),
