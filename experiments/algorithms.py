@@ -33,6 +33,7 @@ undecided. ppo_vtrace came later and is not in the table.
 
 from ml_collections import ConfigDict
 
+from rl_reason import naming
 from rl_reason.experiments import quickstart
 
 ALGORITHMS = {
@@ -103,9 +104,7 @@ CLAIMS = {
 
 
 def get_config(argument: str = "grpo") -> ConfigDict:
-  algorithm, _, size = argument.partition("-")
-  if algorithm not in ALGORITHMS or size not in ("", "tiny"):
-    raise ValueError(f"Unknown algorithm {argument!r}: use one of :{', :'.join(ALGORITHMS)}, or one of them with -tiny.")
+  algorithm, size = naming.arm_and_size(argument, ALGORITHMS)
   c = quickstart.get_config(size or "full")
   rl = c.rl
   if not size:  # Half of the quickstart's rollouts, for there are many runs, and a curve.

@@ -47,6 +47,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 import numpy as np
 
+from rl_reason import naming
 from rl_reason.rewards import StepRewards
 from rl_reason.tasks.running_sums import CHARACTERS, step_values, work_of
 from rl_reason.types import Sample
@@ -111,9 +112,7 @@ CLAIMS = {
 
 
 def get_config(argument: str = "clip_delta") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if name not in ARMS or size not in ("", "tiny", "full"):
-    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join(ARMS)}, alone or with -tiny or -full.")
+  name, size = naming.arm_and_size(argument, ARMS, sizes=("tiny", "full"))
   if size == "full":
     return _full(name)
   tiny = size == "tiny"

@@ -49,7 +49,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import feature_models
+from rl_reason import feature_models, naming
 from rl_reason.claims import measures
 from rl_reason.tasks import reviews
 from rl_reason.types import Sample
@@ -177,11 +177,9 @@ def _features(seed: int, part: str, size: int, noise: float) -> tuple[np.ndarray
 
 
 def get_config(argument: str = "features") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if argument == "full":
+  name, size = naming.arm_and_size(argument, ("features", "text"), whole="full")
+  if not name:
     return _full()
-  if name not in ("features", "text") or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full, :features or :text, or one of these with -tiny.")
   tiny = size == "tiny"
   c = ConfigDict(dict(seed=0, max_prompt_tokens=33, stages=("sft", "rm_few", "rm_many", "rl")))
   c.policy = dict(source="small", args=dict(

@@ -35,12 +35,11 @@ import functools
 import json
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import run, sharding
-from rl_reason.rollout import Sampling, encode_prompts, make_samples
+from rl_reason import naming, run
+from rl_reason.rollout import Sampling
 from rl_reason.tasks.attributes import LENGTH, LETTERS, Utility, attribute_responses
 from rl_reason.types import Sample
 
@@ -102,26 +101,17 @@ def score_std(folder: Path, *, of: str) -> float:
 @functools.lru_cache(maxsize=None)  # For several metrics.
 def _judged(folder: Path, stage: str) -> tuple[np.ndarray, np.ndarray]:
   """(utilities, scores of the stage `again`) [PAIRS, 2] of the responses of the policy after a stage."""
-  partitioning = sharding.Partitioning(sharding.make_mesh())
-  context, params = run.policy_of_run(f"{folder}:{stage}", partitioning)
   source = attribute_responses(size=2 * PAIRS, world=json.loads((folder / "config.json").read_text())["seed"], part="heldout")
-  problems = [source[i] for i in range(2 * PAIRS)]
-  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  with partitioning.use():
-    completions = context.complete(
-        params, problems, prompts, Sampling(max_tokens=LENGTH), group_size=1, slots=500, rng=jax.random.key(0))
-  samples = make_samples(problems, completions, context.policy.tokenizer)
-  scorer = run.scorer_of_run(f"{folder}:again", partitioning)
-  scores = [row.totals[0, 0] for row in scorer(scorer.encode_rows([(s.prompt, [s.completion]) for s in samples]))]
-  return true_utility(samples).reshape(-1, 2), np.reshape(scores, (-1, 2))
+  samples, _ = run.complete(
+      f"{folder}:{stage}", [source[i] for i in range(2 * PAIRS)], Sampling(max_tokens=LENGTH), slots=500)
+  scores = run.scorer_of_run(f"{folder}:again").totals([(s.prompt, s.completion) for s in samples])
+  return true_utility(samples).reshape(-1, 2), scores.reshape(-1, 2)
 
 
 def get_config(argument: str = "meta") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if argument == "full":
+  name, size = naming.arm_and_size(argument, ARMS, whole="full")
+  if not name:
     return _full()
-  if name not in ARMS or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :{', :'.join(ARMS)}, alone or with -tiny.")
   tiny = size == "tiny"
   c = ConfigDict(dict(seed=0, max_prompt_tokens=2, stages=("sft", "rm", "rl", "again")))
   c.policy = dict(source="small", args=dict(

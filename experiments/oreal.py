@@ -52,7 +52,7 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import ranking, run, sharding
+from rl_reason import naming, ranking, run
 from rl_reason.claims import measures
 from rl_reason.rewards import exact_answer, math_answer
 from rl_reason.rollout import encode_prompts, make_samples, Sampling
@@ -167,12 +167,11 @@ def _wrong_completions(
 
   Of held-out problems, sampled by the policy before RL, which has enough wrong ones.
   """
-  partitioning = sharding.Partitioning(sharding.make_mesh())
-  context, params = run.policy_of_run(f"{folder}:sft", partitioning)
+  context, params = run.policy_of_run(f"{folder}:sft")
   source = running_sums(size=problems, part="heldout", digits=DIGITS, modulus=MODULUS)
   rows = [source[i] for i in range(problems)]
   prompts = encode_prompts(rows, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  with partitioning.use():
+  with context.partitioning.use():
     completions = context.complete(params, rows, prompts, Sampling(max_tokens=MAX_TOKENS), group_size=per_problem,
                                    rng=jax.random.key(1))
     before = np.asarray(critic_lib.score(
@@ -184,11 +183,9 @@ def _wrong_completions(
 
 
 def get_config(argument: str = "full") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if argument == "full-7b":
+  name, size = naming.arm_and_size(argument, ARMS, whole="full-7b")
+  if not name:
     return _full()
-  if name not in ARMS or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full-7b, or one of :{', :'.join(ARMS)}, alone or with -tiny.")
   tiny = size == "tiny"
   c = ConfigDict(dict(seed=0, max_prompt_tokens=DIGITS + 1, stages=("sft", "rl")))
   c.policy = dict(source="small", args=dict(

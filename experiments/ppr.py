@@ -41,6 +41,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
+from rl_reason import naming
 from rl_reason.claims import measures
 from rl_reason.tasks.draws import Draws
 from rl_reason.tasks.lookup import CHARACTERS, DOCUMENT, SEARCH
@@ -121,11 +122,9 @@ JUDGE_TEMPLATE = "{prompt}\n{history}\n{response}"
 
 
 def get_config(argument: str = "renorm") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if argument == "full":
+  name, size = naming.arm_and_size(argument, ARMS, whole="full")
+  if not name:
     return _full()
-  if name not in ARMS or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :{', :'.join(ARMS)}, alone or with -tiny.")
   tiny = size == "tiny"
   c = ConfigDict(dict(seed=0, max_prompt_tokens=4, stages=("sft", "rl")))
   c.policy = dict(source="small", args=dict(

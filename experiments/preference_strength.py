@@ -36,6 +36,7 @@ earlier measurement of the first four (the same configs, other rounding) had the
 
 from ml_collections import ConfigDict
 
+from rl_reason import naming
 from rl_reason.tasks.attributes import LENGTH, LETTERS
 
 MEMBERS = tuple(f"vote{i}" for i in range(5))
@@ -96,9 +97,7 @@ CLAIMS = {
 
 
 def get_config(argument: str = "flip") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if name not in (*ARMS, *CONTRASTIVE) or size not in ("", "tiny", "full"):
-    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join((*ARMS, *CONTRASTIVE))}, alone or with -tiny or -full.")
+  name, size = naming.arm_and_size(argument, (*ARMS, *CONTRASTIVE), sizes=("tiny", "full"))
   if size == "full":
     return _full(name)
   tiny = size == "tiny"

@@ -47,7 +47,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import estimates, probes, run, scorer, sharding
+from rl_reason import estimates, naming, probes, run, scorer
 from rl_reason.claims import measures
 from rl_reason.tasks import qualities
 from rl_reason.tasks.draws import Draws
@@ -132,18 +132,14 @@ def _zoo(folder: Path) -> dict[str, list[float]]:
 
 
 def _scorer(folder: Path, name: str):
-  return run.scorer_of_run(f"{folder}:{name}", sharding.Partitioning(sharding.make_mesh()))
-
-
-def _totals(model: scorer.Scorer, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-  return np.stack([row.totals[0] for row in model(model.encode_rows([(prompt, [text]) for prompt, text in pairs]))])
+  return run.scorer_of_run(f"{folder}:{name}")
 
 
 def probe_accuracies(folder: Path, name: str, world: int, *, train: int = 2000, test: int = 500) -> list[float]:
   """Of the six qualities, in two classes and in three: what frozen probes get right of `test` responses."""
   source = qualities.rated_responses(size=train + test, world=world, part="heldout")
   rows = [source[i] for i in range(len(source))]
-  states = _totals(scorer.states_of(_scorer(folder, name)), [(r.prompt, r.responses[0]) for r in rows])
+  states = scorer.states_of(_scorer(folder, name)).totals([(r.prompt, r.responses[0]) for r in rows])
   found = []
   for quality in qualities.NAMES:
     levels = np.array([int(r.attributes[0][quality]) for r in rows])
@@ -163,16 +159,14 @@ def best_of(folder: Path, name: str, world: int, *, n: int = 16, prompts: int = 
     draws = Draws("best of", world, i)
     prompt = qualities.random_prompt(draws, "heldout", i)
     drawn += [(prompt, qualities.random_response(draws, prompt)) for _ in range(n)]
-  likes = _totals(_scorer(folder, name), drawn)[:, 0].reshape(prompts, n).argmax(axis=1)
+  likes = _scorer(folder, name).totals(drawn)[:, 0].reshape(prompts, n).argmax(axis=1)
   return float(np.mean([qualities.worth(*drawn[i * n + best]) for i, best in enumerate(likes)]))
 
 
 def get_config(argument: str = "filter") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if argument == "full":
+  name, size = naming.arm_and_size(argument, ("zoo", *FILTERS), whole="full")
+  if not name:
     return _full()
-  if name not in ("zoo", *FILTERS) or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :zoo, :{', :'.join(FILTERS)}, alone or with -tiny.")
   tiny = size == "tiny"
   models = MODELS[:3 if tiny else None] if name == "zoo" else ("rm",)
   c = ConfigDict(dict(seed=0, max_prompt_tokens=5, stages=("sft", *models, *(m.replace("rm", "rl") for m in models))))

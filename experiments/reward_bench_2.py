@@ -51,13 +51,12 @@ import functools
 import json
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import estimates, judge, ranking, run, sharding
+from rl_reason import estimates, judge, naming, ranking, run
 from rl_reason.claims import measures
-from rl_reason.rollout import encode_prompts, make_samples, Sampling
+from rl_reason.rollout import Sampling
 from rl_reason.tasks import bench_world
 from rl_reason.types import Sample
 
@@ -149,7 +148,7 @@ def _zoo(folder: Path) -> dict[str, list]:
     found["score"].append(report["top1/average"].value)
     for number, metric in (("pairs", "accuracy"), ("choices", "top1")):
       found[number].append(float(np.mean([report[f"{metric}/{d}"].value for d in domains])))
-    model = run.scorer_of_run(f"{folder}:{name}", sharding.Partitioning(sharding.make_mesh()))
+    model = run.scorer_of_run(f"{folder}:{name}")
     rows = model(model.encode_rows([(s[0].prompt, [x.completion or "." for x in s]) for s in samples]))
     scores = ranking.floored(ranking.failures_last([row.totals[:, 0] for row in rows])[0])
     found["best_of"].append(float(ranking.best_of_n(np.stack(scores), rights)[:, -1].mean()))
@@ -159,24 +158,18 @@ def _zoo(folder: Path) -> dict[str, list]:
 
 def _samples(folder: Path, *, count: int = 16, num_problems: int = 100) -> tuple[list[list[Sample]], np.ndarray]:
   """(samples of the imitating policy by problem, whether they are right [problems, count])."""
-  partitioning = sharding.Partitioning(sharding.make_mesh())
-  context, params = run.policy_of_run(f"{folder}:sft_a", partitioning)
-  source = bench_world.bench_problems(size=num_problems, world=context.seed, part="heldout")
-  problems = [source[i] for i in range(num_problems)]
-  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  with partitioning.use():
-    completions = context.complete(params, problems, prompts, Sampling(max_tokens=MAX_TOKENS), group_size=count,
-                                   rng=jax.random.key(2))
-  samples = make_samples(problems, completions, context.policy.tokenizer)
+  world = json.loads((folder / "config.json").read_text())["seed"]
+  source = bench_world.bench_problems(size=num_problems, world=world, part="heldout")
+  samples, _ = run.complete(
+      f"{folder}:sft_a", [source[i] for i in range(num_problems)], Sampling(max_tokens=MAX_TOKENS), group_size=count, seed=2)
   return [samples[i:i + count] for i in range(0, len(samples), count)], right(samples).reshape(-1, count)
 
 
 def get_config(argument: str = "zoo") -> ConfigDict:
-  if argument == "full":
+  name, size = naming.arm_and_size(argument, ("zoo",), whole="full")
+  if not name:
     return _full()
-  if argument not in ("zoo", "zoo-tiny"):
-    raise ValueError(f"Unknown argument {argument!r}: use :zoo, :zoo-tiny or :full.")
-  tiny = argument == "zoo-tiny"
+  tiny = size == "tiny"
   zoo = [ZOO[i] for i in (0, 3, 8)] if tiny else ZOO
   models = [f"rm{i:02d}" for i in range(len(zoo))]
   c = ConfigDict(dict(

@@ -40,7 +40,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import run, sharding
+from rl_reason import naming, run
 from rl_reason.tasks.topology import World
 
 # Name -> topology, branches of a tree, pairs of each.
@@ -97,7 +97,7 @@ def expected_best(rewards: np.ndarray, n: int) -> float:
 def _rewards_by_score(folder: Path, stage: str) -> np.ndarray:
   data = json.loads((folder / "config.json").read_text())[stage]["data"]["args"]
   world = World(data["world"], tuple(data["variances"]))
-  scorer = run.scorer_of_run(f"{folder}:{stage}", sharding.Partitioning(sharding.make_mesh()))
+  scorer = run.scorer_of_run(f"{folder}:{stage}")
   responses = world.responses()
   rows = scorer([scorer.encode("=", responses[i:i + 64]) for i in range(0, len(responses), 64)])
   scores = np.concatenate([row.totals[:, 0] for row in rows])
@@ -105,9 +105,7 @@ def _rewards_by_score(folder: Path, stage: str) -> np.ndarray:
 
 
 def get_config(argument: str = "tree") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if name not in TOPOLOGIES or size not in ("", "tiny", "full"):
-    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join(TOPOLOGIES)}, alone or with -tiny or -full.")
+  name, size = naming.arm_and_size(argument, TOPOLOGIES, sizes=("tiny", "full"))
   if size == "full":
     return _full(name)
   tiny, (topology, branching, pairs_per_tree) = size == "tiny", TOPOLOGIES[name]

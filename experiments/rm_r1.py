@@ -50,6 +50,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
+from rl_reason import naming
 from rl_reason.claims import measures
 from rl_reason.tasks.judging import CHARACTERS
 from rl_reason.types import Sample
@@ -123,11 +124,9 @@ def work_done(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def get_config(argument: str = "method") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if argument == "full":
+  name, size = naming.arm_and_size(argument, ARMS, whole="full")
+  if not name:
     return _full()
-  if name not in ARMS or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :{', :'.join(ARMS)}, alone or with -tiny.")
   tiny, (stages, trace) = size == "tiny", ARMS[name]
   c = ConfigDict(dict(seed=0, max_prompt_tokens=28, stages=stages))
   c.policy = dict(source="small", args=dict(

@@ -48,13 +48,12 @@ import functools
 import json
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import estimates, policy, ranking, run, sharding
+from rl_reason import estimates, naming, policy, ranking, run
 from rl_reason.claims import measures
-from rl_reason.rollout import Completions, encode_prompts, make_samples, Sampling
+from rl_reason.rollout import Completions, encode_prompts, Sampling
 from rl_reason.scorer import Scorer
 from rl_reason.tasks.posts import CHARACTERS, KEYS, MOST, overlap, posts, quality
 from rl_reason.types import Sample
@@ -164,10 +163,9 @@ def in_the_end(folder: Path, *, what: str) -> float:
   if what == "score":
     model = json.loads((folder / "config.json").read_text())["rl"]["rewards"]["learned"]["args"]["model"]
     return float(_scores(folder, model, samples).mean())
-  partitioning = sharding.Partitioning(sharding.make_mesh())
-  context, params = run.policy_of_run(f"{folder}:sft", partitioning)
+  context, params = run.policy_of_run(f"{folder}:sft")
   prompts = encode_prompts(samples, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  with partitioning.use():
+  with context.partitioning.use():
     theirs = policy.score(context.policy.config, params, prompts, completions.tokens, completions.lengths)
   gaps = np.where(completions.sampled, completions.logprobs - np.asarray(theirs), 0.0)
   return float(gaps.sum(axis=1).mean())
@@ -208,13 +206,12 @@ def _sampled(folder: Path, *, count: int = 64, num_posts: int = 64) -> dict[str,
 
 def _scores(folder: Path, model: str, samples: Sequence[Sample]) -> np.ndarray:
   """What a stage's reward model gives each."""
-  scorer = _scorer(folder, model)
-  return np.array([row.totals[0, 0] for row in scorer(scorer.encode_rows([(s.prompt, [s.completion]) for s in samples]))])
+  return _scorer(folder, model).totals([(s.prompt, s.completion) for s in samples])[:, 0]
 
 
 @functools.lru_cache(maxsize=None)
 def _scorer(folder: Path, model: str) -> Scorer:
-  return run.scorer_of_run(f"{folder}:{model}", sharding.Partitioning(sharding.make_mesh()))
+  return run.scorer_of_run(f"{folder}:{model}")
 
 
 @functools.lru_cache(maxsize=None)
@@ -222,25 +219,16 @@ def _summaries(
     folder: Path, stage: str, *, temperature: float = 1.0, count: int = 1, num_posts: int = 400,
 ) -> tuple[list[Sample], Completions]:
   """So many of each of the first held-out posts, by the policy after a stage."""
-  partitioning = sharding.Partitioning(sharding.make_mesh())
-  context, params = run.policy_of_run(f"{folder}:{stage}", partitioning)
   source = posts(size=num_posts, part="heldout", seed=json.loads((folder / "config.json").read_text())["seed"])
-  problems = [source[i] for i in range(num_posts)]
-  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
-  with partitioning.use():
-    completions = context.complete(
-        params, problems, prompts, Sampling(max_tokens=MAX_TOKENS, temperature=temperature), group_size=count, slots=512,
-        rng=jax.random.key(0))
-  return make_samples(problems, completions, context.policy.tokenizer), completions
+  return run.complete(
+      f"{folder}:{stage}", [source[i] for i in range(num_posts)], Sampling(max_tokens=MAX_TOKENS, temperature=temperature),
+      group_size=count, slots=512)
 
 
 def get_config(argument: str = "ppo") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if argument == "full":
+  name, size = naming.arm_and_size(argument, (*BETAS, "sft_large"), whole="full")
+  if not name:
     return _full()
-  if name not in (*BETAS, "sft_large") or size not in ("", "tiny"):
-    raise ValueError(f"Unknown arm {argument!r}: use :full, or one of :{', :'.join(BETAS)}, :sft_large, alone or with"
-                     " -tiny.")
   tiny, large = size == "tiny", name == "sft_large"
   c = ConfigDict(dict(seed=0, max_prompt_tokens=2 * len(KEYS) + 1, stages=("sft",) if large else ("sft", *PAIRS, "rl")))
   c.policy = dict(source="small", args=dict(

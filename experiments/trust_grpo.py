@@ -43,6 +43,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
+from rl_reason import naming
 from rl_reason.claims import measures
 from rl_reason.rewards.groups import group_trust
 from rl_reason.tasks.grids import CHARACTERS, rating, rows_right, thinking_of
@@ -131,9 +132,7 @@ def trust_gap(folder: Path) -> float:
 
 
 def get_config(argument: str = "full") -> ConfigDict:
-  name, _, size = argument.partition("-")
-  if name not in ARMS or size not in ("", "tiny", "full"):
-    raise ValueError(f"Unknown arm {argument!r}: use one of :{', :'.join(ARMS)}, alone or with -tiny or -full.")
+  name, size = naming.arm_and_size(argument, ARMS, sizes=("tiny", "full"))
   if size == "full":
     return _full(name)
   tiny = size == "tiny"

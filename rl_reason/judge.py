@@ -126,9 +126,9 @@ def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
 
   workdir: "path", or "path:stage". aggregate: of steps to a response's score; "": as it was trained.
   """
-  from rl_reason import run, sharding  # Here: stages judge, and run imports them.
+  from rl_reason import run  # Here: stages judge, and run imports them.
 
-  scorer = run.scorer_of_run(workdir, sharding.Partitioning(sharding.make_mesh()))
+  scorer = run.scorer_of_run(workdir)
   scorer = dataclasses.replace(scorer, aggregate=aggregate or scorer.aggregate)
 
   def score(rows):

@@ -13,6 +13,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def arm_and_size(argument: str, arms: Collection[str], *, sizes: Collection[str] = ("tiny",), whole: str = "") -> tuple[str, str]:
+  """What an experiment's argument names: ("flip", "tiny") of "flip-tiny", ("flip", "") of "flip", ("", whole) of `whole`.
+
+  Args:
+    arms: the configs of the file. sizes: what may follow each after a "-". whole: an argument without an arm; "": none.
+  Raises: ValueError for another argument.
+  """
+  known = {**({whole: ("", whole)} if whole else {}), **{arm: (arm, "") for arm in arms}}
+  known |= {f"{arm}-{size}": (arm, size) for arm in arms for size in sizes}
+  if argument not in known:
+    raise ValueError(f"Unknown arm {argument!r}.{did_you_mean(argument, known)} Known: :{', :'.join(known)}.")
+  return known[argument]
+
+
 def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
   """The registry's entry, or the object at "package.module:attribute". `what` names the kind in errors.
 

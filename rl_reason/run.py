@@ -23,11 +23,11 @@ from rl_reason.config import RunConfig
 from rl_reason.envs import ENVIRONMENTS
 from rl_reason.models.sources import POLICIES, PolicySource
 from rl_reason.rewards.monitors import StoppedByMonitor
-from rl_reason.rollout import check_sampling, encode_prompts, Environment
+from rl_reason.rollout import Completions, Environment, Sampling, check_sampling, encode_prompts, make_samples
 from rl_reason.scorer import Scorer
 from rl_reason.stages import STAGES, Context, policies_before, trained
 from rl_reason.tasks import load_task
-from rl_reason.types import Params
+from rl_reason.types import Params, Problem, Sample
 
 # A run with other values of these is another run; a change in any other field is told and taken.
 IDENTITY = ("seed", "policy", "task", "environment", "stages")
@@ -142,8 +142,8 @@ def find_scorer(context: Context, name: str, earlier: Sequence[str]) -> Scorer:
                    f" {', '.join(k for k, s in STAGES.items() if hasattr(s, 'make_scorer'))}.")
 
 
-def scorer_of_run(name: str, partitioning: sharding.Partitioning) -> Scorer:
-  """The model of a run's stage, by "workdir:stage", or by "workdir" that of its last stage with one.
+def scorer_of_run(name: str, partitioning: sharding.Partitioning | None = None) -> Scorer:
+  """The model of a run's stage, by "workdir:stage", or by "workdir" that of its last stage with one; by default on all devices.
 
   Raises: ValueError if there is none, or it is not trained yet.
   """
@@ -159,18 +159,34 @@ def scorer_of_run(name: str, partitioning: sharding.Partitioning) -> Scorer:
   return find_scorer(context, stage, list(sections))
 
 
-def policy_of_run(name: str, partitioning: sharding.Partitioning) -> tuple[Context, Params]:
-  """(what is the same for all of a run, without its task; the policy after a stage), by "workdir:stage", to sample from.
+def policy_of_run(name: str) -> tuple[Context, Params]:
+  """(what is the same for all of a run, without its task; the policy after a stage, on all devices), by "workdir:stage".
 
   Raises: ValueError for what is no run, or has no such stage that trains a policy.
   """
-  folder, stage, context = _opened(name, partitioning)
+  folder, stage, context = _opened(name)
   training = [n for n in context.sections if trained(context, n).policy is not None]
   config_lib.one_of(training, **{f"stage of the run in {folder} that trains a policy": stage})
   return context, trained(context, stage).policy(context.finished(stage))
 
 
-def _opened(name: str, partitioning: sharding.Partitioning) -> tuple[Path, str, Context]:
+def complete(
+    name: str, problems: Sequence[Problem], sampling: Sampling, *, group_size: int = 1, slots: int = 0, seed: int = 0,
+) -> tuple[list[Sample], Completions]:
+  """So many completions of each problem by the policy after a stage of a run, "workdir:stage", one after the other.
+
+  Args: slots: completions decoded at once; 0: all. seed: of the draws.
+  Raises: ValueError as `policy_of_run`, and for prompts longer than the run's.
+  """
+  context, params = policy_of_run(name)
+  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  with context.partitioning.use():
+    completions = context.complete(
+        params, problems, prompts, sampling, group_size=group_size, slots=slots, rng=jax.random.key(seed))
+  return make_samples(problems, completions, context.policy.tokenizer, stop_strings=sampling.stop_strings), completions
+
+
+def _opened(name: str, partitioning: sharding.Partitioning | None = None) -> tuple[Path, str, Context]:
   """(workdir, stage or "", context of the run) of "workdir" or "workdir:stage"."""
   folder, stage = (Path(name), "") if (Path(name) / "config.json").is_file() else _split(name)
   if not (folder / "config.json").is_file():
@@ -179,7 +195,8 @@ def _opened(name: str, partitioning: sharding.Partitioning) -> tuple[Path, str, 
   return folder, stage, Workdir(folder).with_stages(Context(
       seed=config.seed, policy=make_policy(config.policy), dtype=jnp.dtype(config.policy.dtype), task=None,
       environment=config.environment and make_environment(config.environment), max_prompt_tokens=config.max_prompt_tokens,
-      prefill_tokens=config.prefill_tokens, partitioning=partitioning), config, sections)
+      prefill_tokens=config.prefill_tokens, partitioning=partitioning or sharding.Partitioning(sharding.make_mesh()),
+  ), config, sections)
 
 
 def _split(name: str) -> tuple[Path, str]:

@@ -98,6 +98,10 @@ class Scorer:
     first = sum(map(len, parts[:jax.process_index()]))
     return self._score([Encoded(**row) for part in parts for row in part])[first:first + len(rows)]
 
+  def totals(self, texts: Sequence[tuple[str | Sequence[Message], str]]) -> Float[np.ndarray, "N A"]:
+    """One score of each response to its prompt."""
+    return np.stack([row.totals[0] for row in self(self.encode_rows([(prompt, [text]) for prompt, text in texts]))])
+
   def _score(self, rows):
     if not rows:
       return []

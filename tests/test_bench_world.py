@@ -141,7 +141,7 @@ def test_the_zoo_of_known_models(monkeypatch, tmp_path):
     score.by_prompt = True
     return score
   monkeypatch.setattr(judge, "reward_model", benchmarked)
-  monkeypatch.setattr(run, "scorer_of_run", lambda name, partitioning: Model(name))
+  monkeypatch.setattr(run, "scorer_of_run", lambda name: Model(name))
   monkeypatch.setattr(measures, "last", lambda folder, *, name, stage, points: float(stage.removeprefix("rl")))
   # One right among sixteen (a blank one too), and none.
   samples = [[Sample(prompt="M47xy=", completion=c, reference="") for c in ("1.", "", *["2."] * 14)],
@@ -177,5 +177,5 @@ def test_experiment_end_to_end_small(tmp_path):
 def test_configs_of_all_sizes():
   for size in ("zoo", "full"):
     run.check(config_lib.load(f"experiments/reward_bench_2.py:{size}"))
-  with pytest.raises(ValueError, match="Unknown argument 'zo'"):
+  with pytest.raises(ValueError, match="Unknown arm 'zo'"):
     reward_bench_2.get_config("zo")

@@ -1,6 +1,7 @@
 """Configs: every mistake is named with its full path and a cure, the rest is filled in."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 import rl_reason
 from rl_reason import config as config_lib
-from rl_reason import run
+from rl_reason import naming, run
 from rl_reason.experiments import algorithms
 
 QUICKSTART = "experiments/quickstart.py:tiny"
@@ -40,8 +41,16 @@ def test_the_packaged_experiments_are_correct():
     for size in ("", "-tiny"):
       section = run.check(config_lib.load(f"experiments/algorithms.py:{algorithm}{size}"))[1]["rl"]
       assert all(getattr(section, name) == value for name, value in fields.items() if not isinstance(value, dict))
-  with pytest.raises(ValueError, match="Unknown algorithm 'gspo-huge': use one of :grpo, :dr_grpo"):
+  with pytest.raises(ValueError, match="Unknown arm 'gspo-huge'. Did you mean 'gspo'"):
     config_lib.load("experiments/algorithms.py:gspo-huge")
+
+
+def test_arguments_of_experiments():
+  named = functools.partial(naming.arm_and_size, arms=("plain", "full"), sizes=("tiny",), whole="full-7b")
+  assert [named(x) for x in ("plain", "full-tiny", "full-7b")] == [("plain", ""), ("full", "tiny"), ("", "full-7b")]
+  for wrong in ("plain-full", "tiny", "", "full-7b-tiny", "plain-"):
+    with pytest.raises(ValueError, match=f"Unknown arm '{wrong}'.*Known: :full-7b, :plain, :full, :plain-tiny, :full-tiny"):
+      named(wrong)
 
 
 def test_packaged_experiments_are_found_from_any_folder(tmp_path, monkeypatch):

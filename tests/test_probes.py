@@ -160,7 +160,7 @@ def test_experiment_end_to_end_small(tmp_path):
   # The states of the finished model are what its head reads.
   model = probing._scorer(tmp_path, "rm")
   pairs = [("abc1=", "ab2"), ("xyz0=", "qq")]
-  states, scores = probing._totals(states_of(model), pairs), probing._totals(model, pairs)
+  states, scores = states_of(model).totals(pairs), model.totals(pairs)
   assert states.shape == (2, 32)
   _, params = run.Workdir(tmp_path), model.loaded.run.args[0]
   head = params["head"]

@@ -16,7 +16,7 @@ from rl_reason.stages import critic as critic_lib
 from rl_reason.stages import base, policy_gradient, token_reward
 from rl_reason.stages.base import Optimizer
 from rl_reason.stages.token_reward import TokenReward
-from rl_reason.types import RolloutBatch, Sample, length_mask
+from rl_reason.types import PromptBatch, RolloutBatch, Sample, length_mask
 
 
 def samples(answers, groups, step=0, prompt="4302="):
@@ -238,20 +238,14 @@ def test_experiment_end_to_end_small(tmp_path):
   assert len(steps) == 3 and all(x["logprob_gap"] < 1e-4 for x in steps)
   assert 0 <= oreal.usable(tmp_path) <= 1
   # The model that is beside the policy is a trunk and a head; a completion's shares are those of its logits.
-  context, params = run.policy_of_run(f"{tmp_path}:sft", train_partitioning())
+  context, params = run.policy_of_run(f"{tmp_path}:sft")
   companion = context.finished("rl")["critic"]
   assert set(companion) == {"trunk", "head"}
   tokens = np.array([[3, 4, 5, 0]], np.int32)
-  from rl_reason.types import PromptBatch
   prompts, lengths = PromptBatch(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
   before = critic_lib.score(context.policy.config, context.sections["rl"].token_reward, None, companion, prompts, tokens, lengths, None)
   states = policy.completion_states(context.policy.config, companion["trunk"], prompts, tokens, lengths)
   np.testing.assert_allclose(before, heads.apply(heads.Head(), companion["head"], states)[..., 0], atol=1e-5)
-
-
-def train_partitioning():
-  from rl_reason import sharding
-  return sharding.Partitioning(sharding.make_mesh())
 
 
 @pytest.mark.parametrize("fields, message", [
