@@ -8,6 +8,10 @@ REINFORCE weighs the log-probability of a completion by its reward. To subtract 
 changes nothing in the expectation and lowers the variance; RLOO (Ahmadian et al. 2024, arXiv:2402.14740, eq. 8) subtracts
 the mean reward of the prompt's other completions. The task is the quickstart's, smaller: a policy that was shown careless
 solutions learns to add and subtract without a slip.
+
+Result (five seeds, commit 2a6da30, 8 minutes of one core): mean reward over 40 steps 0.555 with the baseline and without it, the
+difference -0.000 (-0.018 to 0.018): undecided about 0. Seeds 0, 1 and 4 are better with it by 0.005 to 0.013, seeds 2 and 3
+worse by 0.012 and 0.019. Likely why, though not measured: over 256 completions a step that noise averages out anyway.
 """
 
 from ml_collections import ConfigDict

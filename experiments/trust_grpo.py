@@ -17,24 +17,27 @@ Inferred in the card: the small task, its sizes and all thresholds. Where we dep
 an image; a policy of 0.2M; the term is dropped where a group is all right or all wrong, as the paper's code does and the paper
 leaves open.
 
-Result (three seeds, 19.5 % right before RL, commit 8bd7ef4, 19 minutes of one core that others used too; held-out accuracy,
-means):
+Result (twelve seeds, 16.0 % right before RL, commit 2a6da30, 22 minutes of one core; held-out accuracy, means):
 
     arm        all     reliable   unreliable   rows right where   trust of groups with right and wrong answers,
                                                the answer is      reliable   unreliable
-    outcome    0.575   0.589      0.549        0.605              0.937      0.927
-    plain      0.366   0.483      0.161        0.674              0.946      0.922
-    annealed   0.332   0.412      0.193        0.647              0.946      0.919
-    full       0.558   0.633      0.427        0.621              0.939      0.926
-    learned    0.510   0.496      0.536        0.646              0.936      0.922
+    outcome    0.367   0.368      0.365        0.540              0.939      0.927
+    plain      0.288   0.329      0.218        0.625              0.948      0.923
+    annealed   0.301   0.346      0.221        0.604              0.950      0.922
+    full       0.367   0.380      0.345        0.555              0.940      0.919
+    dropped    0.368   0.369      0.366        0.556              0.938      0.918
 
-full minus outcome -0.016 (-0.187 to 0.154): undecided about 0.03. full minus plain, on unreliable colours, 0.266 (0.026 to
-0.507): undecided about 0.05, and likely above it: seeds differ much. Trust is 0.012 lower (-0.011 to 0.036) where the rating
-lies, not 0.15: does not hold. The implementation gives the card's values. Why: among eight answers to one question ratings of
-right and of wrong ones hardly differ, on any colour, for a sum can be right by luck with wrong rows, and a row that says 0 is
-often right; so trust is near 1 where it can be told at all. What saves `full` from the harm that `annealed` takes must then be
-the other half of the rule: groups all right or all wrong, where a lie is the only thing that is paid, get nothing. The arm
-`dropped`, which has that half alone, was added after these results were seen and is not measured yet.
+full minus outcome is -0.000 (-0.023 to 0.023): does not hold. full minus plain, on unreliable colours, 0.127 (0.027 to 0.227):
+undecided about 0.05, and above 0. Trust is 0.021 lower (0.016 to 0.026) where the rating lies, not 0.15: does not hold. The
+implementation gives the card's values. Why: among eight answers to one question ratings of right and of wrong ones hardly differ,
+on any colour, for a sum can be right by luck with wrong rows, and a row that says 0 is often right; so trust is near 1 where it can
+be told at all. What saves `full` from the harm that `annealed` takes is the other half of the rule: groups all right or all
+wrong, where a lie is the only thing that is paid, get nothing. `dropped`, which has that half alone, does as well as `full`, which
+is 0.001 (-0.016 to 0.017) below it. A rating that is paid makes more of the thinking behind right answers sound, and fewer right.
+
+What changed after results were seen: with three seeds (0.575 of outcome, 0.558 of full, 0.366 of plain; both accuracy claims
+undecided) `dropped` was added, and with five, as undecided, all twelve were asked for, whatever they would say. Three seeds of
+twelve (0, 1 and 8) learn to count, to 0.5 and more, the others hardly: a mean over the first three says little here.
 """
 
 from collections.abc import Sequence

@@ -10,11 +10,13 @@ Flax linen declares the parameters and names their axes; all else is functions o
 
 from collections.abc import Sequence
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rl_reason.models.attention import KeyValues, Pages, Sharing, apply_rope, attention, rope_tables, visible
@@ -41,6 +43,45 @@ def rms_norm(x: Float[Array, "... D"], scale: Float[Array, "D"], config: ModelCo
   y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_eps)
   scale = scale.astype(jnp.float32)
   return (y * (1.0 + scale if config.norm_plus_one else scale)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Float[Array, "B T ..."], matrix: Float[Array, "..."], num_inputs: int) -> Float[Array, "B T ..."]:
+  """The tensor product that sums over the matrix's first `num_inputs` axes and as many last ones of x.
+
+  With a derivative of its own, in which all rows' tokens are one list and matrices have two axes: what sums over rows and
+  tokens, as autodiff would, makes XLA on CPUs copy both factors into another order first.
+  """
+  rows, table = _rows(x, num_inputs), _table(matrix, num_inputs)
+  return (rows @ table).reshape(*x.shape[:2], *matrix.shape[num_inputs:])
+
+
+def _rows(x, num_inputs):
+  return x.reshape(-1, math.prod(x.shape[x.ndim - num_inputs:]))
+
+
+def _table(matrix, num_inputs):
+  return matrix.reshape(math.prod(matrix.shape[:num_inputs]), -1)
+
+
+def _product_forward(x, matrix, num_inputs):
+  # Of frozen matrices, beside adapters, no gradient is asked for, and x need not be kept.
+  saved = x.value if matrix.perturbed else None, matrix.value if x.perturbed else None
+  return product.fun(x.value, matrix.value, num_inputs), saved
+
+
+def _product_backward(num_inputs, saved, gradient):
+  if isinstance(gradient, SymbolicZero):
+    return None, None
+  x, matrix = saved
+  rows = gradient.reshape(gradient.shape[0] * gradient.shape[1], -1)
+  of_x = None if matrix is None else (rows @ _table(matrix, num_inputs).T).reshape(
+      *gradient.shape[:2], *matrix.shape[:num_inputs])
+  of_matrix = None if x is None else (_rows(x, num_inputs).T @ rows).reshape(*x.shape[2:], *gradient.shape[2:])
+  return of_x, of_matrix
+
+
+product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 class Block(nn.Module):
@@ -100,8 +141,8 @@ class Block(nn.Module):
     h = norm("attention_norm", x)
     qkv = []
     for name, count, axis in heads:
-      y = jnp.einsum("bte,ehd->bthd", h, weight(name, (c.width, count, c.head_dim), ("embed", axis, "head_dim"), c.width))
-      y = adapted(name, h, y)
+      matrix = weight(name, (c.width, count, c.head_dim), ("embed", axis, "head_dim"), c.width)
+      y = adapted(name, h, product(h, matrix, 1))
       if c.qkv_bias:
         y += bias(f"{name}_bias", (count, c.head_dim), (axis, "head_dim"))
       qkv.append(constrain(y, ("batch", "length", axis, "head_dim")))
@@ -119,20 +160,20 @@ class Block(nn.Module):
     else:
       h = flash_attention(c, q, (*past, own), visibility, is_local, self.kernel)
     o = weight("o", (c.num_heads, c.head_dim, c.width), ("heads", "head_dim", "embed"), c.num_heads * c.head_dim)
-    h = adapted("o", h, jnp.einsum("bthd,hde->bte", h, o))
+    h = adapted("o", h, product(h, o, 2))
     if c.output_bias:
       h += bias("o_bias", (c.width,), ("embed",))
     x += drop(norm("attention_post_norm", h) if c.post_norms else h)
 
     h = norm("mlp_norm", x)
-    gate = adapted("gate", h, h @ weight("gate", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width))
-    up = adapted("up", h, h @ weight("up", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width))
+    gate = adapted("gate", h, product(h, weight("gate", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width), 1))
+    up = adapted("up", h, product(h, weight("up", (c.width, c.mlp_hidden), ("embed", "mlp"), c.width), 1))
     if c.mlp_bias:
       gate += bias("gate_bias", (c.mlp_hidden,), ("mlp",))
       up += bias("up_bias", (c.mlp_hidden,), ("mlp",))
     h = (nn.silu(gate) if c.activation == "silu" else nn.gelu(gate, approximate=True)) * up
     h = constrain(h, ("batch", "length", "mlp"))
-    h = adapted("down", h, h @ weight("down", (c.mlp_hidden, c.width), ("mlp", "embed"), c.mlp_hidden))
+    h = adapted("down", h, product(h, weight("down", (c.mlp_hidden, c.width), ("mlp", "embed"), c.mlp_hidden), 1))
     if c.mlp_bias:
       h += bias("down_bias", (c.width,), ("embed",))
     x += drop(norm("mlp_post_norm", h) if c.post_norms else h)

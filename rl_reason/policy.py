@@ -116,11 +116,9 @@ def token_logprobs(
   that is more) exist at once.
   """
   def project(hidden, tokens):
-    logits = transformer.unembed(config, params, hidden) / temperature
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    entropy = normaliser - jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
-    return chosen - normaliser, entropy
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    found = logprob_and_entropy(transformer.unembed(config, params, rows) / temperature, tokens.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(tokens.shape), found)
 
   b, t = tokens.shape
   size = max(1, min(t, max_logits // (b * config.vocab_size)))
@@ -136,6 +134,38 @@ def token_logprobs(
 
   chunked = jax.lax.map(lambda chunk: jax.checkpoint(project)(*chunk), (split(hidden), split(tokens)))
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t], chunked)
+
+
+@jax.custom_vjp
+def logprob_and_entropy(
+    logits: Float[Array, "*B V"], tokens: Int[Array, "*B"],
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+  """log softmax(logits) at `tokens`, and the entropy of softmax(logits): nats.
+
+  With a derivative of its own: of all that has the logits' size the backward pass keeps the logits alone, where that of the
+  formulas keeps their exponentials and probabilities, too, and it goes over them once.
+  """
+  return _logprob_and_entropy_forward(logits, tokens)[0]
+
+
+def _logprob_and_entropy_forward(logits, tokens):
+  normaliser = jax.nn.logsumexp(logits, axis=-1)
+  chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+  entropy = normaliser - jnp.sum(jax.nn.softmax(logits) * logits, axis=-1)
+  return (chosen - normaliser, entropy), (logits, tokens, normaliser, entropy)
+
+
+def _logprob_and_entropy_backward(saved, gradients):
+  """∂ log p_y / ∂z_j = [j = y] - p_j, and ∂H / ∂z_j = -p_j (log p_j + H)."""
+  logits, tokens, normaliser, entropy = (x if x.ndim == saved[0].ndim else x[..., None] for x in saved)
+  of_logprob, of_entropy = (g[..., None] for g in gradients)
+  logprobs = jax.lax.optimization_barrier(logits) - normaliser
+  chosen = jnp.arange(logits.shape[-1]) == tokens
+  gradient = jnp.where(chosen, of_logprob, 0.0) - jnp.exp(logprobs) * (of_logprob + of_entropy * (logprobs + entropy))
+  return jax.lax.optimization_barrier(gradient.astype(logits.dtype)), None
+
+
+logprob_and_entropy.defvjp(_logprob_and_entropy_forward, _logprob_and_entropy_backward)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "temperature", "dtype"))

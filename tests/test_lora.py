@@ -119,7 +119,7 @@ def test_an_update_trains_adapters_and_leaves_the_model_bit_for_bit(tiny_config,
   # No product gives the gradient of a whole matrix, not for a moment; of all parameters seven a layer do.
   matrices = {tuple(sorted(x.shape[1:])) for name, x in params["layers"].items() if name in MATRICES}
   def whole(state):
-    return sum(eqn.primitive.name == "dot_general" and tuple(sorted(eqn.outvars[0].aval.shape)) in matrices
+    return sum(eqn.primitive.name in ("dot_general", "reshape") and tuple(sorted(eqn.outvars[0].aval.shape)) in matrices
                for eqn in equations(jax.make_jaxpr(step)(state, halves).jaxpr))
   assert whole(state) == 0 and whole(learner.init_state(lora.merge(params), optimizer)) >= 7
   new, metrics = jax.jit(step)(state, halves)

@@ -117,6 +117,28 @@ def largest_with_vocabulary(jaxpr, vocab):
   return largest
 
 
+def test_the_derivative_of_log_probability_and_entropy():
+  """By hand where p = (1/4, 3/4), against autodiff of the formulas elsewhere; what it keeps of the logits' size is they."""
+  logits, token = jnp.array([0.0, np.log(3.0)]), jnp.array(0)
+  entropy = -np.log(1 / 4) / 4 - np.log(3 / 4) * 3 / 4
+  of_logprob, of_entropy = jax.jacrev(policy.logprob_and_entropy)(logits, token)
+  np.testing.assert_allclose(of_logprob, [3 / 4, -3 / 4], rtol=1e-6)
+  np.testing.assert_allclose(of_entropy, [-(np.log(1 / 4) + entropy) / 4, -(np.log(3 / 4) + entropy) * 3 / 4], rtol=1e-5)
+
+  def formulas(logits, tokens):
+    logprobs = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0], -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+  rng = np.random.default_rng(0)
+  logits, tokens = rng.normal(size=(5, 7, 11)).astype(np.float32) * 5, rng.integers(0, 11, (5, 7))
+  logits[0, 0] = [80.0] + [-80.0] * 10  # Nearly certain: probabilities that are 0 in float32.
+  weights = tuple(rng.normal(size=(2, 5, 7)).astype(np.float32))
+  ours, derivative = jax.vjp(lambda x: policy.logprob_and_entropy(x, tokens), logits)
+  theirs, autodiff = jax.vjp(lambda x: formulas(x, tokens), logits)
+  for found, wanted in zip((*ours, *derivative(weights)), (*theirs, *autodiff(weights))):
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
+  assert sum(np.size(x) >= logits.size for x in jax.tree.leaves(derivative)) == 1
+
+
 def test_the_update_never_holds_logits_of_all_positions():
   # B·T·V = 8·512·50_021 = 205 million; at most 2**24 = 16.8 million logits may exist at once. Only traced, never run.
   b, t, v = 8, 512, 50_021
