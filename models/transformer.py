@@ -52,8 +52,11 @@ def product(x: Float[Array, "B T ..."], matrix: Float[Array, "..."], num_inputs:
   With a derivative of its own, in which all rows' tokens are one list and matrices have two axes: what sums over rows and
   tokens, as autodiff would, makes XLA on CPUs copy both factors into another order first.
   """
-  rows, table = _rows(x, num_inputs), _table(matrix, num_inputs)
-  return (rows @ table).reshape(*x.shape[:2], *matrix.shape[num_inputs:])
+  return _multiply(x, matrix, num_inputs)
+
+
+def _multiply(x, matrix, num_inputs):
+  return (_rows(x, num_inputs) @ _table(matrix, num_inputs)).reshape(*x.shape[:2], *matrix.shape[num_inputs:])
 
 
 def _rows(x, num_inputs):
@@ -67,14 +70,14 @@ def _table(matrix, num_inputs):
 def _product_forward(x, matrix, num_inputs):
   # Of frozen matrices, beside adapters, no gradient is asked for, and x need not be kept.
   saved = x.value if matrix.perturbed else None, matrix.value if x.perturbed else None
-  return product.fun(x.value, matrix.value, num_inputs), saved
+  return _multiply(x.value, matrix.value, num_inputs), saved
 
 
 def _product_backward(num_inputs, saved, gradient):
   if isinstance(gradient, SymbolicZero):
     return None, None
   x, matrix = saved
-  rows = gradient.reshape(gradient.shape[0] * gradient.shape[1], -1)
+  rows = _rows(gradient, gradient.ndim - 2)
   of_x = None if matrix is None else (rows @ _table(matrix, num_inputs).T).reshape(
       *gradient.shape[:2], *matrix.shape[:num_inputs])
   of_matrix = None if x is None else (_rows(x, num_inputs).T @ rows).reshape(*x.shape[2:], *gradient.shape[2:])

@@ -13,7 +13,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def arm_and_size(argument: str, arms: Collection[str], *, sizes: Collection[str] = ("tiny",), whole: str = "") -> tuple[str, str]:
+def arm_and_size(
+    argument: str, arms: Collection[str], *, sizes: Collection[str] = ("tiny",), whole: str = "",
+) -> tuple[str, str]:
   """What an experiment's argument names: ("flip", "tiny") of "flip-tiny", ("flip", "") of "flip", ("", whole) of `whole`.
 
   Args:

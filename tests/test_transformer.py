@@ -289,6 +289,21 @@ def test_rope_frequencies_by_hand():
   np.testing.assert_allclose(rope_frequencies(6, 1e6, scaling), [1.0, 0.00761737, 1.25e-5], rtol=1e-5)
 
 
+@pytest.mark.parametrize("inputs, outputs", [((5,), (2, 3)), ((2, 3), (5,)), ((5,), (6,))])
+def test_products_are_tensordots_with_their_gradients(inputs, outputs):
+  rng = np.random.default_rng(0)
+  x, matrix, weights = (rng.normal(size=s).astype(np.float32) for s in ((4, 7, *inputs), (*inputs, *outputs), (4, 7, *outputs)))
+  ours = jax.vjp(lambda x, m: transformer.product(x, m, len(inputs)), x, matrix)
+  theirs = jax.vjp(lambda x, m: jnp.tensordot(x, m, len(inputs)), x, matrix)
+  for found, wanted in zip((ours[0], *ours[1](weights)), (theirs[0], *theirs[1](weights))):
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  # Of what is not differentiated there is no gradient, and nothing is kept for it.
+  frozen = jax.vjp(lambda x: transformer.product(x, matrix, len(inputs)), x)[1]
+  assert [k.shape for k in jax.tree.leaves(frozen)] == [matrix.shape]
+  np.testing.assert_allclose(frozen(weights)[0], theirs[1](weights)[0], rtol=1e-5, atol=1e-5)
+  assert not np.any(jax.grad(lambda x: jnp.sum(0.0 * jax.lax.stop_gradient(transformer.product(x, matrix, len(inputs)))))(x))
+
+
 def test_rms_norm_by_hand():
   # x = [3, 4]: mean square 12.5; with eps 0.5: rms = sqrt(13). bfloat16 in, bfloat16 out, computed in float32.
   config = dataclasses.replace(BASE, norm_eps=0.5)
