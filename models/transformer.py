@@ -16,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rl_reason.models.attention import KeyValues, Pages, Sharing, apply_rope, attention, rope_tables, visible
@@ -74,8 +73,6 @@ def _product_forward(x, matrix, num_inputs):
 
 
 def _product_backward(num_inputs, saved, gradient):
-  if isinstance(gradient, SymbolicZero):
-    return None, None
   x, matrix = saved
   rows = _rows(gradient, gradient.ndim - 2)
   of_x = None if matrix is None else (rows @ _table(matrix, num_inputs).T).reshape(

@@ -162,6 +162,7 @@ def test_experiment_end_to_end_small(tmp_path):
   pairs = [("abc1=", "ab2"), ("xyz0=", "qq")]
   states, scores = states_of(model).totals(pairs), model.totals(pairs)
   assert states.shape == (2, 32)
+  np.testing.assert_allclose(scores, [model([model.encode(prompt, [text])])[0].totals[0] for prompt, text in pairs], atol=1e-6)
   _, params = run.Workdir(tmp_path), model.loaded.run.args[0]
   head = params["head"]
   np.testing.assert_allclose(states @ head["output"] + head["output_bias"], scores, atol=1e-5)

@@ -301,7 +301,6 @@ def test_products_are_tensordots_with_their_gradients(inputs, outputs):
   frozen = jax.vjp(lambda x: transformer.product(x, matrix, len(inputs)), x)[1]
   assert [k.shape for k in jax.tree.leaves(frozen)] == [matrix.shape]
   np.testing.assert_allclose(frozen(weights)[0], theirs[1](weights)[0], rtol=1e-5, atol=1e-5)
-  assert not np.any(jax.grad(lambda x: jnp.sum(0.0 * jax.lax.stop_gradient(transformer.product(x, matrix, len(inputs)))))(x))
 
 
 def test_rms_norm_by_hand():
