@@ -25,14 +25,14 @@ class FeatureReward:
     scorers: name -> reward in [0, 1], as in a rewards section without weights: a name, or function and args; each sees the
       prompt and the completion and returns NaN where it cannot tell. One that is given as `several` returns [N, its names].
     data: comparisons to learn from, a section with source and args. pairs: so many of them; 0: all.
-    hidden, steps, learning_rate, decay, seed: feature_models.fit.
+    hidden, steps, learning_rate, decay, seed, monotone: feature_models.fit.
 
   Empty completions have all features 0. What is logged: the mean of each feature, so that one a policy has learnt to saturate shows.
   Source: Nath et al. 2024, arXiv:2402.15473.
   """
 
   def __init__(self, *, scorers: Mapping[str, Any], data: Mapping[str, Any], pairs: int = 0, hidden: int = 32, steps: int = 200,
-               learning_rate: float = 1e-2, decay: float = 1e-4, seed: int = 0):
+               learning_rate: float = 1e-2, decay: float = 1e-4, seed: int = 0, monotone: bool = False):
     from rl_reason.rewards import REWARDS  # Here: the package imports this file.
     from rl_reason.tasks import SOURCES
 
@@ -59,7 +59,7 @@ class FeatureReward:
     if pairs < 0 or pairs > len(self._rows):
       raise ValueError(f"pairs={pairs} of {len(self._rows)} comparisons: there are not so many.")
     self._count = pairs or len(self._rows)
-    self._options = dict(hidden=hidden, steps=steps, learning_rate=learning_rate, decay=decay, seed=seed)
+    self._options = dict(hidden=hidden, steps=steps, learning_rate=learning_rate, decay=decay, seed=seed, monotone=monotone)
     self._metrics: dict[str, float] = {}
 
   def features(self, samples: Sequence[Sample]) -> Float[np.ndarray, "N F"]:

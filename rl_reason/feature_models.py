@@ -53,7 +53,7 @@ class FeatureModel:
 def fit(
     better: Float[np.ndarray, "N F"], worse: Float[np.ndarray, "N F"], *, names: Sequence[str],
     soft_labels: Float[np.ndarray, "N"] | None = None, hidden: int = 32, steps: int = 200, learning_rate: float = 1e-2,
-    decay: float = 1e-4, seed: int = 0, most_missing: float = 0.1,
+    decay: float = 1e-4, seed: int = 0, most_missing: float = 0.1, monotone: bool = False,
 ) -> FeatureModel:
   """F - hidden - 1 with tanh, by Bradley-Terry's loss plus decay · |w|²: whole-batch Adam, the step that is best on a tenth of the
   pairs held back.
@@ -63,6 +63,8 @@ def fit(
   Args:
     soft_labels: probability in [0, 1] that `better` is; 0.5 is a tie. None: 1.
     most_missing: a feature that is missing more often is an error.
+    monotone: no weight is below 0, so that more of a feature never lowers the score, even where no pair was: for features of which
+      all say the more, the better. Adam's step, then the nearest such weights.
 
   Raises: ValueError for shapes that differ, fewer than 20 pairs, features that are missing too often, and if none varies.
   Departs from the paper, which states neither width nor optimizer, in those (our guess).
@@ -90,11 +92,12 @@ def fit(
   held, own = order[:max(2, count // 10)], order[max(2, count // 10):]
   labels = np.ones(count) if soft_labels is None else np.asarray(soft_labels, np.float64)
   key = jax.random.key(seed)
-  start = {"hidden": jax.random.normal(key, (len(used), hidden)) / np.sqrt(len(used)), "bias": jnp.zeros(hidden),
+  first = jax.random.normal(key, (len(used), hidden)) / np.sqrt(len(used))
+  start = {"hidden": jnp.abs(first) if monotone else first, "bias": jnp.zeros(hidden),
            "output": jnp.zeros(hidden)}
   pairs = [tuple(jnp.asarray(x[rows], jnp.float32) for x in (model.inputs(better), model.inputs(worse), labels))
            for rows in (own, held)]
-  params = jax.tree.map(np.asarray, _fit(start, *pairs, steps, learning_rate, decay))
+  params = jax.tree.map(np.asarray, _fit(start, *pairs, steps, learning_rate, decay, monotone))
   model = dataclasses.replace(model, params=params)
   seen = model.scores(both)
   return dataclasses.replace(model, low=float(seen.min()), high=float(seen.max()))
@@ -130,14 +133,16 @@ def _loss(params, pairs, decay):
   return bce + decay * sum(jnp.square(w).sum() for w in params.values())
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "learning_rate", "decay"))
-def _fit(start, own, held, steps, learning_rate, decay):
+@functools.partial(jax.jit, static_argnames=("steps", "learning_rate", "decay", "monotone"))
+def _fit(start, own, held, steps, learning_rate, decay, monotone):
   optimizer = optax.adam(learning_rate)
 
   def step(carry, _):
     params, state, best, lowest = carry
     updates, state = optimizer.update(jax.grad(_loss)(params, own, decay), state, params)
     params = optax.apply_updates(params, updates)
+    if monotone:
+      params = {k: v if k == "bias" else jnp.maximum(v, 0.0) for k, v in params.items()}
     now = _loss(params, held, 0.0)
     best = jax.tree.map(lambda new, old: jnp.where(now < lowest, new, old), params, best)
     return (params, state, best, jnp.minimum(now, lowest)), None

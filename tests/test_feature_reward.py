@@ -65,6 +65,19 @@ def test_a_model_learns_what_counts(model):
   assert lost["good"] > lost["bad"] > abs(lost["idle"])
 
 
+def test_a_monotone_model_never_falls_with_a_feature(model):
+  better, worse = pairs(300)
+  found = feature_models.fit(better, worse, names=NAMES, monotone=True)
+  assert all((found.params[name] >= 0).all() for name in ("hidden", "output")) and found.slopes(better)["good"] > 0
+  anywhere = np.random.default_rng(2).uniform(-3, 3, (200, 3))  # Far beyond the pairs, too.
+  for i in range(3):
+    more = anywhere + np.eye(3)[i]
+    assert (found.scores(more) >= found.scores(anywhere) - 1e-6).all()
+  assert (model.scores(anywhere + np.eye(3)[1]) < model.scores(anywhere)).any()  # What is bad lowers the other's.
+  # It cannot learn what is bad, and still knows what is good.
+  assert 0.75 < feature_models.accuracy(found, *pairs(500, seed=1)) < feature_models.accuracy(model, *pairs(500, seed=1))
+
+
 def test_scores_by_hand():
   by_hand = feature_models.FeatureModel(
       ("x",), (0,), np.array([1.0]), np.array([2.0]),
