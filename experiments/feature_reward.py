@@ -147,14 +147,14 @@ def advantage(folder: Path, *, over: int, without: tuple[str, ...] = ()) -> floa
 
 def mean_accuracy(folder: Path) -> float:
   """On the same pairs, of the features' plain mean, which needs no preferences."""
-  seed = json.loads((folder / "config.json").read_text())["seed"]
+  seed = measures.config(folder)["seed"]
   better, worse = (side.mean(axis=1) for side in _features(seed, "heldout", 2000, 0.0))
   return float(np.mean((better > worse) + 0.5 * (better == worse)))
 
 
 def lost_without(folder: Path, *, name: str) -> float:
   """Permutation importance of a feature for the model of 940 pairs: the accuracy that is lost when its values are shuffled."""
-  seed = json.loads((folder / "config.json").read_text())["seed"]
+  seed = measures.config(folder)["seed"]
   better, worse = (side[:FEW] for side in _features(seed, "train", 4700, 0.1))
   model = feature_models.fit(better, worse, names=reviews.NAMES)
   return feature_models.importance(model, *_features(seed, "heldout", 2000, 0.0)).get(name, 0.0)
@@ -162,7 +162,7 @@ def lost_without(folder: Path, *, name: str) -> float:
 
 def feature_accuracy(folder: Path, *, pairs: int, without: tuple[str, ...] = ()) -> float:
   """On 2,000 clean pairs, of a model of the features' scores that learnt from so many pairs of the run's world."""
-  seed, kept = json.loads((folder / "config.json").read_text())["seed"], [n for n in reviews.NAMES if n not in without]
+  seed, kept = measures.config(folder)["seed"], [n for n in reviews.NAMES if n not in without]
   places = [reviews.NAMES.index(n) for n in kept]
   sides = [side[:, places] for side in _features(seed, "train", 4700, 0.1)]
   model = feature_models.fit(*(side[:pairs] for side in sides), names=kept)

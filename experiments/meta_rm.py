@@ -32,13 +32,13 @@ tried on these seeds.
 
 from collections.abc import Sequence
 import functools
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from rl_reason import naming, run
+from rl_reason.claims import measures
 from rl_reason.rollout import Sampling
 from rl_reason.tasks.attributes import LENGTH, LETTERS, Utility, attribute_responses
 from rl_reason.types import Sample
@@ -101,7 +101,7 @@ def score_std(folder: Path, *, of: str) -> float:
 @functools.lru_cache(maxsize=None)  # For several metrics.
 def _judged(folder: Path, stage: str) -> tuple[np.ndarray, np.ndarray]:
   """(utilities, scores of the stage `again`) [PAIRS, 2] of the responses of the policy after a stage."""
-  source = attribute_responses(size=2 * PAIRS, world=json.loads((folder / "config.json").read_text())["seed"], part="heldout")
+  source = attribute_responses(size=2 * PAIRS, world=measures.config(folder)["seed"], part="heldout")
   samples, _ = run.complete(
       f"{folder}:{stage}", [source[i] for i in range(2 * PAIRS)], Sampling(max_tokens=LENGTH), slots=500)
   scores = run.scorer_of_run(f"{folder}:again").totals([(s.prompt, s.completion) for s in samples])

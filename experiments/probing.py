@@ -41,7 +41,6 @@ failed: prompts of the two parts are now apart (rows of one were also held out).
 
 from collections.abc import Sequence
 import functools
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -122,7 +121,7 @@ def correlation(folder: Path, *, of: str, gain: str, less: str = "") -> float:
 @functools.lru_cache(maxsize=None)  # For several claims.
 def _zoo(folder: Path) -> dict[str, list[float]]:
   """Of each reward model in turn."""
-  config = json.loads((folder / "config.json").read_text())
+  config = measures.config(folder)
   world, models = config["seed"], [name for name in config["stages"] if name.startswith("rm")]
   return {
       "probes": [np.mean(probe_accuracies(folder, name, world)) for name in models],

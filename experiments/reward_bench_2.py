@@ -48,7 +48,6 @@ Accuracy on pairs goes with best of 16 as well as the harder score does, r = 0.8
 
 from collections.abc import Sequence
 import functools
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -136,7 +135,7 @@ def _zoo(folder: Path) -> dict[str, list]:
   """Of each reward model in turn: its dialect; the benchmark's "score"; in the five domains of one right answer and three
   wrong ones "choices", accuracy on all four, and "pairs", on the right one and one wrong; "best_of" 16; "rl": what the
   policy becomes. All but the score in [0, 1]."""
-  config = json.loads((folder / "config.json").read_text())
+  config = measures.config(folder)
   names = [stage for stage in config["stages"] if stage.startswith("rm")]
   records = bench_world.bench_records(size=RECORDS, world=config["seed"])
   samples, rights = _samples(folder)
@@ -158,7 +157,7 @@ def _zoo(folder: Path) -> dict[str, list]:
 
 def _samples(folder: Path, *, count: int = 16, num_problems: int = 100) -> tuple[list[list[Sample]], np.ndarray]:
   """(samples of the imitating policy by problem, whether they are right [problems, count])."""
-  world = json.loads((folder / "config.json").read_text())["seed"]
+  world = measures.config(folder)["seed"]
   source = bench_world.bench_problems(size=num_problems, world=world, part="heldout")
   samples, _ = run.complete(
       f"{folder}:sft_a", [source[i] for i in range(num_problems)], Sampling(max_tokens=MAX_TOKENS), group_size=count, seed=2)

@@ -34,13 +34,13 @@ reach.
 """
 
 import functools
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from rl_reason import naming, run
+from rl_reason.claims import measures
 from rl_reason.tasks.topology import World
 
 # Name -> topology, branches of a tree, pairs of each.
@@ -95,7 +95,7 @@ def expected_best(rewards: np.ndarray, n: int) -> float:
 
 @functools.lru_cache(maxsize=None)  # For several n and claims.
 def _rewards_by_score(folder: Path, stage: str) -> np.ndarray:
-  data = json.loads((folder / "config.json").read_text())[stage]["data"]["args"]
+  data = measures.config(folder)[stage]["data"]["args"]
   world = World(data["world"], tuple(data["variances"]))
   scorer = run.scorer_of_run(f"{folder}:{stage}")
   responses = world.responses()

@@ -45,7 +45,6 @@ one seed in six was less accurate with 8,000 pairs than with 2,000, by half a po
 
 from collections.abc import Sequence
 import functools
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -161,7 +160,7 @@ def in_the_end(folder: Path, *, what: str) -> float:
   if what == "quality":
     return float(true_quality(samples).mean())
   if what == "score":
-    model = json.loads((folder / "config.json").read_text())["rl"]["rewards"]["learned"]["args"]["model"]
+    model = measures.config(folder)["rl"]["rewards"]["learned"]["args"]["model"]
     return float(_scores(folder, model, samples).mean())
   context, params = run.policy_of_run(f"{folder}:sft")
   prompts = encode_prompts(samples, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
@@ -173,7 +172,7 @@ def in_the_end(folder: Path, *, what: str) -> float:
 
 def preferred_at_equal_length(folder: Path) -> float:
   """How often the last policy's likeliest summaries would be better than the references were they as long; a tie is half."""
-  samples, _ = _summaries(folder, json.loads((folder / "config.json").read_text())["stages"][-1], temperature=0.0)
+  samples, _ = _summaries(folder, measures.config(folder)["stages"][-1], temperature=0.0)
   return estimates.rate_at_equal_length(
       preferred(samples), [len(s.completion) + 1 for s in samples], [len(s.reference) + 1 for s in samples])
 
@@ -219,7 +218,7 @@ def _summaries(
     folder: Path, stage: str, *, temperature: float = 1.0, count: int = 1, num_posts: int = 400,
 ) -> tuple[list[Sample], Completions]:
   """So many of each of the first held-out posts, by the policy after a stage."""
-  source = posts(size=num_posts, part="heldout", seed=json.loads((folder / "config.json").read_text())["seed"])
+  source = posts(size=num_posts, part="heldout", seed=measures.config(folder)["seed"])
   return run.complete(
       f"{folder}:{stage}", [source[i] for i in range(num_posts)], Sampling(max_tokens=MAX_TOKENS, temperature=temperature),
       group_size=count, slots=512)

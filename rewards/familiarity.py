@@ -56,8 +56,7 @@ class Familiarity:
     self._metrics: dict[str, float] = {}
 
   def _states(self, pairs: Sequence[tuple[Any, str]]) -> Float[np.ndarray, "N E"]:
-    scored = self._scorer(self._scorer.encode_rows([(prompt, [text]) for prompt, text in pairs]))
-    return np.stack([row.totals[0] for row in scored])
+    return self._scorer.totals(pairs)
 
   @functools.cached_property
   def _known(self) -> tuple[Centroids, float]:

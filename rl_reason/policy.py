@@ -116,7 +116,7 @@ def token_logprobs(
   that is more) exist at once.
   """
   def project(hidden, tokens):
-    rows = hidden.reshape(-1, hidden.shape[-1])
+    rows = hidden.reshape(-1, hidden.shape[-1])  # One list, for the gradient's sake: transformer.product.
     found = logprob_and_entropy(transformer.unembed(config, params, rows) / temperature, tokens.reshape(-1))
     return jax.tree.map(lambda x: x.reshape(tokens.shape), found)
 
@@ -157,8 +157,10 @@ def _logprob_and_entropy_forward(logits, tokens):
 
 def _logprob_and_entropy_backward(saved, gradients):
   """∂ log p_y / ∂z_j = [j = y] - p_j, and ∂H / ∂z_j = -p_j (log p_j + H)."""
-  logits, tokens, normaliser, entropy = (x if x.ndim == saved[0].ndim else x[..., None] for x in saved)
-  of_logprob, of_entropy = (g[..., None] for g in gradients)
+  logits, *per_token = saved
+  tokens, normaliser, entropy, of_logprob, of_entropy = (x[..., None] for x in (*per_token, *gradients))
+  # Without the barriers XLA keeps the forward pass's exponentials for this one, and computes the gradient once for each of the two
+  # products that read it.
   logprobs = jax.lax.optimization_barrier(logits) - normaliser
   chosen = jnp.arange(logits.shape[-1]) == tokens
   gradient = jnp.where(chosen, of_logprob, 0.0) - jnp.exp(logprobs) * (of_logprob + of_entropy * (logprobs + entropy))

@@ -1,7 +1,9 @@
 """One number of a finished run, from its folder: what a claim compares."""
 
 from collections.abc import Callable
+import json
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
@@ -9,6 +11,11 @@ import numpy as np
 from rl_reason import metrics, naming
 
 Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]
+
+
+def config(folder: Path) -> dict[str, Any]:
+  """What the run was made with, as plain data: its seed, stages and their sections."""
+  return json.loads((folder / "config.json").read_text())
 
 
 def curve(folder: Path, name: str, stage: str = "") -> Curve:

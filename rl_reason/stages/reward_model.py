@@ -359,8 +359,7 @@ def with_zero(config: Config, context: Context, params: Params, name: str) -> tu
     outputs = model.head.outputs
     loaded = scorer.Loaded(functools.partial(run, params), np.zeros(outputs), np.ones(outputs))
     score = dataclasses.replace(make_scorer(config, context, name), load=lambda: loaded)
-    rows = score(score.encode_rows([(prompt, [solution]) for prompt, solution in pairs]))
-    return np.mean([row.totals[0] for row in rows], axis=0)
+    return np.mean(score.totals(pairs), axis=0)
   before = mean(params)
   params = jax.jit(reward_model.moved, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, -before)
   after = mean(params)
