@@ -14,7 +14,8 @@ import time
 import ml_collections
 import numpy as np
 
-from rl_reason import estimates, sharding
+from rl_reason import compilation, estimates, run, sharding
+from rl_reason.progress import Progress
 from rl_reason import memory as memory_lib
 from rl_reason.config import Evaluation
 from rl_reason.rewards import build_rewards, last_number
@@ -115,9 +116,6 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") ->
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  from rl_reason import compilation, run
-  from rl_reason.progress import Progress
-
   with run.errors_in_one_line():
     config, sections = run.check(config)
     run.start()
@@ -139,5 +137,4 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-  from rl_reason import run
   run.command(main)

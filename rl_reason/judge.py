@@ -17,7 +17,8 @@ from typing import Any
 from absl import app, flags, logging
 import numpy as np
 
-from rl_reason import naming, ranking
+from rl_reason import naming, ranking, run
+from rl_reason.progress import Progress
 from rl_reason.ranking import Estimate
 from rl_reason.responses import plain_text
 from rl_reason.rewards.judge import pairwise_scorer, pointwise_scorer
@@ -126,8 +127,6 @@ def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
 
   workdir: "path", or "path:stage". aggregate: of steps to a response's score; "": as it was trained.
   """
-  from rl_reason import run  # Here: stages judge, and run imports them.
-
   scorer = run.scorer_of_run(workdir)
   scorer = dataclasses.replace(scorer, aggregate=aggregate or scorer.aggregate)
 
@@ -346,9 +345,6 @@ def table_rows(reports: Mapping[str, Report]) -> list[list[str]]:
 
 
 def main(flag_values: flags.FlagValues) -> None:
-  from rl_reason import run
-  from rl_reason.progress import Progress
-
   def from_json(flag):
     try:
       value = json.loads(flag_values[flag].value)

@@ -36,15 +36,17 @@ def main() -> None:
 def work(
     experiment: str, claim: str, arm: str, seed: int, stages: int, digest: str, folder: Path, begins: Path | None) -> int:
   """Trains, and leaves finished.json or failed.json. Returns the exit status."""
-  from rl_reason import run, train
-  from rl_reason.claims import declaration, runs
+  from rl_reason import train
+  from rl_reason.claims import declaration
+  from rl_reason.claims.runs import FAILED, FINISHED, SECONDS, first_stages, plan, read_json, take_over
+  from rl_reason.run import start, Workdir
 
-  started, record = time.time(), run.Workdir(folder)
+  started, record = time.time(), Workdir(folder)
   try:
-    run.start()
+    start()
     loaded = declaration.load(experiment)
-    planned = [runs.first_stages(r, stages) if stages else r
-               for r in runs.plan(loaded, claim, seed + 1, folder, experiment.partition(":")[2])
+    planned = [first_stages(r, stages) if stages else r
+               for r in plan(loaded, claim, seed + 1, folder, experiment.partition(":")[2])
                if (r.arm, r.seed) == (arm, seed)]
     if not planned or planned[0].digest != digest:
       raise ValueError(f"{experiment}, or code that it depends on, changed while the claim was running: start the same"
@@ -54,17 +56,17 @@ def work(
       config.seed = seed
     config = declaration.leading(config, stages) if stages else config
     if begins:
-      runs.take_over(begins, record, declaration.to_json(config))
+      take_over(begins, record, declaration.to_json(config))
     if train.train(config, folder, plain=True) is None:
       return STOPPED
-    record.write(runs.FINISHED, {"digest": digest})
+    record.write(FINISHED, {"digest": digest})
     return 0
   except Exception as error:  # pylint: disable=broad-except
     # Whatever it is, it is this run's end and not the claim's; the log has the traceback.
-    record.write(runs.FAILED, {"error": f"{type(error).__name__}: {error}"})
+    record.write(FAILED, {"error": f"{type(error).__name__}: {error}"})
     raise
   finally:
-    record.write(runs.SECONDS, [*(runs.read_json(folder / runs.SECONDS) or []), time.time() - started])
+    record.write(SECONDS, [*(read_json(folder / SECONDS) or []), time.time() - started])
 
 
 def _end_with_parent() -> None:
