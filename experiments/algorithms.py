@@ -35,7 +35,7 @@ steps learn from rollouts that are one update old, and end no worse.
 
 from ml_collections import ConfigDict
 
-from rl_reason import naming
+from rl_reason.config import naming
 from rl_reason.experiments import quickstart
 
 ALGORITHMS = {

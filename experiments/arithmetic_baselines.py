@@ -16,7 +16,7 @@ worse by 0.012 and 0.019. Likely why, though not measured: over 256 completions 
 
 from ml_collections import ConfigDict
 
-from rl_reason.tasks.arithmetic import CHARACTERS
+from rl_reason.tasks.worlds.arithmetic import CHARACTERS
 
 CLAIMS = {
     "leave_one_out": dict(

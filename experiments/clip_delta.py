@@ -47,9 +47,9 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import naming
-from rl_reason.rewards import StepRewards
-from rl_reason.tasks.running_sums import CHARACTERS, step_values, work_of
+from rl_reason.config import naming
+from rl_reason.rewards.composition.steps import StepRewards
+from rl_reason.tasks.worlds.running_sums import CHARACTERS, step_values, work_of
 from rl_reason.types import Sample
 
 ETA = 0.9

@@ -49,9 +49,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import feature_models, naming
 from rl_reason.claims import measures
-from rl_reason.tasks import reviews
+from rl_reason.config import naming
+from rl_reason.scorers import features
+from rl_reason.tasks.worlds import reviews
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.feature_reward"
@@ -156,8 +157,8 @@ def lost_without(folder: Path, *, name: str) -> float:
   """Permutation importance of a feature for the model of 940 pairs: the accuracy that is lost when its values are shuffled."""
   seed = measures.config(folder)["seed"]
   better, worse = (side[:FEW] for side in _features(seed, "train", 4700, 0.1))
-  model = feature_models.fit(better, worse, names=reviews.NAMES)
-  return feature_models.importance(model, *_features(seed, "heldout", 2000, 0.0)).get(name, 0.0)
+  model = features.fit(better, worse, names=reviews.NAMES)
+  return features.importance(model, *_features(seed, "heldout", 2000, 0.0)).get(name, 0.0)
 
 
 def feature_accuracy(folder: Path, *, pairs: int, without: tuple[str, ...] = ()) -> float:
@@ -165,8 +166,8 @@ def feature_accuracy(folder: Path, *, pairs: int, without: tuple[str, ...] = ())
   seed, kept = measures.config(folder)["seed"], [n for n in reviews.NAMES if n not in without]
   places = [reviews.NAMES.index(n) for n in kept]
   sides = [side[:, places] for side in _features(seed, "train", 4700, 0.1)]
-  model = feature_models.fit(*(side[:pairs] for side in sides), names=kept)
-  return feature_models.accuracy(model, *(side[:, places] for side in _features(seed, "heldout", 2000, 0.0)))
+  model = features.fit(*(side[:pairs] for side in sides), names=kept)
+  return features.accuracy(model, *(side[:, places] for side in _features(seed, "heldout", 2000, 0.0)))
 
 
 @functools.lru_cache(maxsize=None)  # For several claims.

@@ -37,10 +37,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import naming, run
 from rl_reason.claims import measures
-from rl_reason.rollout import Sampling
-from rl_reason.tasks.attributes import LENGTH, LETTERS, Utility, attribute_responses
+from rl_reason.config import naming
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.run import earlier
+from rl_reason.tasks.worlds.attributes import attribute_responses, LENGTH, LETTERS, Utility
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.meta_rm"
@@ -102,9 +103,9 @@ def score_std(folder: Path, *, of: str) -> float:
 def _judged(folder: Path, stage: str) -> tuple[np.ndarray, np.ndarray]:
   """(utilities, scores of the stage `again`) [PAIRS, 2] of the responses of the policy after a stage."""
   source = attribute_responses(size=2 * PAIRS, world=measures.config(folder)["seed"], part="heldout")
-  samples, _ = run.complete(
+  samples, _ = earlier.complete(
       f"{folder}:{stage}", [source[i] for i in range(2 * PAIRS)], Sampling(max_tokens=LENGTH), slots=500)
-  scores = run.scorer_of_run(f"{folder}:again").totals([(s.prompt, s.completion) for s in samples])
+  scores = earlier.scorer_of_run(f"{folder}:again").totals([(s.prompt, s.completion) for s in samples])
   return true_utility(samples).reshape(-1, 2), scores.reshape(-1, 2)
 
 

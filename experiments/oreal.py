@@ -52,13 +52,17 @@ from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import naming, ranking, run
+from rl_reason.batches.prompts import encode_prompts
 from rl_reason.claims import measures
-from rl_reason.rewards import exact_answer, math_answer
-from rl_reason.rollout import encode_prompts, make_samples, Sampling
-from rl_reason.stages import critic as critic_lib
-from rl_reason.stages import token_reward
-from rl_reason.tasks.running_sums import CHARACTERS, running_sums, step_values, work_of
+from rl_reason.config import naming
+from rl_reason.evaluation import ranking
+from rl_reason.rewards.answers import exact_answer, math_answer
+from rl_reason.rollout.samples import make_samples
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.run import earlier
+from rl_reason.stages.policy_gradient import critic as critic_lib
+from rl_reason.stages.policy_gradient import token_reward
+from rl_reason.tasks.worlds.running_sums import CHARACTERS, running_sums, step_values, work_of
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.oreal"
@@ -167,7 +171,7 @@ def _wrong_completions(
 
   Of held-out problems, sampled by the policy before RL, which has enough wrong ones.
   """
-  context, params = run.policy_of_run(f"{folder}:sft")
+  context, params = earlier.policy_of_run(f"{folder}:sft")
   source = running_sums(size=problems, part="heldout", digits=DIGITS, modulus=MODULUS)
   rows = [source[i] for i in range(problems)]
   prompts = encode_prompts(rows, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)

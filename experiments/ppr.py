@@ -41,10 +41,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import naming
 from rl_reason.claims import measures
+from rl_reason.config import naming
 from rl_reason.tasks.draws import Draws
-from rl_reason.tasks.lookup import CHARACTERS, DOCUMENT, SEARCH
+from rl_reason.tasks.worlds.lookup import CHARACTERS, DOCUMENT, SEARCH
 
 _MODULE = "rl_reason.experiments.ppr"
 _ANSWER = dict(exact_answer=dict(args=dict(marker="!")))

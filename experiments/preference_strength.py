@@ -36,8 +36,8 @@ earlier measurement of the first four (the same configs, other rounding) had the
 
 from ml_collections import ConfigDict
 
-from rl_reason import naming
-from rl_reason.tasks.attributes import LENGTH, LETTERS
+from rl_reason.config import naming
+from rl_reason.tasks.worlds.attributes import LENGTH, LETTERS
 
 MEMBERS = tuple(f"vote{i}" for i in range(5))
 # Arm -> strength.Relabel; None: the labels as they are. true_labels: without the wrong ones, the most that could be had.

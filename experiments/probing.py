@@ -46,10 +46,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import estimates, naming, probes, run, scorer
 from rl_reason.claims import measures
-from rl_reason.tasks import qualities
+from rl_reason.config import naming
+from rl_reason.evaluation import estimates
+from rl_reason.run import earlier
+from rl_reason.scorers import probes, scorer
 from rl_reason.tasks.draws import Draws
+from rl_reason.tasks.worlds import qualities
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.probing"
@@ -131,7 +134,7 @@ def _zoo(folder: Path) -> dict[str, list[float]]:
 
 
 def _scorer(folder: Path, name: str):
-  return run.scorer_of_run(f"{folder}:{name}")
+  return earlier.scorer_of_run(f"{folder}:{name}")
 
 
 def probe_accuracies(folder: Path, name: str, world: int, *, train: int = 2000, test: int = 500) -> list[float]:

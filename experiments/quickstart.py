@@ -22,7 +22,7 @@ problems are memorised: training reward 0.83, held-out 0.43); totals up to 20 (0
 
 from ml_collections import ConfigDict
 
-from rl_reason.tasks.arithmetic import CHARACTERS
+from rl_reason.tasks.worlds.arithmetic import CHARACTERS
 
 
 def get_config(size: str = "full") -> ConfigDict:

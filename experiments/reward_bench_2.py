@@ -53,10 +53,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import estimates, judge, naming, ranking, run
+from rl_reason import judge
 from rl_reason.claims import measures
-from rl_reason.rollout import Sampling
-from rl_reason.tasks import bench_world
+from rl_reason.config import naming
+from rl_reason.evaluation import estimates, ranking, reward_models
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.run import earlier
+from rl_reason.tasks.worlds import bench_world
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.reward_bench_2"
@@ -143,11 +146,11 @@ def _zoo(folder: Path) -> dict[str, list]:
   found = {"dialect": [config[name]["start"][-1] for name in names], **{
       number: [] for number in ("score", "pairs", "choices", "best_of", "rl")}}
   for name in names:
-    report = judge.judge(judge.reward_model(workdir=f"{folder}:{name}"), records).estimates
+    report = reward_models.judge(judge.reward_model(workdir=f"{folder}:{name}"), records).estimates
     found["score"].append(report["top1/average"].value)
     for number, metric in (("pairs", "accuracy"), ("choices", "top1")):
       found[number].append(float(np.mean([report[f"{metric}/{d}"].value for d in domains])))
-    model = run.scorer_of_run(f"{folder}:{name}")
+    model = earlier.scorer_of_run(f"{folder}:{name}")
     rows = model(model.encode_rows([(s[0].prompt, [x.completion or "." for x in s]) for s in samples]))
     scores = ranking.floored(ranking.failures_last([row.totals[:, 0] for row in rows])[0])
     found["best_of"].append(float(ranking.best_of_n(np.stack(scores), rights)[:, -1].mean()))
@@ -159,7 +162,7 @@ def _samples(folder: Path, *, count: int = 16, num_problems: int = 100) -> tuple
   """(samples of the imitating policy by problem, whether they are right [problems, count])."""
   world = measures.config(folder)["seed"]
   source = bench_world.bench_problems(size=num_problems, world=world, part="heldout")
-  samples, _ = run.complete(
+  samples, _ = earlier.complete(
       f"{folder}:sft_a", [source[i] for i in range(num_problems)], Sampling(max_tokens=MAX_TOKENS), group_size=count, seed=2)
   return [samples[i:i + count] for i in range(0, len(samples), count)], right(samples).reshape(-1, count)
 

@@ -39,9 +39,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import naming, run
 from rl_reason.claims import measures
-from rl_reason.tasks.topology import World
+from rl_reason.config import naming
+from rl_reason.run import earlier
+from rl_reason.tasks.worlds.topology import World
 
 # Name -> topology, branches of a tree, pairs of each.
 TOPOLOGIES = {"chain": ("chain", 3, 100), "tree": ("tree", 3, 100), "tree_b2": ("tree", 2, 50), "tree_b4": ("tree", 4, 200)}
@@ -97,7 +98,7 @@ def expected_best(rewards: np.ndarray, n: int) -> float:
 def _rewards_by_score(folder: Path, stage: str) -> np.ndarray:
   data = measures.config(folder)[stage]["data"]["args"]
   world = World(data["world"], tuple(data["variances"]))
-  scorer = run.scorer_of_run(f"{folder}:{stage}")
+  scorer = earlier.scorer_of_run(f"{folder}:{stage}")
   responses = world.responses()
   rows = scorer([scorer.encode("=", responses[i:i + 64]) for i in range(0, len(responses), 64)])
   scores = np.concatenate([row.totals[:, 0] for row in rows])

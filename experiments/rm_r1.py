@@ -50,9 +50,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import naming
 from rl_reason.claims import measures
-from rl_reason.tasks.judging import CHARACTERS
+from rl_reason.config import naming
+from rl_reason.tasks.worlds.judging import CHARACTERS
 from rl_reason.types import Sample
 
 # Arm -> stages, and the traces of its solutions.

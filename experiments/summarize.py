@@ -50,11 +50,16 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import estimates, naming, policy, ranking, run
+from rl_reason.batches.prompts import encode_prompts
 from rl_reason.claims import measures
-from rl_reason.rollout import Completions, encode_prompts, Sampling
-from rl_reason.scorer import Scorer
-from rl_reason.tasks.posts import CHARACTERS, KEYS, MOST, overlap, posts, quality
+from rl_reason.config import naming
+from rl_reason.evaluation import estimates, ranking
+from rl_reason.models import policy
+from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.run import earlier
+from rl_reason.scorers.scorer import Scorer
+from rl_reason.tasks.worlds.posts import CHARACTERS, KEYS, MOST, overlap, posts, quality
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.summarize"
@@ -162,7 +167,7 @@ def in_the_end(folder: Path, *, what: str) -> float:
   if what == "score":
     model = measures.config(folder)["rl"]["rewards"]["learned"]["args"]["model"]
     return float(_scores(folder, model, samples).mean())
-  context, params = run.policy_of_run(f"{folder}:sft")
+  context, params = earlier.policy_of_run(f"{folder}:sft")
   prompts = encode_prompts(samples, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
   with context.partitioning.use():
     theirs = policy.score(context.policy.config, params, prompts, completions.tokens, completions.lengths)
@@ -210,7 +215,7 @@ def _scores(folder: Path, model: str, samples: Sequence[Sample]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=None)
 def _scorer(folder: Path, model: str) -> Scorer:
-  return run.scorer_of_run(f"{folder}:{model}")
+  return earlier.scorer_of_run(f"{folder}:{model}")
 
 
 @functools.lru_cache(maxsize=None)
@@ -219,7 +224,7 @@ def _summaries(
 ) -> tuple[list[Sample], Completions]:
   """So many of each of the first held-out posts, by the policy after a stage."""
   source = posts(size=num_posts, part="heldout", seed=measures.config(folder)["seed"])
-  return run.complete(
+  return earlier.complete(
       f"{folder}:{stage}", [source[i] for i in range(num_posts)], Sampling(max_tokens=MAX_TOKENS, temperature=temperature),
       group_size=count, slots=512)
 

@@ -46,10 +46,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import numpy as np
 
-from rl_reason import naming
 from rl_reason.claims import measures
-from rl_reason.rewards.groups import group_trust
-from rl_reason.tasks.grids import CHARACTERS, rating, rows_right, thinking_of
+from rl_reason.config import naming
+from rl_reason.rewards.composition.trust import group_trust
+from rl_reason.tasks.worlds.grids import CHARACTERS, rating, rows_right, thinking_of
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.trust_grpo"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_reason.models.config import ModelConfig
-from rl_reason.sharding import map_shards
+from rl_reason.runtime.sharding import map_shards
 
 SPLASH_BLOCK = 512  # Keys and queries per tile, as in MaxText's settings; a multiple of a TPU's 128 lanes.
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from rl_reason.arrays import PromptBatch
 from rl_reason.models import heads, transformer
 from rl_reason.models.config import ModelConfig
-from rl_reason.types import Params, PromptBatch
+from rl_reason.types import Params
 
 # Of the running moments: so many batches count as one average, about the last hundred.
 DECAY = 0.99
@@ -36,7 +37,7 @@ class RewardModel:
 
 @flax.struct.dataclass
 class ResponseBatch:
-  """P prompts with G responses each, laid into R / P rows per prompt (rl_reason.packing).
+  """P prompts with G responses each, laid into R / P rows per prompt (rl_reason.batches.packing).
 
   places: where scores are read: indices into a prompt's rows, laid end to end. Of a response with fewer than K places, and
     of one that is not there, the others point at any token.

@@ -1,10 +1,10 @@
 """Where a policy comes from: a function named in the config -> its shape, its tokenizer and a way to make its weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -67,3 +67,17 @@ def from_files(
 
 
 POLICIES: dict[str, Callable[..., PolicySource]] = {"small": small, "pretrained": from_files}
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """The model to train.
+
+  source: a name in models.sources.POLICIES ("small": from nothing; "pretrained": weights from files) or a dotted path
+    to a function that returns a models.sources.PolicySource.
+  args: its arguments.
+  dtype: of the computation; parameters, optimizer and softmax stay float32. bfloat16 pays on accelerators only.
+  """
+  source: str
+  args: Mapping[str, Any]
+  dtype: Literal["float32", "bfloat16"] = "float32"

@@ -18,10 +18,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rl_reason.models.attention import KeyValues, Pages, Sharing, apply_rope, attention, rope_tables, visible
+from rl_reason.models.attention import (
+  apply_rope,
+  attention,
+  KeyValues,
+  Pages,
+  rope_tables,
+  Sharing,
+  visible,
+)
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.flash_attention import attention_kernel, flash_attention
-from rl_reason.sharding import constrain
+from rl_reason.runtime.sharding import constrain
 from rl_reason.types import Params
 
 REMAT_POLICIES: dict[str, Any] = {

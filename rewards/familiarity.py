@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason import naming
-
-if TYPE_CHECKING:  # Not at run time: workers import this package, and these import JAX.
-  from rl_reason.probes import Centroids
-  from rl_reason.stages.base import Models
-  from rl_reason.types import Sample
+from rl_reason.config import naming
+from rl_reason.rewards.learned import Models
+from rl_reason.types import Sample
 
 
 class Familiarity:
@@ -37,8 +34,8 @@ class Familiarity:
 
   def __init__(self, *, model: str, models: Models, data: Mapping[str, Any], rows: int = 1000, classes: int = 3,
                percentile: float = 85.0, shuffle: bool = False):
-    from rl_reason.scorer import states_of
-    from rl_reason.tasks import SOURCES
+    from rl_reason.scorers.scorer import states_of
+    from rl_reason.tasks.registry import SOURCES
 
     if not 0 < percentile <= 100:
       raise ValueError(f"percentile must be in (0, 100], got {percentile}: a share of the rated responses is known.")
@@ -61,7 +58,7 @@ class Familiarity:
   @functools.cached_property
   def _known(self) -> tuple[Centroids, float]:
     """(centres, the distance at which one is no longer known)."""
-    from rl_reason.probes import Centroids, merge_levels
+    from rl_reason.scorers.probes import Centroids, merge_levels
 
     rated = [self._rated[i] for i in range(self._rows)]
     states = self._states([(r.prompt, r.responses[0]) for r in rated])

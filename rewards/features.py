@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason import naming
-
-if TYPE_CHECKING:  # Not at run time: workers import this package, and these import JAX.
-  from rl_reason.feature_models import FeatureModel
-  from rl_reason.types import Sample
+from rl_reason.config import naming
+from rl_reason.scorers.features import FeatureModel
 
 
 class FeatureReward:
@@ -33,8 +30,8 @@ class FeatureReward:
 
   def __init__(self, *, scorers: Mapping[str, Any], data: Mapping[str, Any], pairs: int = 0, hidden: int = 32, steps: int = 200,
                learning_rate: float = 1e-2, decay: float = 1e-4, seed: int = 0, monotone: bool = False):
-    from rl_reason.rewards import REWARDS  # Here: the package imports this file.
-    from rl_reason.tasks import SOURCES
+    from rl_reason.rewards.registry import REWARDS  # Here: the package imports this file.
+    from rl_reason.tasks.registry import SOURCES
 
     if not scorers:
       raise ValueError("FeatureReward needs scorers, one reward for each feature: there are none.")
@@ -81,7 +78,7 @@ class FeatureReward:
   @functools.cached_property
   def model(self) -> FeatureModel:
     """Fitted to the comparisons."""
-    from rl_reason.feature_models import fit
+    from rl_reason.scorers.features import fit
     from rl_reason.types import Sample
 
     rows = [self._rows[i] for i in range(self._count)]

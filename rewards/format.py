@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import re
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason.rewards.answers import last_boxed
-
-if TYPE_CHECKING:  # Not at run time: workers import this package, and types.py imports JAX.
-  from rl_reason.types import Sample
+from rl_reason.sandbox.math_answers import last_boxed
+from rl_reason.types import Sample
 
 
 def boxed_format(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 import zlib
 
 from jaxtyping import Float
 import numpy as np
 
-if TYPE_CHECKING:  # Not at run time: workers import this package, and types.py imports JAX.
-  from rl_reason.types import Sample
-
-
-def group_slices(groups: Sequence[int]) -> list[slice]:
-  """Where each group's samples are, from Sample.group of each.
-
-  Raises: ValueError if a group's samples are not adjacent.
-  """
-  slices, seen, start = [], set(), 0
-  for group, members in itertools.groupby(groups):
-    if group in seen:
-      raise ValueError(f"The samples of group {group} are not adjacent (groups {list(groups)[:50]}): a reward that sees"
-                       " groups would take it for two. Give whole groups, one after the other.")
-    seen.add(group)
-    slices.append(slice(start, start := start + len(list(members))))
-  return slices
+from rl_reason.rewards.composition.trust import group_slices
+from rl_reason.types import Sample
 
 
 def relative_length(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
@@ -79,7 +63,9 @@ class OneOfEach:
   """
 
   def __init__(self, *, outcome: Mapping[str, Any]):
-    from rl_reason.rewards.build import build_rewards  # Here: it imports the package, and that this file.
+    from rl_reason.rewards.composition.build import (
+      build_rewards,  # Here: it imports the package, and that this file.
+    )
 
     self._outcome = build_rewards(outcome)
 
@@ -100,28 +86,6 @@ class OneOfEach:
 
   def close(self) -> None:
     self._outcome.close()
-
-
-def group_trust(
-    values: Float[np.ndarray, "N"], outcomes: Float[np.ndarray, "N"], groups: Sequence[int], *, right: float = 0.5,
-    least: float = 0.0,
-) -> Float[np.ndarray, "N"]:
-  """How far `values` are to be believed in each group, in [0, 1]: whether they are higher where the outcome is right.
-
-      γ = 1 where μ_c >= μ_w, else max(exp(μ_c − μ_w), least)
-
-  with μ_c and μ_w the group's mean values over outcomes of at least `right`, and over the others. 0 for a group that has only
-  the one or the other, where nothing can be told.
-
-  Source: Fan et al. 2025 (Trust-GRPO of SophiaVL-R1), arXiv:2505.17018; the 0 is its code's, the paper leaves it open.
-  """
-  trust = np.zeros(len(values))
-  is_right = np.asarray(outcomes) >= right
-  for group in group_slices(groups):
-    if 0 < is_right[group].sum() < len(is_right[group]):
-      difference = values[group][is_right[group]].mean() - values[group][~is_right[group]].mean()
-      trust[group] = max(np.exp(min(difference, 0.0)), least)
-  return trust
 
 
 def _ngrams(tokens: Sequence[int], n: int) -> set[tuple[int, ...]]:

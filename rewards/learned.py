@@ -9,22 +9,32 @@ from __future__ import annotations
 
 import bisect
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason import naming
-from rl_reason.rewards.outputs import describe
-from rl_reason.rewards.steps import StepRewards, step_ends
+from rl_reason.config import naming
+from rl_reason.models.tokenizer import Tokenizer
+from rl_reason.rewards.composition.outputs import describe
+from rl_reason.rewards.composition.steps import step_ends, StepRewards
+from rl_reason.scorers.scorer import RowScores, Scorer
+from rl_reason.types import Sample
 
-if TYPE_CHECKING:  # Not at run time: workers import this package, and these import JAX.
-  from rl_reason.scorer import RowScores, Scorer
-  from rl_reason.stages.base import Models
-  from rl_reason.types import Sample
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """What learned rewards of a stage may ask for.
+
+  tokenizer: the policy's.
+  find: the name of an earlier stage, or "workdir" or "workdir:stage" of another run -> its model, which reads its
+    parameters at first use. Raises ValueError for what is no such thing.
+  """
+  tokenizer: Tokenizer
+  find: Callable[[str], Scorer]
 
 # What each sample's values from several models become; std_weight is for "lower" (a lower confidence bound).
 COMBINATIONS = {
@@ -60,7 +70,7 @@ class Learned:
       on_nan: str = "error", span: str = "step"):
     from rl_reason.models.reward_model import AGGREGATES
     from rl_reason.models.tokenizer import same_tokens
-    from rl_reason.scorer import NORMALISATIONS
+    from rl_reason.scorers.scorer import NORMALISATIONS
 
     for field, value, known in (
         ("per", per, ("response", *READING)), ("combine", combine, COMBINATIONS), ("normalise", normalise, NORMALISATIONS),
@@ -181,7 +191,7 @@ class Learned:
 
   def _parts(self, sample: Sample) -> tuple[Sequence[Any], Any]:
     """(step texts, or ids; the place among completion_tokens where each ends)."""
-    from rl_reason.responses import split_steps
+    from rl_reason.batches.responses import split_steps
 
     tokens, decode = sample.completion_tokens, self._tokenizer.decode
     if self._per == "token":

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import logging
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason.rewards.judge import AskedModel, Generate
-from rl_reason.rewards.steps import StepRewards
-
-if TYPE_CHECKING:  # Not at run time: workers import this package, and types.py imports JAX.
-  from rl_reason.types import Sample
+from rl_reason.judges.asked import AskedModel, Generate
+from rl_reason.rewards.composition.steps import StepRewards
+from rl_reason.types import Sample
 
 # Shortened from the judge's prompt in the paper's repository.
 TURN_TEMPLATE = """\
@@ -81,7 +79,9 @@ class TurnJudge(AskedModel):
   def __init__(self, generate: str | Generate, *, generate_args: Mapping[str, Any] | None = None,
                outcome: Mapping[str, Any] | None = None, mu: float = 1.0, template: str = TURN_TEMPLATE,
                cache_size: int = 10_000, cache_file: str = ""):
-    from rl_reason.rewards.build import build_rewards  # Here: the package imports this file.
+    from rl_reason.rewards.composition.build import (
+      build_rewards,  # Here: the package imports this file.
+    )
 
     super().__init__(generate, generate_args=generate_args, template=template, fields=["history", "response"], votes=1,
                      label_logits=False, cache_size=cache_size, cache_file=cache_file)

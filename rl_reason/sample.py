@@ -12,9 +12,15 @@ from absl import flags
 import jax
 import ml_collections
 
-from rl_reason import compilation, run, sharding
-from rl_reason.progress import printable
-from rl_reason.rollout import encode_prompts, generate, make_samples
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.reporting.progress import printable
+from rl_reason.rollout import generate
+from rl_reason.rollout.samples import make_samples
+from rl_reason.run import config as run
+from rl_reason.run import context as context_lib
+from rl_reason.run import process
+from rl_reason.run import workdir as workdir_lib
+from rl_reason.runtime import compilation, sharding
 from rl_reason.types import Problem
 
 _PROMPT = flags.DEFINE_string("prompt", None, "What the policy reads.", required=True)
@@ -24,12 +30,12 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the completions.")
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  with run.errors_in_one_line():
-    run.start()
+  with process.errors_in_one_line():
+    process.start()
     compilation.keep_programs(print)
     run_config, sections = run.check(config)
-    folder = run.Workdir(workdir)
-    context = folder.with_stages(run.make_context(run_config), run_config, sections)
+    folder = workdir_lib.Workdir(workdir)
+    context = folder.with_stages(context_lib.make_context(run_config), run_config, sections)
     if run_config.evaluation.sampling is None:
       raise ValueError("The config says nothing of sampling: add config.evaluation.sampling.")
     example, prompt = context.task.heldout[0].prompt if context.task else "", _PROMPT.value
@@ -40,7 +46,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sampling = run_config.evaluation.sampling
     with context.partitioning.use():
       if _INITIAL.value:
-        params = run.initial_params(context)
+        params = context_lib.initial_params(context)
       else:
         where, params = folder.newest_policy(run_config, context)
         print(f"# {where}")
@@ -54,4 +60,4 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-  run.command(main)
+  process.command(main)

@@ -15,16 +15,22 @@ from typing import Any
 
 import ml_collections
 
-from rl_reason import compilation, memory, plots, report, run, sharding
-from rl_reason.config import RunConfig
-from rl_reason.evaluate import check_verifier, evaluate
-from rl_reason.evaluate import memory as evaluation_memory
-from rl_reason.metrics import MetricWriter, read_metrics
-from rl_reason.profiling import Trace
-from rl_reason.progress import Progress
-from rl_reason.rewards.monitors import Alarm, StoppedByMonitor
-from rl_reason.stages import STAGES, Context, Stage
-from rl_reason.stages.base import Evaluate
+from rl_reason.evaluation.accuracy import check_verifier, evaluate
+from rl_reason.evaluation.accuracy import memory as evaluation_memory
+from rl_reason.reporting import plots, summary
+from rl_reason.reporting.metrics import MetricWriter, read_metrics
+from rl_reason.reporting.progress import Progress
+from rl_reason.rewards.composition.monitors import Alarm, StoppedByMonitor
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as context_lib
+from rl_reason.run import earlier, process
+from rl_reason.run import workdir as workdir_lib
+from rl_reason.run.config import RunConfig
+from rl_reason.runtime import compilation, memory, sharding
+from rl_reason.runtime.profiling import Trace
+from rl_reason.stages.base import Evaluate, Stage
+from rl_reason.stages.context import Context
+from rl_reason.stages.registry import STAGES
 from rl_reason.types import Params
 
 
@@ -32,7 +38,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
   """Runs the stages of a config, continuing where an earlier call with this workdir stopped.
 
   Args:
-    config: an experiment's get_config(); rl_reason.config documents the fields.
+    config: an experiment's get_config(); rl_reason.config.fields documents the fields.
     workdir: the run's folder (run.Workdir).
     plain: lines instead of a live panel; None decides by the terminal.
 
@@ -42,13 +48,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     whole.
   """
   # The config, the devices, the data and the policy: all that can be wrong is found here.
-  run_config, sections = run.check(config)
-  folder = run.Workdir(Path(workdir))
+  run_config, sections = config_lib.check(config)
+  folder = workdir_lib.Workdir(Path(workdir))
   with Progress(plain, enabled=sharding.is_main_process()) as progress, contextlib.ExitStack() as exits:
     folder.claim(config, progress.note)
     compilation.keep_programs(progress.note)
-    context = folder.with_stages(run.make_context(run_config), run_config, sections)
-    starts = run.starting_points(context)
+    context = folder.with_stages(context_lib.make_context(run_config), run_config, sections)
+    starts = earlier.starting_points(context)
     between = []
     if context.task is not None:
       check_verifier(run_config.evaluation, context)
@@ -68,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     loop = Loop(run_config, context, folder, writer, progress, trace, stop)
 
     # The stages: each starts from an earlier one's policy, mostly its predecessor's, and may read others' models by name.
-    policies = {"": run.initial_params(context)}
+    policies = {"": context_lib.initial_params(context)}
     for i, name in enumerate(run_config.stages):
       stage = STAGES[sections[name].kind].build(sections[name], context, policies[starts[name]], name)
       with contextlib.closing(stage):
@@ -76,7 +82,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
       if params is None:
         progress.note("Stopped and saved: the same command continues.")
         return None
-      policy = run.trained(context, name).policy
+      policy = earlier.trained(context, name).policy
       if policy is not None:
         policies[name] = policy(params)
       # Those that no later stage starts from make room.
@@ -84,7 +90,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
 
     # The end: a table and the learning curves.
     if sharding.is_main_process():
-      progress.table("What each stage changed", report.COLUMNS, report.summary(
+      progress.table("What each stage changed", summary.COLUMNS, summary.summary(
           read_metrics(folder.path), run_config.stages))
       plots.learning_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
       progress.note(f"Metrics, curves.png, samples and checkpoints are in {folder.path}.")
@@ -96,7 +102,7 @@ class Loop:
   """The training loop, the same for every stage."""
   config: RunConfig
   context: Context
-  folder: run.Workdir
+  folder: workdir_lib.Workdir
   writer: MetricWriter
   progress: Progress
   trace: Trace
@@ -105,7 +111,7 @@ class Loop:
   def run(self, name: str, stage: Stage) -> Params | None:
     """Runs one stage from its start or its newest checkpoint. Returns its parameters, or None if asked to stop."""
     checkpointing, evaluation, compiled = self.config.checkpoint, self.config.evaluation, compilation.compilations()
-    policies = [s for s in self.config.stages if run.trained(self.context, s).policy is not None]
+    policies = [s for s in self.config.stages if earlier.trained(self.context, s).policy is not None]
     # What a policy is worth before a stage is known where an earlier one trained it.
     first = stage.evaluate is not None or name in policies[:1]
     judge = self._judge(name, stage)
@@ -187,7 +193,7 @@ class Loop:
 
   def _judge(self, name: str, stage: Stage) -> Evaluate:
     """The stage's own evaluation and, where it trains a policy, the run's."""
-    policy = run.trained(self.context, name).policy
+    policy = earlier.trained(self.context, name).policy
 
     def judge(params):
       metrics, rows = stage.evaluate(params) if stage.evaluate else ({}, [])
@@ -239,10 +245,10 @@ class StopRequest:
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-  with run.errors_in_one_line():
-    run.start()
+  with process.errors_in_one_line():
+    process.start()
     train(config, workdir)
 
 
 if __name__ == "__main__":
-  run.command(main)
+  process.command(main)

@@ -8,9 +8,10 @@ import types
 import numpy as np
 import pytest
 
-from rl_reason.rollout import Completions, Rollout
-from rl_reason.stages.ahead import Ahead
-from rl_reason.types import PromptBatch
+from rl_reason.arrays import PromptBatch
+from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.record import Rollout
+from rl_reason.stages.policy_gradient.ahead import Ahead
 
 
 def rollout(index, count=2):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rl_reason import allocator
+from rl_reason.runtime import allocator
 
 # Fresh processes: what mallopt sets lasts. A block of 256 MB is written and freed six times; how many pages were new from the
 # second on?

@@ -6,11 +6,15 @@ import types
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import estimates, judge, metrics, run, train
+from rl_reason import judge, train
 from rl_reason.claims import measures
+from rl_reason.evaluation import estimates, reward_models
 from rl_reason.experiments import reward_bench_2
-from rl_reason.tasks import bench_world
+from rl_reason.reporting import metrics
+from rl_reason.run import config as config_lib
+from rl_reason.run import earlier
+from rl_reason.tasks import draws as draws_lib
+from rl_reason.tasks.worlds import bench_world
 from rl_reason.types import Sample
 
 
@@ -29,7 +33,7 @@ def test_answers_are_checked_by_hand():
 
 
 def test_every_question_has_right_and_wrong_answers():
-  draws = bench_world.Draws("test")
+  draws = draws_lib.Draws("test")
   for kind in [*bench_world.DOMAINS, "k"] * 60:
     asked = bench_world.question(draws, 3, kind)
     assert all(bench_world.is_right(3, asked.prompt, a) for a in asked.right), asked
@@ -57,7 +61,7 @@ def test_the_benchmark_in_the_hands_of_known_scorers():
     return [[float(any(bench_world.is_right(0, prompt, bench_world.understood(r, d)) for d in "ab")) for r in responses]
             for prompt, responses in rows]
   oracle.by_prompt = True
-  found = judge.judge(oracle, records).estimates
+  found = reward_models.judge(oracle, records).estimates
   assert all(found[f"top1/{d}"].value == 1 for d in bench_world.DOMAINS.values() if d != "ties")
   assert found["ties"].value == pytest.approx(1 + 0.01 * 1.0)  # No spread: tanh(inf).
   assert found["accuracy/average"].value == pytest.approx(1)
@@ -65,7 +69,7 @@ def test_the_benchmark_in_the_hands_of_known_scorers():
   def constant(rows):
     return [[0.0] * len(responses) for _, responses in rows]
   constant.by_prompt = True
-  found = judge.judge(constant, records).estimates
+  found = reward_models.judge(constant, records).estimates
   assert all(found[f"top1/{d}"].value == 0.25 for d in bench_world.DOMAINS.values() if d != "ties")
   assert found["ties"].value == 0 and found["top1/average"].value == pytest.approx(5 * 0.25 / 6)
   ids = [records[i].id for i in range(140)]
@@ -141,7 +145,7 @@ def test_the_zoo_of_known_models(monkeypatch, tmp_path):
     score.by_prompt = True
     return score
   monkeypatch.setattr(judge, "reward_model", benchmarked)
-  monkeypatch.setattr(run, "scorer_of_run", lambda name: Model(name))
+  monkeypatch.setattr(earlier, "scorer_of_run", lambda name: Model(name))
   monkeypatch.setattr(measures, "last", lambda folder, *, name, stage, points: float(stage.removeprefix("rl")))
   # One right among sixteen (a blank one too), and none.
   samples = [[Sample(prompt="M47xy=", completion=c, reference="") for c in ("1.", "", *["2."] * 14)],
@@ -176,6 +180,6 @@ def test_experiment_end_to_end_small(tmp_path):
 
 def test_configs_of_all_sizes():
   for size in ("zoo", "full"):
-    run.check(config_lib.load(f"experiments/reward_bench_2.py:{size}"))
+    config_lib.check(config_lib.load(f"experiments/reward_bench_2.py:{size}"))
   with pytest.raises(ValueError, match="Unknown arm 'zo'"):
     reward_bench_2.get_config("zo")

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from rl_reason.rewards.chat_endpoint import ChatEndpoint
+from rl_reason.judges.chat_endpoint import ChatEndpoint
 from rl_reason.rewards.judge import PointwiseJudge
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import rl_reason
-from rl_reason.checkpoint import Checkpoints
-from rl_reason.types import LearnerState
+from rl_reason.arrays import LearnerState
+from rl_reason.runtime.checkpoint import Checkpoints
 
 # Of orbax, when one part of a checkpoint cannot be read and the loading of the others is given up.
 pytestmark = pytest.mark.filterwarnings(

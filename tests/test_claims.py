@@ -15,13 +15,14 @@ import time
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import train
+from rl_reason import train as train_lib
 from rl_reason.claims import __main__ as command
-from rl_reason.claims import declaration, dependencies, judgement, measures, results, runs
+from rl_reason.claims import declaration, dependencies, judgement, measures, plan, results
+from rl_reason.claims import folder as runs
 from rl_reason.claims.judgement import Measured
-from rl_reason.metrics import MetricWriter, read_metrics
-from rl_reason.run import Workdir
+from rl_reason.reporting.metrics import MetricWriter, read_metrics
+from rl_reason.run import config as config_lib
+from rl_reason.run.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
 
@@ -266,7 +267,7 @@ def test_the_table_of_arms_by_hand():
 
 def arms_run(configs, seeds=1):
   """Runs of arms with these stages, each {stage: its learning rate}."""
-  return [runs.Run("small.py", "a", arm, seed, {
+  return [plan.Run("small.py", "a", arm, seed, {
       "seed": seed, "logging": {"profile": arm}, "unused": {"kind": "sft", "lr": arm}, "stages": [*stages],
       **{k: {"kind": "sft", "num_steps": 1, "lr": v} for k, v in stages.items()}}, {})
           for seed in range(seeds) for arm, stages in configs.items()]
@@ -274,7 +275,7 @@ def arms_run(configs, seeds=1):
 
 def beginnings(configs, seeds=1):
   """[(label, seed, label of what it begins from)], in the order planned."""
-  return [(r.label, r.seed, r.begins and r.begins.label) for r in runs.with_beginnings(arms_run(configs, seeds))]
+  return [(r.label, r.seed, r.begins and r.begins.label) for r in plan.with_beginnings(arms_run(configs, seeds))]
 
 
 def test_leading_stages_that_arms_share_are_trained_once():
@@ -314,7 +315,7 @@ def test_an_interrupted_take_over_is_done_again_and_a_begun_run_keeps_its_own(tm
 def package(tmp_path, monkeypatch):
   """A package `studio`: train reads tasks and rewards, rewards is a registry of two files."""
   train = "from studio import rewards, tasks\n\ndef train():\n  return rewards.REWARDS, tasks.x\n"
-  files = {"__init__.py": "", "train.py": train, "tasks.py": "x = 1\n", "plus.py": "def plus():\n  return 1\n",
+  files = {"__init__.py": "", "train.py": train_lib, "tasks.py": "x = 1\n", "plus.py": "def plus():\n  return 1\n",
            "minus.py": "def minus():\n  return -1\n",
            "rewards.py": "from studio.minus import minus\nfrom studio.plus import plus\n"
                          "REWARDS = {\n    'plus': plus,\n    'minus': minus,\n}\n"}
@@ -357,9 +358,9 @@ def test_comments_docstrings_and_other_entries_change_no_digest_and_code_does(pa
 def test_a_run_of_the_quickstart_depends_on_its_own_stages_and_rewards():
   config = declaration.to_json(config_lib.load("experiments/quickstart.py:tiny"))
   found = dependencies.code(config)
-  assert {"rl_reason.train", "rl_reason.stages.sft", "rl_reason.stages.policy_gradient", "rl_reason.losses",
-          "rl_reason.rewards.answers", "rl_reason.tasks.arithmetic", "rl_reason.models.transformer"} <= set(found)
-  assert not {"rl_reason.rewards.format", "rl_reason.tasks.gsm_symbolic", "rl_reason.plots",
+  assert {"rl_reason.train", "rl_reason.stages.sft", "rl_reason.stages.policy_gradient.stage", "rl_reason.objectives.losses",
+          "rl_reason.rewards.answers", "rl_reason.tasks.worlds.arithmetic", "rl_reason.models.transformer"} <= set(found)
+  assert not {"rl_reason.rewards.format", "rl_reason.tasks.gsm_symbolic", "rl_reason.reporting.plots",
               "rl_reason.claims.judgement"} & set(found)
 
 
@@ -485,7 +486,7 @@ def test_a_run_that_took_over_its_first_stage_equals_one_that_trained_it(bench, 
   config = declaration.load(str(folder / "experiments/small.py")).configs["twice"]["again"]
   with config.unlocked():
     config.seed = 1
-  train.train(config, tmp_path / "alone", plain=True)
+  train_lib.train(config, tmp_path / "alone", plain=True)
 
   def logged(path):
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(path)]
@@ -509,11 +510,11 @@ def test_a_result_is_stale_when_the_claim_the_config_or_the_code_changed(bench, 
     assert results.stale(declaration.load(str(file)), "learns") == [
         "learns: sft.batch_size was 4 and is 8", "stays: sft.batch_size was 4 and is 8"]
     file.write_text(original)
-    path.write_text(json.dumps({**json.loads(record), "code": {**json.loads(record)["code"], "rl_reason.losses": "0"}}))
-    assert results.stale(declaration.load(str(file)), "learns") == ["code of rl_reason.losses"]
+    path.write_text(json.dumps({**json.loads(record), "code": {**json.loads(record)["code"], "rl_reason.objectives.losses": "0"}}))
+    assert results.stale(declaration.load(str(file)), "learns") == ["code of rl_reason.objectives.losses"]
     assert command.main(["--list", "--stale", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "small/learns" in shown and "code of rl_reason.losses" in shown and "small/fails" not in shown
+    assert "small/learns" in shown and "code of rl_reason.objectives.losses" in shown and "small/fails" not in shown
     path.write_text(record.replace('"name": "learns"', '"name": "other"'))
     with pytest.raises(ValueError, match="is the record of claim 'other' of 'small', not of 'learns'"):
       results.stale(declaration.load(str(file)), "learns")

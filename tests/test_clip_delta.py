@@ -6,13 +6,15 @@ import functools
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import metrics, rewards, run, train
+from rl_reason import train
 from rl_reason.experiments import clip_delta
-from rl_reason.tasks import running_sums
+from rl_reason.reporting import metrics
+from rl_reason.rewards.composition import build, reward_set, shaping
+from rl_reason.run import config as config_lib
+from rl_reason.tasks.worlds import running_sums
 from rl_reason.types import Sample
 
-CLIP = functools.partial(rewards.clip, offset=0.9, high=0.0)
+CLIP = functools.partial(shaping.clip, offset=0.9, high=0.0)
 
 
 def values(work, prompt="4302="):
@@ -70,9 +72,9 @@ def sample(completion, truncated=False):
 
 def arm_returns(name, *completions):
   """Per completion the rewards of its tokens, by the small config of an arm. (text, True): the limit cut it."""
-  with contextlib.closing(rewards.build_rewards(clip_delta.get_config(f"{name}-tiny").rl.rewards)) as built:
+  with contextlib.closing(build.build_rewards(clip_delta.get_config(f"{name}-tiny").rl.rewards)) as built:
     samples = [sample(*x) if isinstance(x, tuple) else sample(x) for x in completions]
-    return rewards.token_rewards(built.score(samples), [len(s.completion_tokens) for s in samples], 15)
+    return reward_set.token_rewards(built.score(samples), [len(s.completion_tokens) for s in samples], 15)
 
 
 def test_rewards_of_the_arms_by_hand():
@@ -108,18 +110,18 @@ def test_what_is_collected_from_a_step_on_is_its_own_score_and_the_answer():
 
 
 def test_the_probe_tells_which_rewards_pay_for_repetition():
-  probe = functools.partial(rewards.repetition_returns, lambda steps: values("".join(steps)), "2N24", copies=(1, 2, 10))
+  probe = functools.partial(shaping.repetition_returns, lambda steps: values("".join(steps)), "2N24", copies=(1, 2, 10))
   np.testing.assert_allclose(probe(at=1), [4, 5, 13])
   np.testing.assert_allclose(probe(at=1, transforms=(CLIP,)), 0)
-  np.testing.assert_allclose(probe(at=1, transforms=(rewards.delta,)), 1)  # Bounded, ...
-  np.testing.assert_allclose(probe(at=1, transforms=(CLIP, rewards.delta)), 0)
+  np.testing.assert_allclose(probe(at=1, transforms=(shaping.delta,)), 1)  # Bounded, ...
+  np.testing.assert_allclose(probe(at=1, transforms=(CLIP, shaping.delta)), 0)
   # ... but one step more, rather than the end, still earns Delta a step's score: "2" alone against "2N".
-  once = rewards.repetition_returns(lambda steps: values("".join(steps)), "2N", at=1, copies=(1, 2), transforms=(rewards.delta,))
+  once = shaping.repetition_returns(lambda steps: values("".join(steps)), "2N", at=1, copies=(1, 2), transforms=(shaping.delta,))
   np.testing.assert_allclose(once, 1)
-  assert rewards.delta([np.array(values("2"))])[0].sum() == 0
+  assert shaping.delta([np.array(values("2"))])[0].sum() == 0
   # A wrong step that is repeated pays under none but the raw score.
-  np.testing.assert_allclose(rewards.repetition_returns(
-      lambda steps: values("".join(steps)), "2124", at=1, copies=(1, 5), transforms=(CLIP, rewards.delta)), 0)
+  np.testing.assert_allclose(shaping.repetition_returns(
+      lambda steps: values("".join(steps)), "2124", at=1, copies=(1, 5), transforms=(CLIP, shaping.delta)), 0)
   with pytest.raises(ValueError, match=r"a step in 0 \.\.\. 3 and copies of at least 1, got at=4"):
     probe(at=4)
 
@@ -139,5 +141,5 @@ def test_the_experiment_small(tmp_path):
 @pytest.mark.parametrize("name", clip_delta.ARMS)
 def test_all_configs_are_sound(name):
   for size in ("", "-tiny", "-full"):
-    config, sections = run.check(config_lib.load(f"experiments/clip_delta.py:{name}{size}"))
+    config, sections = config_lib.check(config_lib.load(f"experiments/clip_delta.py:{name}{size}"))
     assert config.stages[-1] == "rl" and sections["rl"].critic.lam == 1

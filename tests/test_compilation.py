@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import compilation
+from rl_reason.runtime import compilation
 
 
 @pytest.fixture

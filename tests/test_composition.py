@@ -7,8 +7,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from rl_reason import rewards
-from rl_reason.rewards import build_rewards, Component, Gate, RewardSet, StepRewards, token_rewards, Transform
+from rl_reason import rewards as rewards_lib
+from rl_reason.rewards.composition import scoring as scoring_lib
+from rl_reason.rewards.composition import steps as steps_lib
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.component import Component, Gate, Transform
+from rl_reason.rewards.composition.reward_set import RewardSet, token_rewards
+from rl_reason.rewards.composition.steps import StepRewards
 from rl_reason.types import Sample
 
 HERE = __name__
@@ -25,7 +30,7 @@ def steps(samples, *, key="steps"):
 
 
 def double(rewards):
-  return [2 * r for r in rewards]
+  return [2 * r for r in rewards_lib]
 
 
 class Count:
@@ -36,7 +41,7 @@ class Count:
 
   def __call__(self, rewards):
     self.calls += 1
-    return [r + self.calls for r in rewards]
+    return [r + self.calls for r in rewards_lib]
 
   def state(self):
     return {"calls": self.calls}
@@ -242,10 +247,10 @@ def test_at_spans_needs_one_value_a_step():
 
 def test_empty_spans_and_empty_completions_are_no_steps():
   # Two tokens, a span without any, and a completion without any.
-  assert rewards.step_ends(sample(5, spans=[(0, 2), (2, 2), (2, 4)])).tolist() == [1, 3]
-  assert rewards.step_ends(sample(0)).tolist() == []
-  assert rewards.step_ends(sample(5)).tolist() == [4]
-  assert rewards.step_ends(sample(5, spans=[(0, 2)]), span="turn").tolist() == [4]
+  assert steps_lib.step_ends(sample(5, spans=[(0, 2), (2, 2), (2, 4)])).tolist() == [1, 3]
+  assert steps_lib.step_ends(sample(0)).tolist() == []
+  assert steps_lib.step_ends(sample(5)).tolist() == [4]
+  assert steps_lib.step_ends(sample(5, spans=[(0, 2)]), span="turn").tolist() == [4]
 
 
 def test_steps_scored_early_are_those_of_the_whole_batch():
@@ -255,14 +260,14 @@ def test_steps_scored_early_are_those_of_the_whole_batch():
   reward = RewardSet([Component("prm", early, 2.0), Component("answer", numbers, 1.0, {"key": "a"})])
   expected = token_rewards(reward.score(STEPS), [6, 3, 5], 6)
   for parts in ([[2], [0]], [[1, 0]], []):
-    with contextlib.closing(rewards.Scoring(reward)) as scoring:
+    with contextlib.closing(scoring_lib.Scoring(reward)) as scoring:
       for part in parts:
         scoring.add(part, [STEPS[i] for i in part])
       assert token_rewards(scoring.finish(STEPS), [6, 3, 5], 6).tobytes() == expected.tobytes()
   def fickle(samples):
     return steps(samples) if len(samples) == 1 else [0.0] * len(samples)
   fickle.per_sample = True
-  with contextlib.closing(rewards.Scoring(RewardSet([Component("prm", fickle)]))) as scoring:
+  with contextlib.closing(scoring_lib.Scoring(RewardSet([Component("prm", fickle)]))) as scoring:
     scoring.add([2], STEPS[2:])
     with pytest.raises(ValueError, match="'prm' returned StepRewards for some samples and numbers for others"):
       scoring.finish(STEPS)

@@ -13,9 +13,11 @@ import ml_collections
 import pytest
 
 import rl_reason
-from rl_reason import config as config_lib
-from rl_reason import naming, run
+from rl_reason.config import checks, naming
+from rl_reason.config import fields as fields_lib
 from rl_reason.experiments import algorithms
+from rl_reason.run import config as config_lib
+from rl_reason.runtime import sharding
 
 QUICKSTART = "experiments/quickstart.py:tiny"
 
@@ -36,10 +38,10 @@ def put(config, path, value):
 
 def test_the_packaged_experiments_are_correct():
   for spec in (QUICKSTART, "experiments/quickstart.py", "experiments/smollm2_gsm.py"):
-    run.check(config_lib.load(spec))
+    config_lib.check(config_lib.load(spec))
   for algorithm, fields in algorithms.ALGORITHMS.items():
     for size in ("", "-tiny"):
-      section = run.check(config_lib.load(f"experiments/algorithms.py:{algorithm}{size}"))[1]["rl"]
+      section = config_lib.check(config_lib.load(f"experiments/algorithms.py:{algorithm}{size}"))[1]["rl"]
       assert all(getattr(section, name) == value for name, value in fields.items() if not isinstance(value, dict))
   with pytest.raises(ValueError, match="Unknown arm 'gspo-huge'. Did you mean 'gspo'"):
     config_lib.load("experiments/algorithms.py:gspo-huge")
@@ -63,8 +65,8 @@ def test_defaults_are_filled_in(config):
   assert config.mesh.fsdp == -1 and config.checkpoint.keep == 2 and config.logging.tensorboard is False
   assert config.rl.epochs == 1 and config.rl.optimizer.max_skipped == 5 and config.rl.sampling.temperature == 1.0
   assert config.sft.optimizer.schedule == "cosine"  # What the file sets stays.
-  run_config, sections = run.check(config)
-  assert run_config.mesh == config_lib.MeshSection() and sections["rl"].sampling.stop_strings == ()
+  run_config, sections = config_lib.check(config)
+  assert run_config.mesh == sharding.MeshSection() and sections["rl"].sampling.stop_strings == ()
 
 
 @pytest.mark.parametrize("field, value, message", [
@@ -122,7 +124,7 @@ def test_a_mistake_is_named_with_its_path_and_a_cure(config, field, value, messa
   with config.ignore_type():
     put(config, field, value)
   with pytest.raises(ValueError) as error:
-    run.check(config)
+    config_lib.check(config)
   assert message in str(error.value)
 
 
@@ -135,24 +137,24 @@ def test_a_missing_field_is_named(config, section, field):
     holder = holder[name]
   del holder[field]
   with pytest.raises(ValueError, match=f"config{'.' if section else ''}{section} lacks the field {field}"):
-    run.check(config)
+    config_lib.check(config)
 
 
 def test_a_stage_without_its_section(config):
   del config["rl"]
   with pytest.raises(ValueError, match="config.stages names 'rl', but the config has no section config.rl"):
-    run.check(config)
+    config_lib.check(config)
 
 
 def test_a_group_of_one_is_fine_without_a_baseline(config):
   config.rl.group_size, config.rl.baseline, config.rl.normalise = 1, "none", "none"
-  assert run.check(config)[1]["rl"].group_size == 1
+  assert config_lib.check(config)[1]["rl"].group_size == 1
 
 
 def test_whole_numbers_serve_as_floats(config):
   with config.ignore_type():
     config.rl.kl_coef = 1
-  value = run.check(config)[1]["rl"].kl_coef
+  value = config_lib.check(config)[1]["rl"].kl_coef
   assert value == 1.0 and isinstance(value, float)
 
 
@@ -172,7 +174,7 @@ class Inner:
   name: Literal["a", "b"] = "a"
 
   def __post_init__(self):
-    config_lib.at_least(1, size=self.size)
+    checks.at_least(1, size=self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +186,11 @@ class Outer:
 
 
 def test_parse_on_nested_dataclasses():
-  assert config_lib.parse(Outer, {"inner": {"size": 3}}) == Outer(Inner(3))
-  got = config_lib.parse(Outer, ml_collections.ConfigDict(
+  assert fields_lib.parse(Outer, {"inner": {"size": 3}}) == Outer(Inner(3))
+  got = fields_lib.parse(Outer, ml_collections.ConfigDict(
       {"inner": {"size": 3, "name": "b"}, "pairs": (("x", (1, 2)),), "limit": 2, "more": {"size": 1}}))
   assert got == Outer(Inner(3, "b"), (("x", (1, 2)),), 2.0, Inner(1)) and isinstance(got.limit, float)
-  assert config_lib.parse(Outer, {"inner": {"size": 3}, "limit": None}).limit is None
+  assert fields_lib.parse(Outer, {"inner": {"size": 3}, "limit": None}).limit is None
   for section, message in [
       ({"inner": {"size": 0}}, "config.inner: size must be at least 1, got 0"),
       ({"inner": 3}, "config.inner must be a section with fields, got 3"),
@@ -197,17 +199,17 @@ def test_parse_on_nested_dataclasses():
       ({"inner": {"size": 3}, "pairs": (("x", (1, "2")),)}, "config.pairs[0][1][1] must be int, got '2'"),
       ({"inner": {"size": 3}, "limit": "no"}, "config.limit must be float, got 'no'")]:
     with pytest.raises(ValueError) as error:
-      config_lib.parse(Outer, section)
+      fields_lib.parse(Outer, section)
     assert message in str(error.value)
 
 
 def test_changes_by_hand():
   old = {"seed": 0, "rl": {"kl_coef": 0.1, "rewards": {"a": 1.0}}, "gone": 1}
   new = {"seed": 0, "rl": {"kl_coef": 0.2, "rewards": {"b": 1.0}}, "stages": ["rl"]}
-  assert config_lib.changes(old, new) == {
+  assert fields_lib.changes(old, new) == {
       "gone": (1, None), "rl.kl_coef": (0.1, 0.2), "rl.rewards.a": (1.0, None), "rl.rewards.b": (None, 1.0),
       "stages": (None, ["rl"])}
-  assert config_lib.changes(new, new) == {}
+  assert fields_lib.changes(new, new) == {}
 
 
 def parsed(*arguments):
@@ -228,7 +230,7 @@ def test_fields_are_set_from_the_command_line(config):
                # Optional ones that the file leaves out.
                "--config.mesh.data=2", "--config.rl.sampling.temperature=0.7", "--config.rl.epochs=2",
                "--config.logging.tensorboard=true", "--config.sft.optimizer.name=sgd", "--config.policy.dtype=bfloat16")
-  run_config, sections = run.check(got)
+  run_config, sections = config_lib.check(got)
   assert run_config.seed == 3 and run_config.stages == ("rl",) and run_config.policy.args["width"] == 16
   assert sections["rl"].optimizer.learning_rate == 1e-5 and run_config.task.train["careless"] == 0.5
   assert run_config.mesh.data == 2 and sections["rl"].sampling.temperature == 0.7 and sections["rl"].epochs == 2

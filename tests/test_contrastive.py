@@ -4,16 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_meta import known, rows, steps
+from test_reward_model import context, section
 
-from rl_reason import contrastive
-from rl_reason import config as config_lib
-from rl_reason import run
-from rl_reason.contrastive import Contrastive
 from rl_reason.experiments import preference_strength
 from rl_reason.models import transformer
-from rl_reason.stages import reward_model as stage
-from test_meta import known, rows, steps  # A fixture of this module too.
-from test_reward_model import context, section  # A fixture of this module too.
+from rl_reason.objectives import contrastive
+from rl_reason.objectives.contrastive import Contrastive
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.stages.reward_model import stage
 
 
 def test_simcse_by_hand():
@@ -131,5 +131,5 @@ def test_the_second_view_takes_memory_and_full_configs_are_sound(context):
     return [part.name for part in stage.memory(section(**change), context)]
   assert "activations of the second view" in named(contrastive=dict(kind="simcse")) and len(named()) == len(set(named()))
   for name in preference_strength.CONTRASTIVE:
-    _, sections = run.check(config_lib.load(f"experiments/preference_strength.py:{name}-full"))
+    _, sections = config_lib.check(config_lib.load(f"experiments/preference_strength.py:{name}-full"))
     assert sections["rm"].contrastive.kind in name and sections["rm"].batch_size == 16 and sections["rm"].relabel is None

@@ -6,17 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_policy_gradient import LENGTHS, T, completions, make_context, one, rollout_of  # noqa: F401, fixtures among them.
+from test_policy_gradient import completions, LENGTHS, make_context, one, rollout_of, T
 
-from rl_reason import config as config_lib
-from rl_reason import run
+from rl_reason.arrays import length_mask
+from rl_reason.learner.optimizers import Optimizer
 from rl_reason.models import heads, transformer
-from rl_reason.stages import critic as critic_lib
-from rl_reason.stages import base, policy_gradient, reward_model
-from rl_reason.stages.assemble import critic_values
-from rl_reason.stages.base import Optimizer
-from rl_reason.stages.critic import Critic
-from rl_reason.types import length_mask
+from rl_reason.run import config as run_config
+from rl_reason.run import context as run
+from rl_reason.stages import base
+from rl_reason.stages.policy_gradient import assemble
+from rl_reason.stages.policy_gradient import critic as critic_lib
+from rl_reason.stages.policy_gradient import stage as policy_gradient
+from rl_reason.stages.policy_gradient.assemble import critic_values
+from rl_reason.stages.policy_gradient.critic import Critic
+from rl_reason.stages.reward_model import config as reward_model
+from rl_reason.tasks import registry as config_lib
 
 MASK = np.asarray(length_mask(LENGTHS, T))
 
@@ -46,7 +50,7 @@ def test_advantages_with_a_constant_value_by_hand(one, completions):
   config, scores = with_critic(config, lam=0.5), (LENGTHS % 5).astype(np.float32)
   with context.partitioning.use():
     params = with_head(context, config, params, output_bias=jnp.array([0.5]))
-    batch, metrics = policy_gradient.assemble(config, context, rollout_of(one, completions, scores), params, None)
+    batch, metrics = assemble.assemble(config, context, rollout_of(one, completions, scores), params, None)
   expected = np.where(MASK, (scores - 0.5)[:, None] * 0.5 ** (LENGTHS[:, None] - 1.0 - np.arange(T)), 0)
   np.testing.assert_allclose(batch.advantages, expected, atol=1e-6)
   np.testing.assert_allclose(batch.returns, np.where(MASK, expected + 0.5, 0), atol=1e-6)
@@ -64,7 +68,7 @@ def test_vtrace_by_hand(gap, cap, one, completions):
   sampled = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(gap))
   with context.partitioning.use():
     params = with_head(context, config, params, output_bias=jnp.array([0.5]))
-    batch, metrics = policy_gradient.assemble(config, context, rollout_of(one, sampled, scores), params, None)
+    batch, metrics = assemble.assemble(config, context, rollout_of(one, sampled, scores), params, None)
   w, left = min(cap, np.exp(gap)), LENGTHS[:, None] - 1.0 - np.arange(T)
   errors = w * (scores - 0.5)[:, None] * (w / 2) ** left
   np.testing.assert_allclose(batch.returns, np.where(MASK, errors + 0.5, 0), rtol=1e-4, atol=1e-5)
@@ -106,7 +110,7 @@ def test_a_truncated_completion_ends_or_goes_on(one, completions):
     changed = dataclasses.replace(with_critic(config, lam=0.0, bootstrap_truncated=bootstrap), discount=0.8)
     with context.partitioning.use():
       stage_params = with_head(context, changed, params, output_bias=jnp.array([0.5]))
-      batch, _ = policy_gradient.assemble(changed, context, rollout_of(one, completions), stage_params, None)
+      batch, _ = assemble.assemble(changed, context, rollout_of(one, completions), stage_params, None)
     np.testing.assert_allclose(batch.advantages[4, -1], expected, atol=1e-6)
     np.testing.assert_allclose(batch.advantages[0, 19], -0.5, atol=1e-6)
     np.testing.assert_allclose(batch.advantages[0, :19], 0.8 * 0.5 - 0.5, atol=1e-6)
@@ -243,10 +247,10 @@ def test_fields_out_of_range_are_named(fields, message):
 
 
 def test_a_critics_fields_can_be_set_from_the_command_line():
-  c = config_lib.load("experiments/algorithms.py:ppo_shared-tiny")
+  c = run_config.load("experiments/algorithms.py:ppo_shared-tiny")
   assert c.rl.critic.bootstrap_truncated is False and c.rl.critic.optimizer is None  # Defaults, filled in.
   c.rl.critic.lam = 0.9
-  assert run.check(c)[1]["rl"].critic.lam == 0.9
+  assert run_config.check(c)[1]["rl"].critic.lam == 0.9
 
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)

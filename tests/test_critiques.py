@@ -6,22 +6,26 @@ import zlib
 
 import numpy as np
 import pytest
+from test_learned import counter, SAMPLES, TOKENIZER
+from test_reward_model import context, section
+from test_rewards_judge import Script
 
-from rl_reason import config as config_lib
-from rl_reason import judge, memory, run
-from rl_reason.metrics import read_metrics
+from rl_reason import judge
+from rl_reason.batches.responses import encode, with_critiques
+from rl_reason.evaluation import reward_models
+from rl_reason.judges.critiques import Critiques
 from rl_reason.models.tokenizer import CharacterTokenizer
-from rl_reason.responses import encode, with_critiques
-from rl_reason.rewards import build_rewards
-from rl_reason.rewards.critiques import Critiques
-from rl_reason.stages import reward_model as stage
-from rl_reason.stages.base import Models
-from rl_reason.stages.critiques import make_critiques
+from rl_reason.reporting.metrics import read_metrics
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.learned import Models
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.runtime import memory
+from rl_reason.stages.reward_model import critiques as critiques_lib
+from rl_reason.stages.reward_model import stage
+from rl_reason.stages.reward_model.critiques import make_critiques
 from rl_reason.train import train
 from rl_reason.types import Comparison
-from test_learned import SAMPLES, TOKENIZER, counter
-from test_reward_model import context, section  # A fixture of this module too.
-from test_rewards_judge import Script
 
 HERE = __name__
 
@@ -160,7 +164,7 @@ def pipeline():
 
 
 def test_an_earlier_stage_s_policy_writes_once_it_is_asked(context):
-  run_config, sections = run.check(pipeline())
+  run_config, sections = config_lib.check(pipeline())
   asked = []
 
   def policy_at(*names):
@@ -186,7 +190,7 @@ def test_a_policy_writes_the_critiques_that_score_another(tmp_path):
   assert judged[-1]["reward/quality/critiques/failed"] == 0
   # Outside the run, as the command does it.
   score = judge.make_scorer("reward_model", {"workdir": f"{tmp_path}:rm"})
-  assert judge.judge(score, hidden(size=4, seed=5)).counts["failed"] == 0
+  assert reward_models.judge(score, hidden(size=4, seed=5)).counts["failed"] == 0
 
 
 @pytest.mark.parametrize("critique, message", [
@@ -206,9 +210,9 @@ def test_critiques_that_nobody_can_write_are_refused_before_any_stage(critique, 
 
 def test_critiques_are_read_at_the_end_and_the_writer_takes_memory():
   c = pipeline()
-  run_config, sections = run.check(c)
+  run_config, sections = config_lib.check(c)
   known = dataclasses.replace(run.make_context(run_config), sections=sections)
-  alone = dataclasses.replace(sections["rm"], critique=stage.Critique())
+  alone = dataclasses.replace(sections["rm"], critique=critiques_lib.Critique())
   def named(config):
     return {part.name: part.num_bytes for part in stage.memory(config, known)}
   with_writer, without = named(sections["rm"]), named(alone)

@@ -5,12 +5,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_tokenizer import CHATML, IM_END, IM_START, ids_of, model_directory
+from test_tokenizer import CHATML, ids_of, IM_END, IM_START, model_directory
 
-from rl_reason import demonstrations, losses, packing, policy
-from rl_reason.models import tokenizer
+from rl_reason.arrays import length_mask, PromptBatch
+from rl_reason.batches import demonstrations, packing
+from rl_reason.models import policy, tokenizer
 from rl_reason.models.tokenizer import CharacterTokenizer
-from rl_reason.types import Problem, PromptBatch, length_mask
+from rl_reason.objectives import losses
+from rl_reason.types import Problem
 
 LETTERS = CharacterTokenizer("abcdefgh<>/=")  # "a" is 1, EOS 0.
 CALL, RESULT = {"role": "assistant", "content": "bc"}, {"role": "tool", "content": "de"}

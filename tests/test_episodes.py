@@ -6,13 +6,27 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import envs, losses, packing, policy, rewards, sharding
+from rl_reason.arrays import RolloutBatch
+from rl_reason.batches import packing
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.envs import registry
 from rl_reason.envs import search as search_lib
+from rl_reason.models import policy
 from rl_reason.models.config import small
 from rl_reason.models.tokenizer import CharacterTokenizer
-from rl_reason.rollout import Completions, Environment, Rollout, Sampling, encode_prompts, episodes, make_samples, play
+from rl_reason.objectives import losses
+from rl_reason.rewards import answers
+from rl_reason.rewards import turns as rewards
+from rl_reason.rewards.composition import build
+from rl_reason.rollout import episodes
+from rl_reason.rollout.episodes import Environment, play
+from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.record import Rollout
+from rl_reason.rollout.samples import make_samples
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.runtime import sharding
 from rl_reason.stages import groups
-from rl_reason.types import Problem, RolloutBatch
+from rl_reason.types import Problem
 
 TOKENIZER = CharacterTokenizer("abcdefgh.!")
 PROBLEMS = [Problem(prompt="ab", reference="c", id="one"), Problem(prompt="cde", reference="d", id="two")]
@@ -192,7 +206,7 @@ def test_renorm_by_hand():
   samples = samples_of("!c", "!d")
   texts = ["1,2", "fine\n4,4", "good\n 2 , 4 ", "1,1"]
   for arguments, expected in ((dict(mu=1.0, outcome=ANSWER), [[.5, 1], [-.5, 0]]), (dict(mu=0.0), [[.5, 1], [.5, 1]])):
-    with_answer = rewards.build_rewards(ANSWER)
+    with_answer = build.build_rewards(ANSWER)
     found = judge(*texts, **arguments)(samples)
     np.testing.assert_allclose(found.values, expected)
     assert [e.tolist() for e in found.ends] == [[1, 4], [1, 4]]  # The turns' last tokens; the answer turn is not judged.
@@ -246,7 +260,7 @@ def test_searches_are_answered_together(monkeypatch):
     asked.append((url, body))
     return {"result": [[{"document": {"contents": f"{q}-{n}" * 9}} for n in range(2)] for q in body["queries"]]}
   monkeypatch.setattr(search_lib, "post_json", post)
-  environment = envs.ENVIRONMENTS["search"](url="http://x/retrieve", topk=2, passage_characters=3)
+  environment = registry.ENVIRONMENTS["search"](url="http://x/retrieve", topk=2, passage_characters=3)
   turns = ["<think>.</think><search>who</search>", "<answer>me</answer>", "<search> </search>", "<search>a</search> so",
            "<search>a</search><search>what</search>\n"]
   found = environment([episodes.Episode(PROBLEMS[0], ("x", t), ("y",)) for t in turns])
@@ -257,7 +271,7 @@ def test_searches_are_answered_together(monkeypatch):
   with pytest.raises(ConnectionError, match="did not answer 1 queries as expected"):
     environment([episodes.Episode(PROBLEMS[0], (turns[0],), ())])
   with pytest.raises(ValueError, match="url must start with http"):
-    envs.ENVIRONMENTS["search"](url="x")
+    registry.ENVIRONMENTS["search"](url="x")
 
 
 @pytest.mark.parametrize("completion, right", [
@@ -266,10 +280,10 @@ def test_searches_are_answered_together(monkeypatch):
 def test_exact_match(completion, right):
   from rl_reason.types import Sample
 
-  score = rewards.exact_match([Sample(prompt="", completion=completion, reference="the Hague|Den Haag")], separator="|")
+  score = answers.exact_match([Sample(prompt="", completion=completion, reference="the Hague|Den Haag")], separator="|")
   assert score.tolist() == [right]
 
 
 def test_exact_match_refuses_references_of_nothing():
   with pytest.raises(ValueError, match="nothing is left of it"):
-    rewards.build_rewards(dict(exact_match=1.0)).check_references(["A cat", "The."])
+    build.build_rewards(dict(exact_match=1.0)).check_references(["A cat", "The."])

@@ -5,8 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from rl_reason.estimates import (bootstrap_interval, detectable_effect, majority_at_k, mean_interval, pass_at_k,
-                                 wilson_interval)
+from rl_reason.evaluation.estimates import (
+  bootstrap_interval,
+  detectable_effect,
+  majority_at_k,
+  mean_interval,
+  pass_at_k,
+  wilson_interval,
+)
 
 
 def test_pass_at_k_equals_enumeration_of_all_subsets():

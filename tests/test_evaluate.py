@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import run
-from rl_reason.config import Evaluation
-from rl_reason.evaluate import accuracy, check_verifier, evaluate
-from rl_reason.rollout import Sampling
+from rl_reason.evaluation.accuracy import accuracy, check_verifier, evaluate, Evaluation
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
 from rl_reason.types import Sample
 
 
@@ -62,7 +61,7 @@ def tiny():
   """(context on one device, parameters) of the shrunk quickstart, with more held-out problems."""
   config = config_lib.load("experiments/quickstart.py:tiny")
   config.mesh.fsdp, config.task.heldout.size = 1, 10
-  context = run.make_context(run.check(config)[0])
+  context = run.make_context(config_lib.check(config)[0])
   with context.partitioning.use():
     yield context, run.initial_params(context)
 

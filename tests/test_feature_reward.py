@@ -5,10 +5,14 @@ import logging
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import feature_models, metrics, rewards, run, train
+from rl_reason import train
 from rl_reason.experiments import feature_reward
-from rl_reason.tasks import reviews
+from rl_reason.reporting import metrics
+from rl_reason.rewards import features as rewards
+from rl_reason.rewards import judge
+from rl_reason.run import config as config_lib
+from rl_reason.scorers import features as feature_models
+from rl_reason.tasks.worlds import reviews
 from rl_reason.types import Sample
 
 PROMPT = "aB|aB|A|c=" # a twice against A once; B twice; c once.
@@ -159,7 +163,7 @@ def test_a_judge_that_cannot_tell_leaves_a_feature_missing():
 
   built = reward()
   built._scorers = {"expert": built._scorers["expert"], "judge": (
-      rewards.PointwiseJudge(Judge(), template="{response}", low=0, high=5, abstention=None), {}, ())}
+      judge.PointwiseJudge(Judge(), template="{response}", low=0, high=5, abstention=None), {}, ())}
   found = built.features([Sample(prompt=PROMPT, completion=c, reference="") for c in ("aBc", "a", "")])
   np.testing.assert_allclose(found[:, -1], [0.8, np.nan, 0.0], rtol=1e-6)  # An empty one has nothing.
 
@@ -195,6 +199,6 @@ def test_fewer_features_know_less(tmp_path):
 
 def test_configs_of_all_arms_and_sizes():
   for name in ("features", "text", "full"):
-    run.check(config_lib.load(f"experiments/feature_reward.py:{name}"))
+    config_lib.check(config_lib.load(f"experiments/feature_reward.py:{name}"))
   with pytest.raises(ValueError, match="Unknown arm 'feature'"):
     feature_reward.get_config("feature")

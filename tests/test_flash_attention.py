@@ -17,7 +17,7 @@ from rl_reason.models.attention import attention, visible
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.flash_attention import attention_kernel, flash_attention
 from rl_reason.models.transformer import abstract_params, forward
-from rl_reason.sharding import Partitioning, make_mesh
+from rl_reason.runtime.sharding import make_mesh, Partitioning
 
 CONFIG = ModelConfig(vocab_size=32, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_hidden=48)
 WINDOW = dataclasses.replace(CONFIG, sliding_window=3)

@@ -5,11 +5,13 @@ import contextlib
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import metrics, rewards, run, train
+from rl_reason import train
 from rl_reason.experiments import trust_grpo
-from rl_reason.rewards.groups import group_trust
-from rl_reason.tasks import grids
+from rl_reason.reporting import metrics
+from rl_reason.rewards.composition import build, component, reward_set
+from rl_reason.rewards.composition.trust import group_trust
+from rl_reason.run import config as config_lib
+from rl_reason.tasks.worlds import grids
 from rl_reason.types import Sample
 
 PROMPT = "r..bb..r.b......?b="  # Rows "r..b", "b..r", ".b..", "....": 1, 1, 1, 0.
@@ -78,17 +80,17 @@ def samples(count, step=0, group_size=4):
 def test_rewards_of_the_method_by_hand():
   # The card: at step 50 of 100 with weight .3, R = (1.0244, 1.0488, .0976, .0732).
   def built(gate=None):
-    return rewards.RewardSet([
-        rewards.Component("answer", given([1, 1, 0, 0])),
-        rewards.Component("thinking", given([.2, .4, .8, .6]), dict(schedule="exponential", start=.3, end=0., steps=100),
-                          gate=gate, trust=rewards.Trust("answer"))])
+    return reward_set.RewardSet([
+        component.Component("answer", given([1, 1, 0, 0])),
+        component.Component("thinking", given([.2, .4, .8, .6]), dict(schedule="exponential", start=.3, end=0., steps=100),
+                          gate=gate, trust=component.Trust("answer"))])
   scores = built().score(samples(4, step=50))
   np.testing.assert_allclose(scores.total, [1.0244, 1.0488, .0976, .0732], atol=1e-4)
   advantages = (scores.total - scores.total.mean()) / scores.total.std()
   np.testing.assert_allclose(advantages, [.974, 1.025, -.974, -1.025], atol=1e-3)
   np.testing.assert_allclose(scores.logged()["thinking/trust"], np.exp(-.4), rtol=1e-6)
   # As the code does it, wrong answers are not judged at all: then there is nothing to distrust.
-  scores = built(rewards.Gate("answer", above=0.19)).score(samples(4))
+  scores = built(component.Gate("answer", above=0.19)).score(samples(4))
   np.testing.assert_allclose(scores.total, [1.06, 1.12, 0, 0], rtol=1e-6)
   np.testing.assert_allclose(scores.trusts["thinking"], 1)
 
@@ -96,23 +98,23 @@ def test_rewards_of_the_method_by_hand():
 def test_trust_looks_at_what_would_be_paid():
   # The answer counts where the form is right: of the completions with 1 only the first two are right. Their thinking, doubled
   # and cut at 1, is (.4, .8) against (1, 0), the last one's gate being closed, too.
-  form = rewards.Gate("form", above=0.5)
-  scores = rewards.RewardSet([
-      rewards.Component("form", given([1, 1, 1, 0]), 0.0), rewards.Component("answer", given([1, 1, 0, 1]), gate=form),
-      rewards.Component("thinking", given([.2, .4, .8, .6]), .3, gate=form, trust=rewards.Trust("answer"), transforms=(
-          rewards.Transform("double", lambda values: [2 * v for v in values]),
-          rewards.Transform("cut", lambda values: [np.minimum(v, 1) for v in values])))]).score(samples(4))
+  form = component.Gate("form", above=0.5)
+  scores = reward_set.RewardSet([
+      component.Component("form", given([1, 1, 1, 0]), 0.0), component.Component("answer", given([1, 1, 0, 1]), gate=form),
+      component.Component("thinking", given([.2, .4, .8, .6]), .3, gate=form, trust=component.Trust("answer"), transforms=(
+          component.Transform("double", lambda values: [2 * v for v in values]),
+          component.Transform("cut", lambda values: [np.minimum(v, 1) for v in values])))]).score(samples(4))
   np.testing.assert_allclose(scores.trusts["thinking"], 1)
-  scores = rewards.RewardSet([
-      rewards.Component("form", given([1, 1, 1, 0]), 0.0), rewards.Component("answer", given([0, 1, 0, 1]), gate=form),
-      rewards.Component("thinking", given([.2, .1, .8, .6]), .3, gate=form, trust=rewards.Trust("answer"))]).score(samples(4))
+  scores = reward_set.RewardSet([
+      component.Component("form", given([1, 1, 1, 0]), 0.0), component.Component("answer", given([0, 1, 0, 1]), gate=form),
+      component.Component("thinking", given([.2, .1, .8, .6]), .3, gate=form, trust=component.Trust("answer"))]).score(samples(4))
   trust = np.exp(.1 - (.2 + .8 + 0) / 3)
   np.testing.assert_allclose(scores.total, [.06 * trust, 1 + .03 * trust, .24 * trust, 0], rtol=1e-6)
 
 
 def test_nothing_is_paid_where_all_are_right():
-  built = rewards.RewardSet([rewards.Component("answer", given([1] * 4)),
-                             rewards.Component("thinking", given([.2, .4, .8, .6]), trust=rewards.Trust("answer"))])
+  built = reward_set.RewardSet([component.Component("answer", given([1] * 4)),
+                             component.Component("thinking", given([.2, .4, .8, .6]), trust=component.Trust("answer"))])
   np.testing.assert_array_equal(built.score(samples(4)).total, [1] * 4)
 
 
@@ -124,7 +126,7 @@ def test_nothing_is_paid_where_all_are_right():
     (dict(component="answer", least=2), "least=2")])
 def test_trust_that_cannot_be(trust, message):
   with pytest.raises(ValueError, match=message):
-    rewards.build_rewards(dict(
+    build.build_rewards(dict(
         answer=dict(function="exact_answer"), thinking=dict(function="overlong_penalty", trust=trust, args=dict(
             limit_tokens=4, buffer_tokens=2))))
 
@@ -132,7 +134,7 @@ def test_trust_that_cannot_be(trust, message):
 def test_rewards_of_the_arms_by_hand():
   def score(name, *completions):
     spec = trust_grpo.get_config(f"{name}-tiny").rl.rewards
-    with contextlib.closing(rewards.build_rewards(spec)) as built:
+    with contextlib.closing(build.build_rewards(spec)) as built:
       return built.score([Sample(prompt=PROMPT.replace("?b", "?y"), completion=c, reference="0",
                                  metadata=dict(kind="unreliable", unreliable="yw")) for c in completions]).total
   # No cell is yellow: to say 0 is right here, and the answer is right. The other counts sum up to 10.
@@ -155,7 +157,7 @@ def test_experiment_end_to_end_small(tmp_path):
 
 def test_configs_of_all_arms_and_sizes():
   for name in trust_grpo.ARMS:
-    run.check(config_lib.load(f"experiments/trust_grpo.py:{name}"))
-    run.check(config_lib.load(f"experiments/trust_grpo.py:{name}-full"))
+    config_lib.check(config_lib.load(f"experiments/trust_grpo.py:{name}"))
+    config_lib.check(config_lib.load(f"experiments/trust_grpo.py:{name}-full"))
   with pytest.raises(ValueError, match="Unknown arm 'fulll'"):
     trust_grpo.get_config("fulll")

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from rl_reason.rollout import Completions, Rollout
+from rl_reason.arrays import PromptBatch
+from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.record import Rollout
 from rl_reason.stages import groups
-from rl_reason.types import PromptBatch
 
 T = 3
 # Three rounds of three groups of two. Different: groups 1, 3, 7 and 8, counted through.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl_reason.models import heads
-from rl_reason.sharding import Partitioning, make_mesh
+from rl_reason.runtime.sharding import make_mesh, Partitioning
 
 
 def test_a_linear_head_by_hand():

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from rl_reason import judge as judge_lib
-from rl_reason.judge import judge, judge_beside_baselines
+from rl_reason import judge as rl_reason_judge
+from rl_reason.evaluation import reward_models as judge_lib
+from rl_reason.evaluation.reward_models import judge, judge_beside_baselines
 from rl_reason.tasks.preferences import comparisons
 from rl_reason.types import Comparison, Step
 
@@ -219,13 +220,13 @@ def test_rows_that_compare_nothing_are_refused():
 
 
 def test_scorers_by_name():
-  assert judge_lib.make_scorer("length", {})([("p", ("abc", "d"))]) == [[3.0, 1.0]]
+  assert rl_reason_judge.make_scorer("length", {})([("p", ("abc", "d"))]) == [[3.0, 1.0]]
   with pytest.raises(ValueError, match="Did you mean 'length'"):
-    judge_lib.make_scorer("lenght", {})
+    rl_reason_judge.make_scorer("lenght", {})
   with pytest.raises(ValueError, match="takes no argument 'size'"):
-    judge_lib.make_scorer("length", {"size": 1})
+    rl_reason_judge.make_scorer("length", {"size": 1})
   with pytest.raises(ValueError, match="cannot be called"):
-    judge_lib.make_scorer("json:dumps", {"obj": 1})
+    rl_reason_judge.make_scorer("json:dumps", {"obj": 1})
 
 
 def run_command(folder, *arguments):

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import run, train
+from rl_reason import train
 from rl_reason.experiments import rm_r1
-from rl_reason.metrics import read_metrics
-from rl_reason.rewards import tail_verdict
-from rl_reason.tasks import judging, load_task
+from rl_reason.reporting.metrics import read_metrics
+from rl_reason.rewards.answers import tail_verdict
+from rl_reason.run import config as config_lib
+from rl_reason.tasks.registry import load_task
+from rl_reason.tasks.worlds import judging
 from rl_reason.types import Sample
 
 
@@ -138,5 +139,5 @@ def test_supervised_data_of_its_own_may_not_be_held_out_by_the_run(tmp_path):
 
 
 def test_the_full_config_is_sound():
-  config, sections = run.check(config_lib.load("experiments/rm_r1.py:full"))
+  config, sections = config_lib.check(config_lib.load("experiments/rm_r1.py:full"))
   assert config.stages == ("sft", "rl") and sections["rl"].group_size == 7

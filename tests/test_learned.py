@@ -8,18 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_reward_model import sevens
 
-from rl_reason import config as config_lib
-from rl_reason import judge, scorer
-from rl_reason.metrics import read_metrics
+from rl_reason import judge
+from rl_reason.batches.responses import Layout, READINGS
+from rl_reason.evaluation import reward_models
 from rl_reason.models.tokenizer import CharacterTokenizer
-from rl_reason.responses import READINGS, Layout
-from rl_reason.rewards import StepRewards, build_rewards
-from rl_reason.sharding import Partitioning, make_mesh
-from rl_reason.stages.base import Models
+from rl_reason.reporting.metrics import read_metrics
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.steps import StepRewards
+from rl_reason.rewards.learned import Models
+from rl_reason.run import config as config_lib
+from rl_reason.runtime.sharding import make_mesh, Partitioning
+from rl_reason.scorers import scorer
 from rl_reason.train import train
 from rl_reason.types import Sample
-from test_reward_model import sevens
 
 CHARACTERS = "0123456789+-*=;# \n"
 TOKENIZER = CharacterTokenizer(CHARACTERS)
@@ -195,7 +198,7 @@ def test_a_policy_learns_from_a_reward_model_and_resumes_bit_for_bit(pipeline, t
 
   # As a scorer of comparisons.
   rows = sevens(size=32, seed=2)
-  report = judge.judge(judge.make_scorer("reward_model", {"workdir": f"{tmp_path / 'whole'}:rm"}), rows)
+  report = reward_models.judge(judge.make_scorer("reward_model", {"workdir": f"{tmp_path / 'whole'}:rm"}), rows)
   last = [line for line in lines if line["stage"] == "rm" and "eval/accuracy" in line][-1]
   assert report.estimates["accuracy"].value == last["eval/accuracy"]
 

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from rl_reason import learner, losses
+from rl_reason.learner import optimizers
+from rl_reason.learner import step as learner
+from rl_reason.objectives import losses
 
 
 def table_loss(params, batch):
@@ -21,7 +23,7 @@ def table_loss(params, batch):
 
 
 PARAMS = {"table": np.linspace(-1, 1, 32, dtype=np.float32)}
-ADAM = learner.make_optimizer(schedule=optax.constant_schedule(0.1))
+ADAM = optimizers.make_optimizer(schedule=optax.constant_schedule(0.1))
 update = jax.jit(functools.partial(learner.train_step, loss_fn=table_loss, optimizer=ADAM))
 
 
@@ -82,17 +84,17 @@ def test_updates_that_are_not_finite_are_refused_and_counted(tiny_batch):
     ("cosine", [0.25, 0.5, 0.75, 1, 1, 0.853553, 0.5, 0.146447, 0]),
 ])
 def test_schedules_by_hand(kind, expected):
-  schedule = learner.make_schedule(kind, learning_rate=3.0, warmup_steps=4, num_updates=8)
+  schedule = optimizers.make_schedule(kind, learning_rate=3.0, warmup_steps=4, num_updates=8)
   np.testing.assert_allclose([schedule(i) for i in range(9)], 3 * np.array(expected), atol=1e-5)
 
 
 def test_schedules_without_warm_up_or_with_one_step_of_it():
   for warmup in (0, 1):
-    schedule = learner.make_schedule("constant", learning_rate=0.5, warmup_steps=warmup, num_updates=3)
+    schedule = optimizers.make_schedule("constant", learning_rate=0.5, warmup_steps=warmup, num_updates=3)
     np.testing.assert_allclose([schedule(i) for i in range(3)], [0.5] * 3)
-  assert set(learner.SCHEDULES) == {"constant", "linear", "cosine"}
+  assert set(optimizers.SCHEDULES) == {"constant", "linear", "cosine"}
   with pytest.raises(KeyError):
-    learner.make_schedule("step", learning_rate=1.0, warmup_steps=0, num_updates=1)
+    optimizers.make_schedule("step", learning_rate=1.0, warmup_steps=0, num_updates=1)
 
 
 def linear_step(optimizer, steps=1):
@@ -108,7 +110,7 @@ def linear_step(optimizer, steps=1):
 
 @pytest.mark.parametrize("max_norm, expected", [(1.0, (-0.6, -0.8)), (10.0, (-3, -4)), (0, (-3, -4))])
 def test_gradients_are_clipped_by_their_global_norm(max_norm, expected):
-  optimizer = learner.make_optimizer("sgd", schedule=lambda _: 1.0, max_grad_norm=max_norm)
+  optimizer = optimizers.make_optimizer("sgd", schedule=lambda _: 1.0, max_grad_norm=max_norm)
   state, metrics = linear_step(optimizer)
   np.testing.assert_allclose((state.params["x"], state.params["y"]), expected, rtol=1e-6)
   np.testing.assert_allclose(metrics["grad_norm"], 5.0, rtol=1e-6)  # Before clipping.
@@ -117,8 +119,8 @@ def test_gradients_are_clipped_by_their_global_norm(max_norm, expected):
 
 def test_the_first_update_uses_the_first_learning_rate():
   # Rates 1/2 and 1: x = −3·(1/2) after one update, −3·(1/2 + 1) after two.
-  schedule = learner.make_schedule("constant", learning_rate=1.0, warmup_steps=2, num_updates=4)
-  optimizer = learner.make_optimizer("sgd", schedule=schedule, max_grad_norm=0)
+  schedule = optimizers.make_schedule("constant", learning_rate=1.0, warmup_steps=2, num_updates=4)
+  optimizer = optimizers.make_optimizer("sgd", schedule=schedule, max_grad_norm=0)
   for steps, x in ((1, -1.5), (2, -4.5)):
     state, _ = linear_step(optimizer, steps)
     np.testing.assert_allclose(state.params["x"], x, rtol=1e-6)
@@ -127,8 +129,8 @@ def test_the_first_update_uses_the_first_learning_rate():
 
 def test_optimizer_arguments_reach_optax():
   # Adam's first step is lr·sign(g), with weight decay 0 at parameters 0. A momentum of 0.5: −3, then −3 − 4.5.
-  state, _ = linear_step(learner.make_optimizer("adamw", schedule=lambda _: 0.1))
+  state, _ = linear_step(optimizers.make_optimizer("adamw", schedule=lambda _: 0.1))
   np.testing.assert_allclose(state.params["y"], -0.1, rtol=1e-4)
-  momentum = learner.make_optimizer("sgd", schedule=lambda _: 1.0, max_grad_norm=0, arguments={"momentum": 0.5})
+  momentum = optimizers.make_optimizer("sgd", schedule=lambda _: 1.0, max_grad_norm=0, arguments={"momentum": 0.5})
   state, _ = linear_step(momentum, steps=2)
   np.testing.assert_allclose(state.params["x"], -7.5, rtol=1e-6)

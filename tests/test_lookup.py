@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import metrics, run, train
-from rl_reason.envs import ENVIRONMENTS
+from rl_reason import train
+from rl_reason.envs.registry import ENVIRONMENTS
 from rl_reason.experiments import ppr
+from rl_reason.reporting import metrics
 from rl_reason.rollout.episodes import Episode
-from rl_reason.tasks import lookup
+from rl_reason.run import config as config_lib
+from rl_reason.run import context
+from rl_reason.tasks.worlds import lookup
 from rl_reason.types import Problem
 
 
@@ -77,8 +79,8 @@ def test_experiment_end_to_end_small(tmp_path):
 
 def test_configs_of_all_arms_and_sizes():
   for name in ppr.ARMS:
-    run.check(config_lib.load(f"experiments/ppr.py:{name}"))
-  run.check(config_lib.load("experiments/ppr.py:full"))
+    config_lib.check(config_lib.load(f"experiments/ppr.py:{name}"))
+  config_lib.check(config_lib.load("experiments/ppr.py:full"))
   with pytest.raises(ValueError, match="Unknown arm 'renormed'"):
     ppr.get_config("renormed")
 
@@ -87,7 +89,7 @@ def test_an_environment_that_does_not_fit():
   c = config_lib.load("experiments/ppr.py:renorm-tiny")
   c.evaluation.sampling.max_tokens = 20
   with pytest.raises(ValueError, match="config.evaluation.sampling.max_tokens=20 is less than an episode may have"):
-    run.make_context(run.check(c)[0])
+    context.make_context(config_lib.check(c)[0])
   c.environment.source = "lookpu"
   with pytest.raises(ValueError, match="Unknown environment 'lookpu'. Did you mean 'lookup'"):
-    run.make_context(run.check(c)[0])
+    context.make_context(config_lib.check(c)[0])

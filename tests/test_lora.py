@@ -6,16 +6,22 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from test_train import arrays, deterministic
 
-from rl_reason import config as config_lib
-from rl_reason import learner, losses, memory, policy, run
-from rl_reason.metrics import read_metrics
-from rl_reason.models import lora, transformer
-from rl_reason.models.lora import MATRICES, LoRA
-from rl_reason.rollout import Sampling, generate
+from rl_reason.learner import optimizers
+from rl_reason.learner import step as learner
+from rl_reason.models import lora, policy, transformer
+from rl_reason.models.lora import LoRA, MATRICES
+from rl_reason.objectives import losses
+from rl_reason.reporting.metrics import read_metrics
+from rl_reason.rollout import generate
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.run import earlier, workdir
+from rl_reason.runtime import memory
 from rl_reason.stages import sft
 from rl_reason.train import train
-from test_train import arrays, deterministic
 
 SOME = LoRA(rank=3, alpha=6.0, matrices=("q", "v", "o", "down"))
 
@@ -111,7 +117,7 @@ def equations(jaxpr):
 
 def test_an_update_trains_adapters_and_leaves_the_model_bit_for_bit(tiny_config, tiny_batch, adapted):
   params = adapted(SOME)
-  optimizer = learner.make_optimizer("adamw", schedule=lambda _: 0.1, arguments={"weight_decay": 0.1})
+  optimizer = optimizers.make_optimizer("adamw", schedule=lambda _: 0.1, arguments={"weight_decay": 0.1})
   state = learner.init_state(params, optimizer)
   assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2.1 * sum(x.size for x in jax.tree.leaves(params["lora"]))
   step = functools.partial(learner.train_step, loss_fn=functools.partial(loss_of, tiny_config), optimizer=optimizer)
@@ -170,7 +176,7 @@ def make_config(**mesh):
 
 
 def test_adapters_lie_with_their_matrices():
-  run_config, sections = run.check(make_config(data=2, fsdp=2, tensor=2))
+  run_config, sections = config_lib.check(make_config(data=2, fsdp=2, tensor=2))
   context = run.make_context(run_config)
   with context.partitioning.use():
     stage = sft.build(sections["sft"], context, run.initial_params(context), "sft")
@@ -190,12 +196,12 @@ def test_a_run_trains_adapters_and_goes_on_from_the_merged_policy(tmp_path):
   c = make_config(fsdp=1)
   last = train(c, tmp_path, plain=True)
   assert "lora" not in last
-  run_config, sections = run.check(c)
-  context = run.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
+  run_config, sections = config_lib.check(c)
+  context = workdir.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
   initial, finished = run.initial_params(context), context.finished("sft")
   same = lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
   assert same({name: finished[name] for name in initial}, initial)
-  merged = run.trained(context, "sft").policy(finished)
+  merged = earlier.trained(context, "sft").policy(finished)
   assert not same(merged, initial) and jax.tree.structure(merged) == jax.tree.structure(last)
   # The second stage began where the first ended.
   nll = [line["nll"] for line in read_metrics(tmp_path) if "nll" in line]
@@ -219,8 +225,8 @@ def test_policy_gradients_on_adapters_resume_to_the_same_bits(tmp_path):
   assert deterministic(tmp_path / "again") == deterministic(tmp_path / "whole")
   saved, again = (arrays(tmp_path / name / "checkpoints" / "rl" / "2") for name in ("whole", "again"))
   assert again.keys() == saved.keys() and all(again[name].tobytes() == x.tobytes() for name, x in saved.items())
-  run_config, sections = run.check(c)
-  context = run.Workdir(tmp_path / "whole").with_stages(run.make_context(run_config), run_config, sections)
+  run_config, sections = config_lib.check(c)
+  context = workdir.Workdir(tmp_path / "whole").with_stages(run.make_context(run_config), run_config, sections)
   finished, initial = context.finished("rl"), run.initial_params(context)
   jax.tree.map(np.testing.assert_array_equal, {name: finished["policy"][name] for name in initial}, initial)
   assert np.abs(finished["policy"]["lora"]["q"]["b"]).max() > 0 and np.abs(finished["critic"]["head"]["output"]).max() > 0
@@ -228,7 +234,7 @@ def test_policy_gradients_on_adapters_resume_to_the_same_bits(tmp_path):
 
 def test_memory_of_adapters():
   # Adapters of rank 2, all matrices of 1 layer, width 32: attention 4 * (32 + 32) * 2, feed-forward 3 * (32 + hidden) * 2.
-  run_config, sections = run.check(make_config(fsdp=1))
+  run_config, sections = config_lib.check(make_config(fsdp=1))
   context = run.make_context(run_config)
   hidden = context.policy.config.mlp_hidden
   trained = 4 * 2 * (4 * (32 + 32) + 3 * (32 + hidden))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import losses
-from rl_reason.packing import Packing, pack
-from rl_reason.types import length_mask
+from rl_reason.arrays import length_mask
+from rl_reason.batches.packing import pack, Packing
+from rl_reason.objectives import losses
 
 BOUNDS = dict(clip_low=0.2, clip_high=0.3)
 FULL = dict(clip_low=0.2, clip_high=0.3, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.01)

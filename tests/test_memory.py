@@ -8,14 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import learner, losses, memory, policy, run, sharding
-from rl_reason.memory import Batch, Part
-from rl_reason.models import transformer
+from rl_reason.arrays import PromptBatch, RolloutBatch
+from rl_reason.learner import memory as learner_memory
+from rl_reason.learner import optimizers
+from rl_reason.learner import step as learner
+from rl_reason.models import memory as models_memory
+from rl_reason.models import policy, transformer
 from rl_reason.models.config import ModelConfig
+from rl_reason.objectives import losses
 from rl_reason.rollout import decode
-from rl_reason.stages import STAGES
-from rl_reason.types import PromptBatch, RolloutBatch
+from rl_reason.rollout import memory as memory_lib
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.run import process
+from rl_reason.runtime import memory, sharding
+from rl_reason.runtime.memory import Batch, Part
+from rl_reason.stages.registry import STAGES
 
 MODEL = ModelConfig(vocab_size=64, width=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_hidden=128)
 
@@ -56,13 +64,13 @@ def test_what_sampling_holds_by_hand():
   batch = Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5)
   def parts(dtype, **mesh):
     places = partitioning(**mesh)
-    return by_name(memory.rollout_parts(
+    return by_name(memory_lib.rollout_parts(
         MODEL, places, batch, dtype=dtype, params=abstract(MODEL, places), phase="sampling", cure=""))
   one = parts(jnp.float32)
   # A chunk of all 5 tokens; between chunks what earlier ones left as it was, as it will be, and with the chunk on top.
   held = 768 * 8 * (5 + 2 * 5 + (5 + 5))
   assert one["keys and values of prompts"] == 768 * 4 * 10 and one["keys and values of completions"] == held
-  assert one["logits"] == memory.LOGITS_COPIES * 8 * 64 * 4
+  assert one["logits"] == models_memory.LOGITS_COPIES * 8 * 64 * 4
   assert parts(jnp.bfloat16)["keys and values of completions"] == held / 2
   # 4 devices share the completions, 2 the key heads; 3 do not divide 8 completions.
   assert parts(jnp.float32, data=2, fsdp=2)["keys and values of completions"] == held / 4
@@ -74,7 +82,7 @@ def test_what_sampling_holds_by_hand():
 def test_the_estimate_of_what_is_held_between_chunks_is_near_what_xla_takes(page_tokens):
   # 8 slots of up to 256 tokens: past 192 of them a chunk of 64 is appended to a room of 256, or to pages of 32.
   places, dtype = partitioning(), jnp.float32
-  parts = by_name(memory.rollout_parts(
+  parts = by_name(memory_lib.rollout_parts(
       MODEL, places, Batch(prompts=8, group_size=1, prompt_tokens=1, completion_tokens=256), dtype=dtype,
       params=abstract(MODEL, places), phase="sampling", cure="", page_tokens=page_tokens))
   def caches(rows, size):
@@ -105,7 +113,7 @@ def test_what_pages_hold_by_hand():
   # 8 completions with 4 tokens that are read, in pages of 2: pools of 0, 8 and 16 pages. The last grows from the one before,
   # and a chunk holds all 5 tokens.
   places, batch = partitioning(), Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5)
-  parts = by_name(memory.rollout_parts(MODEL, places, batch, dtype=jnp.float32, params=abstract(MODEL, places),
+  parts = by_name(memory_lib.rollout_parts(MODEL, places, batch, dtype=jnp.float32, params=abstract(MODEL, places),
                                        phase="sampling", cure="", page_tokens=2))
   assert parts["keys and values of completions"] == 768 * (8 * 5 + (8 + 16) * 2)
 
@@ -115,7 +123,7 @@ def test_what_reading_prompts_holds_by_hand():
   # keys and values, which the cache holds once more. In stretches of 4 a prompt of 10 has room for 12.
   places = partitioning()
   def parts(**kwargs):
-    found = memory.rollout_parts(
+    found = memory_lib.rollout_parts(
         MODEL, places, Batch(prompts=4, group_size=2, prompt_tokens=10, completion_tokens=5), dtype=jnp.float32,
         params=abstract(MODEL, places), phase="sampling", cure="", **kwargs)
     return {phase: by_name(p for p in found if p.phase == phase) for phase in ("sampling", "reading of prompts for sampling")}
@@ -135,14 +143,14 @@ def test_what_the_learner_holds_by_hand():
   # Embedding 64 * 64; per layer 2 * 64 norms, 64 * 16 * (4 + 2 + 2 + 4) attention, 3 * 64 * 128 feed-forward; final norm.
   weights = 64 * 64 + 3 * (2 * 64 + 64 * 16 * 12 + 3 * 64 * 128) + 64
   places = partitioning()
-  params, optimizer = abstract(MODEL, places), learner.make_optimizer(schedule=lambda step: 1e-3)
+  params, optimizer = abstract(MODEL, places), optimizers.make_optimizer(schedule=lambda step: 1e-3)
   state = jax.eval_shape(lambda p: learner.init_state(p, optimizer), params)
   shardings = places.state(state, places.params(params, transformer.parameter_axes(MODEL)), optimizer)
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-  one = by_name(memory.learner_parts(state, microbatches=1))
+  one = by_name(learner_memory.learner_parts(state, microbatches=1))
   assert one["parameters"] == one["policy the stage starts from"] == one["gradients"] == 4 * weights
   assert 0 <= one["optimizer"] - 2 * 4 * weights < 100  # Two moments and some counters.
-  assert by_name(memory.learner_parts(state, microbatches=2))["gradients"] == 2 * 4 * weights
+  assert by_name(learner_memory.learner_parts(state, microbatches=2))["gradients"] == 2 * 4 * weights
 
 
 def test_split_arrays_count_with_their_share():
@@ -155,7 +163,7 @@ def test_split_arrays_count_with_their_share():
 def test_activations_shrink_with_devices_microbatches_and_remat():
   batch = Batch(prompts=8, group_size=2, prompt_tokens=8, completion_tokens=16)
   def saved(batch=batch, remat="none", **mesh):
-    return memory.saved_activations(MODEL, partitioning(**mesh), batch, dtype=jnp.float32, remat=remat)
+    return models_memory.saved_activations(MODEL, partitioning(**mesh), batch, dtype=jnp.float32, remat=remat)
   whole = saved()
   np.testing.assert_allclose(saved(dataclasses.replace(batch, prompts=4)), whole / 2, rtol=0.02)
   np.testing.assert_allclose(saved(data=4), whole / 4)
@@ -166,7 +174,7 @@ def test_activations_shrink_with_devices_microbatches_and_remat():
 
 def xla_temporaries(batch, *, microbatches, remat):
   """Bytes that XLA takes for an update beside its arguments."""
-  optimizer = learner.make_optimizer(schedule=lambda step: 1e-3)
+  optimizer = optimizers.make_optimizer(schedule=lambda step: 1e-3)
 
   def loss_fn(params, batch):
     logprobs, entropy = policy.completion_logprobs(
@@ -196,7 +204,7 @@ def test_the_estimate_is_near_what_xla_takes_and_microbatches_save_memory(monkey
   for microbatches, remat in ((1, "none"), (2, "none"), (1, "full")):
     part = dataclasses.replace(batch, prompts=batch.prompts // microbatches)
     estimate = params * microbatches + sum(
-        p.num_bytes for p in memory.update_parts(MODEL, places, part, dtype=jnp.float32, remat=remat))
+        p.num_bytes for p in learner_memory.update_parts(MODEL, places, part, dtype=jnp.float32, remat=remat))
     taken[microbatches, remat] = xla_temporaries(batch, microbatches=microbatches, remat=remat)
     assert 0.7 < estimate / taken[microbatches, remat] < 1.5, (microbatches, remat, estimate, taken)
   assert taken[2, "none"] < 0.65 * taken[1, "none"] and taken[1, "full"] < 0.6 * taken[1, "none"]
@@ -207,7 +215,7 @@ def test_the_estimate_of_scoring_is_near_what_xla_takes():
   prompts = PromptBatch(jnp.zeros((4, 64), jnp.int32), jnp.ones(4, jnp.int32))
   scored = policy.score.lower(
       MODEL, transformer.abstract_params(MODEL), prompts, jnp.zeros((16, 32), jnp.int32), jnp.ones(16, jnp.int32))
-  estimate = sum(p.num_bytes for p in memory.scoring_parts(MODEL, places, batch, dtype=jnp.float32))
+  estimate = sum(p.num_bytes for p in learner_memory.scoring_parts(MODEL, places, batch, dtype=jnp.float32))
   assert 0.7 < estimate / scored.compile().memory_analysis().temp_size_in_bytes < 1.5
 
 
@@ -239,7 +247,7 @@ def test_what_the_host_can_give(tmp_path):
 
 def test_every_stage_says_what_it_needs():
   config = config_lib.load("experiments/quickstart.py:tiny")
-  run_config, sections = run.check(config)
+  run_config, sections = config_lib.check(config)
   context = run.make_context(run_config)
   needed = {name: STAGES[s.kind].memory(s, context) for name, s in sections.items()}
   phases = {name: {p.phase for p in parts} for name, parts in needed.items()}
@@ -253,9 +261,9 @@ def test_every_stage_says_what_it_needs():
 def test_running_out_of_memory_ends_a_command_with_one_line(monkeypatch):
   monkeypatch.delenv("RL_REASON_TRACEBACK", raising=False)
   with pytest.raises(SystemExit, match="Error: A device ran out of memory .* saved stays.* raise microbatches") as end:
-    with run.errors_in_one_line():
+    with process.errors_in_one_line():
       jnp.zeros(2**46).block_until_ready()
   assert "\n" not in str(end.value)
   with pytest.raises(jax.errors.JaxRuntimeError, match="other"):  # A fault of another kind keeps its traceback.
-    with run.errors_in_one_line():
+    with process.errors_in_one_line():
       raise jax.errors.JaxRuntimeError("INTERNAL: other")

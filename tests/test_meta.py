@@ -7,16 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_reward_model import context, section
 
-from rl_reason import config as config_lib
-from rl_reason import learner, losses, preferences, run
 from rl_reason.experiments import meta_rm
-from rl_reason.rollout import Completions
-from rl_reason.stages import base, meta
-from rl_reason.stages import reward_model as stage
-from rl_reason.tasks import attributes
+from rl_reason.learner import optimizers
+from rl_reason.learner import step as learner
+from rl_reason.objectives import losses, preferences
+from rl_reason.rollout.generate import Completions
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.stages import base
+from rl_reason.stages.reward_model import batch as batch_lib
+from rl_reason.stages.reward_model import meta, stage
+from rl_reason.tasks.worlds import attributes
 from rl_reason.train import train
-from test_reward_model import context, section  # A fixture of this module too.
 
 META = dict(policy="initial", sampling=dict(max_tokens=6), prompts=2, responses=3, step_size=0.1)
 
@@ -42,7 +46,7 @@ def test_the_gradient_is_taken_after_the_step_and_applied_before_it(max_norm, st
   def loss_fn(params, batch):  # Gradient 2 (w − 1).
     return jnp.square(params["w"] - batch[0]), losses.LossStatistics(
         sums={}, token_sums={}, num_tokens=jnp.float32(1), maxima={})
-  optimizer = learner.make_optimizer("sgd", schedule=optax.constant_schedule(0.5), max_grad_norm=0)
+  optimizer = optimizers.make_optimizer("sgd", schedule=optax.constant_schedule(0.5), max_grad_norm=0)
   w = np.log(3) / 2
   state, metrics = learner.train_step(
       learner.init_state({"w": jnp.float32(w)}, optimizer), jnp.ones((1, 1)), loss_fn=loss_fn, optimizer=optimizer,
@@ -70,7 +74,7 @@ def steps(context, config, indices, state=None, rows=None):
 
 @pytest.fixture(scope="module")
 def rows(context):
-  source = stage.make_reader(section(), context).task().train
+  source = batch_lib.make_reader(section(), context).task().train
   return [[source[16 * i + j] for j in range(16)] for i in range(3)]
 
 
@@ -100,7 +104,7 @@ def test_responses_end_once_and_are_of_their_update(context, rows, monkeypatch):
     return Completions(tokens, lengths, lengths == 3, zeros, zeros)
   monkeypatch.setattr(base, "generate", generate)
   config = section(meta=META)
-  sample = meta.Responses(config.meta, known(context), "rm", stage.make_reader(config, context).layout)
+  sample = meta.Responses(config.meta, known(context), "rm", batch_lib.make_reader(config, context).layout)
   batch = sample(rows[0], 0)
   wanted = [[3, 4, 5, eos], [6, eos], [eos], [7, 8, 9, eos], [1, 2, eos], [5, eos]]
   flat, per_prompt = np.asarray(batch.tokens).reshape(2, -1), np.asarray(batch.places)
@@ -160,5 +164,5 @@ def test_the_experiment_runs_and_judges_the_policy_s_responses(tmp_path, monkeyp
 def test_arms_differ_in_meta_alone_and_the_full_config_is_sound():
   vanilla, with_meta = (config_lib.load(f"experiments/meta_rm.py:{arm}").to_dict() for arm in meta_rm.ARMS)
   assert vanilla["again"].pop("meta") is None and with_meta["again"].pop("meta")["policy"] == "rl" and vanilla == with_meta
-  config, sections = run.check(config_lib.load("experiments/meta_rm.py:full"))
+  config, sections = config_lib.check(config_lib.load("experiments/meta_rm.py:full"))
   assert config.stages[-1] == "rl_again" and sections["again"].meta.policy == "rl"

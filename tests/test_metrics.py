@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason.metrics import MetricWriter, read_metrics
+from rl_reason.reporting.metrics import MetricWriter, read_metrics
 
 
 def train(writer, start=("sft", 0), stop=("rl", 4)):
@@ -78,7 +78,7 @@ def test_rewind_of_a_kept_line_keeps_its_bytes(tmp_path):
 
 
 def test_sigkill_loses_nothing_that_was_written(tmp_path):
-  code = ("import os, signal, sys\nfrom rl_reason.metrics import MetricWriter\n"
+  code = ("import os, signal, sys\nfrom rl_reason.reporting.metrics import MetricWriter\n"
           "writer = MetricWriter(sys.argv[1])\nfor step in range(3): writer.write('rl', step, {'kl': step / 3})\n"
           "os.kill(os.getpid(), signal.SIGKILL)")
   environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

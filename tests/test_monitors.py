@@ -6,8 +6,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from rl_reason.rewards.monitors import (build_monitors, divergence, heldout_gap, length_drift, MONITORS, rate_collapse,
-                                        repeat_share, repetition, Series)
+from rl_reason.rewards.composition.monitors import (
+  build_monitors,
+  divergence,
+  heldout_gap,
+  length_drift,
+  MONITORS,
+  rate_collapse,
+  repeat_share,
+  repetition,
+  Series,
+)
 
 REWARDS = ("rm", "answer")
 

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import losses, packing, policy
-from rl_reason.packing import Packing
+from rl_reason.batches import packing
+from rl_reason.batches.packing import Packing
+from rl_reason.models import policy
+from rl_reason.objectives import losses
 
 
 def test_rows_by_hand(monkeypatch):

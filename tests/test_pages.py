@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason.models.attention import Pages, attention, visible
+from rl_reason.models.attention import attention, Pages, visible
 from rl_reason.models.transformer import abstract_params, parameter_axes
-from rl_reason.rollout import Sampling, decode, generate, pages, schedule
-from rl_reason.sharding import Partitioning, make_mesh
+from rl_reason.rollout import decode, generate, pages, schedule
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.runtime.sharding import make_mesh, Partitioning
 
 
 @pytest.fixture

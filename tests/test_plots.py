@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from rl_reason import plots
-from rl_reason.metrics import MetricWriter
-from rl_reason.plots import Panel, learning_curves
+from rl_reason.reporting import plots
+from rl_reason.reporting.metrics import MetricWriter
+from rl_reason.reporting.plots import learning_curves, Panel
 
 
 def png_size(path):
@@ -90,5 +90,5 @@ def test_running_mean_by_hand():
 
 
 def test_pyplot_is_not_touched():
-  code = "import sys, rl_reason.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
+  code = "import sys, rl_reason.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import learner, losses, policy
+from rl_reason.arrays import PromptBatch, RolloutBatch
+from rl_reason.learner import optimizers, step
+from rl_reason.models import policy
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.transformer import abstract_params, forward, unembed
-from rl_reason.types import PromptBatch, RolloutBatch
+from rl_reason.objectives import losses
 
 
 def naive(config, params, batch, temperature):
@@ -143,7 +145,7 @@ def test_the_update_never_holds_logits_of_all_positions():
   # B·T·V = 8·512·50_021 = 205 million; at most 2**24 = 16.8 million logits may exist at once. Only traced, never run.
   b, t, v = 8, 512, 50_021
   config = ModelConfig(vocab_size=v, width=32, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=32, mlp_hidden=32)
-  optimizer = learner.make_optimizer(schedule=lambda _: 1e-3)
+  optimizer = optimizers.make_optimizer(schedule=lambda _: 1e-3)
 
   def update(params, batch):
     def loss_fn(params, batch):
@@ -151,7 +153,7 @@ def test_the_update_never_holds_logits_of_all_positions():
           config, params, batch.prompts, batch.completions, batch.completion_lengths)
       return losses.policy_gradient_loss(
           *out, batch, clip_low=0.2, clip_high=0.2, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.1)
-    return learner.train_step(learner.init_state(params, optimizer), batch, loss_fn=loss_fn, optimizer=optimizer)
+    return step.train_step(step.init_state(params, optimizer), batch, loss_fn=loss_fn, optimizer=optimizer)
 
   def of(shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((2, *shape), dtype)

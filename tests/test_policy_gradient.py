@@ -8,17 +8,26 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import compilation
-from rl_reason import config as config_lib
-from rl_reason import losses, memory, policy, run
-from rl_reason.models import lora
+from rl_reason.arrays import length_mask
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.learner import memory
+from rl_reason.models import lora, policy
 from rl_reason.models.lora import LoRA
-from rl_reason.rewards import StepRewards, build_rewards
-from rl_reason.rollout import Completions, Rollout, encode_prompts
-from rl_reason.stages import base, policy_gradient, rollouts
-from rl_reason.stages.assemble import pack_rows
-from rl_reason.stages.critic import Critic
-from rl_reason.types import length_mask
+from rl_reason.objectives import losses
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.steps import StepRewards
+from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.record import Rollout
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.runtime import compilation
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.stages import base, rollouts
+from rl_reason.stages.policy_gradient import assemble
+from rl_reason.stages.policy_gradient import critic as critic_lib
+from rl_reason.stages.policy_gradient import stage as policy_gradient
+from rl_reason.stages.policy_gradient.assemble import pack_rows
+from rl_reason.stages.policy_gradient.critic import Critic
 
 T = 32
 # Four groups of 4: one row of 32 tokens is enough for each but the second, which needs two.
@@ -28,7 +37,7 @@ LENGTHS = np.array([20, 6, 4, 2, 32, 20, 1, 3, 1, 1, 1, 1, 17, 5, 5, 5], np.int3
 def make_context(**mesh):
   c = config_lib.load("experiments/quickstart.py:tiny")
   c.mesh.update(mesh)
-  run_config, sections = run.check(c)
+  run_config, sections = config_lib.check(c)
   section = sections["rl"]
   # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
   section = dataclasses.replace(
@@ -254,7 +263,7 @@ def test_scoring_goes_through_equal_parts_of_one_shape(one, completions):
     return policy.score(config, params, *arrays, **kwargs)
   config = dataclasses.replace(config, minibatches=2, microbatches=2, kl_coef=0.1, importance_cap=2.0)
   with context.partitioning.use():
-    batch, _ = policy_gradient.assemble(config, context, rollout, params, reference, score=recorded)
+    batch, _ = assemble.assemble(config, context, rollout, params, reference, score=recorded)
     expected = policy.score(context.policy.config, reference, rollout.prompts, completions.tokens, LENGTHS)
   # Four parts of a group each, for each of the two policies: its prompt, two rows of 32, their lengths and segments.
   assert len(shapes) == 8 and all(s == [(1, 8), (1,), (2, T), (2,), (2, T)] for s in shapes), shapes
@@ -273,7 +282,7 @@ def test_a_penalty_in_the_reward_is_of_the_trainers_policy_and_not_of_the_sample
   config = dataclasses.replace(config, kl_coef=0.1, kl_in="reward", kl_estimator="k1", baseline="none", normalise="none",
                                importance_cap=2.0)
   with context.partitioning.use():
-    batch, _ = policy_gradient.assemble(config, context, rollout, params, reference)
+    batch, _ = assemble.assemble(config, context, rollout, params, reference)
   penalty = 0.1 * np.where(mask, completions.logprobs - batch.reference_logprobs, 0).sum(1, keepdims=True)
   assert np.abs(penalty).max() > 0.01
   np.testing.assert_allclose(batch.advantages, np.where(mask, -np.exp(0.5) * penalty, 0), atol=1e-5)
@@ -287,7 +296,7 @@ def test_a_penalty_per_token_and_returns_to_go_by_hand(one, completions):
                                baseline="none", normalise="none")
   def assembled(**change):
     with context.partitioning.use():
-      return policy_gradient.assemble(
+      return assemble.assemble(
           dataclasses.replace(config, **change), context, rollout_of(one, completions, scores), params, reference)[0]
   batch, expected, mask = assembled(), np.zeros((16, T)), np.asarray(length_mask(LENGTHS, T))
   for b, length in enumerate(LENGTHS):
@@ -317,7 +326,7 @@ def test_rewards_of_steps_are_credited_to_the_tokens_up_to_them(transforms, firs
   with context.partitioning.use():
     rollout = rollouts.sample_rollout(
         config, context, params, problems, build_rewards(config.rewards), index=0, rng=jax.random.key(0))
-    batch, _ = policy_gradient.assemble(config, context, rollout, params, None)
+    batch, _ = assemble.assemble(config, context, rollout, params, None)
   mask = np.asarray(length_mask(LENGTHS, T))
   expected = np.where(mask, np.where(np.arange(T) == 0, np.where(LENGTHS == 1, 0.2, first)[:, None], later), 0)
   np.testing.assert_allclose(batch.advantages, expected, atol=1e-5)
@@ -332,8 +341,8 @@ def test_skipped_groups_have_no_part_in_the_loss(mean_over, share, one, completi
   scores = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], np.float32)
   config = dataclasses.replace(config, equal_groups="skip", mean_over=mean_over, microbatches=1)
   with context.partitioning.use():
-    batch, _ = policy_gradient.assemble(config, context, rollout_of(one, completions, scores), params, None)
-  [minibatch] = policy_gradient.minibatches(batch, config, jax.random.key(0))
+    batch, _ = assemble.assemble(config, context, rollout_of(one, completions, scores), params, None)
+  [minibatch] = assemble.minibatches(batch, config, jax.random.key(0))
   left = np.repeat([False, True, False, True], 4)
   expected = np.where(left, share(LENGTHS, LENGTHS[left].sum()), 0)
   mask = np.asarray(length_mask(LENGTHS, T))
@@ -347,9 +356,9 @@ def test_rewards_that_are_all_equal_teach_nothing_and_break_nothing(change, one,
   context, config, params, _ = one
   config = dataclasses.replace(config, microbatches=1, **change)
   with context.partitioning.use():
-    batch, _ = policy_gradient.assemble(
+    batch, _ = assemble.assemble(
         config, context, rollout_of(one, completions, np.full(16, 0.3, np.float32)), params, None)
-  [minibatch] = policy_gradient.minibatches(batch, config, jax.random.key(0))
+  [minibatch] = assemble.minibatches(batch, config, jax.random.key(0))
   assert np.abs(batch.advantages).max() < 0.01 and np.isfinite(minibatch.token_weights).all()
   assert minibatch.token_weights.any() == ("equal_groups" not in change)
 
@@ -383,7 +392,7 @@ def test_adapters_learn_from_what_the_merged_policy_says(critic, one, completion
     state, first, _ = stage.step(stage.init(), problems, 0)
     for key in ("loss", "policy_loss", "kl", "entropy", "reward/mean", "logprob_gap"):
       np.testing.assert_allclose(first[key], whole[key], rtol=1e-4, atol=1e-6, err_msg=key)
-    learnt, _ = policy_gradient.critic_lib.split(critic, jax.device_get(state.params))
+    learnt, _ = critic_lib.split(critic, jax.device_get(state.params))
     assert all(np.abs(x["b"]).max() > 0 for x in learnt["lora"].values())
     jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in learnt.items() if "lora" not in k}, jax.device_get(params))
     merged = policy_gradient.trained(adapted, context).policy(state.params)
@@ -401,7 +410,7 @@ def test_adapters_learn_from_what_the_merged_policy_says(critic, one, completion
 
 def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   context, config, *_ = one
-  monkeypatch.setattr(memory, "update_parts", lambda *args, **kwargs: [memory.Part("activations", 100, "", "update")])
+  monkeypatch.setattr(memory, "update_parts", lambda *args, **kwargs: [memory_lib.Part("activations", 100, "", "update")])
   config = dataclasses.replace(config, prompts_per_step=8)
   def parts(**change):
     return policy_gradient.memory(dataclasses.replace(config, **change), context)
@@ -426,7 +435,7 @@ def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
       named(activations, "scoring", kl_coef=0.1) / 8)
   # Adapters are merged to sample and, where the policy that learns is scored, to score; what they add is trained alone.
   merged, adapters = "policy with its adapters merged", dict(lora=LoRA(rank=2))
-  copy = memory.sharded_bytes(context.abstract_params)
+  copy = memory_lib.sharded_bytes(context.abstract_params)
   assert named(merged, **adapters) == named(merged, "evaluation", **adapters) == copy and named(merged) == 0
   assert named(merged, "scoring", **adapters, kl_coef=0.1) == 0
   assert named(merged, "scoring", **adapters, importance_cap=2.0) == copy

@@ -7,13 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import estimates, metrics, rewards, run, train
+from rl_reason import train
+from rl_reason.config import fields
+from rl_reason.evaluation import estimates
 from rl_reason.experiments import summarize
 from rl_reason.models import heads
 from rl_reason.models import reward_model as model_lib
-from rl_reason.stages import reward_model
-from rl_reason.tasks import posts
+from rl_reason.reporting import metrics
+from rl_reason.rewards.composition import component, reward_set
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.stages.reward_model import config as reward_model
+from rl_reason.stages.reward_model import stage
+from rl_reason.tasks.worlds import posts
 from rl_reason.types import Sample
 
 
@@ -85,9 +91,9 @@ def test_preference_at_equal_length():
 
 def test_a_cut_summary_is_worth_minus_one():
   def score(*samples):
-    with contextlib.closing(rewards.RewardSet([
-        rewards.Component("learned", lambda s: np.full(len(s), 2.0), gate=rewards.Gate("cut", below=0.5)),
-        rewards.Component("cut", summarize.cut, -1.0)])) as built:
+    with contextlib.closing(reward_set.RewardSet([
+        component.Component("learned", lambda s: np.full(len(s), 2.0), gate=component.Gate("cut", below=0.5)),
+        component.Component("cut", summarize.cut, -1.0)])) as built:
       return built.score(samples).total.tolist()
   whole = Sample(prompt="c4=", completion="c4", reference="c4")
   assert score(whole, Sample(prompt="c4=", completion="c4", reference="c4", truncated=True)) == [2, -1]
@@ -127,16 +133,16 @@ def test_experiment_end_to_end_small(tmp_path, monkeypatch):
 def test_a_reward_model_without_solutions_has_no_zero():
   config = config_lib.load("experiments/summarize.py:ppo-tiny")
   with pytest.raises(ValueError, match="zero='solutions' with read='tokens'"):
-    config_lib.parse(reward_model.Config, {**config.rm.to_dict(), "read": "tokens"}, "rm")
+    fields.parse(reward_model.Config, {**config.rm.to_dict(), "read": "tokens"}, "rm")
   with pytest.raises(ValueError, match="Unknown zero 'references'"):
-    config_lib.parse(reward_model.Config, {**config.rm.to_dict(), "zero": "references"}, "rm")
+    fields.parse(reward_model.Config, {**config.rm.to_dict(), "zero": "references"}, "rm")
   with pytest.raises(ValueError, match="Unknown head_init 'ones'"):
-    config_lib.parse(reward_model.Config, {**config.rm.to_dict(), "head_init": "ones"}, "rm")
-  checked, sections = run.check(config)
+    fields.parse(reward_model.Config, {**config.rm.to_dict(), "head_init": "ones"}, "rm")
+  checked, sections = config_lib.check(config)
   context = dataclasses.replace(run.make_context(checked), sections=sections)
   bare = [dataclasses.replace(context.task.train[i], solution="") for i in range(4)]
   with pytest.raises(ValueError, match="none of the task's first 256 training problems has a solution in text"):
-    reward_model.check(sections["rm"], dataclasses.replace(context, task=dataclasses.replace(context.task, train=bare)))
+    stage.check(sections["rm"], dataclasses.replace(context, task=dataclasses.replace(context.task, train=bare)))
 
 
 def test_a_moved_model_scores_higher_by_as_much():
@@ -158,6 +164,6 @@ def test_a_moved_model_scores_higher_by_as_much():
 
 def test_configs_of_all_arms_and_sizes():
   for name in (*summarize.BETAS, "sft_large", "full"):
-    run.check(config_lib.load(f"experiments/summarize.py:{name}"))
+    config_lib.check(config_lib.load(f"experiments/summarize.py:{name}"))
   with pytest.raises(ValueError, match="Unknown arm 'pop'"):
     summarize.get_config("pop")

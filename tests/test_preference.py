@@ -5,15 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from test_reward_model import context, sevens
 
-from rl_reason import config as config_lib
-from rl_reason import policy, run
-from rl_reason.models import lora
-from rl_reason.responses import Layout, encode
-from rl_reason.rollout.prompts import pad_rows
-from rl_reason.stages import preference as stage
-from rl_reason.types import Comparison, PromptBatch
-from test_reward_model import context, sevens  # A fixture of this module too.
+from rl_reason.arrays import PromptBatch
+from rl_reason.batches.prompts import pad_rows
+from rl_reason.batches.responses import encode, Layout
+from rl_reason.config import fields as config_lib
+from rl_reason.models import lora, policy
+from rl_reason.run import context as run
+from rl_reason.stages import preference
+from rl_reason.types import Comparison
 
 HERE = __name__
 
@@ -30,12 +31,12 @@ def section(source="test_reward_model:sevens", **fields):
       kind="preference", num_steps=40, batch_size=16, max_response_tokens=10, max_prompt_tokens=8, microbatches=1,
       data=dict(source=source, args={}, train=dict(size=100, seed=1), heldout=dict(size=32, seed=2)),
       optimizer=dict(learning_rate=3e-3, warmup_steps=5), **fields)
-  return config_lib.parse(stage.Config, given)
+  return config_lib.parse(preference.Config, given)
 
 
 def build(context, config):
-  stage.check(config, context)
-  return stage.build(config, context, run.initial_params(context), "dpo")
+  preference.check(config, context)
+  return preference.build(config, context, run.initial_params(context), "dpo")
 
 
 def trained(context, config, steps=None):
@@ -76,7 +77,7 @@ def test_kto_learns_from_single_responses(context):
   before, after, history, _ = trained(context, config)
   assert after["eval/accuracy"] > 0.7 and all(h["reference_point"] >= 0 for h in history)
   with pytest.raises(ValueError, match="it has 1 responses .* the loss 'dpo' needs a pair"):
-    stage.check(dataclasses.replace(config, loss="dpo", loss_args={}), context)
+    preference.check(dataclasses.replace(config, loss="dpo", loss_args={}), context)
 
 
 def test_log_probabilities_are_those_of_each_response_alone(context, draw_params):
@@ -116,11 +117,11 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(context, fields):
     jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in whole.items() if "lora" not in k}, jax.device_get(start))
     assert all(np.abs(x["b"]).max() > 0 for x in whole["lora"].values()) and history[-1]["reference_point"] > 0
   with pytest.raises(ValueError, match="log-probabilities of 1 comparisons, and the data now has"):
-    stage.ReferenceSums(3).restore(stage.ReferenceSums(1).state())
+    preference.ReferenceSums(3).restore(preference.ReferenceSums(1).state())
 
 
 def test_the_reference_is_asked_once_for_each_row():
-  known, calls = stage.ReferenceSums(3), []
+  known, calls = preference.ReferenceSums(3), []
 
   def compute():
     calls.append(None)
@@ -128,7 +129,7 @@ def test_the_reference_is_asked_once_for_each_row():
   assert known.get([0, 1], compute)[0, 0] == 1 and known.get([1, 0], compute)[0, 0] == 1
   np.testing.assert_array_equal(known.get([1, 2], compute), [[1, 1], [2, 2]])
   assert len(calls) == 2
-  resumed = stage.ReferenceSums(3)
+  resumed = preference.ReferenceSums(3)
   resumed.restore(known.state())
   np.testing.assert_array_equal(resumed.get([0, 1, 2], compute), [[1, 1], [1, 1], [2, 2]])
   assert len(calls) == 2
@@ -156,9 +157,9 @@ def test_fields_that_do_not_go_together_are_refused(fields, message):
 
 def test_ties_are_named_or_left_out(context):
   with pytest.raises(ValueError, match="Comparison 'tie' cannot .* with probability 0.5: a tie prefers nothing"):
-    stage.check(section(f"{HERE}:ties"), context)
+    preference.check(section(f"{HERE}:ties"), context)
   config = section(f"{HERE}:ties", bad_rows="drop")
-  assert [row.id for row in stage.make_reader(config, context).task().train] == ["good"]
+  assert [row.id for row in preference.make_reader(config, context).task().train] == ["good"]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -170,7 +171,7 @@ def test_the_implicit_reward_scores_text(rank, context):
   _, _, _, params = trained(context, config, steps=5)
   known = dataclasses.replace(
       context, sections={"dpo": config}, finished=lambda name: params, policy_at=lambda stage, field, value: start)
-  scorer = stage.make_scorer(config, known, "dpo")
+  scorer = preference.make_scorer(config, known, "dpo")
   rows = [scorer.encode("12=", ["77", "1"])]
   scored, = scorer(rows)
   batch, _ = scorer.layout.batch(rows)
@@ -181,4 +182,4 @@ def test_the_implicit_reward_scores_text(rank, context):
   np.testing.assert_allclose(per_token.places[0][-1], scored.totals[0], rtol=1e-4, atol=1e-6)
   assert per_token.places[0].shape == (3, 1)
   with pytest.raises(ValueError, match="no reference policy: it has no implicit reward"):
-    stage.make_scorer(section(loss="orpo"), known, "dpo")
+    preference.make_scorer(section(loss="orpo"), known, "dpo")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import preferences
+from rl_reason.objectives import preferences
 
 THRESHOLDS = jnp.array([-1.0, 0.0, 2.0])
 

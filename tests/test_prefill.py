@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
+from rl_reason.arrays import PromptBatch
+from rl_reason.models import sources as config_lib
 from rl_reason.models.transformer import abstract_params
-from rl_reason.rollout import Sampling, decode, generate, prefill, schedule
-from rl_reason.types import PromptBatch
+from rl_reason.rollout import decode, generate, prefill, schedule
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.run import config as run_config
 
 LENGTHS = np.array([6, 3, 1, 5], np.int32)
 
@@ -133,4 +135,4 @@ def test_bad_numbers_are_refused(tiny_config, tiny_params, tiny_batch):
              stop_ids=(), prefill_tokens=-1)
   policy = config_lib.Policy(source="small", args={})
   with pytest.raises(ValueError, match="prefill_tokens=300 is more than max_prompt_tokens=256: .* set 0 to read"):
-    config_lib.RunConfig(policy=policy, stages=("sft",), prefill_tokens=300)
+    run_config.RunConfig(policy=policy, stages=("sft",), prefill_tokens=300)

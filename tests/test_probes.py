@@ -5,11 +5,16 @@ import types
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import metrics, probes, rewards, run, train
+from rl_reason import train
 from rl_reason.experiments import probing
-from rl_reason.scorer import RowScores, Scorer, states_of
-from rl_reason.tasks import SOURCES, qualities
+from rl_reason.reporting import metrics
+from rl_reason.rewards import familiarity as rewards
+from rl_reason.run import config as config_lib
+from rl_reason.run import workdir
+from rl_reason.scorers import probes
+from rl_reason.scorers.scorer import RowScores, Scorer, states_of
+from rl_reason.tasks.registry import SOURCES
+from rl_reason.tasks.worlds import qualities
 from rl_reason.types import Sample
 
 
@@ -113,7 +118,7 @@ def familiarity(monkeypatch, **arguments):
   rated = [types.SimpleNamespace(id=str(i), prompt="=", responses=("a" * (i % 2) * 4,), attributes=({"x": float(i % 2)},))
            for i in range(40)]
   monkeypatch.setitem(SOURCES, "rated", lambda: rated)
-  monkeypatch.setattr("rl_reason.scorer.states_of", lambda scorer: scorer)
+  monkeypatch.setattr("rl_reason.scorers.scorer.states_of", lambda scorer: scorer)
   models = types.SimpleNamespace(find=lambda name: FakeScorer())
   return rewards.Familiarity(**{**dict(model="rm", models=models, data=dict(source="rated"), classes=2), **arguments})
 
@@ -163,7 +168,7 @@ def test_experiment_end_to_end_small(tmp_path):
   states, scores = states_of(model).totals(pairs), model.totals(pairs)
   assert states.shape == (2, 32)
   np.testing.assert_allclose(scores, [model([model.encode(prompt, [text])])[0].totals[0] for prompt, text in pairs], atol=1e-6)
-  _, params = run.Workdir(tmp_path), model.loaded.run.args[0]
+  _, params = workdir.Workdir(tmp_path), model.loaded.run.args[0]
   head = params["head"]
   np.testing.assert_allclose(states @ head["output"] + head["output_bias"], scores, atol=1e-5)
   accuracies = probing.probe_accuracies(tmp_path, "rm", 0, train=60, test=20)
@@ -174,7 +179,7 @@ def test_what_is_not_kept_is_not_learnt_from():
   c = config_lib.load("experiments/probing.py:filter-tiny")
   c.rl.keep_by = "nothing"
   with pytest.raises(ValueError, match=r"keep_by \(a reward\) 'nothing'"):
-    run.check(c)
+    config_lib.check(c)
 
 
 def test_correlation_by_hand(monkeypatch, tmp_path):
@@ -187,6 +192,6 @@ def test_correlation_by_hand(monkeypatch, tmp_path):
 
 def test_configs_of_all_arms_and_sizes():
   for name in ("zoo", *probing.FILTERS, "full"):
-    run.check(config_lib.load(f"experiments/probing.py:{name}"))
+    config_lib.check(config_lib.load(f"experiments/probing.py:{name}"))
   with pytest.raises(ValueError, match="Unknown arm 'filtered'"):
     probing.get_config("filtered")

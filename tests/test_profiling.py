@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rl_reason.config import Profile
-from rl_reason.profiling import Trace
+from rl_reason.runtime.profiling import Profile, Trace
 
 
 def names(folder):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rl_reason.progress import Progress, _clip, _duration, _format, printable
+from rl_reason.reporting.progress import _clip, _duration, _format, printable, Progress
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/bold red][/]\u202e evil\r\n:smile: \ud800 \\boxed{4}"
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rl_reason import estimates, ranking
+from rl_reason.evaluation import estimates, ranking
 
 
 def test_best_of_credit_shares_ties():

@@ -4,8 +4,8 @@ from pathlib import Path
 import re
 import sys
 
-import nbformat
 from nbclient import NotebookClient
+import nbformat
 import numpy as np
 import pytest
 
@@ -34,7 +34,7 @@ def test_plug_in_example_is_valid_and_scores():
 
 def test_every_logged_name_is_explained(tiny_run):
   """Names in a run's metrics.jsonl appear in the README's table."""
-  from rl_reason.metrics import read_metrics
+  from rl_reason.reporting.metrics import read_metrics
   table = (ROOT / "README.md").read_text().split("## What is logged")[1].split("\n## ")[0]
   explained = set(re.findall(r"`([^`]+)`", table))
   logged = {k for line in read_metrics(tiny_run) for k in line} - {"stage", "step"}
@@ -74,7 +74,8 @@ def test_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
-  from rl_reason import config, train
+  from rl_reason import train
+  from rl_reason.run import config
   workdir = tmp_path_factory.mktemp("tiny")
   c = config.load("experiments/quickstart.py:tiny")
   # The fields that log more.

@@ -7,14 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import run
+from rl_reason.batches.responses import encode, Encoded, Layout, split_steps
+from rl_reason.config import fields as fields_lib
 from rl_reason.models import heads, reward_model, transformer
 from rl_reason.models.reward_model import RewardModel
 from rl_reason.models.tokenizer import CharacterTokenizer
-from rl_reason.responses import Encoded, Layout, encode, split_steps
-from rl_reason.stages import critic
-from rl_reason.stages import reward_model as stage
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.stages.policy_gradient import critic
+from rl_reason.stages.reward_model import batch as batch_lib
+from rl_reason.stages.reward_model import config as stage
+from rl_reason.stages.reward_model import stage as stage_lib
 from rl_reason.types import Comparison, Step
 
 HERE = __name__
@@ -53,7 +56,7 @@ def good(text):
 def context():
   c = config_lib.load("experiments/quickstart.py:tiny")
   c.mesh.update(fsdp=1)
-  return run.make_context(run.check(c)[0])
+  return run.make_context(config_lib.check(c)[0])
 
 
 def section(kind="pairs", **fields):
@@ -61,20 +64,20 @@ def section(kind="pairs", **fields):
       kind="reward_model", num_steps=100, batch_size=16, max_response_tokens=40, max_prompt_tokens=8, microbatches=1,
       data=dict(source=f"{HERE}:sevens", args=dict(kind=kind), train=dict(size=300, seed=1), heldout=dict(size=48, seed=2)),
       optimizer=dict(learning_rate=3e-3, warmup_steps=5), **fields)
-  return config_lib.parse(stage.Config, given)
+  return fields_lib.parse(stage.Config, given)
 
 
 def trained(context, config, steps=None):
   """(evaluation before, after, metrics of the last step, the parameters)."""
   with context.partitioning.use():
-    stage.check(config, context)
-    built = stage.build(config, context, run.initial_params(context), "rm")
+    stage_lib.check(config, context)
+    built = stage_lib.build(config, context, run.initial_params(context), "rm")
     state = built.init()
     before = built.evaluate(state.params)[0]
     for i in range(steps or config.num_steps):
       state, metrics, _ = built.step(state, next(built.data), i)
     after, rows = built.evaluate(state.params)
-  assert len(rows) == len(stage.make_reader(config, context).task().heldout)
+  assert len(rows) == len(batch_lib.make_reader(config, context).task().heldout)
   return before, after, metrics, state.params
 
 
@@ -117,7 +120,7 @@ def test_a_frozen_trunk_stays_and_microbatches_change_nothing(context):
 
 def test_a_critic_may_start_from_it(context):
   for fields in (dict(head_hidden=8), dict(head_hidden=8, loss="ordinal", levels=3)):
-    offered = stage.trained(section(**fields), context)
+    offered = stage_lib.trained(section(**fields), context)
     assert jax.tree.map(lambda x: (x.shape, x.sharding), offered.critic(offered.shapes)) == jax.tree.map(
         lambda x: (x.shape, x.sharding), critic.abstract_params(critic.Critic(hidden=8), context))
 
@@ -218,12 +221,12 @@ def test_bad_rows_are_named_or_left_out(context, row, message):
   config = section()
   data = dataclasses.replace(config.data, source=f"{HERE}:bad", args=dict(row=row))
   with pytest.raises(ValueError, match=message):
-    stage.check(dataclasses.replace(config, data=data), context)
+    stage_lib.check(dataclasses.replace(config, data=data), context)
   dropping = dataclasses.replace(config, data=data, bad_rows="drop")
-  stage.check(dropping, context)
-  assert [r.id for r in stage.make_reader(dropping, context).task().train] == ["good"]
+  stage_lib.check(dropping, context)
+  assert [r.id for r in batch_lib.make_reader(dropping, context).task().train] == ["good"]
 
 
 def test_text_beyond_the_context_is_refused(context):
   with pytest.raises(ValueError, match="max_response_tokens=2000 are more than the model's context of 1024"):
-    stage.check(dataclasses.replace(section(), max_response_tokens=2000), context)
+    stage_lib.check(dataclasses.replace(section(), max_response_tokens=2000), context)

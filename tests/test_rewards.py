@@ -12,8 +12,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from rl_reason import rewards
-from rl_reason.rewards import answers, build_rewards, REWARDS, workers
+from rl_reason.rewards import answers, format
+from rl_reason.rewards.composition import component, reward_set
+from rl_reason.rewards.composition import scoring as rewards
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.registry import REWARDS
+from rl_reason.sandbox import math_answers
+from rl_reason.sandbox import pool as workers
 from rl_reason.types import Sample
 
 
@@ -55,7 +60,7 @@ HOSTILE = [
     (r"boxed{3}", None), ("7", None), ("", None),
 ])
 def test_last_boxed(text, expected):
-  assert rewards.last_boxed(text) == expected
+  assert math_answers.last_boxed(text) == expected
 
 
 @pytest.mark.parametrize("text, written, value", [
@@ -68,24 +73,24 @@ def test_last_boxed(text, expected):
     ("$ 18", "$ 18", 18),
 ])
 def test_last_number(text, written, value):
-  assert rewards.last_number(text) == written
-  assert rewards.number_value(written) == value
+  assert answers.last_number(text) == written
+  assert answers.number_value(written) == value
 
 
 def test_no_number():
   for text in ("", "none", "x2", "\u0661", "--", "1e"):
-    assert rewards.number_value(text) is None
+    assert answers.number_value(text) is None
   for text in ("", "none", "x2", "\u0661"):
-    assert rewards.last_number(text) is None
-  assert rewards.number_value("72 dollars") is None
-  assert rewards.number_value("9" * 1000) == 10**1000 - 1
-  assert rewards.number_value("9" * 1001) is None
+    assert answers.last_number(text) is None
+  assert answers.number_value("72 dollars") is None
+  assert answers.number_value("9" * 1000) == 10**1000 - 1
+  assert answers.number_value("9" * 1001) is None
 
 
 def test_after_marker():
-  assert rewards.after_marker("a #### 5 #### 6\n") == "6"
-  assert rewards.after_marker("5") is None
-  assert rewards.after_marker("7+5=12;#12", "#") == "12"
+  assert answers.after_marker("a #### 5 #### 6\n") == "6"
+  assert answers.after_marker("5") is None
+  assert answers.after_marker("7+5=12;#12", "#") == "12"
 
 
 # --- Answers
@@ -94,8 +99,8 @@ def test_after_marker():
 def test_exact_answer_by_hand():
   cases = [("7+5=12;12-3=9;#9", "9"), ("#9 ", " 9"), ("#8", "9"), ("9", "9"), ("#1#9", "9"), ("#9.", "9"), ("", "9"),
            ("#", "9")]
-  assert scores(rewards.exact_answer, cases) == [1, 1, 0, 0, 1, 0, 0, 0]
-  assert scores(rewards.exact_answer, [("#### 9", "9"), ("# 9", "9")], marker="####") == [1, 0]
+  assert scores(answers.exact_answer, cases) == [1, 1, 0, 0, 1, 0, 0, 0]
+  assert scores(answers.exact_answer, [("#### 9", "9"), ("# 9", "9")], marker="####") == [1, 0]
 
 
 def test_number_answer_by_hand():
@@ -107,8 +112,8 @@ def test_number_answer_by_hand():
       ("nine", "9"),
       ("12345678901234567891", "12345678901234567890"),  # Equal as floats.
   ]
-  assert scores(rewards.number_answer, cases) == [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
-  assert scores(rewards.number_answer, [("3.14", "3.14159")], tolerance=0.01) == [1]
+  assert scores(answers.number_answer, cases) == [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+  assert scores(answers.number_answer, [("3.14", "3.14159")], tolerance=0.01) == [1]
 
 
 MATH = [  # (completion, reference, equal?)
@@ -132,7 +137,7 @@ MATH = [  # (completion, reference, equal?)
 
 
 def test_math_answer_by_hand():
-  got = scores(rewards.math_answer, [case[:2] for case in MATH])
+  got = scores(answers.math_answer, [case[:2] for case in MATH])
   wrong = [case for case, score in zip(MATH, got, strict=True) if score != case[2]]
   assert not wrong
 
@@ -146,7 +151,7 @@ def test_math_answer_agrees_with_math_verify_itself():
   gold = {b: math_verify.parse(f"${b}$") for b in answers_}
   expected = [float(math_verify.verify(gold[b], math_verify.parse(a))) for a, b in pairs]
   assert len(answers_) < sum(expected) < len(pairs) / 2
-  assert scores(rewards.math_answer, pairs) == expected
+  assert scores(answers.math_answer, pairs) == expected
 
 
 @pytest.mark.parametrize("name, args", [
@@ -170,7 +175,7 @@ def test_math_that_never_ends_scores_zero_and_is_counted():
   before = workers.failure_counts().get("timeout", 0)
   cases = [("9**9**9**9", "7"), (r"\boxed{9^{9^{9^{9}}}}", "7"), (r"\boxed{7}", "7"), (r"\boxed{9^{9^{9^{9}}}}", "7")]
   start = time.monotonic()
-  assert scores(rewards.math_answer, cases, timeout_seconds=1.0) == [0, 0, 1, 0]
+  assert scores(answers.math_answer, cases, timeout_seconds=1.0) == [0, 0, 1, 0]
   assert time.monotonic() - start < 10
   assert workers.failure_counts()["timeout"] == before + 2  # Two of the three are the same pair.
 
@@ -182,7 +187,7 @@ def test_equal_pairs_are_checked_once(monkeypatch):
       seen.extend(items)
       return [True] * len(items)
   monkeypatch.setattr(answers, "_math_pool", lambda *_: Pool())
-  assert scores(rewards.math_answer, [(f"way {i}: \\boxed{{7}}", "7") for i in range(8)] + [("", "7")]) == [1] * 8 + [0]
+  assert scores(answers.math_answer, [(f"way {i}: \\boxed{{7}}", "7") for i in range(8)] + [("", "7")]) == [1] * 8 + [0]
   assert seen == [(r"\boxed{7}", "7")]
 
 
@@ -216,24 +221,24 @@ def test_check_references_names_the_row_and_its_id():
 
 def test_formats_by_hand():
   cases = [r"\boxed{7}", r"\boxed{ }", "7", r"\boxed{7"]
-  assert scores(rewards.boxed_format, [(c, "") for c in cases]) == [1, 0, 0, 0]
+  assert scores(format.boxed_format, [(c, "") for c in cases]) == [1, 0, 0, 0]
   cases = ["<think>a\nb</think>7", " <think>a</think>\n7", "<think>a</think>", "<think> </think>7", "a</think>7",
            "<think>7",
            "<think>a</think>b</think>7", "x<think>a</think>7", "</think>a<think>7"]
-  assert scores(rewards.think_format, [(c, "") for c in cases]) == [1, 1, 0, 0, 0, 0, 0, 0, 0]
-  assert rewards.think_format([sample("a</think>7", prompt="user: 3+4?<think>\n")]) == [1]
+  assert scores(format.think_format, [(c, "") for c in cases]) == [1, 1, 0, 0, 0, 0, 0, 0, 0]
+  assert format.think_format([sample("a</think>7", prompt="user: 3+4?<think>\n")]) == [1]
   cases = ["a\n#### 7", "#### 7\n", "####", "#### 7\nor 8", "#### 7 #### 8", "7"]
-  assert scores(rewards.answer_marker_format, [(c, "") for c in cases]) == [1, 1, 0, 0, 0, 0]
+  assert scores(format.answer_marker_format, [(c, "") for c in cases]) == [1, 1, 0, 0, 0, 0]
   cases = ["a\nb7", "b7 ", "7" * 100_001]
-  assert scores(rewards.pattern_format, [(c, "") for c in cases], pattern=".*7") == [1, 0, 0]
+  assert scores(format.pattern_format, [(c, "") for c in cases], pattern=".*7") == [1, 0, 0]
 
 
 def test_overlong_penalty_by_hand():
   # Limit 10, buffer 4 (DAPO eq. 13): 0 up to 6 tokens, then (6 - length) / 4.
   samples = [sample("x" if n else "", completion_tokens=tuple(range(n))) for n in (0, 6, 7, 8, 10, 11)]
-  assert rewards.overlong_penalty(samples, limit_tokens=10, buffer_tokens=4).tolist() == [0, 0, -0.25, -0.5, -1, -1]
+  assert format.overlong_penalty(samples, limit_tokens=10, buffer_tokens=4).tolist() == [0, 0, -0.25, -0.5, -1, -1]
   with pytest.raises(ValueError, match="completion_tokens"):
-    rewards.overlong_penalty([sample("x")], limit_tokens=10, buffer_tokens=4)
+    format.overlong_penalty([sample("x")], limit_tokens=10, buffer_tokens=4)
 
 
 def test_every_reward_states_its_range_and_takes_no_samples():
@@ -344,7 +349,7 @@ def test_config_errors_come_before_anything_runs(spec, message):
     (["yes", "no", "no"], "one number per sample, got"), ([[1], [1, 2], []], "one number per sample, got"),
 ])
 def test_outputs_are_checked(output, message):
-  reward = rewards.RewardSet([rewards.Component("fine", length), rewards.Component("bad", returns(output))])
+  reward = reward_set.RewardSet([component.Component("fine", length), component.Component("bad", returns(output))])
   with pytest.raises(ValueError, match=message):
     reward(SAMPLES)
 
@@ -409,7 +414,7 @@ def whole(samples):
 
 def scored_early(parts, texts, function):
   """What Scoring makes of these texts, of which `parts`, lists of positions, are begun early."""
-  reward = rewards.RewardSet([rewards.Component("early", function, 2.0), rewards.Component("whole", whole, -0.5)])
+  reward = reward_set.RewardSet([component.Component("early", function, 2.0), component.Component("whole", whole, -0.5)])
   samples = [sample(t) for t in texts]
   with contextlib.closing(rewards.Scoring(reward)) as scoring:
     for part in parts:
@@ -439,7 +444,7 @@ def test_early_scores_are_computed_beside_the_caller():
   hold = threading.Event()
   counted = Counted(hold)
   samples = [sample("a"), sample("bb")]
-  with contextlib.closing(rewards.Scoring(rewards.RewardSet([rewards.Component("early", counted)]))) as scoring:
+  with contextlib.closing(rewards.Scoring(reward_set.RewardSet([component.Component("early", counted)]))) as scoring:
     scoring.add([1], [samples[1]])  # Would wait for ever if it ran here.
     assert counted.calls == []
     hold.set()
@@ -471,7 +476,7 @@ def test_a_batch_given_up_leaves_no_thread():
   hold, before = threading.Event(), threading.active_count()
   counted = Counted(hold)
   with pytest.raises(KeyError, match="sampling failed"):
-    with contextlib.closing(rewards.Scoring(rewards.RewardSet([rewards.Component("early", counted)]))) as scoring:
+    with contextlib.closing(rewards.Scoring(reward_set.RewardSet([component.Component("early", counted)]))) as scoring:
       for i in range(3):
         scoring.add([i], [sample("a")])
       hold.set()

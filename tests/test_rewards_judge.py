@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from rl_reason import judge as judge_lib
-from rl_reason.rewards import Component, RewardSet, build_rewards
-from rl_reason.rewards.judge import PairwiseJudge, parse_rating, parse_verdict, PointwiseJudge
+from rl_reason.evaluation import reward_models
+from rl_reason.judges.verdicts import parse_rating, parse_verdict
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.component import Component
+from rl_reason.rewards.composition.reward_set import RewardSet
+from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
 from rl_reason.types import Comparison, Sample
 
 SHORT = "{prompt}|{response_a}|{response_b}"
@@ -212,12 +216,12 @@ def test_groups_are_judged_apart_and_references_are_checked():
 def test_judges_are_scorers_that_can_be_judged():
   rows = [Comparison(f"{i}?", ("7", "5", "3"), (1.0, 0.0, 0.0)) for i in range(4)]
   score = judge_lib.make_scorer("judge_preference", {"generate": f"{__name__}:larger_texts", "template": SHORT})
-  assert judge_lib.judge(score, rows).estimates["top1"].value == 1.0
+  assert reward_models.judge(score, rows).estimates["top1"].value == 1.0
   # One that prefers a place is at chance, whatever the file's order: here the better one always stands first.
   score = judge_lib.make_scorer("judge_preference", {"generate": f"{__name__}:always_first"})
-  assert judge_lib.judge(score, rows).estimates["accuracy"].value == 0.5
+  assert reward_models.judge(score, rows).estimates["accuracy"].value == 0.5
   score = judge_lib.make_scorer("judge_rating", {"generate": f"{__name__}:rates_seven"})
-  report = judge_lib.judge(score, rows)
+  report = reward_models.judge(score, rows)
   assert report.estimates["accuracy"].value == 1.0 and report.counts["failed"] == 8  # 5 and 3 are not rated at all.
 
 

@@ -6,12 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import policy
-from rl_reason.models import transformer
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.models import policy, transformer
 from rl_reason.models.config import small
 from rl_reason.models.tokenizer import CharacterTokenizer
 from rl_reason.models.transformer import forward, unembed
-from rl_reason.rollout import Completions, Sampling, check_sampling, encode_prompts, generate, make_samples, schedule
+from rl_reason.rollout import generate, schedule
+from rl_reason.rollout.generate import Completions
+from rl_reason.rollout.samples import check_sampling, make_samples
+from rl_reason.rollout.sampling import Sampling
 from rl_reason.types import Problem
 
 T = 11  # Not a multiple of the chunk sizes below.

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import run, sharding
 from rl_reason.rollout import generate
-from rl_reason.stages import base, policy_gradient
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.run import workdir
+from rl_reason.runtime import sharding
+from rl_reason.stages import base
+from rl_reason.stages.policy_gradient import stage as policy_gradient
 
 
 @pytest.mark.parametrize("sizes, rollout, updating, sampling", [
@@ -52,14 +55,14 @@ def loaded(staleness=1, **sections):
 
 def test_devices_that_no_stage_would_use_are_refused():
   with pytest.raises(ValueError, match="rollout_mesh sets 2 devices apart, and no stage .* set staleness=1"):
-    run.check(loaded(staleness=0, rollout_mesh=dict(data=2)))
+    config_lib.check(loaded(staleness=0, rollout_mesh=dict(data=2)))
   with pytest.raises(ValueError, match="config.rollout_mesh: data must be at least 0, got -1"):
-    run.check(loaded(rollout_mesh=dict(data=-1)))
-  run.check(loaded(rollout_mesh=dict(data=2)))
+    config_lib.check(loaded(rollout_mesh=dict(data=-1)))
+  config_lib.check(loaded(rollout_mesh=dict(data=2)))
 
 
 def make_context(**sections):
-  run_config, stages = run.check(loaded(**sections))
+  run_config, stages = config_lib.check(loaded(**sections))
   section = stages["rl"]
   # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
   return run.make_context(run_config), dataclasses.replace(
@@ -125,7 +128,7 @@ def test_models_of_learned_rewards_lie_where_completions_are_sampled(tmp_path):
       source="comparisons", args=dict(format="pairs"), train=dict(path="a.jsonl"), heldout=dict(path="b.jsonl")),
       loss="bradley_terry", optimizer=dict(learning_rate=1e-3))
   c.stages = ("rm", "rl")
-  run_config, sections = run.check(c)
-  context = run.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
+  run_config, sections = config_lib.check(c)
+  context = workdir.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
   assert list(context.partitioning.mesh.devices.flat) == jax.devices()[:2]
   assert list(context.scorer("rm", ["rm"]).partitioning.mesh.devices.flat) == jax.devices()[2:4]

@@ -5,8 +5,10 @@ from types import ModuleType
 
 import pytest
 
-from rl_reason import run
-from rl_reason.stages import STAGES, Context, Trained
+from rl_reason.run import earlier
+from rl_reason.stages.base import Trained
+from rl_reason.stages.context import Context
+from rl_reason.stages.registry import STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ def pipeline(monkeypatch):
     monkeypatch.setitem(STAGES, "policy", policy)
     monkeypatch.setitem(STAGES, "scorer", scorer)
     sections = {name: Section("scorer" if name.startswith("scorer") else "policy", start) for name, start in starts.items()}
-    return run.starting_points(Context(
+    return earlier.starting_points(Context(
         seed=0, policy=None, dtype=None, task=None, max_prompt_tokens=1, partitioning=None, sections=sections))
   return of
 

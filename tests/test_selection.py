@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from rl_reason import selection
-from rl_reason.rollout import Completions
-from rl_reason.selection import Candidate, Pool
+from rl_reason.rollout.generate import Completions
+from rl_reason.stages.self_training import selection
+from rl_reason.stages.self_training.selection import Candidate, Pool
 
 A, B = (1, 2), (3,)
 CANDIDATES = [

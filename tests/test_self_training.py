@@ -8,13 +8,16 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
-
-from rl_reason import config as config_lib
-from rl_reason import demonstrations, run, selection
-from rl_reason.metrics import read_metrics
-from rl_reason.stages import self_training
-from rl_reason.train import train
 from test_train import arrays, deterministic
+
+from rl_reason.batches import demonstrations
+from rl_reason.reporting.metrics import read_metrics
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.run import workdir as workdir_lib
+from rl_reason.stages.self_training import selection
+from rl_reason.stages.self_training import stage as self_training
+from rl_reason.train import train
 
 
 def short(samples):
@@ -51,7 +54,7 @@ def make_config(reward="short", **fields):
 
 def make_stage(**fields):
   """(stage, context, section, the parameters it starts from, its first state)."""
-  run_config, sections = run.check(make_config(**fields))
+  run_config, sections = config_lib.check(make_config(**fields))
   context = run.make_context(run_config)
   with context.partitioning.use():
     params = run.initial_params(context)
@@ -194,8 +197,8 @@ def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
     again = arrays(workdir / "checkpoints" / "star" / "8")
     assert again.keys() == saved.keys() and all(again[name].tobytes() == x.tobytes() for name, x in saved.items())
   # Adapters alone were trained.
-  run_config, sections = run.check(c)
-  context = run.Workdir(tmp_path / "whole").with_stages(run.make_context(run_config), run_config, sections)
+  run_config, sections = config_lib.check(c)
+  context = workdir_lib.Workdir(tmp_path / "whole").with_stages(run.make_context(run_config), run_config, sections)
   finished, initial = context.finished("star"), run.initial_params(context)
   assert same({name: finished[name] for name in initial}, initial)
   assert np.abs(finished["lora"]["q"]["b"]).max() > 0
@@ -209,11 +212,11 @@ def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
     (dict(updates=0), "updates must be at least 1")])
 def test_fields_that_cannot_work_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    run.check(make_config(**fields))
+    config_lib.check(make_config(**fields))
 
 
 def test_what_cannot_be_asked_or_imitated_is_found_before_the_run():
-  run_config, sections = run.check(make_config())
+  run_config, sections = config_lib.check(make_config())
   context, section = run.make_context(run_config), sections["star"]
   self_training.check(section, context)
   with pytest.raises(ValueError, match="the limit max_prompt_tokens is 16"):

@@ -8,8 +8,12 @@ import re
 import numpy as np
 import pytest
 
-from rl_reason import rewards
-from rl_reason.rewards import build_rewards, Schedule, TRANSFORMS
+from rl_reason.rewards import groups as groups_lib
+from rl_reason.rewards.composition import normalisers
+from rl_reason.rewards.composition import shaping as rewards
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.schedules import Schedule
+from rl_reason.rewards.registry import TRANSFORMS
 from rl_reason.types import Sample
 
 HERE = __name__
@@ -147,14 +151,14 @@ def test_the_checker_does_not_pass_what_it_could_not_compare():
 
 def test_running_mean_std_by_hand():
   # After [1, 3]: mean 2, std 1. After [5] too: mean 3, population variance (4 + 0 + 4) / 3.
-  normaliser = rewards.RunningMeanStd(epsilon=1e-12)
+  normaliser = normalisers.RunningMeanStd(epsilon=1e-12)
   assert_rows(normaliser(ragged([1], [3])), [[-1], [1]])
   assert_rows(normaliser(ragged([], [5])), [[], [2 / math.sqrt(8 / 3)]])
 
 
 def test_running_mean_std_is_that_of_all_values_however_they_come():
   values = 1e6 + np.random.RandomState(0).randn(1000)  # Sums of squares would lose the variance.
-  normaliser, start = rewards.RunningMeanStd(epsilon=1e-12), 0
+  normaliser, start = normalisers.RunningMeanStd(epsilon=1e-12), 0
   for size in (1, 2, 300, 0, 697):
     got = normaliser([values[start:start + size]])[0]
     start += size
@@ -162,7 +166,7 @@ def test_running_mean_std_is_that_of_all_values_however_they_come():
 
 
 def test_sliding_min_max_by_hand():
-  normaliser = rewards.SlidingMinMax(window=3, epsilon=1e-12)
+  normaliser = normalisers.SlidingMinMax(window=3, epsilon=1e-12)
   assert_rows(normaliser(ragged([2], [4])), [[0], [1]])
   assert_rows(normaliser(ragged([3])), [[0.5]])  # Of 2, 4, 3.
   assert_rows(normaliser(ragged([5])), [[1]])  # Of 4, 3, 5.
@@ -172,13 +176,13 @@ def test_sliding_min_max_by_hand():
   assert_rows(normaliser(ragged([3])), [[0.5]])  # Of 2, 4, 3.
 
 
-@pytest.mark.parametrize("make", [rewards.RunningMeanStd, rewards.SlidingMinMax])
+@pytest.mark.parametrize("make", [normalisers.RunningMeanStd, normalisers.SlidingMinMax])
 def test_equal_values_normalise_to_zero(make):
   assert_rows(make()(ragged([0.1] * 3, [0.1])), [[0] * 3, [0]])
   assert_rows(make()(ragged([], [])), [[], []])
 
 
-@pytest.mark.parametrize("make", [rewards.RunningMeanStd, lambda: rewards.SlidingMinMax(window=5)])
+@pytest.mark.parametrize("make", [normalisers.RunningMeanStd, lambda: normalisers.SlidingMinMax(window=5)])
 def test_a_restored_normaliser_goes_on_as_if_never_stopped(make):
   batches = np.random.RandomState(0).randn(4, 3)
   whole, first, resumed = make(), make(), make()
@@ -194,14 +198,14 @@ def test_a_restored_normaliser_goes_on_as_if_never_stopped(make):
 
 def test_group_mean_std_by_hand():
   # Group 0: mean 2, std 1. Group 3, over its three steps: mean 2, variance 2/3·4 = 8/3. Group 1: equal.
-  got = rewards.group_mean_std(ragged([1], [3], [0, 2], [4], [5], []), groups=[0, 0, 3, 3, 1, 1], epsilon=1e-12)
+  got = normalisers.group_mean_std(ragged([1], [3], [0, 2], [4], [5], []), groups=[0, 0, 3, 3, 1, 1], epsilon=1e-12)
   s = math.sqrt(8 / 3)
   assert_rows(got, [[-1], [1], [-2 / s, 0], [2 / s], [0], []])
 
 
 def test_group_rank_by_hand():
   # Of 5, 1, 5, 9: below 1, 0, 1, 3, and one other ties with each 5: (1 + 0.5) / 3.
-  got = rewards.group_rank(ragged([5], [1], [5], [9], [1e9], [2], [2]), groups=[0, 0, 0, 0, 1, 2, 2])
+  got = normalisers.group_rank(ragged([5], [1], [5], [9], [1e9], [2], [2]), groups=[0, 0, 0, 0, 1, 2, 2])
   assert_rows(got, [[0.5], [0], [0.5], [1], [0.5], [0.5], [0.5]])
 
 
@@ -213,21 +217,21 @@ def completions(*rows, groups=None):
 
 def test_relative_length_by_hand():
   samples = completions([1], [1] * 3, [1] * 5, [1] * 9, [1] * 9, [], groups=[0, 0, 0, 4, 4, 2])
-  assert rewards.relative_length(samples).tolist() == [0.5, 0, -0.5, 0, 0, 0]
+  assert groups_lib.relative_length(samples).tolist() == [0.5, 0, -0.5, 0, 0, 0]
 
 
 def test_diversity_by_hand():
   # Bigrams: {12, 23}, {12, 24}, {12, 23}. Jaccard 1/3, 1, 1/3.
   samples = completions([1, 2, 3], [1, 2, 4], [1, 2, 3], [1], [], [], [7, 7], groups=[0, 0, 0, 1, 1, 2, 3])
-  np.testing.assert_allclose(rewards.diversity(samples, n=2), [1 / 3, 2 / 3, 1 / 3, 1, 1, 0, 0], rtol=1e-6)
-  assert rewards.diversity(completions([], [])).tolist() == [0, 0]
+  np.testing.assert_allclose(groups_lib.diversity(samples, n=2), [1 / 3, 2 / 3, 1 / 3, 1, 1, 0, 0], rtol=1e-6)
+  assert groups_lib.diversity(completions([], [])).tolist() == [0, 0]
   with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-    rewards.diversity([], n=0)
+    groups_lib.diversity([], n=0)
 
 
 def test_groups_that_are_torn_apart_are_refused():
   samples = completions([1], [2], [3], groups=[0, 1, 0])
-  for judge in (rewards.diversity, rewards.relative_length):
+  for judge in (groups_lib.diversity, groups_lib.relative_length):
     with pytest.raises(ValueError, match="samples of group 0 are not adjacent"):
       judge(samples)
 

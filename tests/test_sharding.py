@@ -18,10 +18,14 @@ import numpy as np
 import optax
 import pytest
 
-from rl_reason import learner, losses, policy, sharding
+from rl_reason.learner import optimizers, step
+from rl_reason.models import policy
 from rl_reason.models.transformer import abstract_params, parameter_axes
-from rl_reason.rollout import Sampling, generate
-from rl_reason.sharding import DEFAULT_RULES, Partitioning, make_mesh, partition_spec
+from rl_reason.objectives import losses
+from rl_reason.rollout import generate
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.runtime import sharding
+from rl_reason.runtime.sharding import DEFAULT_RULES, make_mesh, partition_spec, Partitioning
 
 GREEDY = Sampling(max_tokens=4, temperature=0.0)
 
@@ -101,8 +105,8 @@ def test_one_process_starts_nothing(monkeypatch):
 def test_parameters_and_moments_are_split_and_others_whole(tiny_config, tiny_params):
   partitioning = Partitioning(make_mesh(2, 2, 2))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
-  optimizer = learner.make_optimizer(schedule=optax.constant_schedule(0.1))
-  make = functools.partial(learner.init_state, optimizer=optimizer)
+  optimizer = optimizers.make_optimizer(schedule=optax.constant_schedule(0.1))
+  make = functools.partial(step.init_state, optimizer=optimizer)
   state_shardings = partitioning.state(jax.eval_shape(make, tiny_params), shardings, optimizer)
   state = jax.jit(make, out_shardings=state_shardings)(jax.device_put(tiny_params, shardings))
   adam = state.opt_state.inner_state[1][0]
@@ -133,20 +137,20 @@ def microbatched(batch, num):
 
 def make_update(config):
   # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
-  optimizer = learner.make_optimizer("sgd", schedule=optax.constant_schedule(1.0), max_grad_norm=0)
+  optimizer = optimizers.make_optimizer("sgd", schedule=optax.constant_schedule(1.0), max_grad_norm=0)
 
   def loss_fn(params, batch):
     out = policy.completion_logprobs(config, params, batch.prompts, batch.completions, batch.completion_lengths)
     return losses.policy_gradient_loss(
         *out, batch, clip_low=0.2, clip_high=0.2, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.01)
-  return jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer)), optimizer
+  return jax.jit(functools.partial(step.train_step, loss_fn=loss_fn, optimizer=optimizer)), optimizer
 
 
 @pytest.fixture(scope="module")
 def one_device(tiny_config, tiny_params, tiny_batch):
   """(parameters after one update, its metrics, greedy completions), without any mesh."""
   update, optimizer = make_update(tiny_config)
-  state, metrics = update(learner.init_state(tiny_params, optimizer), microbatched(tiny_batch, 1))
+  state, metrics = update(step.init_state(tiny_params, optimizer), microbatched(tiny_batch, 1))
   completions = generate(tiny_config, tiny_params, tiny_batch.prompts, GREEDY, group_size=2, rng=jax.random.key(0),
                          stop_ids=())
   return jax.device_get((state.params, metrics, completions))
@@ -166,7 +170,7 @@ def test_an_update_is_the_same_on_every_mesh(mesh, num_microbatches, one_device,
   with partitioning.use():
     params = jax.device_put(tiny_params, shardings)
     batch = partitioning.place(microbatched(tiny_batch, num_microbatches), (None, "batch"))
-    state = learner.init_state(params, optimizer)
+    state = step.init_state(params, optimizer)
     text = update.lower(state, batch).as_text()
     new, metrics = update(state, batch)
   assert_equal_to(one_device, new.params, metrics)
@@ -213,7 +217,7 @@ def test_mapped_shards_split_a_name_alike_in_all_arguments():
 
 def test_without_a_mesh_nothing_is_constrained(tiny_config, tiny_params, tiny_batch):
   update, optimizer = make_update(tiny_config)
-  text = update.lower(learner.init_state(tiny_params, optimizer), microbatched(tiny_batch, 1)).as_text()
+  text = update.lower(step.init_state(tiny_params, optimizer), microbatched(tiny_batch, 1)).as_text()
   assert "sharding_constraint" not in text
 
 

@@ -4,13 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import run, train
+from rl_reason import train
 from rl_reason.claims import measures
 from rl_reason.experiments import preference_strength
-from rl_reason.strength import Relabel, relabelled, strength
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.run import workdir
+from rl_reason.scorers.strength import Relabel, relabelled, strength
 from rl_reason.stages import voting
-from rl_reason.tasks import attributes, load_task
+from rl_reason.tasks.registry import load_task
+from rl_reason.tasks.worlds import attributes
 from rl_reason.types import Comparison, Step
 
 
@@ -111,8 +114,8 @@ def test_votes_are_the_members_differences_and_change_the_labels(tmp_path):
   with c.unlocked():
     c.seed, c.mesh.fsdp = 3, 1
   train.train(c, tmp_path, plain=True)
-  config, sections = run.check(c)
-  context = run.Workdir(tmp_path).with_stages(run.make_context(config), config, sections)
+  config, sections = config_lib.check(c)
+  context = workdir.Workdir(tmp_path).with_stages(run.make_context(config), config, sections)
   differences = voting.differences_of(context.finished("votes"))
   data = sections["votes"].data
   rows = load_task(data.source, data.args, data.train, data.heldout).train
@@ -147,7 +150,7 @@ def test_votes_that_cannot_be(tmp_path, change, message):
 
 def test_full_configs_are_sound():
   for name in preference_strength.ARMS:
-    config, sections = run.check(config_lib.load(f"experiments/preference_strength.py:{name}-full"))
+    config, sections = config_lib.check(config_lib.load(f"experiments/preference_strength.py:{name}-full"))
     assert len(config.stages) == 13 and len(sections["votes"].members) == 10
     assert sections["rl"].critic.start == "rm" and (sections["rm"].relabel is None) == (preference_strength.ARMS[name] is None)
   assert len(jax.devices()) > 1

@@ -11,10 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rl_reason import tasks
-from rl_reason.tasks import arithmetic as arithmetic_lib
-from rl_reason.tasks import files
-from rl_reason.tasks import pipeline
+from rl_reason.tasks import draws, files, pipeline, registry
+from rl_reason.tasks.worlds import arithmetic as arithmetic_lib
 from rl_reason.types import Problem
 
 ROWS = [
@@ -48,7 +46,7 @@ def test_rows_become_problems(tmp_path, kind):
     pq.write_table(pa.Table.from_pylist(ROWS), path)
   else:
     write_jsonl(path)
-  source = tasks.SOURCES[kind.partition(".")[0]](str(path), **GSM)
+  source = registry.SOURCES[kind.partition(".")[0]](str(path), **GSM)
   assert len(source) == 4
   assert source[1] == Problem(
       prompt="Q: What is 999+1?\nA:", reference="1,000", solution="Add.\n#### 1,000", id="1", metadata=ROWS[1])
@@ -92,10 +90,10 @@ def test_chats_become_prompts_and_what_follows(tmp_path, kind):
   rows = [{"chat": TURNS, "answer": "3"}, {"chat": TURNS[:2], "answer": "2"}, {"chat": TURNS[:3], "answer": "2"}]
   path = tmp_path / f"rows.{kind}"
   pq.write_table(pa.Table.from_pylist(rows), path) if kind == "parquet" else write_jsonl(path, rows)
-  source = tasks.SOURCES[kind](str(path), messages="chat", reference="{answer}")
+  source = registry.SOURCES[kind](str(path), messages="chat", reference="{answer}")
   assert [source[i].prompt for i in range(3)] == [tuple(TURNS[:2])] * 3
   assert [source[i].solution for i in range(3)] == [tuple(TURNS[2:5]), "", tuple(TURNS[2:3])] and source[0].reference == "3"
-  assert len(tasks.SOURCES[kind](str(path), messages="chat", unique=True)) == 1
+  assert len(registry.SOURCES[kind](str(path), messages="chat", unique=True)) == 1
 
 
 @pytest.mark.parametrize("chat, message", [
@@ -209,7 +207,7 @@ def test_load_task_from_a_config(tmp_path):
   config = ml_collections.ConfigDict(dict(
       source="jsonl", arguments=dict(path=path, where=dict(type=["easy", "hard"]), **GSM), train=dict(rows=":2"),
       heldout=dict(rows="2:")))
-  task = tasks.load_task(config.source, config.arguments, config.train, config.heldout)
+  task = registry.load_task(config.source, config.arguments, config.train, config.heldout)
   assert [task.train[i].id for i in range(len(task.train))] == ["0", "1"]
   assert task.heldout[0].reference == "1" and len(task.heldout) == 1
 
@@ -219,23 +217,23 @@ def test_a_prompt_in_both_halves_is_refused(tmp_path):
   spaced = write_jsonl(tmp_path / "b.jsonl", [{"question": "What  is\n3-3?", "name": "x"}])
   message = r"2 training rows .*train id '1' = heldout id '1': 'What is 999\+1\?'.*do not overlap"
   with pytest.raises(ValueError, match=message):
-    tasks.load_task("jsonl", dict(path=path, prompt="{question}"), dict(rows=":3"), dict(rows="1:"))
+    registry.load_task("jsonl", dict(path=path, prompt="{question}"), dict(rows=":3"), dict(rows="1:"))
   # Neither spacing nor a system message makes another question of it.
   with pytest.raises(ValueError, match="train id '3' = heldout id 'x'"):
-    tasks.load_task(
+    registry.load_task(
         "jsonl", dict(prompt="{question}"), dict(path=path, chat=True, system="Think."), dict(path=spaced, id="{name}"))
 
 
 def test_unknown_names_get_a_hint_before_anything_is_read():
   message = r"Unknown source 'json'. Did you mean 'jsonl'\? Known: arithmetic, .*dotted"
   with pytest.raises(ValueError, match=message):
-    tasks.load_task("json", {}, {}, {})
+    registry.load_task("json", {}, {}, {})
   with pytest.raises(ValueError, match=r"for the train rows takes no argument 'promt'. Did you mean 'prompt'\?"):
-    tasks.load_task("jsonl", dict(promt="{q}"), dict(path="missing"), dict(path="missing"))
+    registry.load_task("jsonl", dict(promt="{q}"), dict(path="missing"), dict(path="missing"))
   with pytest.raises(ValueError, match=r"for the heldout rows takes no argument 'row'. Did you mean 'rows'\?"):
-    tasks.load_task("jsonl", dict(prompt="{q}"), dict(path="missing"), dict(path="missing", row="1:"))
+    registry.load_task("jsonl", dict(prompt="{q}"), dict(path="missing"), dict(path="missing", row="1:"))
   with pytest.raises(ValueError, match="for the heldout rows needs the argument size"):
-    tasks.load_task("arithmetic", {}, dict(size=3), {})
+    registry.load_task("arithmetic", {}, dict(size=3), {})
 
 
 def test_a_dotted_path_names_a_users_source(tmp_path, monkeypatch):
@@ -244,24 +242,24 @@ def test_a_dotted_path_names_a_users_source(tmp_path, monkeypatch):
       "def doubles(*, start, stop):\n"
       "  return [Problem(f'2*{i}=', str(2 * i)) for i in range(start, stop)]\n")
   monkeypatch.syspath_prepend(tmp_path)
-  task = tasks.load_task("my_rows:doubles", {}, dict(start=0, stop=3), dict(start=3, stop=5))
+  task = registry.load_task("my_rows:doubles", {}, dict(start=0, stop=3), dict(start=3, stop=5))
   assert prompts(task.train) == ["2*0=", "2*1=", "2*2="] and task.heldout[1].reference == "8"
   with pytest.raises(ValueError, match="heldout rows of source 'my_rows:doubles' are none at all"):
-    tasks.load_task("my_rows:doubles", {}, dict(start=0, stop=3), dict(start=3, stop=3))
+    registry.load_task("my_rows:doubles", {}, dict(start=0, stop=3), dict(start=3, stop=3))
   with pytest.raises(ValueError, match=r"has no function or class 'double'. Did you mean 'doubles'\?"):
-    tasks.load_task("my_rows:double", {}, {}, {})
+    registry.load_task("my_rows:double", {}, {}, {})
   with pytest.raises(ValueError, match="no module 'my_row'"):
-    tasks.load_task("my_row:doubles", {}, {}, {})
+    registry.load_task("my_row:doubles", {}, {}, {})
   assert "my_rows" in sys.modules
 
 
 def test_real_data_sets_load(shared_data):
-  gsm8k = tasks.load_task(
+  gsm8k = registry.load_task(
       "jsonl", dict(GSM, id="{id}"), dict(path=str(shared_data / "gsm8k_train.jsonl.gz")),
       dict(path=str(shared_data / "gsm8k_test.jsonl.gz")))
   assert (len(gsm8k.train), len(gsm8k.heldout)) == (7473, 1319)
   assert gsm8k.train[0].reference == "72" and gsm8k.train[0].id == "gsm8k-train-0"
-  svamp = tasks.load_task(
+  svamp = registry.load_task(
       "jsonl", dict(path=str(shared_data / "svamp.jsonl.gz"), prompt="{question}", chat=True, system="Think.",
                     reference="{answer:g}", where={"type": "Addition"}), dict(rows=":90%"), dict(rows="90%:"))
   assert len(svamp.train) + len(svamp.heldout) == 134 and "." not in svamp.train[0].reference
@@ -312,11 +310,11 @@ def test_arithmetic_rows_do_not_depend_on_the_order_of_access():
 
 
 def test_arithmetic_halves_are_disjoint_and_hold_out_an_eighth():
-  task = tasks.load_task(
+  task = registry.load_task(
       "arithmetic", dict(max_terms=3, max_value=9), dict(size=4000), dict(size=1000, part="heldout", seed=5))
   assert not set(prompts(task.train)) & set(prompts(task.heldout))
   texts = [f"{a}+{b}=" for a in range(100) for b in range(100)]
-  share = sum(tasks.draws.in_part(text, "heldout") for text in texts) / len(texts)
+  share = sum(draws.in_part(text, "heldout") for text in texts) / len(texts)
   assert share == pytest.approx(1 / 8, abs=0.01)
 
 

@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from rl_reason import tasks
 from rl_reason.tasks import gsm_symbolic as lib
+from rl_reason.tasks import registry
 from rl_reason.tasks.draws import Draws
 
 WORDS = {"names": ["Ann", "Bob", "Cleo"], "numbers": ["one", "two", "three", "four"],
@@ -137,10 +137,10 @@ def test_rows_are_pure_functions_of_seed_and_index(tmp_path):
 
 
 def test_parts_are_disjoint(tmp_path):
-  task = tasks.load_task("gsm_symbolic", write(tmp_path), dict(size=100, part="train"), dict(size=30, part="heldout"))
+  task = registry.load_task("gsm_symbolic", write(tmp_path), dict(size=100, part="train"), dict(size=30, part="heldout"))
   assert len(task.train) == 100
   with pytest.raises(ValueError, match="have a prompt that is also held out"):
-    tasks.load_task("gsm_symbolic", write(tmp_path), dict(size=50, seed=0), dict(size=50, seed=1))
+    registry.load_task("gsm_symbolic", write(tmp_path), dict(size=50, seed=0), dict(size=50, seed=1))
 
 
 @pytest.mark.parametrize("keywords, message", [

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rl_reason import tasks
+from rl_reason.tasks import registry
 from rl_reason.tasks.preferences import comparisons
 from rl_reason.types import Comparison, Step
 
@@ -43,10 +43,10 @@ def test_pairs_from_every_kind_of_file(read, name):
 def test_a_config_names_them_as_it_names_problems(tmp_path):
   path = tmp_path / "rows.jsonl"
   path.write_text("".join(json.dumps({**PAIR, "prompt": f"{i}+2?"}) + "\n" for i in range(4)))
-  task = tasks.load_task("comparisons", dict(path=str(path), format="pairs"), dict(rows=":3"), dict(rows="3:"))
+  task = registry.load_task("comparisons", dict(path=str(path), format="pairs"), dict(rows=":3"), dict(rows="3:"))
   assert [len(task.train), len(task.heldout)] == [3, 1]
   with pytest.raises(ValueError, match="also held out"):
-    tasks.load_task("comparisons", dict(path=str(path), format="pairs"), {}, dict(rows="3:"))
+    registry.load_task("comparisons", dict(path=str(path), format="pairs"), {}, dict(rows="3:"))
 
 
 def test_lists_of_responses_with_domain_weight_and_margin(read):

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import policy
-from rl_reason.models import sources
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.models import policy, sources
 from rl_reason.rewards.judge import PairwiseJudge
-from rl_reason.rollout import encode_prompts, Sampling
+from rl_reason.rollout.sampling import Sampling
 from rl_reason.rollout.texts import policy_texts, PolicyTexts
 from rl_reason.types import Problem
 

@@ -7,16 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_policy_gradient import LENGTHS, T, completions, make_context, one, rollout_of  # noqa: F401, fixtures among them.
+from test_policy_gradient import completions, LENGTHS, one, rollout_of, T
 
-from rl_reason import advantages, config as config_lib, losses, metrics, packing, policy, rewards, run, train
+from rl_reason import train
+from rl_reason.arrays import length_mask, PromptBatch, RolloutBatch
+from rl_reason.batches import packing
 from rl_reason.experiments import oreal
-from rl_reason.models import heads
-from rl_reason.stages import critic as critic_lib
-from rl_reason.stages import base, policy_gradient, token_reward
-from rl_reason.stages.base import Optimizer
-from rl_reason.stages.token_reward import TokenReward
-from rl_reason.types import PromptBatch, RolloutBatch, Sample, length_mask
+from rl_reason.learner.optimizers import Optimizer
+from rl_reason.models import heads, policy
+from rl_reason.objectives import advantages, losses
+from rl_reason.reporting import metrics as metrics_lib
+from rl_reason.rewards import groups as rewards
+from rl_reason.rewards.composition import build
+from rl_reason.run import config as config_lib
+from rl_reason.run import earlier
+from rl_reason.stages import base
+from rl_reason.stages.policy_gradient import assemble, token_reward
+from rl_reason.stages.policy_gradient import critic as critic_lib
+from rl_reason.stages.policy_gradient import stage as policy_gradient
+from rl_reason.stages.policy_gradient.token_reward import TokenReward
+from rl_reason.types import Sample
 
 
 def samples(answers, groups, step=0, prompt="4302="):
@@ -24,7 +34,7 @@ def samples(answers, groups, step=0, prompt="4302="):
 
 
 def test_one_right_and_one_wrong_of_each_group():
-  choose = rewards.build_rewards(dict(pair=dict(function="one_of_each", args=dict(outcome=dict(exact_answer=1.0)))))
+  choose = build.build_rewards(dict(pair=dict(function="one_of_each", args=dict(outcome=dict(exact_answer=1.0)))))
   answers, groups = "4123" "4444" "1111" "4441", np.repeat(np.arange(4), 4)
   drawn = np.array([choose(samples(answers, groups, step))[0].reshape(4, 4) for step in range(40)])
   assert (drawn[:, 0, 0] == 1).all() and (drawn[:, 0].sum(axis=1) == 2).all()  # The only right one, and one of three.
@@ -60,7 +70,7 @@ def test_leave_one_out_by_hand():
   found = advantages.advantages(np.array([[1., -1., -1., -1.]]), baseline="leave_one_out")
   np.testing.assert_allclose(found, [[2, -2 / 3, -2 / 3, -2 / 3]], rtol=1e-6)
   spec = oreal._rewards("exact_answer")
-  total, components = rewards.build_rewards(spec)(samples("41", [0, 0]))
+  total, components = build.build_rewards(spec)(samples("41", [0, 0]))
   assert total.tolist() == [1, -1] and components["answer"].tolist() == [1, 0]
 
 
@@ -150,11 +160,11 @@ def test_a_rollouts_loss_is_the_papers(one, completions):
     companion = critic_lib.init_params(config.token_reward, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
     kernel = companion["head"]["output"]
     companion["head"]["output"] = np.random.RandomState(0).standard_normal(kernel.shape).astype(np.float32)
-    batch, told = policy_gradient.assemble(
+    batch, told = assemble.assemble(
         config, context, rollout, {"policy": params, "critic": companion}, jax.tree.map(lambda x: 0.8 * x, params))
     before = np.asarray(critic_lib.score(
         model, config.token_reward, None, companion, rollout.prompts, completions.tokens, LENGTHS, None))
-  [minibatch] = policy_gradient.minibatches(batch, config, jax.random.key(0))
+  [minibatch] = assemble.minibatches(batch, config, jax.random.key(0))
   np.testing.assert_array_equal(batch.returns[:, 0] > 0, RIGHT)
 
   def theirs(x):
@@ -204,7 +214,7 @@ def test_the_token_model_learns_while_the_policy_waits(one, completions, monkeyp
       if i == 10:
         jax.tree.map(np.testing.assert_array_equal, state.params["policy"], params)
       state, metrics, _ = stage.step(state, problems, i)
-      history.append(metrics)
+      history.append(metrics_lib)
     stage.close()
   assert history[0]["token_reward/positive"] == history[0]["token_reward/negative"] == history[0]["policy_loss"] == 0
   assert history[-1]["token_reward/loss"] < 0.5 * history[0]["token_reward/loss"]
@@ -234,11 +244,11 @@ def test_where_slips_are_and_how_well_they_are_found():
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/oreal.py:full-tiny")
   train.train(c, tmp_path)
-  steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "token_reward/loss" in x]
+  steps = [x for x in metrics_lib.read_metrics(tmp_path) if x.get("stage") == "rl" and "token_reward/loss" in x]
   assert len(steps) == 3 and all(x["logprob_gap"] < 1e-4 for x in steps)
   assert 0 <= oreal.usable(tmp_path) <= 1
   # The model that is beside the policy is a trunk and a head; a completion's shares are those of its logits.
-  context, params = run.policy_of_run(f"{tmp_path}:sft")
+  context, params = earlier.policy_of_run(f"{tmp_path}:sft")
   companion = context.finished("rl")["critic"]
   assert set(companion) == {"trunk", "head"}
   tokens = np.array([[3, 4, 5, 0]], np.int32)
@@ -262,11 +272,11 @@ def test_stages_that_cannot_be(fields, message):
         del c.rl[name]
       c.rl[name] = value
     with pytest.raises(ValueError, match=message):
-      run.check(c)
+      config_lib.check(c)
 
 
 def test_configs_of_all_arms_and_sizes():
   for name in (*oreal.ARMS, "full-7b"):
-    run.check(config_lib.load(f"experiments/oreal.py:{name}"))
+    config_lib.check(config_lib.load(f"experiments/oreal.py:{name}"))
   with pytest.raises(ValueError, match="Unknown arm 'whole'"):
     oreal.get_config("whole")

@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason import config as config_lib
-from rl_reason import run, train
+from rl_reason import train
 from rl_reason.experiments import reward_topology
-from rl_reason.tasks import check_disjoint, load_task, topology
+from rl_reason.run import config as config_lib
 from rl_reason.tasks.draws import Draws
-from rl_reason.tasks.topology import World
+from rl_reason.tasks.registry import check_disjoint, load_task
+from rl_reason.tasks.worlds import topology
+from rl_reason.tasks.worlds.topology import World
 from rl_reason.types import Problem
 
 
@@ -124,6 +125,6 @@ def test_the_experiment_small(tmp_path):
 
 def test_the_full_config_is_sound():
   for name in reward_topology.TOPOLOGIES:
-    config, sections = run.check(config_lib.load(f"experiments/reward_topology.py:{name}-full"))
+    config, sections = config_lib.check(config_lib.load(f"experiments/reward_topology.py:{name}-full"))
     assert sections["rl"].critic.start == "rm" and config.stages == ("rm", "rl")
   assert len(jax.devices()) > 1  # That the mesh takes what there is.

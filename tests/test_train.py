@@ -17,10 +17,11 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 import rl_reason
-from rl_reason import config as config_lib
-from rl_reason import run
-from rl_reason.metrics import read_metrics
-from rl_reason.rewards.monitors import StoppedByMonitor
+from rl_reason.reporting.metrics import read_metrics
+from rl_reason.rewards.composition.monitors import StoppedByMonitor
+from rl_reason.run import config as config_lib
+from rl_reason.run import context as run
+from rl_reason.run import workdir as workdir_lib
 from rl_reason.train import StopRequest, train
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
@@ -325,8 +326,8 @@ def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(con
   config.again.optimizer.learning_rate, config.again.start = 0.0, "initial"  # Ends where it starts.
   config.stages = ("rl", "again")
   params = train(config, tmp_path, plain=True)
-  run_config, sections = run.check(config)
-  context = run.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
+  run_config, sections = config_lib.check(config)
+  context = workdir_lib.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
   initial, same = run.initial_params(context), lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
   assert same(params, initial) and same(context.finished("again"), initial) and not same(context.finished("rl"), initial)
 
@@ -479,7 +480,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_
     train(config, tmp_path, plain=True)
   assert [line["skipped_in_a_row"] for line in steps(tmp_path)] == [1, 2]
   # The checkpoint of step 1 holds the parameters that the run began with.
-  run_config, _ = run.check(config)
+  run_config, _ = config_lib.check(config)
   context = run.make_context(run_config)
   saved = arrays(tmp_path / "checkpoints" / "rl" / "1")
   for path, x in jax.tree.leaves_with_path({"params": run.initial_params(context)}):
@@ -522,11 +523,11 @@ def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monk
   with pytest.raises(ValueError) as error:
     train(config, tmp_path, plain=True)
   assert message in str(error.value)
-  run.Workdir(tmp_path).claim(good, pytest.fail)  # The failed attempt has not made the folder its own.
+  workdir_lib.Workdir(tmp_path).claim(good, pytest.fail)  # The failed attempt has not made the folder its own.
 
 
 def test_another_runs_folder_is_refused_and_a_changed_detail_is_told(config, tmp_path):
-  notes, folder = [], run.Workdir(tmp_path / "run")
+  notes, folder = [], workdir_lib.Workdir(tmp_path / "run")
   folder.claim(config, notes.append)
   (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "rl", "step": 0, "eval/pass@1": 0.0}\n')
   folder.claim(config, notes.append)

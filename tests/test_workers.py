@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from rl_reason.rewards import workers
+from rl_reason.sandbox import pool as workers
 
 # What the workers run: a module of its own, so that a worker imports nothing else from here.
 FUNCTIONS = r'''

@@ -27,12 +27,16 @@ from matplotlib import figure
 import ml_collections
 import numpy as np
 
-from rl_reason import estimates, plots, provenance, run
-from rl_reason.evaluate import evaluate
+from rl_reason.evaluation import estimates
+from rl_reason.evaluation.accuracy import evaluate
 from rl_reason.experiments import algorithms
 from rl_reason.experiments.benchmarks.run import HERE, ROOT, say, write
-from rl_reason.metrics import read_metrics
 from rl_reason.models import pretrained
+from rl_reason.reporting import plots, provenance
+from rl_reason.reporting.metrics import read_metrics
+from rl_reason.run import config as run
+from rl_reason.run import context as context_lib
+from rl_reason.run import process, workdir
 from rl_reason.tasks import pipeline
 from rl_reason.train import train
 
@@ -60,7 +64,7 @@ def compare(config: ml_collections.ConfigDict, folder: Path, python: Path) -> di
   """
   train(config, folder / "ours", plain=True)
   checked, sections = run.check(config)
-  context = run.Workdir(folder / "ours").with_stages(run.make_context(checked), checked, sections)
+  context = workdir.Workdir(folder / "ours").with_stages(context_lib.make_context(checked), checked, sections)
   rl, warm, after = sections["rl"], folder / "warm", folder / "trl" / "final"
   if not (after / "config.json").exists():
     # The policy that both start from, and the prompts in the order in which our stage takes them.
@@ -132,7 +136,7 @@ def main() -> None:
     parser.error(f"--seeds must be at least 1, got {args.seeds}")
   if not args.python.exists():
     parser.error(f"{args.python} is not there: `make learning-curves` makes TRL's environment, or name one with --python")
-  run.start()
+  process.start()
   seeds = []
   for seed in range(args.seeds):
     config = get_config(args.size)
@@ -144,7 +148,7 @@ def main() -> None:
   args.results.mkdir(parents=True, exist_ok=True)
   write(args.results / "learning.json", dict(
       command=" ".join(["python -m rl_reason.experiments.benchmarks.learning", *sys.argv[1:]]),
-      commit=provenance.commit(ROOT), machine=provenance.machine("cpu"), versions={**run.versions(), **versions},
+      commit=provenance.commit(ROOT), machine=provenance.machine("cpu"), versions={**workdir.versions(), **versions},
       summary=found, seeds=seeds))
   draw(seeds, args.results / "learning.png")
   for name, values in found.items():

@@ -25,8 +25,8 @@ import sys
 import time
 from typing import Any
 
-from rl_reason import provenance
 from rl_reason.experiments.benchmarks import shapes, table
+from rl_reason.reporting import provenance
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

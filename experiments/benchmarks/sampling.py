@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from rl_reason.arrays import PromptBatch
 from rl_reason.experiments.benchmarks import inputs, shapes
-from rl_reason.rollout import Sampling, generate
-from rl_reason.types import PromptBatch
+from rl_reason.rollout import generate
+from rl_reason.rollout.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,10 @@
     python -m rl_reason.experiments.benchmarks.worker_ours SHAPE DIRECTORY
 """
 
-from rl_reason.experiments.benchmarks.channel import Channel  # First: its clock starts here.
-
 import sys
 
 from rl_reason.experiments.benchmarks import shapes
+from rl_reason.experiments.benchmarks.channel import Channel
 
 
 def score(samples):
@@ -35,8 +34,9 @@ def get_config(shape, directory):
 def main(name, directory):
   channel = Channel()
   import jax
-  from rl_reason import run
-  from rl_reason.stages import STAGES
+
+  from rl_reason.run import process as run
+  from rl_reason.stages.registry import STAGES
   # Cached however quickly it compiled, as long as JAX_COMPILATION_CACHE_DIR names a folder.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   channel.ready("rl_reason", "jax", "jaxlib", "flax", "optax", "numpy", device=jax.devices()[0].device_kind)

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 import sys
 
-from rl_reason import config as config_lib
-from rl_reason.claims import declaration, judgement, results, runs
+from rl_reason.claims import declaration, judgement, plan, results, runs
 from rl_reason.claims.declaration import Experiment
-from rl_reason.config import at_least, one_of
-from rl_reason.progress import Progress
-from rl_reason.run import errors_in_one_line
+from rl_reason.config.checks import at_least, one_of
+from rl_reason.reporting.progress import Progress
+from rl_reason.run import config as config_lib
+from rl_reason.run.process import errors_in_one_line
 
 
 def measure(
@@ -28,7 +28,7 @@ def measure(
 ) -> bool:
   """Runs these claims of an experiment, records and draws them. Returns false if a signal stopped it before."""
   counts = {name: seeds or experiment.claims[name].seeds for name in names}
-  planned = {name: runs.plan(experiment, name, counts[name], workdir, argument) for name in names}
+  planned = {name: plan.plan(experiment, name, counts[name], workdir, argument) for name in names}
   for name in names:
     if changes := results.stale(experiment, name):
       progress.note(f"{experiment.name}/{name}: {results.shorten(changes)}.")

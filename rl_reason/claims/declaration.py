@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import ml_collections
 
-from rl_reason import config as config_lib
-from rl_reason import naming, run
 from rl_reason.claims import measures
-from rl_reason.config import at_least, one_of
+from rl_reason.config import fields, naming
+from rl_reason.config.checks import at_least, one_of
+from rl_reason.run import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +163,11 @@ def parse(section: Mapping[str, Any], where: str = "claim") -> Claim:
   if isinstance(arms, Mapping):
     for name in arms:
       _check_name(f"{where}.arms", name)
-    section = {**section, "arms": {k: config_lib.parse(Arm, v, f"{where}.arms[{k!r}]") for k, v in arms.items()}}
+    section = {**section, "arms": {k: fields.parse(Arm, v, f"{where}.arms[{k!r}]") for k, v in arms.items()}}
   also = section.get("also") if isinstance(section, Mapping) else None
   if isinstance(also, Mapping):
-    section = {**section, "also": {k: config_lib.parse(Metric, v, f"{where}.also[{k!r}]") for k, v in also.items()}}
-  claim = config_lib.parse(Claim, section, where)
+    section = {**section, "also": {k: fields.parse(Metric, v, f"{where}.also[{k!r}]") for k, v in also.items()}}
+  claim = fields.parse(Claim, section, where)
   for metric in (claim.metric, *claim.also.values()):
     function = naming.find("metric function", metric.function, measures.MEASURES)
     naming.check_arguments(f"{where}: the metric function {metric.function!r}", function, metric.args, positional=1)
@@ -181,7 +181,7 @@ def arm_config(module: ModuleType, arm: Arm, seed: int = 0) -> ml_collections.Co
     for dotted, value in arm.overrides.items():
       _override(config, dotted, value)
     config.seed = seed
-  run.check(config)
+  config_lib.check(config)
   return config
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib import axes
 import numpy as np
 
-from rl_reason import plots
-from rl_reason.claims import measures, runs
+from rl_reason.claims import folder, measures, plan
 from rl_reason.claims.declaration import Claim
+from rl_reason.reporting import plots
 
 Curves = Mapping[str, Sequence[measures.Curve]]
 Style = Mapping[str, Any]
@@ -19,7 +19,7 @@ _TITLE_WIDTH = 100  # Characters of a line.
 _MANY = 4  # Arms beyond which bands would hide each other and names lie on each other.
 
 
-def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[runs.Run], png: Path) -> None:
+def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[plan.Run], png: Path) -> None:
   """A PNG 1200 pixels wide. What is missing is left out, and the title says that there is no verdict."""
   # The arms that are compared first, so that they have the same colours in every figure.
   arms = [*claim.pair, *(a for a in claim.arms if a not in claim.pair)]
@@ -45,14 +45,14 @@ def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[runs.Run], p
   os.replace(partial, png)
 
 
-def _curves(claim: Claim, planned: Sequence[runs.Run]) -> dict[str, list[measures.Curve]]:
+def _curves(claim: Claim, planned: Sequence[plan.Run]) -> dict[str, list[measures.Curve]]:
   """Arm -> a curve per seed, of finished runs, if the claim's metric reads a curve."""
   name, stage = claim.metric.args.get("name"), claim.metric.args.get("stage", "")
   found: dict[str, list[measures.Curve]] = {}
   if claim.metric.function not in measures.MEASURES:
     return found
   for run in planned:
-    if runs.outcome(run).status == "finished":
+    if folder.outcome(run).status == "finished":
       try:
         found.setdefault(run.arm, []).append(measures.curve(run.folder, name, stage))
       except ValueError:

@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason import estimates
-from rl_reason.claims import measures, runs
+from rl_reason.claims import folder, measures, plan
 from rl_reason.claims.declaration import Claim, Metric
+from rl_reason.evaluation import estimates
 
 CONFIDENCE, POWER = 0.95, 0.8
 
@@ -48,9 +48,9 @@ class Judgement:
   cost: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
 
 
-def measure(claim: Claim, run: runs.Run) -> Measured:
+def measure(claim: Claim, run: plan.Run) -> Measured:
   """What a run gave."""
-  end = runs.outcome(run)
+  end = folder.outcome(run)
   found = Measured(run.arm, run.seed, end.status, end.error, seconds=end.seconds)
   if end.status != "finished":
     return found
@@ -66,7 +66,7 @@ def measure(claim: Claim, run: runs.Run) -> Measured:
                              also={column: _number(metric, run) for column, metric in claim.also.items()})
 
 
-def _number(metric: Metric, run: runs.Run) -> float | None:
+def _number(metric: Metric, run: plan.Run) -> float | None:
   try:
     value = measures.measure(run.folder, metric.function, dict(metric.args))
   except Exception:  # pylint: disable=broad-except

@@ -8,7 +8,8 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason import metrics, naming
+from rl_reason.config import naming
+from rl_reason.reporting import metrics
 
 Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]
 

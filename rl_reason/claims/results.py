@@ -8,11 +8,12 @@ import shlex
 import sys
 from typing import Any
 
-from rl_reason import config as config_lib
-from rl_reason import provenance
-from rl_reason.claims import dependencies, judgement, runs
+from rl_reason.claims import dependencies, judgement, plan
+from rl_reason.claims import folder as runs
 from rl_reason.claims.declaration import Experiment, Metric, to_json
-from rl_reason.run import Workdir
+from rl_reason.config import fields as config_lib
+from rl_reason.reporting import provenance
+from rl_reason.run.workdir import Workdir
 
 COLUMNS = ("claim", "of", "compared", "effect (95 %)", "threshold", "could have seen", "verdict", "measured")
 BEGIN, END = "<!-- claims: generated, do not edit -->", "<!-- /claims -->"
@@ -53,7 +54,7 @@ def state(experiment: Experiment, name: str) -> dict[str, Any]:
 
 
 def record(
-    experiment: Experiment, name: str, planned: Sequence[runs.Run], measured: Sequence[judgement.Measured], seeds: int,
+    experiment: Experiment, name: str, planned: Sequence[plan.Run], measured: Sequence[judgement.Measured], seeds: int,
     root: Path,
 ) -> dict[str, Any]:
   """The record of a claim whose runs are done.

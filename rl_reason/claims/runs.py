@@ -1,171 +1,20 @@
 """Runs of a claim's arms over seeds: each in a process and a folder of its own, side by side, resumed after a kill."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
-import dataclasses
-import functools
-import itertools
-import json
 import os
-from pathlib import Path
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from typing import Any, Literal
 
-from rl_reason import metrics, provenance
-from rl_reason.claims import declaration, dependencies
-from rl_reason.claims.worker import STOPPED
-from rl_reason.progress import Progress
-from rl_reason.run import Workdir
+from rl_reason.claims.folder import FAILED, outcome, STOPPED
+from rl_reason.claims.plan import distinct, Run, with_beginnings
+from rl_reason.reporting import provenance
+from rl_reason.reporting.progress import Progress
+from rl_reason.run.workdir import Workdir
 
-# What a worker leaves in its run's folder.
-FINISHED, FAILED, SECONDS, BEGAN = "finished.json", "failed.json", "seconds.json", "began.json"
 _STOP_SECONDS = 120  # For a worker to save after the step that it is in.
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One arm with one seed. config: as JSON; code: dependencies.code of it.
-
-  The folder is named after both: another config, or code that changed, is another run, and what an old one left is never
-  taken for it.
-
-  leading: this is not the whole arm but its first stages, which other runs share. begins: the run whose stages it takes over
-  instead of training them again.
-  """
-  experiment: str
-  claim: str
-  arm: str
-  seed: int
-  config: Mapping[str, Any] = dataclasses.field(hash=False)
-  code: Mapping[str, str] = dataclasses.field(hash=False, compare=False)
-  workdir: Path = Path("runs/claims")
-  leading: bool = False
-  begins: "Run | None" = dataclasses.field(default=None, hash=False, compare=False)
-
-  @functools.cached_property  # `run_all` asks for the folder of every run twice a second.
-  def digest(self) -> str:
-    config = {k: v for k, v in self.config.items() if k != "seed"}  # The seeds of an arm lie side by side.
-    return dependencies.digest([config, dict(self.code)])[:8]
-
-  @property
-  def label(self) -> str:
-    return "+".join(self.config["stages"]) if self.leading else self.arm
-
-  @property
-  def folder(self) -> Path:
-    return self.workdir / Path(self.experiment).stem / f"{self.label}-{self.digest}" / f"seed{self.seed}"
-
-  @property
-  def num_steps(self) -> int:
-    return sum(self.config[stage]["num_steps"] for stage in self.config["stages"])
-
-  def done(self) -> int:
-    """Steps in metrics.jsonl, of all stages."""
-    with contextlib.suppress(FileNotFoundError):
-      lines = metrics.read_metrics(self.folder)
-      if lines:
-        stages = list(self.config["stages"])
-        before = stages[:stages.index(lines[-1]["stage"])] if lines[-1]["stage"] in stages else []
-        return sum(self.config[s]["num_steps"] for s in before) + lines[-1]["step"]
-    return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-  """How a run ended: finished; failed: `error` says why, it is tried again by the next command; stopped: by a signal."""
-  status: Literal["finished", "failed", "stopped"]
-  error: str = ""
-  seconds: float = 0.0
-
-
-def outcome(run: Run) -> Outcome:
-  """Of a run that no worker is at."""
-  spent = seconds(run.folder)
-  if (run.folder / FINISHED).exists():
-    return Outcome("finished", seconds=spent)
-  failed = read_json(run.folder / FAILED)
-  return Outcome("failed", failed["error"], spent) if failed else Outcome("stopped", seconds=spent)
-
-
-def seconds(folder: Path) -> float:
-  """Of all processes that worked in a run's folder."""
-  return sum(read_json(folder / SECONDS) or [])
-
-
-def plan(experiment: declaration.Experiment, name: str, seeds: int, workdir: Path, argument: str = "") -> list[Run]:
-  """The runs of a claim, seed by seed, so that what is there after a kill can be compared."""
-  configs = {arm: declaration.to_json(config) for arm, config in experiment.configs[name].items()}
-  code = {arm: dependencies.code(config) for arm, config in configs.items()}
-  spec = f"{experiment.file}:{argument}" if argument else str(experiment.file)
-  return [Run(spec, name, arm, seed, {**config, "seed": seed}, code[arm], workdir)
-          for seed in range(seeds) for arm, config in configs.items()]
-
-
-def distinct(runs: Sequence[Run]) -> list[Run]:
-  """One for each folder: claims share the runs of arms with the same name and config."""
-  return list({run.folder: run for run in runs}.values())
-
-
-def first_stages(run: Run, count: int) -> Run:
-  """The run of only its first `count` stages."""
-  config = declaration.leading(run.config, count)
-  return dataclasses.replace(run, config=config, code=dependencies.code(config), leading=True, begins=None)
-
-
-def with_beginnings(runs: Sequence[Run]) -> list[Run]:
-  """The runs, and before them those of leading stages that several of them share, so that these are trained once.
-
-  Stages are shared if with all before them, the seed and everything outside of stages they have equal configs and code.
-  Where they are the whole of another run of the plan, that run is begun from.
-  """
-  chains = {run: [first_stages(run, n + 1) for n in range(len(run.config["stages"]))] for run in runs}
-  made = {chain[-1].folder: run for run, chain in reversed(chains.items())}
-  followers: dict[Path, set[Path]] = {}
-  for run, chain in chains.items():
-    for shorter, longer in itertools.pairwise([*(c.folder for c in chain[:-1]), run.folder]):
-      followers.setdefault(shorter, set()).add(longer)
-  shared = {folder for folder, after in followers.items() if len(after) > 1}
-  planned: dict[Path, Run] = {}  # By folder, each after the run that it begins from.
-  for run, chain in chains.items():
-    before = None
-    for part in chain[:-1]:
-      if part.folder in made or part.folder in shared:
-        other = made.get(part.folder, part)
-        before = planned.setdefault(other.folder, dataclasses.replace(other, begins=before))
-    planned.setdefault(run.folder, dataclasses.replace(run, begins=before))
-  return list(planned.values())
-
-
-def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
-  """Puts what a finished run of the first stages left into a run's folder, as if this one had trained them.
-
-  A run that has begun by itself goes on so. Its metrics come last and at once: without them there is nothing of its own.
-  """
-  metrics_file = record.path / "metrics.jsonl"
-  if metrics_file.exists() and metrics_file.stat().st_size:
-    return
-  for name in ("checkpoints", "samples"):
-    shutil.rmtree(record.path / name, ignore_errors=True)
-    shutil.copytree(begins / name, record.path / name)
-  record.write("config.json", config)
-  record.write(BEGAN, {"folder": str(begins.absolute())})
-  shutil.copyfile(begins / "metrics.jsonl", partial := metrics_file.with_suffix(".partial"))
-  partial.replace(metrics_file)
-
-
-def lineage(folder: Path) -> Iterator[Path]:
-  """A run's folder, and those that its stages were taken from."""
-  folder = folder.absolute()
-  while True:
-    yield folder
-    began = read_json(folder / BEGAN)
-    if began is None:
-      return
-    folder = Path(began["folder"])
 
 
 def slots(jobs: int | None, count: int) -> list[dict[str, str]]:
@@ -313,8 +162,3 @@ def _signals_interrupt():
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-
-
-def read_json(path: Path) -> Any:
-  """What a JSON file holds, None if there is none."""
-  return json.loads(path.read_text()) if path.exists() else None

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import IO
 
-STOPPED = 3  # Exit status: a signal stopped the run; what it did is saved.
+from rl_reason.claims.folder import STOPPED
 
 
 def main() -> None:
@@ -38,8 +38,10 @@ def work(
   """Trains, and leaves finished.json or failed.json. Returns the exit status."""
   from rl_reason import train
   from rl_reason.claims import declaration
-  from rl_reason.claims.runs import FAILED, FINISHED, SECONDS, first_stages, plan, read_json, take_over
-  from rl_reason.run import start, Workdir
+  from rl_reason.claims.folder import FAILED, FINISHED, read_json, SECONDS, take_over
+  from rl_reason.claims.plan import first_stages, plan
+  from rl_reason.run.process import start
+  from rl_reason.run.workdir import Workdir
 
   started, record = time.time(), Workdir(folder)
   try:

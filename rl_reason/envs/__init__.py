@@ -3,10 +3,3 @@
 Each is a function that returns one: a function from episodes to the text that answers the last turn of each, or None.
 """
 
-from rl_reason.envs import lookup
-from rl_reason.envs import search
-
-ENVIRONMENTS = {
-    "lookup": lookup.lookup,  # Documents of the task `lookup`, some of them beside the point.
-    "search": search.search,  # Passages of a retrieval server.
-}

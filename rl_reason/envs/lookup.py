@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from rl_reason.rollout.episodes import Episode
-from rl_reason.tasks.lookup import document, SEARCH
+from rl_reason.tasks.worlds.lookup import document, SEARCH
 
 
 def lookup(*, reliable: float = 0.9) -> Callable[[Sequence[Episode]], list[str | None]]:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 import http.client
 import re
 
-from rl_reason.rewards.chat_endpoint import post_json
 from rl_reason.rollout.episodes import Episode
+from rl_reason.runtime.http import post_json
 
 _SEARCH = re.compile(r"<search>(.*?)</search>", re.DOTALL)
 

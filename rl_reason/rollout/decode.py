@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rl_reason import sharding
 from rl_reason.models import transformer
 from rl_reason.models.attention import Pages, Sharing
 from rl_reason.models.config import ModelConfig
-from rl_reason.rollout.sampling import Sampling, sample_tokens
+from rl_reason.rollout.sampling import sample_tokens, Sampling
+from rl_reason.runtime import sharding
 from rl_reason.types import Params
 
 # Per layer, keys [B K D S] and values [B K S D]; one array a layer, since a stacked one would be copied at every token.

@@ -5,7 +5,7 @@
 Turns of all running episodes are sampled together, then all are answered together; between turns a context is read anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -14,13 +14,34 @@ import jax
 from jaxtyping import Int, PRNGKeyArray
 import numpy as np
 
-from rl_reason import sharding
+from rl_reason.arrays import PromptBatch
+from rl_reason.batches.prompts import pad_rows
+from rl_reason.config.checks import at_least
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.tokenizer import Tokenizer
-from rl_reason.rollout.generate import Completions, blank_completions, generate
-from rl_reason.rollout.prompts import pad_rows
+from rl_reason.rollout.generate import blank_completions, Completions, generate
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.types import Params, Problem, PromptBatch
+from rl_reason.runtime import sharding
+from rl_reason.types import Params, Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentSection:
+  """Who answers what a policy writes, wherever completions are sampled: they become episodes (rollout.episodes).
+
+  source: a name in envs.ENVIRONMENTS or the dotted path of a function that returns one; args: its arguments.
+  max_turns, turn_tokens, answer_tokens: rollout.episodes.Environment. A `sampling` section's max_tokens is a whole episode's
+    and its stop strings end turns.
+  """
+  source: str
+  max_turns: int
+  turn_tokens: int
+  answer_tokens: int
+  args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    at_least(2, max_turns=self.max_turns)
+    at_least(1, turn_tokens=self.turn_tokens, answer_tokens=self.answer_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

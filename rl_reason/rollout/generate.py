@@ -8,15 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import numpy as np
 
-from rl_reason import sharding
+from rl_reason.arrays import PromptBatch, sampled_mask
 from rl_reason.models.attention import Sharing
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout import decode
 from rl_reason.rollout.pages import PageTable
 from rl_reason.rollout.prefill import read_prompts
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.rollout.schedule import CHUNK_TOKENS, Schedule, capacity
-from rl_reason.types import Params, PromptBatch, sampled_mask
+from rl_reason.rollout.schedule import capacity, CHUNK_TOKENS, Schedule
+from rl_reason.runtime import sharding
+from rl_reason.types import Params
 
 
 @flax.struct.dataclass

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from rl_reason import sharding
+from rl_reason.arrays import PromptBatch
 from rl_reason.models import transformer
 from rl_reason.models.attention import KeyValues
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.rollout.decode import Prompts
-from rl_reason.types import Params, PromptBatch
+from rl_reason.runtime import sharding
+from rl_reason.types import Params
 
 
 @flax.struct.dataclass

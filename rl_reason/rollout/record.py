@@ -9,8 +9,8 @@ import jax
 from jaxtyping import Float, Int
 import numpy as np
 
-from rl_reason.rollout.generate import Completions, blank_completions
-from rl_reason.types import PromptBatch
+from rl_reason.arrays import PromptBatch
+from rl_reason.rollout.generate import blank_completions, Completions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rl_reason import naming, policy
+from rl_reason.arrays import length_mask
+from rl_reason.batches.prompts import encode_prompts, pad_rows
+from rl_reason.config import naming
+from rl_reason.models import policy
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.sources import POLICIES
 from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.rollout.generate import generate
-from rl_reason.rollout.prompts import encode_prompts, make_samples, pad_rows
+from rl_reason.rollout.samples import make_samples
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.types import Params, Problem, length_mask
+from rl_reason.types import Params, Problem
 
 
 class PolicyTexts:

@@ -8,15 +8,19 @@ from absl import logging
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason import estimates, packing
-from rl_reason import memory as memory_lib
-from rl_reason.config import TaskSection, at_least, check_microbatches, one_of
+from rl_reason.arrays import LearnerState
+from rl_reason.batches import packing
+from rl_reason.batches.responses import encode_comparison, Encoded, Layout, too_long, with_critiques
+from rl_reason.config.checks import at_least, check_microbatches, one_of
+from rl_reason.evaluation import estimates
+from rl_reason.judges.critiques import Critiques
+from rl_reason.learner import memory as learner_memory
 from rl_reason.models import transformer
-from rl_reason.responses import Encoded, Layout, encode_comparison, too_long, with_critiques
-from rl_reason.rewards.critiques import Critiques
-from rl_reason.stages.base import Context, first_rows
-from rl_reason.tasks import Source, Task, load_task
-from rl_reason.types import Comparison, LearnerState
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.stages.base import first_rows
+from rl_reason.stages.context import Context
+from rl_reason.tasks.registry import load_task, TaskSection
+from rl_reason.types import Comparison, Source, Task
 
 
 class Section(Protocol):
@@ -142,7 +146,7 @@ class Reader:
     """What a device needs for the update. Rows are taken for pairs; lists need more."""
     batch = memory_lib.Batch(self._section.batch_size // self.microbatches, 2, self.layout.max_prompt_tokens,
                              self.layout.max_response_tokens)
-    return memory_lib.learner_parts(state_shape, microbatches=self.microbatches) + memory_lib.update_parts(
+    return learner_memory.learner_parts(state_shape, microbatches=self.microbatches) + learner_memory.update_parts(
         self._context.policy.config, self._context.partitioning, batch, dtype=self._context.dtype,
         remat=self._section.remat)
 

@@ -6,8 +6,8 @@ import dataclasses
 from jaxtyping import Bool
 import numpy as np
 
-from rl_reason.rewards.monitors import repeat_share
-from rl_reason.rollout import Rollout
+from rl_reason.rewards.composition.monitors import repeat_share
+from rl_reason.rollout.record import Rollout
 
 
 def equal_groups(rollout: Rollout, by: str = "") -> Bool[np.ndarray, "P"]:

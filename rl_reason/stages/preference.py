@@ -16,25 +16,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from rl_reason import learner, naming, policy, preferences, scorer, sharding
-from rl_reason import memory as memory_lib
-from rl_reason.config import TaskSection, one_of
-from rl_reason.losses import LossStatistics
+from rl_reason.batches import packing
+from rl_reason.batches.responses import Encoded, READINGS
+from rl_reason.config import naming
+from rl_reason.config.checks import one_of
+from rl_reason.learner import step as learner
+from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.step import make_learner
 from rl_reason.models import lora as lora_lib
+from rl_reason.models import policy
 from rl_reason.models.lora import LoRA
 from rl_reason.models.reward_model import ResponseBatch
-from rl_reason.responses import READINGS, Encoded
+from rl_reason.objectives import preferences
+from rl_reason.objectives.losses import LossStatistics
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.runtime import sharding
+from rl_reason.scorers import scorer
 from rl_reason.stages import comparisons
-from rl_reason.stages.base import (
-    Context, Evaluate, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
+from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
+from rl_reason.stages.base import Evaluate, first_rows, Stage, Trained
 from rl_reason.stages.comparisons import Reader
-from rl_reason.tasks import Source, pipeline
-from rl_reason.types import Comparison, Params
+from rl_reason.stages.context import Context
+from rl_reason.tasks import pipeline
+from rl_reason.tasks.registry import TaskSection
+from rl_reason.types import Comparison, Params, Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """loss: from rl_reason.preferences. pairs: it compares two sides; else it judges each response by itself, as kto does.
+  """loss: from rl_reason.objectives.preferences. pairs: it compares two sides; else it judges each response by itself, as kto does.
   reference: it needs a reference policy's log-probabilities."""
   loss: Callable[..., preferences.Result]
   pairs: bool = True
@@ -182,7 +192,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def score(params, responses: ResponseBatch) -> Float[np.ndarray, "P G"]:
     """Sums under a policy that does not learn, as many rows at once as the update has."""
-    scored = [whole(params, context.partitioning.place(part, ("batch",))) for part in learner.split_parts(responses, parts)]
+    scored = [whole(params, context.partitioning.place(part, ("batch",))) for part in packing.split_parts(responses, parts)]
     return np.concatenate([sharding.fetch(x) for x in scored])
 
   known = ReferenceSums(len(task.train))
@@ -204,7 +214,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       ours = score(lora_lib.merge(state.params), others)
       kl = float(preferences.kto_reference_point(ours, score(reference, others), mask.any(-1)))
       batch, metrics = batch.replace(kl=np.full_like(batch.kl, kl)), {"reference_point": kl}
-    state, updated = update(state, context.partitioning.place(learner.split_microbatches(batch, parts), (None, "batch")))
+    state, updated = update(state, context.partitioning.place(packing.split_microbatches(batch, parts), (None, "batch")))
     return state, {**{k: float(v) for k, v in jax.device_get(updated).items()}, **metrics,
                    "tokens": float(batch.lengths.sum())}, ""
 

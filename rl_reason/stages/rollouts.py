@@ -8,10 +8,14 @@ from typing import Protocol
 import jax
 from jaxtyping import PRNGKeyArray
 
-from rl_reason import sharding
-from rl_reason.rewards import RewardSet, Scoring, token_rewards
-from rl_reason.rollout import Rollout, Sampling, encode_prompts, make_samples
-from rl_reason.stages.base import Context
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.rewards.composition.reward_set import RewardSet, token_rewards
+from rl_reason.rewards.composition.scoring import Scoring
+from rl_reason.rollout.record import Rollout
+from rl_reason.rollout.samples import make_samples
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.runtime import sharding
+from rl_reason.stages.context import Context
 from rl_reason.types import Params, Problem, Sample
 
 

@@ -7,18 +7,27 @@ import functools
 import jax
 import optax
 
-from rl_reason import demonstrations, learner, losses, packing, policy, sharding
-from rl_reason import memory as memory_lib
-from rl_reason.config import TaskSection, at_least, check_microbatches, one_of
-from rl_reason.demonstrations import Examples
-from rl_reason.learner import split_microbatches
-from rl_reason.models import transformer
+from rl_reason.arrays import LearnerState
+from rl_reason.batches import demonstrations, packing
+from rl_reason.batches.demonstrations import Examples
+from rl_reason.batches.packing import split_microbatches
+from rl_reason.config.checks import at_least, check_microbatches, one_of
+from rl_reason.learner import memory as learner_memory
+from rl_reason.learner import step as learner
+from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.step import make_learner
+from rl_reason.models import policy, transformer
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.models.lora import LoRA
-from rl_reason.stages.base import (
-    Context, Optimizer, Stage, Trained, first_rows, make_learner, merging_memory, trained_policy, with_adapters)
-from rl_reason.tasks import Source, check_disjoint, load_splits, load_task, pipeline
-from rl_reason.types import LearnerState, Params
+from rl_reason.objectives import losses
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.runtime import sharding
+from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
+from rl_reason.stages.base import first_rows, Stage, Trained
+from rl_reason.stages.context import Context
+from rl_reason.tasks import pipeline
+from rl_reason.tasks.registry import check_disjoint, load_splits, load_task, TaskSection
+from rl_reason.types import Params, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +169,7 @@ def update_memory(
   """What a device holds for `make_update`."""
   parts = microbatches or _microbatches(context, batch_size, max_completion_tokens)
   batch = memory_lib.Batch(batch_size // parts, 1, 0, context.max_prompt_tokens + max_completion_tokens)
-  return memory_lib.learner_parts(state_shape, microbatches=parts) + memory_lib.update_parts(
+  return learner_memory.learner_parts(state_shape, microbatches=parts) + learner_memory.update_parts(
       context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=remat)
 
 

@@ -1,4 +1,4 @@
-"""Reward models vote: their score differences on every training pair, kept for stages that relabel by them (rl_reason.strength).
+"""Reward models vote: their score differences on every training pair, kept for stages that relabel by them (rl_reason.scorers.strength).
 
 Nothing is trained: a step scores a stretch of the pairs with every member, so that a run that was stopped goes on there.
 """
@@ -14,13 +14,17 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason import memory as memory_lib
-from rl_reason import ranking
-from rl_reason.config import TaskSection, at_least
-from rl_reason.stages.base import Context, Optimizer, Stage, Trained, first_rows, make_learner
-from rl_reason.strength import strength
-from rl_reason.tasks import Source, load_task
-from rl_reason.types import Comparison, LearnerState, Params
+from rl_reason.arrays import LearnerState
+from rl_reason.config.checks import at_least
+from rl_reason.evaluation import ranking
+from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.step import make_learner
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.scorers.strength import strength
+from rl_reason.stages.base import first_rows, Stage, Trained
+from rl_reason.stages.context import Context
+from rl_reason.tasks.registry import load_task, TaskSection
+from rl_reason.types import Comparison, Params, Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import re
 import string
 from typing import Any
 
-from rl_reason import naming
+from rl_reason.config import naming
 from rl_reason.types import Message, Problem
 
 

@@ -19,7 +19,7 @@ import operator
 import re
 from typing import Any
 
-from rl_reason import naming
+from rl_reason.config import naming
 from rl_reason.tasks import files
 from rl_reason.tasks.draws import Draws, Generated, in_part
 from rl_reason.types import Problem

@@ -2,7 +2,7 @@
 
 import grain
 
-from rl_reason.tasks import Source
+from rl_reason.types import Source
 
 
 def batches(

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from rl_reason import naming
+from rl_reason.config import naming
 from rl_reason.tasks import files
 from rl_reason.types import Comparison, Step
 

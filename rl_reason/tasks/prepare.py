@@ -9,15 +9,13 @@ Then, in a config: source="tfds", arguments=dict(name="my_set", data_dir="~/sets
 
 import json
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
-from rl_reason import tasks
-from rl_reason.tasks import prepared
+from rl_reason.tasks import prepared, registry
 
 _NAME = flags.DEFINE_string("name", None, "The data set's name: letters (lower case), digits, _.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of prepared data sets.", required=True)
-_SOURCE = flags.DEFINE_string("source", "jsonl", "A name in rl_reason.tasks.SOURCES or package.module:function.")
+_SOURCE = flags.DEFINE_string("source", "jsonl", "A name in rl_reason.tasks.registry.SOURCES or package.module:function.")
 _ARGS = flags.DEFINE_string("args", "{}", "JSON object: the source's arguments for every split.")
 _SPLITS = flags.DEFINE_string("splits", '{"train": {}}', "JSON object: split -> further arguments of that split.")
 _VERSION = flags.DEFINE_string("version", "1.0.0", "The data's version, major.minor.patch.")
@@ -27,7 +25,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments {argv[1:]}: every setting is a --flag.")
   arguments, splits = _json_object("args", _ARGS.value), _json_object("splits", _SPLITS.value)
-  sources = tasks.load_splits(_SOURCE.value, arguments, splits)
+  sources = registry.load_splits(_SOURCE.value, arguments, splits)
   folder = prepared.prepare(_NAME.value, sources, _DATA_DIR.value, _VERSION.value)
   print(f"{folder}: " + ", ".join(f"{split} {len(source)} rows" for split, source in sources.items()))
 

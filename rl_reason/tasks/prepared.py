@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_reason import naming
+from rl_reason.config import naming
 from rl_reason.tasks import files
 from rl_reason.types import Problem
 

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import policy
-from rl_reason.models import pretrained
-from rl_reason.rollout import Sampling, generate
-from rl_reason.rollout.sampling import filter_logits
+from rl_reason.models import policy, pretrained
+from rl_reason.rollout import generate
+from rl_reason.rollout.sampling import filter_logits, Sampling
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason import advantages, losses
+from rl_reason.objectives import advantages, losses
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.oracle

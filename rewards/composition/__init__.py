@@ -1,0 +1,1 @@
+"""Makes one reward of several: weights, gates, transforms, trust and monitors."""

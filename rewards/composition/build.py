@@ -1,0 +1,112 @@
+"""A config's mapping -> a RewardSet, with all that can be checked without samples checked."""
+
+from collections.abc import Mapping
+import inspect
+from typing import Any
+
+from rl_reason.config import naming
+from rl_reason.rewards.composition.component import Component, Gate, Transform, Trust
+from rl_reason.rewards.composition.reward_set import RewardSet
+from rl_reason.rewards.composition.schedules import Schedule
+
+FIELDS = ("function", "weight", "args", "transforms", "gate", "trust")
+
+
+def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any = None) -> RewardSet:
+  """A RewardSet from a config's mapping; everything that can be checked without samples is checked here.
+
+      {"math_answer": 1.0,                                                  # A name in REWARDS -> its weight.
+       "length": {"function": "overlong_penalty", "weight": 0.5,            # Another name in the logs, with arguments.
+                  "args": {"limit_tokens": 1024, "buffer_tokens": 256}},
+       "novelty": {"function": "my_package.rewards:Novelty", "args": {"capacity": 1000},  # A user's own,
+                   "transforms": ("sliding_min_max", {"name": "clip", "high": 0.9}),      # brought to [0, 0.9],
+                   "gate": {"component": "math_answer", "below": 0.5},                    # for wrong answers only,
+                   "weight": {"schedule": "linear", "start": 0.3, "end": 0.0, "steps": 100}}}  # less and less.
+
+  "function" (default: the key) is a name in REWARDS or "package.module:function"; "args" default to none. A dotted path
+  may name a class: it is made with `args`, and the object is called with the samples. "weight" (default 1.0) is a number
+  or the fields of a Schedule. "transforms" are names in TRANSFORMS or dotted paths, alone or as {"name": ...} beside
+  their arguments, applied in this order. "gate" has the fields of a Gate, "trust" those of a Trust.
+
+  Args:
+    models: given to rewards with an argument `models`: where learned ones find theirs (stages.base.Models).
+
+  Raises: ValueError for unknown names, arguments, weights, transforms or gates, saying what was probably meant.
+  """
+  from rl_reason.rewards.registry import REWARDS  # Here: the package imports this file.
+
+  if not hasattr(spec, "items") or not spec:
+    raise ValueError(f"rewards must map at least one name to a weight or a mapping, got {spec!r}: e.g."
+                     " {'math_answer': 1.0}.")
+  components = []
+  for name, entry in spec.items():
+    if not hasattr(entry, "items") or "schedule" in entry:
+      entry = {"weight": entry}
+    for field in entry:
+      if field not in FIELDS:
+        raise ValueError(f"Reward {name!r} has an unknown field {field!r}.{naming.did_you_mean(field, FIELDS)} Its fields:"
+                         f" {', '.join(FIELDS)}; an argument of the function goes into \"args\".")
+    args = dict(entry.get("args") or {})
+    path = entry.get("function", name)
+    function, args = _made(f"Reward {name!r}", "reward", path, args, REWARDS, models)
+    try:
+      weight = Schedule.of(entry.get("weight", 1.0))
+    except ValueError as error:
+      raise ValueError(f"Reward {name!r} has {error}") from error
+    components.append(Component(
+        name, function, weight, args, transforms=_transforms(name, entry.get("transforms") or ()),
+        gate=_look(name, "gate", Gate, entry.get("gate")), trust=_look(name, "trust", Trust, entry.get("trust"))))
+  return RewardSet(components)
+
+
+def _transforms(name: str, entries: Any) -> tuple[Transform, ...]:
+  from rl_reason.rewards.registry import TRANSFORMS  # Here: the package imports this file.
+
+  if isinstance(entries, str) or hasattr(entries, "items"):
+    raise ValueError(f"Reward {name!r}: transforms must be a tuple, got {entries!r}: for one entry write ({entries!r},).")
+  made = []
+  for entry in entries:
+    args = dict(entry.items()) if hasattr(entry, "items") else {"name": entry}
+    if "name" not in args:
+      raise ValueError(f"Reward {name!r}: the transform {args!r} has no name: write {{'name': 'clip', 'high': 0.0}}, with"
+                       " its arguments beside the name.")
+    path = args.pop("name")
+    function, args = _made(f"Reward {name!r}: transform", "transform", path, args, TRANSFORMS)
+    made.append(Transform(path, function, args))
+  return tuple(made)
+
+
+def _made(what: str, kind: str, path: str, args: Mapping[str, Any], registry: Mapping[str, Any], models: Any = None):
+  """(function, arguments of its calls); of a class, an object and none."""
+  function = naming.find(kind, path, registry)
+  is_class = inspect.isclass(function)  # Then the samples, or values, come later, to its objects.
+  given = {"groups": []} if getattr(function, "sees_groups", False) and not is_class else {}
+  if "models" in inspect.signature(function).parameters:
+    if models is None:
+      raise ValueError(f"{what}: {path} needs models of a run, which only stages have: elsewhere, as in evaluation.rewards,"
+                       " use a verifier.")
+    args = {**args, "models": models}
+  naming.check_arguments(f"{what}: {path}", function, {**args, **given}, positional=0 if is_class else 1)
+  if not is_class:
+    if path in registry:
+      function([], **args, **given)  # Ours check their arguments before they look at anything else.
+    return function, args
+  function = function(**args)
+  if not callable(function):
+    raise ValueError(f"{what}: {path} is a class whose objects cannot be called: give it __call__(self, samples).")
+  return function, {}
+
+
+def _look(name: str, field: str, kind: type, entry: Any) -> Any:
+  """A Gate or a Trust of a mapping with its fields; None of nothing."""
+  if not entry:
+    return None
+  if not hasattr(entry, "items"):
+    number = {"gate": "above", "trust": "right"}[field]
+    raise ValueError(f"Reward {name!r}: {field} must be a mapping, got {entry!r}: e.g. {{'component': {entry!r},"
+                     f" {number!r}: 0.5}}.")
+  naming.check_arguments(f"Reward {name!r}: {field}", kind, list(entry))
+  try:
+    return kind(**dict(entry.items()))
+  except ValueError as error:
+    raise ValueError(f"Reward {name!r}: {error}") from error

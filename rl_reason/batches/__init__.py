@@ -1,0 +1,1 @@
+"""Turns rows of text into the token arrays that models read."""

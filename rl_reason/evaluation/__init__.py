@@ -1,0 +1,1 @@
+"""Measures policies on problems, and reward models on rows of known quality."""

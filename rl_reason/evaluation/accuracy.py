@@ -1,0 +1,137 @@
+"""Measures how often a policy is right on held-out problems: pass@1, pass@k, maj@k.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.config.checks import at_least
+from rl_reason.evaluation import estimates
+from rl_reason.rewards.answers import last_number
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rollout import memory as rollout_memory
+from rl_reason.rollout.samples import make_samples
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.stages.context import Context
+from rl_reason.types import Params, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Accuracy on held-out problems, before, during and after training; `python -m rl_reason.evaluate` reads it too.
+
+  rewards: the verifier, as a rewards section; a completion is correct when its total is above 0.5.
+  num_problems: from the start of the held-out half. samples_per_problem: k of pass@k and maj@k; pass@1 is their mean.
+  every: stage steps between evaluations; 0: only before and after.
+  sampling: how completions are drawn (rollout.sampling.Sampling).
+  batch_size: problems at once.
+  by: a key of the problems' metadata, e.g. "level": pass@1 is also told of each of its values.
+  """
+  rewards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  sampling: Sampling | None = None
+  num_problems: int = 100
+  samples_per_problem: int = 1
+  every: int = 0
+  batch_size: int = 32
+  by: str = ""
+
+  def __post_init__(self):
+    at_least(1, num_problems=self.num_problems, samples_per_problem=self.samples_per_problem, batch_size=self.batch_size)
+    at_least(0, every=self.every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """metrics: names starting with "eval/" -> numbers. samples: of all problems, adjacent per problem. correct: per sample."""
+  metrics: dict[str, float]
+  samples: list[Sample]
+  correct: np.ndarray
+
+  def rows(self) -> list[dict]:
+    return [{"prompt": s.prompt, "completion": s.completion, "reference": s.reference, "correct": bool(c),
+             "truncated": s.truncated} for s, c in zip(self.samples, self.correct.reshape(-1))]
+
+
+def check_verifier(section: Evaluation, context: Context) -> None:
+  """Raises: ValueError for unknown rewards, and for held-out references that they cannot use."""
+  if context.task is None:
+    raise ValueError("The config has no task to evaluate a policy on: add config.task and config.evaluation.")
+  count = min(section.num_problems, len(context.task.heldout))
+  with contextlib.closing(build_rewards(section.rewards)) as rewards:
+    rewards.check_references([context.task.heldout[i].reference for i in range(count)])
+  lacking = [p.id for p in (context.task.heldout[i] for i in range(count)) if section.by and section.by not in p.metadata]
+  if lacking:
+    raise ValueError(f"evaluation.by={section.by!r} is no key of the metadata of {len(lacking)} held-out problems, of"
+                     f" {lacking[0]!r} for one. Keys: {', '.join(map(str, context.task.heldout[0].metadata)) or 'none'}.")
+
+
+def memory(section: Evaluation, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to sample one batch of held-out problems."""
+  batch = context.sampled_batch(section.batch_size, section.samples_per_problem, section.sampling)
+  return rollout_memory.rollout_parts(
+      context.policy.config, context.partitioning, batch, dtype=context.dtype, params=context.abstract_params,
+      phase="evaluation", cure="lower evaluation.batch_size or evaluation.samples_per_problem",
+      prefill_tokens=context.prefill_tokens)
+
+
+def evaluate(
+    section: Evaluation, context: Context, params: Params, *, report: Callable[[str], None] = lambda text: None,
+) -> Result:
+  """Samples every held-out problem and checks the completions.
+
+  The random numbers depend on the run's seed only, so that evaluations of one run differ by the policy alone.
+
+  Args:
+    report: is told of the progress every 20 seconds.
+  """
+  tokenizer, k = context.policy.tokenizer, section.samples_per_problem
+  problems = [context.task.heldout[i] for i in range(min(section.num_problems, len(context.task.heldout)))]
+  # One program for all batches: prompts padded alike, the last batch filled up with its first problem.
+  bucket = encode_prompts(problems, tokenizer, max_tokens=context.max_prompt_tokens).tokens.shape[1]
+  samples, told = [], time.monotonic()
+  for start in range(0, len(problems), section.batch_size):
+    real = problems[start:start + section.batch_size]
+    batch = real + real[:1] * (section.batch_size - len(real))
+    prompts = encode_prompts(batch, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket)
+    completions = context.complete(
+        params, batch, prompts, section.sampling, group_size=k, rng=context.rng("evaluation", start))
+    drawn = make_samples(batch, completions, tokenizer, stop_strings=section.sampling.stop_strings)
+    samples += drawn[:len(real) * k]
+    if time.monotonic() - told > 20:
+      told = time.monotonic()
+      report(f"evaluating: {start + len(real)} of {len(problems)} problems")
+  rewards = build_rewards(section.rewards)
+  correct = rewards(samples)[0].reshape(-1, k) > 0.5
+  return Result(metrics=accuracy(samples, correct, by=section.by), samples=samples, correct=correct)
+
+
+def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") -> dict[str, float]:
+  """pass@1 with its 95 % bootstrap interval over problems, and with k > 1 samples each pass@k and maj@k.
+
+  Args:
+    samples: k adjacent ones per problem. correct: [problems, k]. maj@k compares their last numbers.
+    by: a key of metadata: pass@1 of each of its values is told beside that of all.
+  """
+  n, k = correct.shape
+  per_problem, metrics = correct.mean(axis=1), {}
+
+  def add(name, scores):
+    low, high = estimates.bootstrap_interval(scores)
+    metrics.update({name: float(np.mean(scores)), f"{name}_low": low, f"{name}_high": high})
+  add("eval/pass@1", per_problem)
+  if k > 1:
+    answers = [[last_number(s.completion) for s in samples[i * k:(i + 1) * k]] for i in range(n)]
+    add(f"eval/pass@{k}", estimates.pass_at_k(np.full(n, k), correct.sum(axis=1), k))
+    add(f"eval/maj@{k}", estimates.majority_at_k(answers, correct.tolist(), k))
+  kinds = [str(s.metadata[by]) for s in samples[::k]] if by else []
+  for kind in sorted(set(kinds)):
+    add(f"eval/pass@1/{kind}", per_problem[np.array(kinds) == kind])
+  metrics["eval/truncated"] = float(np.mean([s.truncated for s in samples]))
+  metrics["eval/length"] = float(np.mean([len(s.completion_tokens) for s in samples]))
+  return metrics

@@ -1,0 +1,1 @@
+"""Asks models in words: prompts for a judge, its verdicts, its critiques."""

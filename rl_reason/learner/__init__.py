@@ -1,0 +1,1 @@
+"""Updates parameters: optimizers, and the one step that every loss goes through."""

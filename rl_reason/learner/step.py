@@ -1,0 +1,109 @@
+"""state + minibatch -> new state, metrics: gradients over microbatches, one optimizer step, refused if not finite."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rl_reason.arrays import LearnerState
+from rl_reason.learner import optimizers
+from rl_reason.learner.optimizers import Optimizer
+from rl_reason.models import lora
+from rl_reason.objectives.losses import LossStatistics
+from rl_reason.stages.base import clipped_optimizer
+from rl_reason.stages.context import Context
+from rl_reason.types import Params
+
+# (parameters, microbatch) -> (loss, statistics); a batch is a RolloutBatch, a TextBatch or a stage's own.
+LossFn = Callable[[Params, Any], tuple[jax.Array, LossStatistics]]
+
+
+def skipped_in_a_row(state: LearnerState) -> jax.Array:
+  """Updates refused in a row because a gradient was not finite; 0 after a good one."""
+  return state.opt_state.notfinite_count
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
+  """With the optimizer's state of what is trained (lora.partition): all parameters, or adapters alone."""
+  return LearnerState(
+      step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(lora.partition(params)[0]))
+
+
+def train_step(
+    state: LearnerState, microbatches: Any, *, loss_fn: LossFn, optimizer: optax.GradientTransformation,
+    lookahead: Callable[[Params, Params], tuple[Params, dict[str, jax.Array]]] | None = None,
+) -> tuple[LearnerState, dict[str, jax.Array]]:
+  """One optimizer step on one minibatch, of what is trained: frozen parameters have no gradients and stay as they are.
+
+  Args:
+    microbatches: a batch whose every array has a leading axis of A microbatches, gone through one after the
+      other; their token_weights sum to 1 over all A, so that A changes memory and not the result.
+    loss_fn: (params, microbatch) -> (loss, LossStatistics).
+    lookahead: (what is trained, what is frozen) -> where instead of there the gradient is taken, and metrics of its own.
+
+  Returns: the new state and metrics; `skipped_in_a_row` is above 0 where the update was refused.
+  """
+  trained, frozen = lora.partition(state.params)
+  at, told = (trained, {}) if lookahead is None else lookahead(trained, frozen)
+
+  @functools.partial(jax.jit, inline=True)  # So that its shapes and the loop's body are traced once.
+  def gradient(trained, frozen, batch):
+    (_, statistics), grads = jax.value_and_grad(
+        lambda trained: loss_fn(lora.combine(trained, frozen), batch), has_aux=True)(trained)
+    return grads, statistics
+
+  def one(i):
+    return gradient(at, frozen, jax.tree.map(lambda x: x[i], microbatches))
+
+  num = jax.tree.leaves(microbatches)[0].shape[0]
+  if num == 1:
+    grads, statistics = one(0)
+  else:
+    def add(carry, i):
+      grads, statistics = carry
+      new_grads, new_statistics = one(i)
+      return (jax.tree.map(jnp.add, grads, new_grads), statistics.merge(new_statistics)), None
+    # All in one loop, from nothing: with the first one ahead of it XLA unrolls a loop of one step, and both
+    # microbatches' activations live at once.
+    grads, statistics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.int32(0)))
+    statistics = statistics.replace(maxima=jax.tree.map(lambda x: x - jnp.inf, statistics.maxima))
+    (grads, statistics), _ = jax.lax.scan(add, (grads, statistics), jnp.arange(num))
+
+  updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+  params = lora.combine(optax.apply_updates(trained, updates), frozen)
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  metrics = {**told, **statistics.metrics(), "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
+             "skipped_in_a_row": skipped_in_a_row(state)}
+  return state, metrics
+
+
+def make_learner(
+    context: Context, params: Params, section: Optimizer, num_updates: int, *, shapes: Params | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> tuple[optax.GradientTransformation, Callable[[], LearnerState], LearnerState]:
+  """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape.
+
+  Args:
+    params: where it starts, or a function that makes it.
+    shapes: of params, with shardings (Trained.shapes); None: those of the policy.
+    optimizer: in place of the section's.
+  """
+  abstract = context.abstract_params if shapes is None else shapes
+  optimizer = optimizer or optimizers.refuse_non_finite(clipped_optimizer(section, num_updates))
+
+  def init_state(params):
+    # A copy: the learner's arrays are donated at every update, the caller's must live on.
+    return init_state(jax.tree.map(jnp.copy, params), optimizer)
+
+  state = jax.eval_shape(init_state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract))
+  param_shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  shardings = context.partitioning.state(
+      state, param_shardings, optimizer, trained_shardings=lora.partition(param_shardings)[0])
+  state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+  def init():
+    return jax.jit(init_state, out_shardings=shardings)(params() if callable(params) else params)
+  return optimizer, init, state_shape

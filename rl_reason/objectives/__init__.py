@@ -1,0 +1,1 @@
+"""Holds the mathematics of learning: advantages, losses, preferences. Pure functions."""

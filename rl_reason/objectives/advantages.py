@@ -1,0 +1,225 @@
+"""Rewards -> advantages. To subtract a baseline and to normalise the scale are separate choices.
+
+First per completion, [P G]: groups of a prompt's completions; then per token, [B T], one completion a row (before
+rl_reason.batches.packing): returns, estimates with a critic's values. `mask` is true on the policy's own tokens;
+prompt, tool and pad tokens, wherever they stand in the row, are skipped: time passes over sampled tokens alone.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Rewards = Float[Array, "P G"]
+PerToken = Float[Array, "B T"]
+Mask = Bool[Array, "B T"]
+
+
+def group_mean(rewards: Rewards) -> Rewards:
+  """r_i − mean of the group (Shao et al. 2024, arXiv:2402.03300, sec. 4.1, without the division)."""
+  return rewards - rewards.mean(axis=1, keepdims=True)
+
+
+def leave_one_out(rewards: Rewards) -> Rewards:
+  """r_i − mean of the *others* in the group (RLOO; Ahmadian et al. 2024, arXiv:2402.14740, eq. 8).
+
+  Equals group_mean times G / (G − 1). Needs G of at least 2.
+  """
+  g = rewards.shape[1]
+  return (rewards - rewards.mean(axis=1, keepdims=True)) * (g / (g - 1))
+
+
+def no_baseline(rewards: Rewards) -> Rewards:
+  """r_i itself (REINFORCE)."""
+  return rewards
+
+
+def group_std(advantages: Rewards, rewards: Rewards, *, epsilon: float = 1e-4) -> Rewards:
+  """Divides by the standard deviation of the group's rewards (GRPO; arXiv:2402.03300, sec. 4.1).
+
+  The sample deviation (G − 1) plus `epsilon`, as trl computes it; the paper states neither.
+  """
+  return advantages / (rewards.std(axis=1, ddof=1, keepdims=True) + epsilon)
+
+
+def batch_std(advantages: Rewards, rewards: Rewards, *, epsilon: float = 1e-4) -> Rewards:
+  """Divides by the standard deviation of all the batch's rewards, so that easy and hard prompts weigh alike."""
+  return advantages / (rewards.std(ddof=1) + epsilon)
+
+
+def unscaled(advantages: Rewards, rewards: Rewards) -> Rewards:
+  """Leaves the scale of the rewards (Dr. GRPO; Liu et al. 2025, arXiv:2503.20783)."""
+  del rewards
+  return advantages
+
+
+def batch_whiten(advantages: Rewards, rewards: Rewards) -> Rewards:
+  """`whiten` over the batch's completions, each counting once: REINFORCE++ after no baseline, REINFORCE++-baseline after
+  group_mean (Hu et al. 2025, arXiv:2501.03262, sec. 3). Whitening their tokens instead lets long completions weigh more.
+  """
+  del rewards
+  return whiten(advantages, jnp.ones(advantages.shape, bool))
+
+
+BASELINES: dict[str, Callable[[Rewards], Rewards]] = {
+    "group_mean": group_mean, "leave_one_out": leave_one_out, "none": no_baseline}
+NORMALISERS: dict[str, Callable[[Rewards, Rewards], Rewards]] = {
+    "group_std": group_std, "batch_std": batch_std, "batch_whiten": batch_whiten, "none": unscaled}
+
+
+def advantages(rewards: Rewards, *, baseline: str = "group_mean", normalise: str = "none") -> Rewards:
+  """Rewards of P groups of G completions -> advantages, in reward units or, normalised, in standard deviations."""
+  return NORMALISERS[normalise](BASELINES[baseline](jnp.asarray(rewards, jnp.float32)), rewards)
+
+
+def whiten(advantages: Float[Array, "..."], mask: Bool[Array, "..."], *, epsilon: float = 1e-8) -> Float[Array, "..."]:
+  """(A − mean) / sqrt(variance + epsilon) over all that is masked in, of all rows together; zero where masked out.
+
+  Call it with the whole batch, before it is cut into minibatches, so that every update divides by the same number. The
+  variance is the population's (1/n), as in the code that REINFORCE++ came with (OpenRLHF, which bounds it by 1e-8 from
+  below); the paper (arXiv:2501.03262) states neither. trl and verl divide by n − 1.
+  """
+  count = jnp.maximum(mask.sum(), 1)
+  a = jnp.where(mask, advantages, 0.0)
+  centred = jnp.where(mask, a - a.sum() / count, 0.0)
+  return centred * jax.lax.rsqrt(jnp.square(centred).sum() / count + epsilon)
+
+
+def returns_to_go(rewards: PerToken, mask: Mask, *, discount: float = 1.0) -> PerToken:
+  """At every token what is still to come: R_t = r_t + γ R_{t+1}; zero where masked.
+
+  Args:
+    rewards: reward for sampling token t; any value where masked. discount: γ per sampled token, in [0, 1].
+
+  Raises: ValueError if discount is outside [0, 1].
+  """
+  zeros = jnp.zeros_like(rewards)
+  return gae(rewards, zeros, mask, zeros[:, 0], discount=discount, lam=1.0)[1]
+
+
+def gae(
+    rewards: PerToken, values: PerToken, mask: Mask, bootstrap: Float[Array, "B"],
+    *, discount: float = 1.0, lam: float = 0.95,
+) -> tuple[PerToken, PerToken]:
+  """Generalized advantage estimates, and the returns to fit values to.
+
+      δ_t = r_t + γ V_{t+1} − V_t            A_t = δ_t + γλ A_{t+1}            R_t = A_t + V_t
+
+  Args:
+    rewards: reward for sampling token t, in verifier units (1.0 = correct).
+    values: V(s_t), predicted before token t is sampled, in the same units; of the next token, the row's next true one.
+    bootstrap: V after the last token of a truncated completion, else 0.
+    discount: γ per token, in [0, 1].
+    lam: λ, from 0 (one step, low variance) to 1 (Monte Carlo, no bias).
+
+  Returns: (advantages, returns), both zero where masked.
+  Raises: ValueError if discount or lam is outside [0, 1].
+  Source: Schulman et al. 2016, arXiv:1506.02438, eq. 16.
+  """
+  _in_unit_interval(discount=discount, lam=lam)
+  rewards, values = (jnp.where(mask, x, 0.0).astype(jnp.float32) for x in (rewards, values))
+
+  def step(later, token):
+    later_advantage, later_value = later
+    r, v, m = token
+    advantage = r + discount * later_value - v + discount * lam * later_advantage
+    return (jnp.where(m, advantage, later_advantage), jnp.where(m, v, later_value)), jnp.where(m, advantage, 0.0)
+  bootstrap = jnp.asarray(bootstrap, jnp.float32)
+  _, advantages = jax.lax.scan(
+      step, (jnp.zeros_like(bootstrap), bootstrap), (rewards.T, values.T, mask.T), reverse=True)
+  return advantages.T, advantages.T + values
+
+
+def token_advantages(
+    rewards: PerToken, mask: Mask, *, group_size: int, returns: str = "total", baseline: str = "group_mean",
+    normalise: str = "none", discount: float = 1.0,
+) -> PerToken:
+  """Rewards per token of groups, adjacent rows -> advantages per token, without a critic.
+
+  returns: "total": all tokens of a completion share `advantages` of its summed reward. "to_go": a token has the return from
+    it on (returns_to_go), less its completion's baseline; both are about the return at the completion's first token, and so
+    is the scale.
+  baseline: a key of BASELINES. normalise: of NORMALISERS but, with "to_go", not batch_whiten; TOKEN_NORMALISERS come after.
+
+  Returns: zero where masked. Raises: ValueError for unknown returns.
+  """
+  normalise = normalise if normalise in NORMALISERS else "none"
+  rewards = jnp.where(mask, rewards, 0.0)
+  if returns == "total":
+    estimates = advantages(rewards.sum(axis=1).reshape(-1, group_size), baseline=baseline, normalise=normalise)
+    return jnp.where(mask, estimates.reshape(-1, 1), 0.0)
+  if returns == "to_go":
+    to_go = returns_to_go(rewards, mask, discount=discount)
+    first = jnp.take_along_axis(to_go, jnp.argmax(mask, axis=1)[:, None], axis=1)
+    whole = first.reshape(-1, group_size)
+    estimates = BASELINES[baseline](whole).reshape(-1, 1) + (to_go - first)
+    estimates = NORMALISERS[normalise](estimates.reshape(len(whole), -1), whole).reshape(to_go.shape)
+    return jnp.where(mask, estimates, 0.0)
+  raise ValueError(f"Unknown returns {returns!r}: {' or '.join(RETURNS)}.")
+
+
+def per_sign(advantages: PerToken, mask: Mask) -> PerToken:
+  """Advantages above 0 times N / N⁺, those below times N / N⁻: with mean_over="token", a mean over the tokens of each sign.
+
+  N counts the tokens masked in, N⁺ and N⁻ those with such advantages; a sign that no token has needs no factor.
+  Source: the two normalisers of OREAL (Lyu et al. 2025, arXiv:2502.06781, eq. 8).
+  """
+  a = jnp.where(mask, advantages, 0.0)
+  count = mask.sum()
+  up, down = (count / jnp.maximum((mask & which).sum(), 1) for which in (a > 0, a < 0))
+  return a * jnp.where(a > 0, up, down)
+
+
+RETURNS = ("total", "to_go")
+# Of all tokens of a batch, after whatever else: they need no groups. "none" is in both lists.
+TOKEN_NORMALISERS: dict[str, Callable[[PerToken, Mask], PerToken]] = {
+    "token_whiten": whiten, "per_sign": per_sign, "none": lambda advantages, mask: advantages}
+
+
+def vtrace(
+    rewards: PerToken, values: PerToken, mask: Mask, bootstrap: Float[Array, "B"],
+    logprobs: PerToken, behaviour_logprobs: PerToken,
+    *, discount: float = 1.0, lam: float = 1.0, max_rho: float = 1.0, max_c: float = 1.0, max_policy_rho: float = 1.0,
+) -> tuple[PerToken, PerToken]:
+  """V-trace: values and advantages of the policy from tokens that an older one sampled.
+
+      ρ_t = min(ρ̄, π/μ)    c_t = λ min(c̄, π/μ)    δ_t = ρ_t (r_t + γ V_{t+1} − V_t)
+      v_t = V_t + δ_t + γ c_t (v_{t+1} − V_{t+1})        A_t = min(ρ̄_A, π/μ) (r_t + γ (λ v_{t+1} + (1 − λ) V_{t+1}) − V_t)
+
+  On policy and with λ = 1, v is the return. What is learnt with these advantages takes no further ratio.
+
+  Args:
+    rewards, values, bootstrap, discount: as in gae.
+    logprobs: of the sampled tokens under the policy, π. behaviour_logprobs: under the one that sampled, μ.
+    max_rho: ρ̄, which decides whose value v is: μ's near 0, π's at ∞. max_c: c̄, how far corrections travel.
+    max_policy_rho: ρ̄_A, the bound of the advantage's own weight.
+
+  Returns: (advantages, targets v), both zero where masked; constants, as far as gradients are concerned.
+  Raises: ValueError if discount or lam is outside [0, 1].
+  Source: Espeholt et al. 2018, arXiv:1802.01561, eq. 1 in its recursive form (remark 1), λ as in remark 2, advantage of
+    sec. 4.2; the advantage with λ below 1, where the paper has none, is rlax's.
+  """
+  _in_unit_interval(discount=discount, lam=lam)
+  rewards, values = (jnp.where(mask, x, 0.0).astype(jnp.float32) for x in (rewards, values))
+  ratio = jnp.exp(jnp.where(mask, logprobs - behaviour_logprobs, 0.0))
+
+  def step(later, token):
+    later_error, later_value, later_target = later
+    r, v, m, w = token
+    c = lam * jnp.minimum(max_c, w)
+    error = jnp.minimum(max_rho, w) * (r + discount * later_value - v) + discount * c * later_error
+    advantage = jnp.minimum(max_policy_rho, w) * (r + discount * later_target - v)
+    new = error, v, lam * (v + error) + (1 - lam) * v
+    out = jnp.where(m, advantage, 0.0), jnp.where(m, error, 0.0)
+    return jax.tree.map(lambda x, y: jnp.where(m, x, y), new, later), out
+  bootstrap = jnp.asarray(bootstrap, jnp.float32)
+  _, (advantages, errors) = jax.lax.scan(
+      step, (jnp.zeros_like(bootstrap), bootstrap, bootstrap), (rewards.T, values.T, mask.T, ratio.T), reverse=True)
+  return jax.lax.stop_gradient((advantages.T, values + errors.T))
+
+
+def _in_unit_interval(**values: float) -> None:
+  for name, value in values.items():
+    if not 0.0 <= value <= 1.0:
+      raise ValueError(f"{name} must be in [0, 1], got {value}.")

@@ -1,0 +1,289 @@
+"""Per-token objectives, KL estimators, and the reductions from tokens to one number: three separate choices."""
+
+from collections.abc import Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from rl_reason.arrays import RolloutBatch
+
+
+@flax.struct.dataclass
+class LossStatistics:
+  """What a loss reports about one microbatch, so that microbatches combine exactly into their minibatch.
+
+  sums: add up to the minibatch's value. token_sums: add up, then are divided by the tokens of the minibatch
+  (num_tokens, added up too). maxima: the largest counts.
+  """
+  sums: Mapping[str, Float[Array, ""]]
+  token_sums: Mapping[str, Float[Array, ""]]
+  num_tokens: Float[Array, ""]
+  maxima: Mapping[str, Float[Array, ""]]
+
+  def merge(self, other: "LossStatistics") -> "LossStatistics":
+    def add(x, y):
+      return jax.tree.map(jnp.add, x, y)
+    return LossStatistics(add(self.sums, other.sums), add(self.token_sums, other.token_sums),
+                          self.num_tokens + other.num_tokens, jax.tree.map(jnp.maximum, self.maxima, other.maxima))
+
+  def metrics(self) -> dict[str, Float[Array, ""]]:
+    means = {k: v / jnp.maximum(self.num_tokens, 1.0) for k, v in self.token_sums.items()}
+    return {**self.sums, **means, **self.maxima}
+
+
+PerToken = Float[Array, "B T"]
+Mask = Bool[Array, "B T"]
+Segments = Int[Array, "B T"] | None
+
+
+def clipped_policy_gradient(
+    logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: Mask, segments: Segments = None,
+    *, clip_low: float = 0.2, clip_high: float = 0.2,
+) -> tuple[PerToken, Mask]:
+  """PPO's clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, eq. 7), one bound for each side.
+
+      ρ = exp(logprobs − behaviour_logprobs)        loss = −min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A)
+
+  This is the signature of all OBJECTIVES. On the first update (ρ = 1), and with equal advantages and token_weights along
+  each completion, the gradient of each of them is REINFORCE's.
+
+  Args:
+    behaviour_logprobs: of the distribution that was sampled from.
+    mask: true on completion tokens; what the other arguments hold elsewhere does not matter.
+    segments: None, or where in its row the token's completion begins (types.RolloutBatch); this objective needs it not.
+    clip_low, clip_high: in [0, 1] and [0, ∞); a larger clip_high lets unlikely tokens grow (DAPO, arXiv:2503.14476).
+
+  Returns: (loss, whether clipping stopped the token's gradient), zero and false where masked.
+  """
+  del segments
+  return _clipped(_log_ratios(logprobs, behaviour_logprobs, mask), advantages, mask, clip_low, clip_high)
+
+
+def sequence_policy_gradient(
+    logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: Mask, segments: Segments = None,
+    *, clip_low: float = 3e-4, clip_high: float = 4e-4,
+) -> tuple[PerToken, Mask]:
+  """GSPO: one ratio for a whole completion, which is clipped as a whole (Zheng et al. 2025, arXiv:2507.18071, eq. 5-7).
+
+      s = exp(mean over the completion of log ρ)        loss = −min(s A, clip(s, 1 − clip_low, 1 + clip_high) A)
+
+  Every token carries its completion's loss: reduced with mean_over="sequence" the sum is the paper's. A mean of logarithms
+  moves little, hence the paper's bounds of 3e-4 and 4e-4. Arguments and result as in clipped_policy_gradient.
+  """
+  log_ratio = completion_mean(_log_ratios(logprobs, behaviour_logprobs, mask), mask, segments)
+  return _clipped(log_ratio, advantages, mask, clip_low, clip_high)
+
+
+def sequence_token_policy_gradient(
+    logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: Mask, segments: Segments = None,
+    *, clip_low: float = 3e-4, clip_high: float = 4e-4,
+) -> tuple[PerToken, Mask]:
+  """GSPO-token: the completion's ratio, the token's own gradient, for advantages that differ along a completion.
+
+      s_t = stop_gradient(s) π_t / stop_gradient(π_t)        loss = −min(s_t A_t, clip(s_t) A_t)
+
+  The value is sequence_policy_gradient's and, where a completion's advantages are all equal, so is the gradient.
+  Source: arXiv:2507.18071, eq. 13-14.
+  """
+  log_ratio = completion_mean(_log_ratios(logprobs, behaviour_logprobs, mask), mask, segments)
+  own = jnp.where(mask, logprobs, 0.0)
+  own_gradient = own - jax.lax.stop_gradient(own)  # Zero, to the last bit.
+  return _clipped(jax.lax.stop_gradient(log_ratio) + own_gradient, advantages, mask, clip_low, clip_high)
+
+
+def weighted_policy_gradient(
+    logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: Mask, segments: Segments = None,
+    *, clip_low: float = 1.0, clip_high: float = 0.28,
+) -> tuple[PerToken, Mask]:
+  """CISPO: REINFORCE with a bounded importance weight, so that clipping silences no token (arXiv:2506.13585, eq. 4-5).
+
+      loss = −stop_gradient(clip(ρ, 1 − clip_low, 1 + clip_high)) A log π
+
+  The paper sets no lower bound (clip_low=1) and tunes the upper one.
+
+  Returns: (loss, whether the weight was clipped, which does not stop the gradient), zero and false where masked.
+  """
+  del segments
+  ratio = jnp.exp(_log_ratios(logprobs, behaviour_logprobs, mask))
+  weight = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  loss = -jax.lax.stop_gradient(weight) * jnp.where(mask, advantages, 0.0) * jnp.where(mask, logprobs, 0.0)
+  return loss, mask & (weight != ratio)
+
+
+def geometric_policy_gradient(
+    logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: Mask, segments: Segments = None,
+    *, clip_low: float = 0.4, clip_high: float = 0.4,
+) -> tuple[PerToken, Mask]:
+  """GMPO: the geometric mean of a completion's token ratios, each clipped (Zhao et al. 2025, arXiv:2507.20673, sec. 3).
+
+      c_t = sign(A) min(sign(A) log ρ_t, sign(A) clip(log ρ_t, −clip_low, clip_high))        loss = −exp(mean of c) A
+
+  Every token carries its completion's loss: reduced with mean_over="sequence" the sum is the paper's. The bounds are those
+  of the logarithm, in this objective alone: 0.4 is the paper's, ratios between e^−0.4 and e^0.4.
+
+  Returns: (loss, whether clipping stopped the token's gradient), zero and false where masked.
+  """
+  log_ratio = _log_ratios(logprobs, behaviour_logprobs, mask)
+  advantages = jnp.where(mask, advantages, 0.0)
+  bounded = jnp.clip(log_ratio, -clip_low, clip_high)
+  stopped = mask & (advantages * bounded < advantages * log_ratio)
+  mean = completion_mean(jnp.where(stopped, bounded, log_ratio), mask, segments)
+  return -jnp.exp(mean) * advantages, stopped
+
+
+OBJECTIVES = {
+    "clipped": clipped_policy_gradient, "gspo": sequence_policy_gradient, "gspo_token": sequence_token_policy_gradient,
+    "cispo": weighted_policy_gradient, "gmpo": geometric_policy_gradient}
+
+
+def completion_mean(x: PerToken, mask: Mask, segments: Segments = None) -> PerToken:
+  """At every token of a completion the mean of x over that completion's tokens; zero where masked.
+
+  Args:
+    x: any value where masked. segments: as in types.RolloutBatch, None for one completion a row.
+  """
+  x, m = jnp.where(mask, x, 0.0), jnp.asarray(mask, jnp.float32)
+  if segments is None:
+    means = x.sum(axis=1, keepdims=True) / jnp.maximum(m.sum(axis=1, keepdims=True), 1.0)
+  else:
+    # Row by row, so that rows on several devices need not meet.
+    total = jax.vmap(lambda x, ids: jax.ops.segment_sum(x, ids, num_segments=x.shape[0]))
+    sums, counts = total(x, segments), total(m, segments)
+    means = jnp.take_along_axis(sums / jnp.maximum(counts, 1.0), segments, axis=1)
+  return jnp.where(mask, means, 0.0)
+
+
+def _log_ratios(logprobs: PerToken, behaviour_logprobs: PerToken, mask: Mask) -> PerToken:
+  # Mask before exp: garbage in padding would overflow, and 0 * inf has a NaN gradient.
+  return jnp.where(mask, logprobs - behaviour_logprobs, 0.0)
+
+
+def _clipped(
+    log_ratio: PerToken, advantages: PerToken, mask: Mask, clip_low: float, clip_high: float,
+) -> tuple[PerToken, Mask]:
+  ratio, advantages = jnp.exp(log_ratio), jnp.where(mask, advantages, 0.0)
+  bounded = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
+  return -jnp.minimum(ratio * advantages, bounded), mask & (bounded < ratio * advantages)
+
+
+def value_loss(
+    values: PerToken, behaviour_values: PerToken, returns: PerToken, mask: Mask, *, clip: float = 0.2,
+) -> tuple[PerToken, Mask]:
+  """PPO's critic: half the squared error, of the value or of the value kept near the one before the update: the larger.
+
+      V' = V_behaviour + clip(V − V_behaviour, −clip, clip)        loss = max((V − R)², (V' − R)²) / 2
+
+  Args:
+    values: V(s_t) of the critic in training. behaviour_values: those that the advantages were estimated with.
+    returns: what to fit, e.g. advantages.gae's. All in reward units; any value where masked.
+    clip: in reward units, at least 0; ∞ for the plain squared error.
+
+  Returns: (loss per token, to be reduced with token_weights like a policy's; whether clipping stopped the token's
+    gradient), zero and false where masked.
+  Source: not in Schulman et al. 2017 (arXiv:1707.06347, eq. 9 has the plain error), but in its authors' code (openai
+    baselines, ppo2).
+  """
+  values, behaviour_values, returns = (jnp.where(mask, x, 0.0) for x in (values, behaviour_values, returns))
+  moved = values - behaviour_values  # Where it is within bounds the value itself: rounding must not look like clipping.
+  near = jnp.where(jnp.abs(moved) > clip, behaviour_values + jnp.clip(moved, -clip, clip), values)
+  error, bounded = jnp.square(values - returns), jnp.square(near - returns)
+  return jnp.maximum(error, bounded) / 2, mask & (bounded > error)
+
+
+def truncated_importance(
+    trainer_logprobs: PerToken, sampler_logprobs: PerToken, mask: Mask, *, cap: float,
+) -> tuple[PerToken, dict[str, Float[Array, ""]]]:
+  """Weights for tokens that another distribution than the trainer's drew: another rounding, or older parameters.
+
+      w = min(π_trainer / π_sampler, cap)
+
+  They multiply the advantage; the clipped ratio is then taken to π_trainer before the update, so that clipping bounds
+  the step and not the mismatch (truncated importance sampling, Ionides 2008; of rollouts, Yao et al. 2025, "Your
+  efficient RL framework secretly brings you off-policy RL training").
+
+  Returns: (weights, zero where masked; metrics over the mask: their mean, the share that was capped, and the largest
+    |trainer − sampler| in nats, which takes the place of the loss' own `logprob_gap`).
+  """
+  gap = jnp.where(mask, trainer_logprobs - sampler_logprobs, 0.0)
+  ratio = jnp.exp(gap)
+  weights = jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
+  count = jnp.maximum(mask.sum(), 1)
+  return weights, {
+      "importance/weight": weights.sum() / count, "importance/capped": (mask & (ratio > cap)).sum() / count,
+      "logprob_gap": jnp.abs(gap).max()}
+
+
+def kl_estimate(logprobs: PerToken, reference_logprobs: PerToken, mask: Mask, *, estimator: str) -> PerToken:
+  """A per-token estimate of KL(policy ‖ reference) from tokens the policy sampled, in nats; zero where masked.
+
+  With d = log π − log π_ref (Schulman 2020, "Approximating KL divergence"):
+    k1 = d: unbiased, may be negative. Its gradient, in a loss, is zero in expectation: use it in the reward.
+    k2 = d² / 2: biased value, but in a loss its gradient is that of the KL itself.
+    k3 = exp(−d) − 1 + d: unbiased and never negative; in a loss its gradient is a biased one (GRPO's choice).
+  """
+  d = jnp.where(mask, logprobs - reference_logprobs, 0.0)
+  return KL_ESTIMATORS[estimator](d)
+
+
+KL_ESTIMATORS = {"k1": lambda d: d, "k2": lambda d: jnp.square(d) / 2, "k3": lambda d: jnp.expm1(-d) + d}
+
+
+def token_weights(mask: Mask, *, mean_over: str, max_tokens: int) -> PerToken:
+  """Each token's share in the loss of a minibatch; zero where masked.
+
+  mean_over: "token": every token of the minibatch counts alike (DAPO); "sequence": every completion counts alike, its
+    tokens share its part (GRPO); "fixed_length": every token counts 1 / (B * max_tokens), so that a completion's
+    length changes nothing for the others (Dr. GRPO, arXiv:2503.20783). B counts completions with a true token.
+
+  Shares and not a mean, because microbatches then simply add up to the whole minibatch's loss.
+  """
+  m = mask.astype(jnp.float32)  # Methods alone: a mask on the host is not worth compiling for.
+  b = m.max(axis=1, initial=0.0).sum().clip(min=1.0)
+  if mean_over == "token":
+    return m / m.sum().clip(min=1.0)
+  if mean_over == "sequence":
+    return m / m.sum(axis=1, keepdims=True).clip(min=1.0) / b
+  if mean_over == "fixed_length":
+    return m / (b * max_tokens)
+  raise ValueError(f"Unknown reduction {mean_over!r}: token, sequence or fixed_length.")
+
+
+REDUCTIONS = ("token", "sequence", "fixed_length")
+
+
+def policy_gradient_loss(
+    logprobs: PerToken, entropy: PerToken, batch: RolloutBatch, *, clip_low: float, clip_high: float,
+    kl_coef: float, kl_estimator: str, entropy_coef: float = 0.0, objective: str = "clipped",
+) -> tuple[Float[Array, ""], LossStatistics]:
+  """The policy's objective, plus kl_coef times the KL estimate, minus entropy_coef times the entropy.
+
+  Args:
+    batch: a RolloutBatch (of one microbatch); its token_weights reduce tokens to the loss.
+    clip_low, clip_high: bounds as the objective reads them. objective: a key of OBJECTIVES.
+    kl_coef: of a KL penalty in the loss; 0 where the penalty is in the reward or absent.
+
+  Returns: (loss, LossStatistics).
+  """
+  mask, w = batch.completion_mask, batch.token_weights
+  policy_loss, clipped = OBJECTIVES[objective](
+      logprobs, batch.behaviour_logprobs, batch.advantages, mask, batch.segments, clip_low=clip_low, clip_high=clip_high)
+  kl = kl_estimate(logprobs, batch.reference_logprobs, mask, estimator=kl_estimator)
+  entropy = jnp.where(mask, entropy, 0.0)
+  loss = jnp.sum(w * (policy_loss + kl_coef * kl - entropy_coef * entropy))
+  gap = jnp.where(mask, jnp.abs(logprobs - batch.behaviour_logprobs), 0.0)
+  return loss, LossStatistics(
+      sums={"loss": loss, "policy_loss": jnp.sum(w * policy_loss)},
+      token_sums={"kl": kl.sum(), "entropy": entropy.sum(), "clip_fraction": clipped.sum(dtype=jnp.float32)},
+      num_tokens=mask.sum(dtype=jnp.float32),
+      maxima={"logprob_gap": gap.max()})
+
+
+def imitation_loss(
+    logprobs: PerToken, mask: Mask, token_weights: PerToken) -> tuple[Float[Array, ""], LossStatistics]:
+  """Negative log-likelihood of demonstrations, weighed per token; where masked out, log-probabilities may be anything."""
+  nll = jnp.where(mask, -logprobs, 0.0)
+  loss = jnp.sum(token_weights * nll)
+  return loss, LossStatistics(
+      sums={"loss": loss}, token_sums={"nll": nll.sum()}, num_tokens=mask.sum(dtype=jnp.float32), maxima={})

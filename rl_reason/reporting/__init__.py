@@ -1,0 +1,1 @@
+"""Shows what a run does: metrics, progress, plots and the closing table."""

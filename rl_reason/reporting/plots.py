@@ -1,0 +1,193 @@
+"""Learning curves of a run, as a PNG. Import it where a plot is drawn: matplotlib takes a second to load."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib import axes, figure, ticker
+import numpy as np
+
+from rl_reason.reporting import metrics
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One chart.
+
+  y_label: what is drawn, with its unit.
+  keys: metrics, a curve each; "prefix/*" stands for every metric of that prefix not named before.
+  stage: draw this stage's lines only; None for all stages.
+  band: (low, high) metrics around the first curve, and `band_label` what they are.
+  y_limits: fixed limits, e.g. (0, 1) for a proportion; None fits them to the data.
+  joined: the metric means the same in all stages, so its curves run on from one to the next.
+  """
+  title: str
+  y_label: str
+  keys: tuple[str, ...]
+  stage: str | None = None
+  band: tuple[str, str] | None = None
+  band_label: str = "95% interval"
+  y_limits: tuple[float, float] | None = None
+  joined: bool = False
+
+
+PANELS = (
+    Panel("Held-out accuracy", "pass@1 (proportion)", ("eval/pass@1",),
+          band=("eval/pass@1_low", "eval/pass@1_high"), y_limits=(0, 1), joined=True),
+    Panel("Held-out comparisons", "accuracy (proportion)", ("eval/accuracy",),
+          band=("eval/accuracy_low", "eval/accuracy_high"), y_limits=(0, 1)),
+    Panel("Reward", "reward (1 = correct)", ("reward/mean", "reward/*")),
+    Panel("KL to the reference policy", "KL (nats per token)", ("kl",)),
+    Panel("Completion length", "tokens per completion", ("completion/length",)),
+    Panel("Entropy of the policy", "entropy (nats per token)", ("entropy",)),
+    Panel("Supervised fine-tuning", "loss (nats per token)", ("loss",), stage="sft"),
+)
+
+
+def learning_curves(
+    metrics_path: str | os.PathLike[str], png_path: str | os.PathLike[str], *, panels: Sequence[Panel] = PANELS,
+) -> list[str]:
+  """Draws a run's metrics over its steps into a PNG 1200 pixels wide, one chart per panel that has data.
+
+  The stages follow each other on one axis of total steps, in the order they ran, with a line where one ends. Curves of
+  more than 100 points are drawn pale, with their running mean over them. Values that are not finite leave a gap.
+
+  Args:
+    metrics_path: a metrics.jsonl or the folder that holds it; the run may still be going on.
+    png_path: written in one step, so a viewer never sees half of it.
+    panels: what to draw, e.g. `PANELS` and more.
+
+  Returns: the titles of the panels drawn.
+  Raises: ValueError if no panel has data, naming the metrics there are; FileNotFoundError if there is no metrics file.
+  """
+  records = metrics.read_metrics(metrics_path)
+  starts = _stage_starts(records)
+  drawn = [panel for panel in panels if _keys_of(panel, records)]
+  if not drawn:
+    found = sorted({key for record in records for key in record} - {"stage", "step"})
+    raise ValueError(
+        f"nothing to draw: {metrics_path} has the metrics {found}, and no panel shows any of them. Give panels that"
+        " do, e.g. panels=[Panel('Loss', 'loss', ('loss',))].")
+  columns = min(len(drawn), 3 if len(drawn) > 4 else 2)
+  rows = -(-len(drawn) // columns)
+  # A Figure of its own, not pyplot's: a notebook's current figure and backend stay as they are.
+  sheet = figure.Figure(figsize=(12, 0.3 + 3.4 * rows), dpi=100, layout="constrained")
+  sheet.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+  for index, panel in enumerate(drawn):
+    _draw(sheet.add_subplot(rows, columns, index + 1), panel, records, starts)
+  temporary = Path(png_path).with_name(Path(png_path).name + ".tmp")
+  temporary.parent.mkdir(parents=True, exist_ok=True)
+  sheet.savefig(temporary, format="png")
+  os.replace(temporary, png_path)
+  return [panel.title for panel in drawn]
+
+
+def _stage_starts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+  """Stage -> steps of all stages before it, in the order they ran."""
+  lengths: dict[str, int] = {}
+  for record in records:
+    lengths[record["stage"]] = max(record["step"], lengths.get(record["stage"], 0))
+  return dict(zip(lengths, np.cumsum([0, *lengths.values()]).tolist()))
+
+
+def _keys_of(panel: Panel, records: Sequence[Mapping[str, Any]]) -> list[str]:
+  """The panel's metrics that there are, wildcards written out, in order of first appearance."""
+  present = {key: None for record in records if panel.stage in (None, record["stage"]) for key in record}
+  band = panel.band or ()
+  keys: dict[str, None] = {}
+  for key in panel.keys:
+    is_prefix = key.endswith("/*")
+    keys.update((name, None) for name in present
+                if name == key or is_prefix and name.startswith(key[:-1]) and name not in band)
+  return list(keys)
+
+
+def _curve(
+    key: str, stages: Sequence[str], records: Sequence[Mapping[str, Any]], starts: Mapping[str, int],
+) -> tuple[np.ndarray, np.ndarray]:
+  """(total steps, values) of a metric in these stages, not finite values as NaN."""
+  points = [(starts[record["stage"]] + record["step"], record[key])
+            for record in records if record["stage"] in stages and key in record]
+  steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+  return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], starts: Mapping[str, int]) -> None:
+  keys = _keys_of(panel, records)
+  widest = 1
+  # Stage by stage: a curve must not join the losses of two stages.
+  shown = list(starts) if panel.stage is None else [panel.stage]
+  for stages in [shown] if panel.joined else [[stage] for stage in shown]:
+    for index, key in enumerate(keys):
+      steps, values = _curve(key, stages, records, starts)
+      if not len(values):
+        continue
+      color = COLORS[index % len(COLORS)]
+      # The main curve is drawn over its components.
+      linewidth, zorder = (2.0, 3) if index == 0 else (1.4, 2)
+      style = dict(color=color, linewidth=linewidth, zorder=zorder, label=_label(key, keys))
+      if len(values) > 100:
+        window = len(values) // 40 | 1  # Odd, so that the mean is centred.
+        widest = max(widest, window)
+        ax.plot(steps, values, color=color, linewidth=0.8, alpha=0.3, zorder=1)
+        ax.plot(steps, running_mean(values, window), **style)
+      else:
+        ax.plot(steps, values, marker="o" if len(values) <= 30 else None, markersize=4, **style)
+    if panel.band:
+      (steps, low), (high_steps, high) = (_curve(key, stages, records, starts) for key in panel.band)
+      if len(steps) and np.array_equal(steps, high_steps):
+        ax.fill_between(steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0, label=panel.band_label)
+  dress(ax, panel.title, panel.y_label, "training step" + (f"  (curve: mean of {widest})" if widest > 1 else ""))
+  ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
+  if panel.y_limits:
+    ax.set_ylim(*panel.y_limits)
+  elif len(keys) > 1:
+    ax.margins(y=0.12)
+  if panel.stage is None:
+    # The same axis in every such chart, also where a metric is only in one stage, so that charts compare at a glance.
+    last = max(starts[record["stage"]] + record["step"] for record in records)
+    ax.set_xlim(0, max(last, 1) * 1.02)
+    if len(starts) > 1:
+      _mark_stages(ax, starts)
+  labels = dict(zip(*reversed(ax.get_legend_handles_labels())))  # One entry per curve, not one per stage.
+  if len(labels) > 1:
+    ax.legend(labels.values(), labels.keys(), fontsize=9, framealpha=0.8, loc="best")
+
+
+def dress(ax: axes.Axes, title: str, y_label: str, x_label: str) -> None:
+  """What all charts have: titles, sizes, a grid, no frame."""
+  ax.set_title(title, fontsize=13, fontweight="bold", loc="left")
+  ax.set_ylabel(y_label, fontsize=11)
+  ax.set_xlabel(x_label, fontsize=11)
+  ax.tick_params(labelsize=10)
+  ax.grid(color="#dddddd", linewidth=0.7)
+  ax.set_axisbelow(True)
+  ax.spines[["top", "right"]].set_visible(False)
+
+
+def _label(key: str, keys: Sequence[str]) -> str:
+  """The metric's name, without the prefix that all curves of the chart share."""
+  prefix = keys[0].partition("/")[0] + "/"
+  return key.removeprefix(prefix) if all(other.startswith(prefix) for other in keys) else key
+
+
+def _mark_stages(ax: axes.Axes, starts: Mapping[str, int]) -> None:
+  """A dashed line where each stage begins, and its name."""
+  for name, start in starts.items():
+    if start:
+      ax.axvline(start, color="#666666", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+    ax.annotate(name, (start, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
+                ha="left", va="top", fontsize=9, color="#444444")
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+  """Mean over `window` points around each, fewer at the ends; NaN counts for nothing."""
+  kernel = np.ones(max(window, 1))
+  total = np.convolve(np.nan_to_num(values), kernel, mode="same")
+  count = np.convolve(np.isfinite(values), kernel, mode="same")
+  return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,200 @@
+"""Reads an experiment's config: from a file and flags to checked sections.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.util
+from pathlib import Path
+import types
+from typing import Any
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from rl_reason.config import checks, naming
+from rl_reason.config import fields as config_lib
+from rl_reason.config.checks import at_least
+from rl_reason.config.fields import _with_defaults
+from rl_reason.evaluation.accuracy import Evaluation
+from rl_reason.models.sources import Policy
+from rl_reason.rollout.episodes import EnvironmentSection
+from rl_reason.runtime.checkpoint import Checkpointing
+from rl_reason.runtime.profiling import Profile
+from rl_reason.runtime.sharding import MeshSection, RolloutMesh
+from rl_reason.stages.registry import STAGES
+from rl_reason.tasks.registry import TaskSection
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """Beside metrics.jsonl: tensorboard files; wandb: keyword arguments of wandb.init, {} for none; profile: a trace."""
+  tensorboard: bool = False
+  wandb: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  profile: Profile = Profile()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """A whole run, except the sections of its stages.
+
+  stages: names of the stages in order; each is also a section of the config, whose field `kind` names a stage in
+    rl_reason.stages.registry.STAGES and whose other fields are that stage's. A stage starts from its predecessor's parameters.
+  task: what policies are evaluated on, which needs evaluation's rewards and sampling; stages without data of their own
+    learn from it. None: policies are not evaluated on problems.
+  environment: who answers a policy's turns; None: a completion is one turn.
+  max_prompt_tokens: longer prompts are an error.
+  prefill_tokens: whoever samples reads prompts in stretches of so many tokens (rollout.generate); 0: whole.
+  sharding_rules: (logical axis, mesh axes) pairs that replace the defaults in rl_reason/sharding.py.
+  """
+  policy: Policy
+  stages: tuple[str, ...]
+  task: TaskSection | None = None
+  environment: EnvironmentSection | None = None
+  evaluation: Evaluation = Evaluation()
+  seed: int = 0
+  max_prompt_tokens: int = 256
+  prefill_tokens: int = 0
+  mesh: MeshSection = MeshSection()
+  rollout_mesh: RolloutMesh = RolloutMesh()
+  sharding_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+  checkpoint: Checkpointing = Checkpointing()
+  logging: Logging = Logging()
+
+  def __post_init__(self):
+    at_least(1, max_prompt_tokens=self.max_prompt_tokens)
+    at_least(0, prefill_tokens=self.prefill_tokens)
+    if self.prefill_tokens > self.max_prompt_tokens:
+      raise ValueError(f"prefill_tokens={self.prefill_tokens} is more than max_prompt_tokens={self.max_prompt_tokens}: every"
+                       " prompt would be padded to it. Lower prefill_tokens, or set 0 to read prompts whole.")
+    if not 0 <= self.seed < 2 ** 31:
+      raise ValueError(f"seed must be in [0, 2^31), got {self.seed}.")
+    if self.task is not None:
+      missing = [n for n in ("rewards", "sampling") if not getattr(self.evaluation, n)]
+      if missing:
+        raise ValueError(f"config.evaluation lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}: how a policy is"
+                         " evaluated on the task.")
+    if not self.stages or len(set(self.stages)) != len(self.stages):
+      raise ValueError(f"stages must name at least one section, each once; got {self.stages}.")
+
+
+def installed_experiments() -> dict[str, Path]:
+  """The library's own experiments: file name -> file."""
+  from rl_reason import experiments
+
+  return {p.name: p for folder in experiments.__path__ for p in sorted(Path(folder).glob("*.py")) if p.stem != "__init__"}
+
+
+def find_experiment(path: str) -> Path:
+  """The file, here or among the installed experiments. Raises: ValueError if there is none."""
+  file = Path(path)
+  if file.is_file():
+    return file
+  installed = installed_experiments()
+  if file.name not in installed:
+    raise ValueError(f"There is no config file {path!r}.{naming.did_you_mean(file.name, installed)} The library's own"
+                     f" experiments: {', '.join(sorted(installed))}.")
+  return installed[file.name]
+
+
+def load_experiment(file: Path) -> types.ModuleType:
+  """The module of an experiment's file. Raises: ValueError if it has no get_config."""
+  module_spec = importlib.util.spec_from_file_location(f"rl_reason_config_{file.stem}", file)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"{file} defines no get_config(size), so it is not an experiment's config file.")
+  return module
+
+
+def load(spec: str) -> ml_collections.ConfigDict:
+  """The ConfigDict of "path/to/file.py" or "path/to/file.py:argument", with every optional field filled in.
+
+  A path that is not here is looked for among the installed experiments, so that experiments/quickstart.py works from
+  any folder.
+  """
+  path, _, argument = spec.partition(":")
+  return load_from(load_experiment(find_experiment(path)), argument)
+
+
+def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.ConfigDict:
+  """`load` of an experiment's module."""
+  from rl_reason.stages.registry import STAGES
+
+  config = module.get_config(argument) if argument else module.get_config()
+  config = ml_collections.ConfigDict(config)
+  _with_defaults(RunConfig, config)
+  for name in config.get("stages", ()):
+    if name in config and isinstance(config[name], ml_collections.ConfigDict) and config[name].get("kind") in STAGES:
+      _with_defaults(STAGES[config[name].kind].Config, config[name])
+  return config.lock()
+
+
+def define_flag(argv: Sequence[str]) -> tuple[flags.FlagHolder, list[str]]:
+  """Defines `--config` for absl from the command line: --config=FILE[:argument] and --config.field=value.
+
+  Unlike config_flags.DEFINE_config_file, optional fields that the file leaves out can be overridden too, and unknown
+  ones get a suggestion.
+
+  Returns: (the flag, argv without the file). Raises: ValueError for a bad file, name or field.
+  """
+  specs, rest = [], []
+  words = iter(argv)
+  for word in words:
+    name, equals, value = word.lstrip("-").partition("=")
+    if word.startswith("-") and name == "config":
+      specs.append(value if equals else next(words, ""))
+    else:
+      rest.append(word)
+  if not specs or not specs[-1]:
+    raise ValueError("Say what to run: --config=experiments/NAME.py[:size], e.g. --config=experiments/quickstart.py.")
+  config = load(specs[-1])
+  for word in rest:
+    name = word.lstrip("-").partition("=")[0]
+    if word.startswith("-") and name.startswith("config."):
+      _check_field(config, name)
+  return config_flags.DEFINE_config_dict("config", config, lock_config=True, sys_argv=rest), rest
+
+
+def _check_field(config: ml_collections.ConfigDict, dotted: str) -> None:
+  section, path = config, "config"
+  for name in dotted.split(".")[1:]:
+    if not isinstance(section, ml_collections.ConfigDict) or name not in section:
+      known = list(section) if isinstance(section, ml_collections.ConfigDict) else []
+      raise ValueError(f"--{dotted}: {path} has no field {name!r}.{naming.did_you_mean(name, known)}"
+                       + (f" Its fields: {', '.join(known)}." if known else ""))
+    section, path = section[name], f"{path}.{name}"
+
+
+# A run with other values of these is another run; a change in any other field is told and taken.
+IDENTITY = ("seed", "policy", "task", "environment", "stages")
+
+
+def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]:
+  """(the run's own sections, each stage's section by name), all values checked.
+
+  Raises: ValueError that names the field, before any device work.
+  """
+  stages = tuple(config.get("stages", ()))
+  # A stage's section may stand unused, so that --config.stages can leave stages out.
+  unused = [n for n in config if isinstance(config[n], ml_collections.ConfigDict) and "kind" in config[n]]
+  run_config = config_lib.parse(RunConfig, config, other_fields=list(dict.fromkeys([*stages, *unused])))
+  sections = {}
+  for name in stages:
+    if name not in config or not isinstance(config[name], ml_collections.ConfigDict):
+      raise ValueError(f"config.stages names {name!r}, but the config has no section config.{name}.")
+    kind = config[name].get("kind", "")
+    checks.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
+    sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
+    if run_config.task is None and getattr(sections[name], "data", None) is None:
+      raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
+  if run_config.rollout_mesh.size and not any(getattr(section, "staleness", 0) for section in sections.values()):
+    raise ValueError(f"config.rollout_mesh sets {run_config.rollout_mesh.size} devices apart, and no stage samples while"
+                     " another step updates: set staleness=1 in a policy_gradient stage, or --config.rollout_mesh.data=0.")
+  profile = run_config.logging.profile
+  if profile.stage:
+    checks.one_of(sections, **{"stage (config.logging.profile.stage)": profile.stage})
+    if profile.last > (steps := sections[profile.stage].num_steps):
+      raise ValueError(f"config.logging.profile: last={profile.last}, but stage {profile.stage!r} has {steps} steps: the"
+                       " trace would never end. Lower first and last, or raise num_steps.")
+  return run_config, sections

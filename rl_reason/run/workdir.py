@@ -1,0 +1,118 @@
+"""Keeps a run's folder: its config, versions, metrics, samples and checkpoints.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+import platform
+import sys
+from typing import Any
+
+import jax
+import ml_collections
+
+from rl_reason.config import fields as config_lib
+from rl_reason.run.config import IDENTITY, RunConfig
+from rl_reason.run.context import initial_params
+from rl_reason.run.earlier import _policy_name, find_scorer, trained
+from rl_reason.runtime import sharding
+from rl_reason.runtime.checkpoint import Checkpoints
+from rl_reason.stages.context import Context
+from rl_reason.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """A run's folder: config.json, versions.json, metrics.jsonl, curves.png, samples/, profile/, checkpoints/<stage>/."""
+  path: Path
+
+  def claim(self, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
+    """Makes the folder this run's, or says what changed since it was here last.
+
+    Raises: ValueError if it belongs to another run, or holds one without a config.
+    """
+    resolved = json.loads(config.to_json_best_effort())
+    saved, metrics = self.path / "config.json", self.path / "metrics.jsonl"
+    begun = metrics.exists() and metrics.stat().st_size > 0  # A config that failed before its first line claims nothing.
+    if saved.exists() and begun:
+      changed = config_lib.changes(json.loads(saved.read_text()), resolved)
+      other = {k: v for k, v in changed.items() if k.split(".")[0] in IDENTITY or k.endswith(".kind")}
+      if other:
+        raise ValueError(
+            f"The workdir {self.path} belongs to another run: {_list_changes(other)}. Nothing was touched. Choose another"
+            " --workdir, or the config it was made with.")
+      if changed:
+        note(f"Resuming with a changed config: {_list_changes(changed)}.")
+    elif begun or (self.path / "checkpoints").exists() and not saved.exists():
+      raise ValueError(f"The workdir {self.path} holds a run without its config.json, so it cannot be continued safely."
+                       " Choose another --workdir.")
+    if sharding.is_main_process():
+      self.path.mkdir(parents=True, exist_ok=True)
+      self.write("config.json", resolved)
+      self.write("versions.json", versions())
+
+  def write(self, name: str, content: Any) -> None:
+    """A JSON file that is there whole or not at all."""
+    target = self.path / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(target)
+
+  def checkpoints(self, stage: str, *, keep: int, note: Callable[[str], None]) -> Checkpoints:
+    return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
+
+  def with_stages(self, context: Context, config: RunConfig, sections: Mapping[str, Any]) -> Context:
+    """The context of a run in this folder: its stages know each other's sections and finished parameters.
+
+    Models for learned rewards lie where the completions come from, on the devices of a rollout mesh if there is one: two
+    threads must not start programs of several devices on the same ones.
+    """
+    def joined(context):
+      context = dataclasses.replace(context, sections=sections)
+      context = dataclasses.replace(context, finished=lambda name: self._newest(config, context, name)[1])
+      return dataclasses.replace(context, policy_at=lambda stage, field, value: self._policy(context, stage, field, value))
+    scoring = joined(context.sampler)
+    return dataclasses.replace(joined(context), scorer=lambda name, earlier: find_scorer(scoring, name, earlier))
+
+  def _policy(self, context: Context, stage: str, field: str, value: str) -> Params:
+    name = _policy_name(context, stage, field, value)
+    return trained(context, name).policy(context.finished(name)) if name else initial_params(context)
+
+  def newest_policy(self, config: RunConfig, context: Context) -> tuple[str, Params]:
+    """(where it is from, parameters) of the policy in the newest checkpoint that holds one.
+
+    Args:
+      context: of with_stages.
+    Raises: FileNotFoundError where there is none; ValueError where none can be read.
+    """
+    for name in reversed(config.stages):
+      policy = trained(context, name).policy
+      if policy is not None and (self.path / "checkpoints" / name).is_dir():
+        with contextlib.suppress(FileNotFoundError):
+          step, params = self._newest(config, context, name)
+          return f"{name}, step {step}", policy(params)
+    raise FileNotFoundError(f"No checkpoint of a policy in {self.path}: train first with the same --config and --workdir.")
+
+  def _newest(self, config: RunConfig, context: Context, name: str) -> tuple[int, Params]:
+    """(step, parameters) of a stage's newest checkpoint that can be read."""
+    with contextlib.closing(self.checkpoints(name, keep=config.checkpoint.keep, note=print)) as checkpoints:
+      return checkpoints.restore_params(trained(context, name).shapes)
+
+
+def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
+  return ", ".join(f"{k} was {old!r} and is {new!r}" for k, (old, new) in changed.items())
+
+
+def versions() -> dict[str, str]:
+  """What the run ran on."""
+  packages = ("rl_reason", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  found = {}
+  for name in packages:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return {"python": sys.version.split()[0], "platform": platform.platform(), "device": str(jax.devices()[0].device_kind),
+          "devices": str(jax.device_count()), **found}

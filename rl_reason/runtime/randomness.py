@@ -1,0 +1,12 @@
+"""Folds random keys from (seed, names), so that no key has to be saved.
+"""
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+
+def fold(key: PRNGKeyArray, *names: str | int) -> PRNGKeyArray:
+  for name in names:
+    number = name if isinstance(name, int) else int.from_bytes(name.encode()[:64], "little") % (2**32 - 5)
+    key = jax.random.fold_in(key, number)
+  return key

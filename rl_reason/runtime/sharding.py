@@ -1,0 +1,296 @@
+"""Where arrays live: the mesh, logical axes -> shardings, several processes, host arrays <-> global arrays."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from rl_reason.arrays import LearnerState
+from rl_reason.config.checks import at_least
+from rl_reason.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSection:
+  """Devices: sizes of the mesh axes, one may be -1 (those that remain); `platform` asks for "gpu" or "tpu" if not ""."""
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+  platform: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutMesh:
+  """Devices that sample while those of `mesh` update, in stages with staleness=1: sizes of the mesh axes, none -1.
+
+  It takes their product of devices after those of `mesh`, whose -1 leaves them. 0: none of their own. `data` copies the
+  policy to each device, `tensor` splits its matrices; with `fsdp` each token would gather them anew.
+  """
+  data: int = 0
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    at_least(0, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+
+  @property
+  def size(self) -> int:
+    return self.data * self.fsdp * self.tensor
+
+MESH_AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, str | Sequence[str] | None]]
+
+# Batches are split over data and fsdp, parameters over fsdp and tensor. Names without a rule stay whole.
+DEFAULT_RULES: Rules = (
+    ("batch", ("data", "fsdp")), ("embed", "fsdp"), ("vocab", "tensor"), ("heads", "tensor"), ("kv_heads", "tensor"),
+    ("mlp", "tensor"))
+
+
+def start_distributed(environment: Mapping[str, str] = os.environ) -> None:
+  """Joins the processes of one job, where the environment says that there are several; call before any device work.
+
+  JAX_COORDINATOR_ADDRESS=host:port with JAX_NUM_PROCESSES and JAX_PROCESS_ID; or Slurm, Open MPI or a TPU pod, which
+  JAX recognises by itself.
+  """
+  if environment.get("JAX_COORDINATOR_ADDRESS"):
+    try:
+      count, index = int(environment["JAX_NUM_PROCESSES"]), int(environment["JAX_PROCESS_ID"])
+    except (KeyError, ValueError) as e:
+      raise ValueError("JAX_COORDINATOR_ADDRESS is set: set JAX_NUM_PROCESSES and JAX_PROCESS_ID to whole numbers too"
+                       f" ({e!r}).") from e
+    jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
+  elif (int(environment.get("SLURM_NTASKS", 1)) > 1 or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in environment.get("TPU_WORKER_HOSTNAMES", "")):
+    jax.distributed.initialize()
+
+
+def check_platform(asked: str) -> None:
+  """Raises ValueError if an accelerator ("gpu" or "tpu") was asked for and JAX has none; "" asks for nothing."""
+  have = jax.default_backend()
+  if asked and have != asked:
+    extra = {"gpu": "cuda", "tpu": "tpu"}.get(asked)
+    cure = f'pip install "rl_reason[{extra}]" and check the driver' if extra else 'use "cpu", "gpu", "tpu" or ""'
+    raise ValueError(f"mesh.platform={asked!r} was asked for, but JAX runs on {have!r} ({jax.devices()[0]}): {cure},"
+                     " or set --config.mesh.platform=''.")
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A device mesh; one of the sizes may be -1: the devices that remain.
+
+  Args:
+    devices: the first of which it takes; None: all that JAX has.
+  Raises: ValueError if the sizes do not fit the devices there are.
+  """
+  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
+  left = "" if devices is None else f", of which {len(devices)} are left to it"
+  devices = jax.devices() if devices is None else devices
+  text = ", ".join(f"{k}={v}" for k, v in sizes.items())
+  if list(sizes.values()).count(-1) > 1 or any(v < 1 and v != -1 for v in sizes.values()):
+    raise ValueError(f"Mesh sizes must be at least 1, one of them may be -1 (the devices that remain); got {text}.")
+  known = int(np.prod([v for v in sizes.values() if v != -1]))
+  if known > len(devices) or (-1 in sizes.values() and len(devices) % known):
+    raise ValueError(f"The mesh {text} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices, JAX has"
+                     f" {jax.device_count()} ({devices[0].platform}){left}: lower a size with --config.mesh.<axis>=...")
+  shape = tuple(len(devices) // known if v == -1 else v for v in sizes.values())
+  count = int(np.prod(shape))
+  if count < len(devices) and jax.process_count() > 1:
+    raise ValueError(f"The mesh {text} uses {count} of {len(devices)} devices: with several processes it must use all.")
+  # Auto: the compiler places what no rule names. Explicit axes would refuse linen's logical constraints.
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:count])
+
+
+def make_meshes(sizes: Sequence[int], rollout_sizes: Sequence[int]) -> tuple[Mesh, Mesh | None]:
+  """(the mesh that updates, one of other devices that samples meanwhile or, where a rollout size is 0, None).
+
+  Args:
+    sizes: of make_mesh. rollout_sizes: the same for the devices after them, all known.
+  Raises: ValueError if they do not fit the devices there are, and for several processes, each of which would have to hold
+    devices of both.
+  """
+  count = int(np.prod(rollout_sizes))
+  if not count:
+    return make_mesh(*sizes), None
+  text = ", ".join(f"{k}={v}" for k, v in zip(MESH_AXES, rollout_sizes))
+  if jax.process_count() > 1:
+    raise ValueError(f"The rollout mesh {text} is for one process, and there are {jax.process_count()}: set"
+                     " --config.rollout_mesh.data=0, and staleness=0 in the stages.")
+  devices = jax.devices()
+  if count >= len(devices):
+    raise ValueError(f"The rollout mesh {text} takes {count} devices, and the mesh that updates at least one more; JAX has"
+                     f" {len(devices)} ({devices[0].platform}): lower a size with --config.rollout_mesh.<axis>=...")
+  mesh = make_mesh(*sizes, devices=devices[:-count])
+  return mesh, make_mesh(*rollout_sizes, devices=devices[mesh.size:mesh.size + count])
+
+
+def partition_spec(
+    shape: Sequence[int], axes: Sequence[str | None], mesh_shape: Mapping[str, int], rules: Rules) -> PartitionSpec:
+  """Which mesh axes split each dimension, by the rules of its logical axis.
+
+  A mesh axis is left out where it does not divide the dimension or another dimension has it already.
+  """
+  rules, used, spec = dict(rules), set(), []
+  for size, axis in zip(shape, axes, strict=True):
+    wanted = rules.get(axis) or ()
+    kept, ways = [], 1
+    for name in (wanted,) if isinstance(wanted, str) else wanted:
+      if name not in used and size % (ways * mesh_shape[name]) == 0:
+        kept.append(name)
+        used.add(name)
+        ways *= mesh_shape[name]
+    spec.append(tuple(kept) if len(kept) > 1 else kept[0] if kept else None)
+  return PartitionSpec(*spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioning:
+  """A mesh and the rules that map logical axes to its axes."""
+  mesh: Mesh
+  rules: Rules = DEFAULT_RULES
+
+  @contextlib.contextmanager
+  def use(self) -> Iterator[None]:
+    """Makes mesh and rules current: code traced inside obeys the models' logical constraints."""
+    with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+      yield
+
+  def sharding(self, shape: Sequence[int], axes: Sequence[str | None]) -> NamedSharding:
+    """The sharding of an array with these logical axes.
+
+    3 key heads stay whole on 2 tensor devices: `undivided` lists such places.
+    """
+    return NamedSharding(self.mesh, partition_spec(shape, axes, self.mesh.shape, self.rules))
+
+  def ways(self, axis: str) -> int:
+    """Into how many parts a dimension with this logical axis is split, if its size allows."""
+    wanted = dict(self.rules).get(axis) or ()
+    return int(np.prod([self.mesh.shape[name] for name in ((wanted,) if isinstance(wanted, str) else wanted)]))
+
+  def params(self, shapes: Params, axes: Params) -> Params:
+    """Per parameter its sharding, from its shape and its logical axes (models.transformer.parameter_axes)."""
+    return jax.tree.map(lambda x, spec: self.sharding(x.shape, (*spec, *[None] * (x.ndim - len(spec)))), shapes, axes)
+
+  def state(
+      self, abstract: LearnerState, param_shardings: Params, optimizer: optax.GradientTransformation, *,
+      trained_shardings: Params | None = None) -> LearnerState:
+    """Per array of a LearnerState its sharding: the optimizer's moments lie with their parameters.
+
+    trained_shardings: of the parameters that the optimizer knows, if not all (models.lora.partition).
+    """
+    whole = NamedSharding(self.mesh, PartitionSpec())
+    # Where parts of the parameters have optimizers of their own, each holds nodes without arrays for the others.
+    def absent(x):
+      return isinstance(x, optax.MaskedNode)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer, lambda x, sharding: x if absent(x) else sharding, abstract.opt_state,
+        param_shardings if trained_shardings is None else trained_shardings,
+        transform_non_params=lambda _: whole, is_leaf=absent)
+    return LearnerState(step=whole, params=param_shardings, opt_state=opt_state)
+
+  def undivided(self, shapes: Params, axes: Params) -> list[str]:
+    """Parameters that a rule would split but whose size the mesh axis does not divide, for the log."""
+    out = []
+    for (path, x), spec in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(axes)):
+      for size, axis in zip(x.shape, spec):
+        ways = self.ways(axis)
+        if ways > 1 and size % ways:
+          out.append(f"{jax.tree_util.keystr(path, simple=True, separator='/')}: {axis}={size} over {ways} devices")
+    return out
+
+  def place(self, tree: Any, axes: Sequence[str | None]) -> Any:
+    """Host arrays, the same on every process, -> global arrays whose leading dimensions have these logical axes."""
+    def one(x, like):
+      return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
+    tree = jax.tree.map(np.asarray, tree)
+    return jax.tree.map(one, tree, self.placed_shapes(tree, axes))
+
+  def placed_shapes(self, tree: Any, axes: Sequence[str | None]) -> Any:
+    """Shapes, dtypes and shardings of what `place` makes of host arrays."""
+    def one(x):
+      sharding = self.sharding(x.shape, (*axes, *[None] * (x.ndim - len(axes))))
+      return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
+    return jax.tree.map(one, tree)
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+  """Asks the compiler to lay x out as the current rules say; nothing outside `Partitioning.use`.
+
+  Not linen's with_logical_constraint: that one also splits dimensions the mesh does not divide, and the gradient of an
+  embedding lookup split so is wrong (jax 0.10: 2 rows over 4 devices).
+  """
+  rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, axes, mesh.shape, rules))
+
+
+def map_shards(
+    fn: Callable[..., jax.Array], args: Sequence[jax.Array], axes: Sequence[Sequence[str | None]],
+    out_axes: Sequence[str | None],
+) -> jax.Array:
+  """fn(*args), on every device for its own shards: for kernels that the compiler cannot split.
+
+  Args:
+    fn: of arrays with any sizes; treats what lies along named axes separately.
+    axes: per argument its logical axes. One name is split alike in all arguments, so only as far as it divides each.
+    out_axes: logical axes of the result.
+  """
+  rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return fn(*args)
+  sizes = {}
+  for x, names in zip(args, axes, strict=True):
+    for size, name in zip(x.shape, names, strict=True):
+      if name is not None:
+        sizes[name] = math.gcd(size, sizes.get(name, 0))
+  split = dict(zip(sizes, partition_spec(list(sizes.values()), list(sizes), mesh.shape, rules)))
+  *in_specs, out_specs = (PartitionSpec(*(split.get(name) for name in names)) for names in (*axes, out_axes))
+  # Unchecked: a Pallas kernel does not say over which mesh axes its result varies.
+  return jax.shard_map(fn, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)(*args)
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+  """The whole array on every process's host."""
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+  return np.asarray(x)
+
+
+def place_like(x: np.ndarray, like: jax.Array) -> jax.Array:
+  """A host array, the same on every process, with the sharding of `like`."""
+  return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
+
+
+def gather_rows(x: np.ndarray) -> np.ndarray:
+  """Rows that each process has for itself -> all processes' rows, in process order, on each."""
+  return x if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def gather_objects(own: Any) -> list[Any]:
+  """Plain data, as JSON holds it, of every process, in process order, on each."""
+  if jax.process_count() == 1:
+    return [own]
+  text = np.frombuffer(json.dumps(own).encode(), np.uint8)
+  lengths = gather_rows(np.array([len(text)]))
+  padded = gather_rows(np.pad(text, (0, lengths.max() - len(text)))[None])
+  return [json.loads(row[:length].tobytes()) for row, length in zip(padded, lengths)]
+
+
+def any_process(flag: bool) -> bool:
+  """Whether the flag is up on any process: all must then act alike."""
+  return bool(gather_rows(np.array([flag])).any())
+
+
+@functools.cache
+def is_main_process() -> bool:
+  return jax.process_index() == 0

@@ -1,0 +1,1 @@
+"""Runs slow and unsafe checks in worker processes, which import neither JAX nor rl_reason.rewards."""

@@ -1,0 +1,1 @@
+"""Trains a policy on rewards of its own completions."""

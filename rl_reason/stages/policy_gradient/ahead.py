@@ -1,0 +1,81 @@
+"""One step off-policy: the next rollout is sampled in a thread while this one's update runs, on its devices or others."""
+
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rl_reason.arrays import LearnerState
+from rl_reason.rollout.record import Rollout
+from rl_reason.stages.context import Context
+from rl_reason.types import Params, Problem
+
+
+class Ahead:
+  """Step i samples rollout i and, meanwhile, updates on rollout i - 1; so each was drawn by parameters one update old.
+
+  The first step has nothing to update on; the last one updates on its own rollout as well, after the other: as many
+  rollouts and updates as in a synchronous run. Logged as `staleness`: the rollouts that were learnt from between
+  sampling and learning. The rollout that waits belongs into a checkpoint (`state`, `restore`).
+
+  The policy's parameters are moved once per step to the devices that sample (Context.sampler) or, where those update too,
+  copied.
+  """
+
+  def __init__(
+      self, context: Context, sample: Callable[[Params, list[Problem], int], Rollout],
+      learn: Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, float]]], num_steps: int,
+      policy: Callable[[Params], Params] = lambda params: params):
+    """sample: of the policy's parameters; policy: picks them among the state's."""
+    self._sampler, self._apart = context.sampler, context.rollout_partitioning is not None
+    self._sample, self._learn, self._last, self._policy = sample, learn, num_steps - 1, policy
+    self._waiting: tuple[Rollout, float] | None = None  # With its staleness.
+    self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
+
+  def step(
+      self, state: LearnerState, problems: list[Problem], index: int) -> tuple[LearnerState, dict[str, float], str]:
+    params = self._policy(state.params)
+    if self._apart:
+      params = jax.device_put(params, self._sampler.param_shardings)
+    if self._waiting is None:
+      rollout, metrics = self._in_mesh(params, problems, index), {"skipped_in_a_row": 0.0}
+      self._waiting = rollout, 0.0
+    else:
+      if not self._apart:
+        params = jax.tree.map(jnp.copy, params)  # The update donates its parameters.
+      sampling = self._thread.submit(self._in_mesh, params, problems, index)
+      del params  # The thread's to free.
+      state, metrics = self._update(state)  # Where this fails, `close` waits for the thread.
+      rollout = sampling.result()
+      self._waiting = rollout, 1.0
+    if index == self._last:
+      state, own = self._update(state)
+      metrics = {**own, "skipped_in_a_row": max(own["skipped_in_a_row"], metrics["skipped_in_a_row"])}
+    # What is logged of a step is the rollout it updated on, but its cost is that of the one it sampled.
+    cost = {name: rollout.metrics[name] for name in ("tokens", "environment_calls")}
+    return state, {**rollout.seconds, **metrics, **cost}, rollout.shown
+
+  def _update(self, state: LearnerState) -> tuple[LearnerState, dict[str, float]]:
+    """Learns from the rollout that waits; then none does."""
+    rollout, staleness = self._waiting
+    state, metrics = self._learn(state, rollout)
+    self._waiting = None
+    return state, {**metrics, "staleness": staleness}
+
+  def _in_mesh(self, *args) -> Rollout:
+    with self._sampler.partitioning.use():  # The mesh in use is a thread's own.
+      return self._sample(*args)
+
+  def state(self) -> Mapping[str, Any]:
+    if self._waiting is None:
+      return {"waiting": None}
+    rollout, staleness = self._waiting
+    return {"waiting": rollout.to_json(), "staleness": staleness}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    self._waiting = None if state["waiting"] is None else (Rollout.from_json(state["waiting"]), state["staleness"])
+
+  def close(self) -> None:
+    self._thread.shutdown()

@@ -1,0 +1,205 @@
+"""Reward models: comparisons -> scores of their responses -> a loss on pairs, lists, ratings, attributes or steps.
+
+Bradley-Terry with margins, soft labels and smoothing; regression and ordinal scales; several attributes with missing
+labels; rankings; process models per step (binary, soft, PQM) and token-level models, as `loss`, `labels` and `read` say.
+"""
+
+import dataclasses
+import functools
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rl_reason.config.checks import one_of
+from rl_reason.learner import step as learner
+from rl_reason.learner.step import make_learner
+from rl_reason.models import reward_model
+from rl_reason.objectives import contrastive
+from rl_reason.objectives.losses import LossStatistics
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.scorers import scorer
+from rl_reason.scorers.strength import relabelled, strength
+from rl_reason.stages import voting
+from rl_reason.stages.base import Stage, Trained
+from rl_reason.stages.context import Context
+from rl_reason.stages.reward_model import critiques as critiques_lib
+from rl_reason.stages.reward_model import meta as meta_lib
+from rl_reason.stages.reward_model.batch import architecture, examples, make_batch, make_reader
+from rl_reason.stages.reward_model.config import Config
+from rl_reason.stages.reward_model.critiques import make_critiques
+from rl_reason.stages.reward_model.evaluation import evaluator
+from rl_reason.tasks import pipeline
+from rl_reason.types import Params, Source
+
+
+def trained(config: Config, context: Context) -> Trained:
+  """A decoder with a head, from which a critic may start; no policy."""
+  model = architecture(config, context)
+  shapes = context.abstract(reward_model.abstract_params(model), reward_model.parameter_axes(model))
+
+  def critic(params):
+    return {"trunk": reward_model.trunk_of(params), "head": reward_model.layers_of(params["head"])}
+  return Trained(shapes, policy=None, critic=critic)
+
+
+def check(config: Config, context: Context) -> None:
+  """Raises: ValueError for text beyond the model's context, for bad rows, for critiques that nobody can write, and for votes
+  that are none or on other rows."""
+  reader = make_reader(config, context)
+  reader.check()
+  critiques_lib.check(config.critique, context, context.name_of(config))
+  if config.meta:
+    meta_lib.check(config.meta, context, context.name_of(config), reader.layout)
+  if config.zero and not context.solutions(_AT_ZERO):
+    raise ValueError(f"zero={config.zero!r}, and none of the task's first {_AT_ZERO} training problems has a solution in"
+                     " text: give the task solutions, or set zero='' and normalise='mean' in the learned reward.")
+  if config.relabel is not None:
+    earlier = {name: context.sections[name] for name in context.earlier(context.name_of(config))}
+    votes = {name: section for name, section in earlier.items() if section.kind == "voting"}
+    one_of(votes, **{"relabel.votes (an earlier stage of kind 'voting')": config.relabel.votes})
+    if votes[config.relabel.votes].data != config.data:
+      raise ValueError(f"relabel.votes={config.relabel.votes!r} voted on other rows than this stage learns from: give both the"
+                       " same `data`.")
+
+
+_AT_ZERO = 256  # Solutions whose mean score is.
+
+
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage. It has no logits."""
+  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
+  reader = make_reader(config, context)
+  own = [part for part in reader.memory(state_shape) if part.name != "logits"]
+  if config.contrastive:
+    own += [dataclasses.replace(part, name="activations of the second view", cure="leave out contrastive")
+            for part in own if part.name == "activations"]
+  if config.meta:
+    own += meta_lib.memory(config.meta, context, reader.layout)
+  return [*own, *critiques_lib.memory(config.critique, context)]
+
+
+def build(config: Config, context: Context, params: Params, name: str) -> Stage:
+  """params are where the decoder starts."""
+  critiques = make_critiques(config.critique, context, name)
+  model, reader = architecture(config, context), make_reader(config, context, critiques)
+  task = reader.task(functools.partial(changed_labels, config, context))
+  shapes = trained(config, context).shapes
+  initial = jax.jit(functools.partial(reward_model.init_params, model), out_shardings=jax.tree.map(
+      lambda x: x.sharding, shapes))(params, context.rng(name, "head"))
+  optimizer, init, state_shape = make_learner(context, initial, config.optimizer, config.num_steps, shapes=shapes)
+
+  def forward(params, batch):
+    return reward_model.scores(model, params, batch.responses, dtype=context.dtype, remat=config.remat)
+
+  def two_views(params, batch, rng):
+    """(loss per example, metrics per example, scores of the first view), of the pairs and of what their features add."""
+    section = config.contrastive
+
+    def view(key):
+      states = reward_model.states(
+          model, params, batch.responses, dtype=context.dtype, remat=config.remat, dropout=section.dropout, rng=key)
+      scores = reward_model.scores_of(model, params, states)
+      loss, metrics, _ = examples(config, model, params, batch, scores)
+      return scores, contrastive.samples(states[:, :, 0], section.on), (loss, metrics)
+    (scores, one, found), (_, other, found_again) = map(view, jax.random.split(rng))
+    apart, told = contrastive.loss(section, one, other, params["head"].get("prototypes"))
+    loss, metrics = jax.tree.map(lambda a, b: (a + b) / 2, found, found_again)
+    return loss + section.weight * apart, {**metrics, **told, "contrastive/loss": apart}, scores
+
+  def one_view(params, batch):
+    scores = forward(params, batch)
+    loss, metrics, _ = examples(config, model, params, batch, scores)
+    return loss, metrics, scores
+
+  def loss_fn(params, batch, rng=None):
+    loss, metrics, scores = one_view(params, batch) if rng is None else two_views(params, batch, rng)
+    moments = reward_model.moments(jax.lax.stop_gradient(scores), batch.places_mask)
+    sums = {k: jnp.sum(batch.weights * v) for k, v in metrics.items()}
+    return jnp.sum(batch.weights * loss), LossStatistics(
+        sums={**sums, "loss": jnp.sum(batch.weights * loss), **{f"moments/{k}": v for k, v in moments.items()}},
+        token_sums={}, num_tokens=jnp.ones(()), maxima={})
+
+  unlabelled = meta_lib.Responses(config.meta, context, name, reader.layout) if config.meta else None
+
+  def ascend(responses, *params):
+    def scores(params):
+      return reward_model.scores(model, params, responses, dtype=context.dtype, remat=config.remat)[:, :, 0]
+    return meta_lib.ascend(config.meta, scores, *params)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state, microbatches, responses):
+    rng = jax.random.fold_in(context.rng(name, "dropout"), state.step) if config.contrastive else None
+    state, metrics = learner.train_step(
+        state, microbatches, loss_fn=functools.partial(loss_fn, rng=rng), optimizer=optimizer,
+        lookahead=None if responses is None else functools.partial(ascend, responses))
+    frozen = state.params["frozen"]
+    moments = {k: metrics.pop(f"moments/{k}") for k in frozen["normaliser"]}
+    normaliser = reward_model.updated_normaliser(frozen["normaliser"], moments)
+    state = state.replace(params={**state.params, "frozen": {**frozen, "normaliser": normaliser}})
+    mean, std = reward_model.mean_and_std(normaliser)
+    return state, {**metrics, "score/mean": mean.mean(), "score/std": std.mean()}
+
+  def step(state, rows, index):
+    batch = make_batch(config, reader, rows, reader.microbatches)
+    responses = context.partitioning.place(unlabelled(rows, index), ("batch",)) if unlabelled else None
+    state, metrics = update(state, context.partitioning.place(batch, (None, "batch")), responses)
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    if metrics.get("contrastive/entropy", 1.0) < contrastive.COLLAPSED:
+      raise FloatingPointError(
+          f"contrastive: at update {index} the predicted assignments have {metrics['contrastive/entropy']:.3f} of the entropy"
+          f" that {config.contrastive.prototypes} prototypes allow: all samples fall to one. Raise contrastive.temperature, or"
+          " lower contrastive.weight.")
+    written = critiques.metrics() if critiques else {}
+    if config.zero and index == config.num_steps - 1:
+      params, metrics["score/zero"] = with_zero(config, context, state.params, name)
+      state = state.replace(params=params)
+    return state, {**metrics, **{f"critiques/{k}": v for k, v in written.items()},
+                   "tokens": float(batch.responses.row_lengths.sum())}, ""
+
+  return Stage(
+      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
+      resumable={"critiques": critiques} if critiques else {}, max_skipped=config.optimizer.max_skipped,
+      evaluate=evaluator(config, context, model, reader, task.heldout, forward),
+      # Every process reads all rows: they are laid out together.
+      data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
+
+
+def with_zero(config: Config, context: Context, params: Params, name: str) -> tuple[Params, float]:
+  """(the model whose scores of the task's first solutions have the mean 0, per output; the mean that they had)."""
+  model, pairs = architecture(config, context), context.solutions(_AT_ZERO)
+  run = jax.jit(functools.partial(reward_model.scores, model, dtype=context.dtype))
+
+  def mean(params):
+    outputs = model.head.outputs
+    loaded = scorer.Loaded(functools.partial(run, params), np.zeros(outputs), np.ones(outputs))
+    score = dataclasses.replace(make_scorer(config, context, name), load=lambda: loaded)
+    return np.mean(score.totals(pairs), axis=0)
+  before = mean(params)
+  params = jax.jit(reward_model.moved, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, -before)
+  after = mean(params)
+  assert np.abs(after).max() <= 1e-3 * max(1.0, np.abs(before).max()), f"Solutions score {after} after {before} was taken off."
+  return params, float(before.mean())
+
+
+def changed_labels(config: Config, context: Context, train: Source) -> Source:
+  """The training pairs as config.relabel says, after the votes of its stage."""
+  if config.relabel is None:
+    return train
+  mean, _ = strength(voting.differences_of(context.finished(config.relabel.votes)))
+  changed = relabelled(train, mean, config.relabel)
+  logging.info("%d of %d pairs are kept, %d labels of all are flipped.", len(changed), len(train), len(changed.flipped))
+  return changed
+
+
+def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
+  """The finished stage's model, to score texts with."""
+  model = architecture(config, context)
+  return scorer.Scorer(
+      load=lambda: scorer.from_head(model, context.finished(name), dtype=context.dtype),
+      load_states=lambda: scorer.states_below_head(model, context.finished(name), dtype=context.dtype),
+      tokenizer=context.policy.tokenizer, outputs=config.attributes or ("reward",), reads=(config.read,),
+      layout=make_reader(config, context).layout, max_positions=model.config.max_positions, partitioning=context.partitioning,
+      separator=config.separator, aggregate=config.aggregate,
+      critiques=make_critiques(config.critique, context, name))

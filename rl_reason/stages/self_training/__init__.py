@@ -1,0 +1,1 @@
+"""Trains a policy on the best of its own completions."""

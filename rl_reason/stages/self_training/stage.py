@@ -1,0 +1,300 @@
+"""Self-training: a policy samples, rewards judge, and it imitates what is good of its own, round after round.
+
+    generate -> score -> keep (threshold, distinct, so many per problem) -> imitate
+
+What the papers do is a choice of fields:
+
+    rejection sampling (RFT, arXiv:2308.01825)   num_rounds=1, distinct, imitate_solutions
+    expert iteration (arXiv:1705.08439)          several rounds, begin="current", accumulate
+    STaR (arXiv:2203.14465)                      begin="initial", per_problem=1, hint: rationalisation of the unsolved
+    ReST (arXiv:2308.08998)                      rising thresholds: improve steps on one grown set; imitate_solutions
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rl_reason.arrays import PromptBatch
+from rl_reason.batches import demonstrations
+from rl_reason.batches.demonstrations import Examples
+from rl_reason.batches.prompts import encode_prompts
+from rl_reason.config.checks import at_least, check_microbatches, one_of
+from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.step import make_learner
+from rl_reason.models import lora as lora_lib
+from rl_reason.models import transformer
+from rl_reason.models.lora import LoRA
+from rl_reason.objectives import losses
+from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rollout import memory as rollout_memory
+from rl_reason.rollout.samples import check_sampling
+from rl_reason.rollout.sampling import Sampling
+from rl_reason.runtime import memory as memory_lib
+from rl_reason.runtime import sharding
+from rl_reason.stages import groups, sft
+from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
+from rl_reason.stages.base import Batches, first_rows, Stage, Trained
+from rl_reason.stages.context import Context
+from rl_reason.stages.rollouts import sample_rollout
+from rl_reason.stages.self_training import selection
+from rl_reason.tasks import pipeline
+from rl_reason.types import Params, Problem
+
+BEGINNINGS = ("current", "initial")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """num_rounds: of generating and imitating. generation_steps: batches of problems that a round samples, each with
+  prompts_per_step problems and group_size completions of each; updates: that a round makes per threshold, of batch_size
+  kept completions. In all num_rounds * (generation_steps + len(thresholds) * updates) steps.
+
+  sampling, slots, page_tokens: rollout.generate. rewards: rewards.build_rewards.
+  thresholds: total rewards, rising: completions below it are not imitated. With several the round's updates are made
+    with one after the other, on fewer and better completions of the same set (ReST's improve steps).
+  distinct: of a problem's equal completions one is kept. per_problem: at most so many of each problem, the best or
+    random ones as `choose` says; 0: all. balance: problems are drawn equally often, whatever they have kept.
+  begin: "current": a round's updates go on from the policy that sampled; "initial": from the one this stage starts from.
+  accumulate: what earlier rounds kept is imitated too.
+  imitate_solutions: the sampled problems' own solutions are imitated too, whatever the threshold.
+  hint: asks again, for problems of which no completion reaches the lowest threshold, with a prompt made from {prompt}
+    and {reference}; what is kept of that is imitated after the prompt without hint (STaR's rationalisation). "": no.
+  mean_over, microbatches, remat, lora: as in stages.sft. start: run.starting_points.
+
+  Completions that the length limit cut are never kept: imitating them teaches not to end.
+  """
+  kind: str
+  num_rounds: int
+  generation_steps: int
+  prompts_per_step: int
+  group_size: int
+  updates: int
+  batch_size: int
+  sampling: Sampling
+  rewards: Mapping[str, Any]
+  optimizer: Optimizer
+  thresholds: tuple[float, ...] = (1.0,)
+  distinct: bool = True
+  per_problem: int = 0
+  choose: str = "best"
+  balance: bool = False
+  begin: str = "current"
+  accumulate: bool = False
+  imitate_solutions: bool = False
+  hint: str = ""
+  slots: int = 0
+  page_tokens: int = 0
+  mean_over: str = "token"
+  microbatches: int = 0
+  remat: str = "none"
+  lora: LoRA = LoRA()
+  start: str = ""
+
+  def __post_init__(self):
+    at_least(1, num_rounds=self.num_rounds, generation_steps=self.generation_steps, updates=self.updates,
+             prompts_per_step=self.prompts_per_step, group_size=self.group_size, batch_size=self.batch_size)
+    at_least(0, per_problem=self.per_problem, slots=self.slots, page_tokens=self.page_tokens)
+    check_microbatches(self.microbatches, self.batch_size)
+    one_of(selection.CHOICES, choose=self.choose)
+    one_of(BEGINNINGS, begin=self.begin)
+    one_of(losses.REDUCTIONS, mean_over=self.mean_over)
+    one_of(transformer.REMAT_POLICIES, remat=self.remat)
+    if not self.thresholds or any(not a < b for a, b in zip(self.thresholds, self.thresholds[1:])):
+      raise ValueError(f"thresholds must be one or more rising rewards, got {self.thresholds}.")
+    if self.slots and self.slots < self.group_size:
+      raise ValueError(f"slots must be at least group_size={self.group_size}, got {self.slots}. Raise slots, or set 0.")
+    if self.hint:
+      try:
+        filled = self.hint.format(prompt="a prompt", reference="a reference")
+      except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"hint={self.hint!r} cannot be filled in ({error!r}): it may name {{prompt}} and {{reference}}"
+                         " only, and literal braces are doubled.") from error
+      if "a prompt" not in filled or "a reference" not in filled:
+        raise ValueError(f"hint={self.hint!r} must hold {{prompt}} and {{reference}}: it is the prompt with its answer.")
+
+  @property
+  def steps_per_round(self) -> int:
+    return self.generation_steps + len(self.thresholds) * self.updates
+
+  @property
+  def num_steps(self) -> int:
+    return self.num_rounds * self.steps_per_round
+
+
+def check(config: Config, context: Context) -> None:
+  """Raises: ValueError for what sampling and rewards cannot use, hints that make prompts too long, missing solutions."""
+  tokenizer = context.policy.tokenizer
+  check_sampling(config.sampling, context.policy.config, tokenizer, max_prompt_tokens=context.max_prompt_tokens)
+  if context.environment is not None:
+    raise ValueError("A self_training stage imitates whole completions, and with config.environment they hold an"
+                     " environment's words too: leave the environment out, or train with policy_gradient.")
+  problems = first_rows(context.task.train)
+  encode_prompts(problems, tokenizer, max_tokens=context.max_prompt_tokens)
+  if config.hint:
+    encode_prompts([with_hint(p, config.hint) for p in problems], tokenizer, max_tokens=context.max_prompt_tokens)
+  if config.imitate_solutions:
+    _solutions(config, context, problems)
+  with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
+    rewards.check_references([p.reference for p in problems])
+
+
+def trained(config: Config, context: Context) -> Trained:
+  """The policy itself."""
+  return trained_policy(context, config.lora)
+
+
+def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+  """What a device needs to run this stage: to sample, to update."""
+  shapes = trained(config, context).shapes
+  state_shape = make_learner(context, None, config.optimizer, _num_updates(config), shapes=shapes)[-1]
+  rollout = memory_lib.Batch(
+      config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
+  return [
+      *merging_memory(context, config.lora, "evaluation", "sampling"),
+      *rollout_memory.rollout_parts(
+          context.policy.config, context.partitioning, rollout, dtype=context.dtype, params=context.abstract_params,
+          phase="sampling", cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
+          slots=config.slots, prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens),
+      *sft.update_memory(
+          context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
+          max_completion_tokens=config.sampling.max_tokens, remat=config.remat)]
+
+
+def build(config: Config, context: Context, params: Params, name: str) -> Stage:
+  """Samples problems of the task's training half in rounds, and learns from its own completions of them."""
+  optimizer, init, state_shape = make_learner(
+      context, with_adapters(context, params, config.lora, name), config.optimizer, _num_updates(config),
+      shapes=trained(config, context).shapes)
+  update = sft.make_update(
+      context, optimizer, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
+      max_completion_tokens=config.sampling.max_tokens, remat=config.remat)
+  rewards = build_rewards(config.rewards, models=context.models(config))
+  pool = selection.Pool()
+
+  def collect(state, problems, index) -> tuple[dict[str, float], str]:
+    """Samples and judges one batch of problems; what may be imitated joins the pool. -> (metrics, one to show)."""
+    params, lowest = lora_lib.merge(state.params), config.thresholds[0]
+
+    def sample(problems, stream):
+      return sample_rollout(config, context, params, problems, rewards, index=index, rng=context.rng(name, stream, index))
+
+    def reached(scores):
+      return (scores.reshape(-1, config.group_size) >= lowest).any(axis=1)
+    rollout = sample(problems, "rollout")
+    prompts, solved = _rows(rollout.prompts), reached(rollout.scores)
+    pool.add(prompts, rollout.completions, rollout.scores, lowest)
+    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()), **rollout.seconds}
+    if config.hint:
+      first = jax.process_index() * len(problems)
+      unsolved = [p for p, is_solved in zip(problems, solved[first:first + len(problems)]) if not is_solved]
+      rationalised = np.zeros(len(solved), bool)
+      if sharding.any_process(bool(unsolved)):
+        # As many as were asked the first time, so that one program serves both: filled up with any, which do not count.
+        asked = (unsolved + list(problems))[:len(problems)]
+        counts = np.repeat(sharding.gather_rows(np.arange(len(problems)) < len(unsolved)), config.group_size)
+        hinted = [with_hint(p, config.hint) for p in asked]
+        second = sample(hinted, "hint")
+        scores = np.where(counts, second.scores, -np.inf)
+        pool.add(_rows(_encoded(context, asked)), second.completions, scores, lowest, hinted=True)
+        rationalised, spent = reached(scores), {**groups.metrics(second), **second.seconds}
+        # What the fill-ups cost was spent, too.
+        metrics |= {key: metrics[key] + spent[key] for key in ("tokens", "environment_calls", *second.seconds)}
+      metrics["solved_with_hint"] = float(rationalised.mean())
+    if config.imitate_solutions:
+      pool.add_examples(prompts, jax.tree.map(sharding.gather_rows, _solutions(config, context, problems)))
+    return {**metrics, "skipped_in_a_row": 0.0}, rollout.shown
+
+  @functools.lru_cache(maxsize=1)
+  def kept(round_index, phase) -> list[selection.Candidate]:
+    """What these updates imitate. Complete once a round has sampled, and the same after a restart."""
+    return selection.keep(
+        pool.candidates, threshold=config.thresholds[phase], per_problem=config.per_problem, choose=config.choose,
+        distinct=config.distinct, seed=context.stream_seed(name, "keep", round_index, phase))
+
+  def step(state, problems, index):
+    round_index, within = divmod(index, config.steps_per_round)
+    if within == 0 and not config.accumulate:
+      pool.clear()
+    if within < config.generation_steps:
+      metrics, shown = collect(state, problems, index)
+      return state, {"round": round_index + 1.0, **metrics}, shown
+    phase, number = divmod(within - config.generation_steps, config.updates)
+    chosen = kept(round_index, phase)
+    if not chosen and number == 0:
+      pool.empty += 1
+    metrics = {"round": round_index + 1.0, "threshold": config.thresholds[phase], "kept/samples": float(len(chosen)),
+               "kept/problems": float(len({c.prompt for c in chosen})),
+               "kept/share": sum(c.score < np.inf for c in chosen) / max(1, pool.sampled), "kept/empty": float(pool.empty)}
+    if not chosen:  # Nothing to imitate: the policy stays as it is, and the next round samples anew.
+      return state, {**metrics, "tokens": 0.0, "skipped_in_a_row": 0.0}, ""
+    if config.begin == "initial" and phase == 0 and number == 0:
+      state = init()
+    started = time.perf_counter()
+    seed = context.stream_seed(name, "order", round_index, phase)
+    batch = selection.draw(chosen, number * config.batch_size, config.batch_size, balance=config.balance, seed=seed)
+    state, updated = update(state, selection.to_examples(batch, context.max_prompt_tokens + config.sampling.max_tokens))
+    return state, {**metrics, **updated, "time/update": time.perf_counter() - started}, ""
+
+  return Stage(
+      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
+      max_skipped=config.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
+      data=Rounds(pipeline.batches(
+          context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
+          process_index=jax.process_index(), process_count=jax.process_count()), config))
+
+
+class Rounds(Iterator):
+  """Problems for the steps that sample, an empty list for those that imitate."""
+
+  def __init__(self, batches: Batches, config: Config):
+    self._batches, self._config, self._step = batches, config, 0
+
+  def __next__(self) -> list[Problem]:
+    within = self._step % self._config.steps_per_round
+    self._step += 1
+    return next(self._batches) if within < self._config.generation_steps else []
+
+  def get_state(self) -> dict[str, Any]:
+    return {"step": self._step, "batches": self._batches.get_state()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._step = state["step"]
+    self._batches.set_state(state["batches"])
+
+
+def with_hint(problem: Problem, hint: str) -> Problem:
+  """The problem with its answer in the prompt; of messages, in the last one."""
+  def fill(text):
+    return hint.format(prompt=text, reference=problem.reference)
+  if isinstance(problem.prompt, str):
+    return dataclasses.replace(problem, prompt=fill(problem.prompt))
+  *before, last = problem.prompt
+  return dataclasses.replace(problem, prompt=(*before, {**last, "content": fill(last["content"])}))
+
+
+def _encoded(context: Context, problems: Sequence[Problem]) -> PromptBatch:
+  """All processes' prompts."""
+  return jax.tree.map(sharding.gather_rows, encode_prompts(
+      problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
+
+
+def _rows(prompts: PromptBatch) -> list[tuple[int, ...]]:
+  """Their token ids."""
+  return [tuple(row[:n].tolist()) for row, n in zip(prompts.tokens, prompts.lengths)]
+
+
+def _solutions(config: Config, context: Context, problems: Sequence[Problem]) -> Examples:
+  return demonstrations.encode(
+      problems, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
+      max_completion_tokens=config.sampling.max_tokens)
+
+
+def _num_updates(config: Config) -> int:
+  """Over which the learning rate follows its schedule: those of a round where each begins anew."""
+  return len(config.thresholds) * config.updates * (1 if config.begin == "initial" else config.num_rounds)

@@ -1,0 +1,1 @@
+"""Generates tasks whose truth is known."""

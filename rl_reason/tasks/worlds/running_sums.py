@@ -1,0 +1,115 @@
+"""Sums of digits, digit by digit, with steps that do nothing: "4302=" -> "2N24#4" (mod 5).
+
+A step is one character: the sum so far, after the second digit, the third and so on; or N, a legal step that changes nothing.
+Then the marker and the answer. How far a work is right can be told from its characters (`step_values`), so that process
+rewards can be studied apart from the errors of a learned one.
+"""
+
+import dataclasses
+
+from rl_reason.config.checks import at_least, one_of
+from rl_reason.tasks.draws import draw_in_part, Draws, Generated
+from rl_reason.types import Comparison, Problem
+
+CHARACTERS = "0123456789N#="
+IDLE, MARKER = "N", "#"
+_TRIES = 1000
+
+
+def right_sums(prompt: str, modulus: int) -> str:
+  """The sums after the second digit, the third and so on. prompt: digits and "=".
+
+  Raises: ValueError for any other prompt."""
+  digits = prompt.removesuffix("=")
+  if not digits.isdecimal() or len(digits) < 2:
+    raise ValueError(f"the prompt {prompt!r} is not two or more digits and '=': there are no sums to compare with.")
+  return "".join(str(sum(map(int, digits[:n])) % modulus) for n in range(2, len(digits) + 1))
+
+
+def work_of(completion: str) -> str:
+  """The steps of a completion: all before the marker, and without one all there is."""
+  return completion.partition(MARKER)[0]
+
+
+def step_values(prompt: str, work: str, *, modulus: int, after_slip: float = 0.1) -> list[float]:
+  """What each prefix of the work promises, in [0, 1]: 1 while all sums are right, `after_slip` from the first wrong one on.
+
+  A step that does nothing keeps the value. One sum too many, or any other character, is wrong.
+  """
+  expected, place, values, value = right_sums(prompt, modulus), 0, [], 1.0
+  for step in work:
+    if step != IDLE:
+      value = value if expected[place:place + 1] == step else after_slip
+      place += 1
+    values.append(value)
+  return values
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningSums(Generated):
+  """The source that `running_sums` returns."""
+  seed: int
+  part: str
+  digits: int
+  modulus: int
+  careless: float
+  idle: float
+
+  def row(self, index: int) -> Problem:
+    draws = Draws("running sums", self.seed, self.part, index)
+    prompt = draw_in_part(
+        lambda: "".join(str(draws.below(self.modulus)) for _ in range(self.digits)) + "=", self.part, text=str, index=index,
+        tries=_TRIES, cure="raise digits or modulus.")
+    right, shift, work = right_sums(prompt, self.modulus), 0, ""
+    slips = Draws("careless sums", self.seed, self.part, index)
+    for total in right:
+      work += IDLE * (slips.uniform() < self.idle)
+      if slips.uniform() < self.careless:
+        shift += slips.between(1, self.modulus - 1)  # What follows goes on from the wrong sum.
+      work += str((int(total) + shift) % self.modulus)
+    return Problem(prompt=prompt, reference=right[-1], solution=f"{work}{MARKER}{work[-1]}", id=f"{self.part}-{index}",
+                   metadata={"modulus": self.modulus, "solution_correct": work[-1] == right[-1]})
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledSums:
+  """The source that `labelled_sums` returns."""
+  problems: RunningSums
+
+  def __len__(self) -> int:
+    return len(self.problems)
+
+  def __getitem__(self, index: int) -> Comparison:
+    problem = self.problems[index]
+    return Comparison(prompt=problem.prompt, responses=(problem.solution,),
+                      scores=(float(problem.metadata["solution_correct"]),), id=problem.id)
+
+
+def running_sums(
+    *, size: int, seed: int = 0, part: str = "train", digits: int = 4, modulus: int = 5, careless: float = 0.0,
+    idle: float = 0.0) -> RunningSums:
+  """Problems with `digits` digits below `modulus`, digits - 1 sums to write; the reference is the last sum.
+
+  Args:
+    size: rows. seed, part: as in `arithmetic`; there are modulus ** digits prompts.
+    careless: probability, per sum, that a solution's is wrong, and all after it with it. idle: that an N stands before it.
+
+  Raises: ValueError for values out of range.
+  """
+  at_least(1, size=size)
+  at_least(2, digits=digits, modulus=modulus)
+  one_of(("train", "heldout", "all"), part=part)
+  if modulus > 10:
+    raise ValueError(f"modulus must be at most 10, got {modulus}: a sum is one digit.")
+  for name, share in dict(careless=careless, idle=idle).items():
+    if not 0 <= share <= 1:
+      raise ValueError(f"{name} must be in [0, 1], got {share}: it is a probability.")
+  return RunningSums(size, seed, part, digits, modulus, careless, idle)
+
+
+def labelled_sums(
+    *, size: int, seed: int = 0, part: str = "train", digits: int = 4, modulus: int = 5, careless: float = 0.0,
+    idle: float = 0.0) -> LabelledSums:
+  """The solutions of `running_sums` with these arguments, scored 1 if the answer is right and 0 if not: for an ORM."""
+  return LabelledSums(running_sums(
+      size=size, seed=seed, part=part, digits=digits, modulus=modulus, careless=careless, idle=idle))
