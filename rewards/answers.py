@@ -24,7 +24,7 @@ import numpy as np
 
 from rl_reason.judges.verdicts import parse_verdict
 from rl_reason.sandbox import pool as workers
-from rl_reason.sandbox.math_answers import _math_text, _THIN_SPACE
+from rl_reason.sandbox.math_answers import math_text, THIN_SPACE
 from rl_reason.types import Sample
 
 _NUMBER = re.compile(
@@ -77,7 +77,7 @@ def number_value(text: str) -> Fraction | None:
 def _plain(text: str) -> str:
   r"""LaTeX's ways to write a plain number, undone: 1{,}000, \$5, 50\%."""
   if "\\" in text or "{,}" in text:
-    text = _THIN_SPACE.sub("", text).replace(r"\$", "$").replace(r"\%", "%")
+    text = THIN_SPACE.sub("", text).replace(r"\$", "$").replace(r"\%", "%")
   return text
 
 
@@ -228,7 +228,7 @@ def math_answer(
   Source: math-verify, https://github.com/huggingface/Math-Verify.
   """
   pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
-  pairs = [(_math_text(s.completion), s.reference) for s in samples]
+  pairs = [(math_text(s.completion), s.reference) for s in samples]
   unique = list(dict.fromkeys(pair for pair in pairs if pair[0] is not None))
   verdicts = dict(zip(unique, pool.map(unique, on_failure=False), strict=True))
   scores = np.zeros(len(samples), np.float32)
@@ -256,7 +256,7 @@ def math_references(
 
 
 def _math_pool(timeout_seconds, num_workers, memory_bytes) -> workers.WorkerPool:
-  return workers.shared_pool("rl_reason.sandbox.math_answers:_check_math", timeout_seconds=timeout_seconds,
+  return workers.shared_pool("rl_reason.sandbox.math_answers:check_math", timeout_seconds=timeout_seconds,
                              num_workers=num_workers, memory_bytes=memory_bytes)
 
 

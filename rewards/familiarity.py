@@ -11,6 +11,9 @@ import numpy as np
 
 from rl_reason.config import naming
 from rl_reason.rewards.learned import Models
+from rl_reason.scorers.probes import Centroids, merge_levels
+from rl_reason.scorers.scorer import states_of
+from rl_reason.tasks.registry import SOURCES
 from rl_reason.types import Sample
 
 
@@ -34,9 +37,6 @@ class Familiarity:
 
   def __init__(self, *, model: str, models: Models, data: Mapping[str, Any], rows: int = 1000, classes: int = 3,
                percentile: float = 85.0, shuffle: bool = False):
-    from rl_reason.scorers.scorer import states_of
-    from rl_reason.tasks.registry import SOURCES
-
     if not 0 < percentile <= 100:
       raise ValueError(f"percentile must be in (0, 100], got {percentile}: a share of the rated responses is known.")
     if classes < 2 or rows < classes:
@@ -58,8 +58,6 @@ class Familiarity:
   @functools.cached_property
   def _known(self) -> tuple[Centroids, float]:
     """(centres, the distance at which one is no longer known)."""
-    from rl_reason.scorers.probes import Centroids, merge_levels
-
     rated = [self._rated[i] for i in range(self._rows)]
     states = self._states([(r.prompt, r.responses[0]) for r in rated])
     labels = {}

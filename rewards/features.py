@@ -10,44 +10,43 @@ from jaxtyping import Float
 import numpy as np
 
 from rl_reason.config import naming
-from rl_reason.scorers.features import FeatureModel
+from rl_reason.rewards.composition.builder import Builder
+from rl_reason.scorers.features import FeatureModel, fit
+from rl_reason.tasks.registry import SOURCES
+from rl_reason.types import Sample
 
 
 class FeatureReward:
-  """Reward in the range of scores that the preferences have: what a feature_models.FeatureModel says of a completion's features.
+  """Reward in the range of scores that the preferences have: what a scorers.features.FeatureModel says of a completion's features.
 
   The network is fitted when it is first asked, which takes seconds, and is the same whenever it is.
 
   Args:
     scorers: name -> reward in [0, 1], as in a rewards section without weights: a name, or function and args; each sees the
       prompt and the completion and returns NaN where it cannot tell. One that is given as `several` returns [N, its names].
-    data: comparisons to learn from, a section with source and args. pairs: so many of them; 0: all.
-    hidden, steps, learning_rate, decay, seed, monotone: feature_models.fit.
+    data: comparisons to learn from, a section with source and args.
+    build: given by build_rewards.
+    pairs: how many of the comparisons are used; 0: all.
+    hidden, steps, learning_rate, decay, seed, monotone: as in scorers.features.fit.
 
   Empty completions have all features 0. What is logged: the mean of each feature, so that one a policy has learnt to saturate shows.
   Source: Nath et al. 2024, arXiv:2402.15473.
   """
 
-  def __init__(self, *, scorers: Mapping[str, Any], data: Mapping[str, Any], pairs: int = 0, hidden: int = 32, steps: int = 200,
-               learning_rate: float = 1e-2, decay: float = 1e-4, seed: int = 0, monotone: bool = False):
-    from rl_reason.rewards.registry import REWARDS  # Here: the package imports this file.
-    from rl_reason.tasks.registry import SOURCES
-
+  def __init__(self, *, scorers: Mapping[str, Any], data: Mapping[str, Any], build: Builder,
+               pairs: int = 0, hidden: int = 32, steps: int = 200, learning_rate: float = 1e-2,
+               decay: float = 1e-4, seed: int = 0, monotone: bool = False):
     if not scorers:
       raise ValueError("FeatureReward needs scorers, one reward for each feature: there are none.")
     self._scorers = {}
     for name, entry in scorers.items():
       entry = {"function": entry} if isinstance(entry, str) else dict(entry or {})
-      function, args = naming.find("feature scorer", entry.pop("function", name), REWARDS), dict(entry.pop("args", {}))
+      path, args = entry.pop("function", name), dict(entry.pop("args", {}))
       several = tuple(entry.pop("several", ()))
       if entry:
         raise ValueError(f"The feature scorer {name!r} has unknown fields {', '.join(entry)}. Its fields: function, args, several.")
-      if isinstance(function, type):
-        naming.check_arguments(f"The feature scorer {name!r}", function, args)
-        function, args = function(**args), {}
-      else:
-        naming.check_arguments(f"The feature scorer {name!r}", function, args, positional=1)
-      self._scorers[name] = (function, args, several)
+      made = build.reward("feature scorer", f"The feature scorer {name!r}", path, args)
+      self._scorers[name] = (*made, several)
     self.names = tuple(n for name, (_, _, several) in self._scorers.items() for n in several or (name,))
     arguments = dict(data.get("args") or {})
     source = naming.find("source", data.get("source"), SOURCES)
@@ -78,9 +77,6 @@ class FeatureReward:
   @functools.cached_property
   def model(self) -> FeatureModel:
     """Fitted to the comparisons."""
-    from rl_reason.scorers.features import fit
-    from rl_reason.types import Sample
-
     rows = [self._rows[i] for i in range(self._count)]
     sides = [self.features([Sample(prompt=r.prompt, completion=r.responses[side], reference="", metadata=r.metadata) for r in rows])
              for side in (0, 1)]

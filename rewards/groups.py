@@ -9,6 +9,7 @@ import zlib
 from jaxtyping import Float
 import numpy as np
 
+from rl_reason.rewards.composition.builder import Builder
 from rl_reason.rewards.composition.trust import group_slices
 from rl_reason.types import Sample
 
@@ -55,19 +56,18 @@ def diversity(samples: Sequence[Sample], *, n: int = 3) -> Float[np.ndarray, "N"
 
 
 class OneOfEach:
-  """Reward in {0, 1}: 1 for one right and one wrong completion of each group, drawn at random; 0 throughout a group that has not
-  both. For `keep_by`, with weight 0.
+  """Reward in {0, 1}: 1 for one right and one wrong completion of each group, drawn at random.
 
-  outcome: a rewards section; a total above 0.5 is right. The draw depends on the step and the prompt alone.
+  It is 0 throughout a group that has not both. For `keep_by`, with weight 0. The draw depends on the step and the prompt
+  alone.
+
+  outcome: a rewards section; a total above 0.5 is right.
+  build: given by build_rewards.
   Source: Lyu et al. 2025 (OREAL), arXiv:2502.06781, sec. 3.
   """
 
-  def __init__(self, *, outcome: Mapping[str, Any]):
-    from rl_reason.rewards.composition.build import (
-      build_rewards,  # Here: it imports the package, and that this file.
-    )
-
-    self._outcome = build_rewards(outcome)
+  def __init__(self, *, outcome: Mapping[str, Any], build: Builder):
+    self._outcome = build.rewards(outcome)
 
   def check_references(self, references: Sequence[str]) -> list[str | None]:
     """Why the outcome cannot use a reference: it raises."""

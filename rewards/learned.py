@@ -17,11 +17,13 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
+from rl_reason.batches.responses import split_steps
 from rl_reason.config import naming
-from rl_reason.models.tokenizer import Tokenizer
+from rl_reason.models.reward_model import AGGREGATES
+from rl_reason.models.tokenizer import same_tokens, Tokenizer
 from rl_reason.rewards.composition.outputs import describe
 from rl_reason.rewards.composition.steps import step_ends, StepRewards
-from rl_reason.scorers.scorer import RowScores, Scorer
+from rl_reason.scorers.scorer import NORMALISATIONS, RowScores, Scorer
 from rl_reason.types import Sample
 
 
@@ -35,6 +37,7 @@ class Models:
   """
   tokenizer: Tokenizer
   find: Callable[[str], Scorer]
+
 
 # What each sample's values from several models become; std_weight is for "lower" (a lower confidence bound).
 COMBINATIONS = {
@@ -68,10 +71,6 @@ class Learned:
       self, *, model: str | Sequence[str], models: Models, per: str = "response", combine: str = "mean",
       std_weight: float = 1.0, normalise: str = "none", weights: Mapping[str, float] | None = None, aggregate: str = "",
       on_nan: str = "error", span: str = "step"):
-    from rl_reason.models.reward_model import AGGREGATES
-    from rl_reason.models.tokenizer import same_tokens
-    from rl_reason.scorers.scorer import NORMALISATIONS
-
     for field, value, known in (
         ("per", per, ("response", *READING)), ("combine", combine, COMBINATIONS), ("normalise", normalise, NORMALISATIONS),
         ("aggregate", aggregate, ("", *AGGREGATES)), ("on_nan", on_nan, ("error", "zero"))):
@@ -191,8 +190,6 @@ class Learned:
 
   def _parts(self, sample: Sample) -> tuple[Sequence[Any], Any]:
     """(step texts, or ids; the place among completion_tokens where each ends)."""
-    from rl_reason.batches.responses import split_steps
-
     tokens, decode = sample.completion_tokens, self._tokenizer.decode
     if self._per == "token":
       return tokens, np.arange(len(tokens))

@@ -11,6 +11,7 @@ from jaxtyping import Float
 import numpy as np
 
 from rl_reason.judges.asked import AskedModel, Generate
+from rl_reason.rewards.composition.builder import Builder
 from rl_reason.rewards.composition.steps import StepRewards
 from rl_reason.types import Sample
 
@@ -66,6 +67,7 @@ class TurnJudge(AskedModel):
   judge. An episode of one turn earns nothing here. The outcome does not see the judge's text, nor the judge the reference.
 
   Args:
+    build: given by build_rewards.
     outcome: a rewards section, whose total in [0, 1] is r_o; it does not pay the last turn: name it among the rewards, too.
       None: the scores alone, r_t − μ.
     mu: μ, at least 0. With outcome=None and 0 these are the raw scores, which pay turns for their own sake.
@@ -76,18 +78,14 @@ class TurnJudge(AskedModel):
   """
   MOST_UNREADABLE, FEW = 0.2, 20
 
-  def __init__(self, generate: str | Generate, *, generate_args: Mapping[str, Any] | None = None,
+  def __init__(self, generate: str | Generate, *, build: Builder, generate_args: Mapping[str, Any] | None = None,
                outcome: Mapping[str, Any] | None = None, mu: float = 1.0, template: str = TURN_TEMPLATE,
                cache_size: int = 10_000, cache_file: str = ""):
-    from rl_reason.rewards.composition.build import (
-      build_rewards,  # Here: the package imports this file.
-    )
-
     super().__init__(generate, generate_args=generate_args, template=template, fields=["history", "response"], votes=1,
                      label_logits=False, cache_size=cache_size, cache_file=cache_file)
     if isinstance(mu, bool) or not isinstance(mu, (int, float)) or not 0 <= mu < np.inf:
       raise ValueError(f"mu must be a number of at least 0, got {mu!r}: it is subtracted from each turn's reward.")
-    self.outcome, self.mu = outcome and build_rewards(outcome), mu
+    self.outcome, self.mu = outcome and build.rewards(outcome), mu
 
   def check_references(self, references: Sequence[str]) -> list[str | None]:
     """Why the outcome cannot use a reference, or None."""

@@ -7,7 +7,6 @@ import ml_collections
 import numpy as np
 import pytest
 
-from rl_reason import rewards as rewards_lib
 from rl_reason.rewards.composition import scoring as scoring_lib
 from rl_reason.rewards.composition import steps as steps_lib
 from rl_reason.rewards.composition.build import build_rewards
@@ -30,7 +29,7 @@ def steps(samples, *, key="steps"):
 
 
 def double(rewards):
-  return [2 * r for r in rewards_lib]
+  return [2 * r for r in rewards]
 
 
 class Count:
@@ -41,7 +40,7 @@ class Count:
 
   def __call__(self, rewards):
     self.calls += 1
-    return [r + self.calls for r in rewards_lib]
+    return [r + self.calls for r in rewards]
 
   def state(self):
     return {"calls": self.calls}

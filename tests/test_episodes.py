@@ -186,7 +186,8 @@ def test_a_rollout_of_episodes_is_saved_and_measured(monkeypatch):
 def judge(*texts, **arguments):
   left = list(texts)
   return rewards.TurnJudge(
-      lambda prompts: [left.pop(0) for _ in prompts], template="{prompt}|{history}|{response}", **arguments)
+      lambda prompts: [left.pop(0) for _ in prompts], build=build.BUILDER, template="{prompt}|{history}|{response}",
+      **arguments)
 
 
 def samples_of(*completed):
@@ -215,8 +216,10 @@ def test_renorm_by_hand():
 
 def test_the_judge_reads_what_was_before_and_the_answer_to_the_turn():
   prompts = []
-  rewards.TurnJudge(lambda given: prompts.extend(given) or ["1,1"] * len(given), template="{prompt}|{history}|{response}")(
-      samples_of("!c"))
+  built = rewards.TurnJudge(
+      lambda given: prompts.extend(given) or ["1,1"] * len(given), build=build.BUILDER,
+      template="{prompt}|{history}|{response}")
+  built(samples_of("!c"))
   assert prompts == ["ab||a.e", "ab|a.e|c.h"]
 
 

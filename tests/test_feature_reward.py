@@ -10,6 +10,7 @@ from rl_reason.experiments import feature_reward
 from rl_reason.reporting import metrics
 from rl_reason.rewards import features as rewards
 from rl_reason.rewards import judge
+from rl_reason.rewards.composition.build import BUILDER
 from rl_reason.run import config as config_lib
 from rl_reason.scorers import features as feature_models
 from rl_reason.tasks.worlds import reviews
@@ -123,7 +124,7 @@ def test_pairs_that_cannot_be_learnt_from():
 def reward(**arguments):
   return rewards.FeatureReward(**{**dict(
       scorers=dict(expert=dict(function=feature_reward.__name__ + ":scores", several=reviews.NAMES)),
-      data=dict(source="review_pairs", args=dict(size=200))), **arguments})
+      data=dict(source="review_pairs", args=dict(size=200)), build=BUILDER), **arguments})
 
 
 def test_the_reward_is_the_models_and_an_empty_completion_scores():

@@ -118,7 +118,7 @@ def familiarity(monkeypatch, **arguments):
   rated = [types.SimpleNamespace(id=str(i), prompt="=", responses=("a" * (i % 2) * 4,), attributes=({"x": float(i % 2)},))
            for i in range(40)]
   monkeypatch.setitem(SOURCES, "rated", lambda: rated)
-  monkeypatch.setattr("rl_reason.scorers.scorer.states_of", lambda scorer: scorer)
+  monkeypatch.setattr("rl_reason.rewards.familiarity.states_of", lambda scorer: scorer)
   models = types.SimpleNamespace(find=lambda name: FakeScorer())
   return rewards.Familiarity(**{**dict(model="rm", models=models, data=dict(source="rated"), classes=2), **arguments})
 

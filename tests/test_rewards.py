@@ -15,7 +15,7 @@ import pytest
 from rl_reason.rewards import answers, format
 from rl_reason.rewards.composition import component, reward_set
 from rl_reason.rewards.composition import scoring as rewards
-from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.build import build_rewards, BUILDER
 from rl_reason.rewards.registry import REWARDS
 from rl_reason.sandbox import math_answers
 from rl_reason.sandbox import pool as workers
@@ -250,6 +250,8 @@ def test_every_reward_states_its_range_and_takes_no_samples():
       continue  # Only a run has models (test_learned.py); the others are tested by themselves, and have ranges of their own.
     assert re.search(r"in (\{0, 1\}|\{-1, 1\}|\[-1, 0\]|\[0, 1\]|\[-0.5, 0.5\])", function.__doc__.splitlines()[0]), name
     args = needed.get(name, {})
+    if "build" in inspect.signature(function).parameters:
+      args = args | {"build": BUILDER}
     if inspect.isclass(function):
       function, args = function(**args), {}
     assert function([], **args).shape == (0,)
@@ -339,6 +341,49 @@ def test_total_is_the_weighted_sum_of_unweighted_components():
 def test_config_errors_come_before_anything_runs(spec, message):
   with pytest.raises(ValueError, match=message):
     build_rewards(spec)
+
+
+class Best:
+  """A user's reward that is made of rewards: the larger of a section's total and of one reward."""
+
+  def __init__(self, *, section, other, build):
+    self.section = build.rewards(section)
+    self.other, self.args = build.reward("rival", "The rival", **other)
+
+  def __call__(self, samples):
+    return np.maximum(self.section(samples)[0], self.other(samples, **self.args))
+
+
+def best(section, other):
+  args = {"section": section, "other": other}
+  return build_rewards({"best": {"function": f"{HERE}:Best", "args": args}})
+
+
+def test_a_reward_of_rewards_is_handed_what_it_builds_them_with():
+  samples = [sample("x#7", "7"), sample("four", "7")]
+  by_length = {"path": f"{HERE}:length", "args": {"scale": 0.25}}
+  assert best({"exact_answer": 3.0}, by_length)(samples)[0].tolist() == [3.0, 1.0]
+  # A class is made, and may itself be made of rewards.
+  pair = {"path": "one_of_each", "args": {"outcome": {"exact_answer": 1.0}}}
+  assert best({"exact_answer": 0.5}, pair)(samples)[0].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("section, other, message", [
+    ({"exact_anser": 1.0}, {"path": "boxed_format", "args": {}}, "Did you mean 'exact_answer'"),
+    ({"exact_answer": 1.0}, {"path": "boxed_fromat", "args": {}}, "Unknown rival 'boxed_fromat'. Did you mean 'boxed"),
+    ({"exact_answer": 1.0}, {"path": "boxed_format", "args": {"x": 1}}, "The rival: boxed_format takes no argument 'x'"),
+    ({"exact_answer": 1.0}, {"path": "learned", "args": {"model": "rm"}}, "The rival: learned needs models of a run"),
+])
+def test_errors_of_parts_come_before_anything_runs(section, other, message):
+  with pytest.raises(ValueError, match=message):
+    best(section, other)
+
+
+@pytest.mark.parametrize("name", ["models", "build"])
+def test_what_is_handed_in_is_no_argument_of_a_config(name):
+  function = {"models": "learned", "build": "one_of_each"}[name]
+  with pytest.raises(ValueError, match=f"'mine': {function} gets its argument '{name}' from build_rewards, not from"):
+    build_rewards({"mine": {"function": function, "args": {name: 1}}})
 
 
 @pytest.mark.parametrize("output, message", [

@@ -51,7 +51,8 @@ def test_the_right_one_is_a_draw_of_the_policy_given_success():
   # what was answered would shift it.
   policy_probs, right = np.array([.4, .1, .2, .25, .05]), np.array([False, True, False, True, True])
   expected = np.where(right, policy_probs, 0) / policy_probs[right].sum()
-  choose = rewards.OneOfEach(outcome=dict(answered=dict(function=f"{__name__}:one_three_or_four")))
+  choose = rewards.OneOfEach(
+      outcome=dict(answered=dict(function=f"{__name__}:one_three_or_four")), build=build.BUILDER)
   draw = np.random.default_rng(0)
   for n, groups in ((2, 8000), (16, 2500)):
     answers = draw.choice(5, size=(groups, n), p=policy_probs)

@@ -11,6 +11,9 @@ import pytest
 
 from rl_reason.sandbox import pool as workers
 
+# What no worker may load: it takes seconds and hundreds of megabytes, once per worker.
+HEAVY = {"jax", "flax", "optax", "rl_reason.rewards", "rl_reason.models"}
+
 # What the workers run: a module of its own, so that a worker imports nothing else from here.
 FUNCTIONS = r'''
 import os, signal, sys, time
@@ -52,8 +55,11 @@ def act(item):
       os._exit(0)
     os._exit(0)
   if kind == "modules":
-    import rl_reason.rewards
-    return sorted({"jax", "flax", "optax", "math_verify"} & set(sys.modules))
+    return sorted(sys.modules)
+  if kind == "mathematics":
+    from rl_reason.sandbox import math_answers
+    assert math_answers.check_math(value)
+    return sorted(sys.modules)
   if kind == "bug":
     raise KeyError("a bug of the function")
   return object()
@@ -219,8 +225,26 @@ def test_errors_before_any_item(make_pool):
     make_pool(start_timeout_seconds=0.001).map([("square", 3)])
 
 
-def test_workers_import_neither_jax_nor_what_they_do_not_need(make_pool):
-  assert make_pool(num_workers=1).map([("modules", 0)]) == [[]]
+def test_a_worker_holds_the_sandbox_and_nothing_heavy(make_pool):
+  loaded, = make_pool(num_workers=1).map([("modules", 0)])
+  assert "rl_reason.sandbox.pool" in loaded
+  assert not HEAVY & set(loaded)
+  assert "math_verify" not in loaded  # Only the function that needs it brings it.
+
+
+def test_a_worker_that_checks_mathematics_holds_nothing_heavy(make_pool):
+  # The worker's function is ours here, and looks at what the real one has loaded.
+  loaded, = make_pool(num_workers=1).map([("mathematics", [r"\boxed{1/2}", "0.5"])])
+  assert "math_verify" in loaded
+  assert not HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize("module", ["rl_reason", "rl_reason.sandbox", "rl_reason.sandbox.pool",
+                                    "rl_reason.sandbox.math_answers", "rl_reason.types"])
+def test_what_workers_may_import_brings_no_jax(module):
+  code = f"import sys, {module}; print(*sys.modules)"
+  loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+  assert not HEAVY & set(loaded)
 
 
 def test_shared_pools_are_one_per_function_and_settings():
@@ -231,7 +255,7 @@ def test_shared_pools_are_one_per_function_and_settings():
 
 PARENT = """
   import sys
-  from rl_reason.rewards import workers
+  from rl_reason.sandbox import pool as workers
   pool = workers.WorkerPool("worker_functions:act", num_workers=1, timeout_seconds={timeout})
   print(*pool.map([("pid", 0)]), flush=True)
   {then}

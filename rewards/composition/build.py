@@ -1,13 +1,15 @@
-"""A config's mapping -> a RewardSet, with all that can be checked without samples checked."""
+"""Builds a RewardSet from a config's mapping, and checks all that can be checked without samples."""
 
 from collections.abc import Mapping
 import inspect
 from typing import Any
 
 from rl_reason.config import naming
+from rl_reason.rewards.composition.builder import Builder
 from rl_reason.rewards.composition.component import Component, Gate, Transform, Trust
 from rl_reason.rewards.composition.reward_set import RewardSet
 from rl_reason.rewards.composition.schedules import Schedule
+from rl_reason.rewards.registry import REWARDS, TRANSFORMS
 
 FIELDS = ("function", "weight", "args", "transforms", "gate", "trust")
 
@@ -28,13 +30,16 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any 
   or the fields of a Schedule. "transforms" are names in TRANSFORMS or dotted paths, alone or as {"name": ...} beside
   their arguments, applied in this order. "gate" has the fields of a Gate, "trust" those of a Trust.
 
+  A reward may have parameters that it does not get from "args" but from here:
+
+      models    where it finds trained models (rewards.learned.Models); only the stages of a run have them.
+      build     with what it builds others, if it is made of rewards (composition.builder.Builder).
+
   Args:
-    models: given to rewards with an argument `models`: where learned ones find theirs (stages.base.Models).
+    models: what rewards with a parameter `models` get; None: there are none, and such a reward is an error.
 
   Raises: ValueError for unknown names, arguments, weights, transforms or gates, saying what was probably meant.
   """
-  from rl_reason.rewards.registry import REWARDS  # Here: the package imports this file.
-
   if not hasattr(spec, "items") or not spec:
     raise ValueError(f"rewards must map at least one name to a weight or a mapping, got {spec!r}: e.g."
                      " {'math_answer': 1.0}.")
@@ -48,7 +53,8 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any 
                          f" {', '.join(FIELDS)}; an argument of the function goes into \"args\".")
     args = dict(entry.get("args") or {})
     path = entry.get("function", name)
-    function, args = _made(f"Reward {name!r}", "reward", path, args, REWARDS, models)
+    handed = {"models": models, "build": BUILDER}
+    function, args = _made(f"Reward {name!r}", "reward", path, args, REWARDS, handed)
     try:
       weight = Schedule.of(entry.get("weight", 1.0))
     except ValueError as error:
@@ -59,9 +65,17 @@ def build_rewards(spec: Mapping[str, float | Mapping[str, Any]], *, models: Any 
   return RewardSet(components)
 
 
-def _transforms(name: str, entries: Any) -> tuple[Transform, ...]:
-  from rl_reason.rewards.registry import TRANSFORMS  # Here: the package imports this file.
+def _reward(
+    kind: str, what: str, path: str, args: Mapping[str, Any],
+) -> tuple[Any, Mapping[str, Any]]:
+  """Makes one reward that is part of another: Builder.reward."""
+  return _made(what, kind, path, args, REWARDS, {"models": None, "build": BUILDER})
 
+
+BUILDER = Builder(build_rewards, _reward)  # What every parameter `build` gets; tests and notebooks, too.
+
+
+def _transforms(name: str, entries: Any) -> tuple[Transform, ...]:
   if isinstance(entries, str) or hasattr(entries, "items"):
     raise ValueError(f"Reward {name!r}: transforms must be a tuple, got {entries!r}: for one entry write ({entries!r},).")
   made = []
@@ -76,16 +90,27 @@ def _transforms(name: str, entries: Any) -> tuple[Transform, ...]:
   return tuple(made)
 
 
-def _made(what: str, kind: str, path: str, args: Mapping[str, Any], registry: Mapping[str, Any], models: Any = None):
-  """(function, arguments of its calls); of a class, an object and none."""
+def _made(
+    what: str, kind: str, path: str, args: Mapping[str, Any], registry: Mapping[str, Any],
+    handed: Mapping[str, Any] = {},
+) -> tuple[Any, Mapping[str, Any]]:
+  """(function, arguments of its calls); of a class, an object and none.
+
+  Args:
+    handed: name -> what a parameter of this name gets, which no config can give; None: it cannot be had here.
+  """
   function = naming.find(kind, path, registry)
   is_class = inspect.isclass(function)  # Then the samples, or values, come later, to its objects.
   given = {"groups": []} if getattr(function, "sees_groups", False) and not is_class else {}
-  if "models" in inspect.signature(function).parameters:
-    if models is None:
-      raise ValueError(f"{what}: {path} needs models of a run, which only stages have: elsewhere, as in evaluation.rewards,"
-                       " use a verifier.")
-    args = {**args, "models": models}
+  for name in [n for n in inspect.signature(function).parameters if n in handed]:
+    if name in args:
+      raise ValueError(f"{what}: {path} gets its argument {name!r} from build_rewards, not from"
+                       " \"args\": take it out of them. If your function means something else by it,"
+                       " give its argument another name.")
+    if handed[name] is None:
+      raise ValueError(f"{what}: {path} needs {name} of a run. Only stages have them, for rewards that"
+                       " are no part of another: elsewhere, as in evaluation.rewards, use a verifier.")
+    args = {**args, name: handed[name]}
   naming.check_arguments(f"{what}: {path}", function, {**args, **given}, positional=0 if is_class else 1)
   if not is_class:
     if path in registry:

@@ -1,4 +1,10 @@
-"""Compares mathematical answers with math-verify, inside a worker process.
+r"""Compares mathematical answers with math-verify.
+
+    math_text     a completion -> what of it is read: its last \boxed{}, or its end. In any process.
+    check_math    (that text, reference) -> whether they are equal, or what is wrong with the reference. In a worker.
+
+Worker processes import this module: it imports neither JAX nor anything of rewards/, and math-verify
+only where a worker calls it.
 """
 
 from __future__ import annotations
@@ -7,11 +13,7 @@ import functools
 import re
 
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)  # \\.: an escaped brace is text.
-
-
-_THIN_SPACE = re.compile(r"(?<=[0-9])(?:\\[,!;: ]|,\\!|\{,\})(?=[0-9]{3}(?![0-9]))")  # 1{,}000  1\,000  1,\!000
-
-
+THIN_SPACE = re.compile(r"(?<=[0-9])(?:\\[,!;: ]|,\\!|\{,\})(?=[0-9]{3}(?![0-9]))")  # 1{,}000  1\,000  1,\!000
 _MAX_ANSWER_CHARACTERS = 2000  # No reference is longer, and math-verify's expressions are quadratic in it.
 
 
@@ -38,21 +40,21 @@ def last_boxed(text: str) -> str | None:
   return text[start:end] if start >= 0 else None
 
 
-def _math_text(completion: str) -> str | None:
+def math_text(completion: str) -> str | None:
   r"""The part of a completion that math-verify reads: \boxed{answer}, or the text's end; None if it scores 0 unread."""
   boxed = last_boxed(completion)
   if boxed is not None:
     boxed = boxed.strip()
     return _wrap(boxed) if 0 < len(boxed) <= _MAX_ANSWER_CHARACTERS else None
-  return _THIN_SPACE.sub("", completion[-_MAX_ANSWER_CHARACTERS:]).strip() or None
+  return THIN_SPACE.sub("", completion[-_MAX_ANSWER_CHARACTERS:]).strip() or None
 
 
 def _wrap(answer: str) -> str:
   # math-verify reads 1\,000 as 1 times 0.
-  return r"\boxed{" + _THIN_SPACE.sub("", answer) + "}"
+  return r"\boxed{" + THIN_SPACE.sub("", answer) + "}"
 
 
-def _check_math(pair: tuple[str | None, str]) -> bool | str:
+def check_math(pair: tuple[str | None, str]) -> bool | str:
   """In a worker: whether the completion's text equals the reference, or a complaint about the reference.
 
   Without a text (None) only the reference is looked at.
@@ -101,4 +103,4 @@ def _prepare_math_worker() -> None:
                      math_verify.parse("0.5", parsing_timeout=None), timeout_seconds=None)
 
 
-_check_math.prepare_worker = _prepare_math_worker
+check_math.prepare_worker = _prepare_math_worker

@@ -1,6 +1,6 @@
 """Worker processes for checks that may hang, eat memory or crash: an item has a deadline, and only its worker dies.
 
-    pool = shared_pool("rl_reason.sandbox.math_answers:_check_math", timeout_seconds=5.0)
+    pool = shared_pool("rl_reason.sandbox.math_answers:check_math", timeout_seconds=5.0)
     results = pool.map(items, on_failure=None)      # In the order of the items.
 
 A worker is a plain Python subprocess that imports one function and answers one item at a time over pipes. It is neither
@@ -30,7 +30,7 @@ GIB = 1024**3
 MAX_REPLY_BYTES = 64 * 1024**2  # A longer reply is the worker's failure, not the trainer's memory.
 _HEADER = struct.Struct(">Q")
 _BOOT = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-         " from rl_reason.rewards import workers; workers._serve()")
+         " from rl_reason.sandbox import pool; pool._serve()")
 
 
 class WorkerPool:
