@@ -36,55 +36,81 @@ steps learn from rollouts that are one update old, and end no worse.
 from ml_collections import ConfigDict
 
 from rl_reason.config import naming
+from rl_reason.config.overrides import override
 from rl_reason.experiments import quickstart
 
 ALGORITHMS = {
-    # Shao et al. 2024, arXiv:2402.03300: the group's mean and deviation, KL (k3) in the loss, a mean per completion.
+    # Shao et al. 2024, arXiv:2402.03300: the group's mean and deviation, KL (k3) in the loss, a mean
+    # per completion.
     "grpo": dict(
-        baseline="group_mean", normalise="group_std", mean_over="sequence", kl_in="loss", kl_estimator="k3", kl_coef=0.04),
+        credit=dict(baseline="group_mean", normalise="group_std"),
+        objective=dict(mean_over="sequence", kl=dict(coef=0.04, estimator="k3", added_to="loss"))),
     # Liu et al. 2025, arXiv:2503.20783: no deviation, no length in the denominator, no KL.
-    "dr_grpo": dict(baseline="group_mean", normalise="none", mean_over="fixed_length"),
-    # Ahmadian et al. 2024, arXiv:2402.14740: a completion is one action, so its tokens' log-probabilities are summed; KL in
-    # the reward.
+    "dr_grpo": dict(
+        credit=dict(baseline="group_mean", normalise="none"),
+        objective=dict(mean_over="fixed_length")),
+    # Ahmadian et al. 2024, arXiv:2402.14740: a completion is one action, so its tokens'
+    # log-probabilities are summed; KL in the reward.
     "rloo": dict(
-        baseline="leave_one_out", normalise="none", mean_over="fixed_length", kl_in="reward", kl_estimator="k1",
-        kl_coef=0.03),
-    # Hu et al. 2025, arXiv:2501.03262: KL in each token's reward, no group; all tokens' advantages whitened together.
+        credit=dict(baseline="leave_one_out", normalise="none"),
+        objective=dict(mean_over="fixed_length",
+                       kl=dict(coef=0.03, estimator="k1", added_to="reward"))),
+    # Hu et al. 2025, arXiv:2501.03262: KL in each token's reward, no group; all tokens' advantages
+    # whitened together.
     "reinforce_pp": dict(
-        returns="to_go", baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.01),
-    # The same paper's form for several completions of a prompt: their mean as baseline, KL (k2) in the loss.
+        credit=dict(returns="to_go", baseline="none", normalise="token_whiten"),
+        objective=dict(kl=dict(coef=0.01, estimator="k1", added_to="reward"))),
+    # The same paper's form for several completions of a prompt: their mean as baseline, KL (k2) in
+    # the loss.
     "reinforce_pp_baseline": dict(
-        baseline="group_mean", normalise="token_whiten", kl_in="loss", kl_estimator="k2", kl_coef=0.01),
-    # Yu et al. 2025, arXiv:2503.14476: a higher upper bound, a mean over tokens, groups all right or all wrong resampled,
-    # the last fifth of the length penalised. Its rewards are 1 and -1, so beside 1 and 0 the penalty weighs half.
+        credit=dict(baseline="group_mean", normalise="token_whiten"),
+        objective=dict(kl=dict(coef=0.01, estimator="k2", added_to="loss"))),
+    # Yu et al. 2025, arXiv:2503.14476: a higher upper bound, a mean over tokens, groups all right or
+    # all wrong resampled, the last fifth of the length penalised. Its rewards are 1 and -1, so
+    # beside 1 and 0 the penalty weighs half.
     "dapo": dict(
-        baseline="group_mean", normalise="group_std", mean_over="token", clip_high=0.28, equal_groups="resample",
-        equal_by="exact_answer", rewards=dict(exact_answer=1.0, overlong=dict(
-            function="overlong_penalty", weight=0.5, args=dict(limit_tokens=22, buffer_tokens=4)))),
+        rewards=dict(exact_answer=1.0, overlong=dict(
+            function="overlong_penalty", weight=0.5, args=dict(limit_tokens=22, buffer_tokens=4))),
+        credit=dict(baseline="group_mean", normalise="group_std",
+                    keep=dict(equal_groups="resample", equal_by="exact_answer")),
+        objective=dict(mean_over="token", clip_high=0.28)),
     # Zheng et al. 2025, arXiv:2507.18071: one ratio a completion, four updates per rollout.
     "gspo": dict(
-        objective="gspo", baseline="group_mean", normalise="group_std", mean_over="sequence", clip_low=3e-4, clip_high=4e-4,
-        minibatches=4),
-    # MiniMax 2025, arXiv:2506.13585: a bounded weight in place of clipping, below unbounded; the paper does not say how
-    # far above, here weights up to 5.
+        credit=dict(baseline="group_mean", normalise="group_std"),
+        objective=dict(kind="gspo", mean_over="sequence", clip_low=3e-4, clip_high=4e-4),
+        update=dict(minibatches=4)),
+    # MiniMax 2025, arXiv:2506.13585: a bounded weight in place of clipping, below unbounded; the
+    # paper does not say how far above, here weights up to 5.
     "cispo": dict(
-        objective="cispo", baseline="group_mean", normalise="group_std", mean_over="token", clip_low=1.0, clip_high=4.0),
+        credit=dict(baseline="group_mean", normalise="group_std"),
+        objective=dict(kind="cispo", mean_over="token", clip_low=1.0, clip_high=4.0)),
     # Zhao et al. 2025, arXiv:2507.20673: the geometric mean of ratios, each within e^-0.4 and e^0.4.
     "gmpo": dict(
-        objective="gmpo", baseline="group_mean", normalise="group_std", mean_over="sequence", clip_low=0.4, clip_high=0.4),
-    # Schulman et al. 2017, arXiv:1707.06347, as in Ouyang et al. 2022, arXiv:2203.02155: KL in each token's reward.
+        credit=dict(baseline="group_mean", normalise="group_std"),
+        objective=dict(kind="gmpo", mean_over="sequence", clip_low=0.4, clip_high=0.4)),
+    # Schulman et al. 2017, arXiv:1707.06347, as in Ouyang et al. 2022, arXiv:2203.02155: KL in each
+    # token's reward.
     "ppo_separate": dict(
-        baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.02, critic=dict(
-            trunk="separate", lam=0.95, value_clip=0.2, optimizer=dict(
+        credit=dict(
+            baseline="none", normalise="token_whiten",
+            critic=dict(trunk="separate", lam=0.95, value_clip=0.2, optimizer=dict(
                 learning_rate=2e-3, schedule="linear", warmup_steps=5))),
-    # The same with V-trace (Espeholt et al. 2018, arXiv:1802.01561, its bounds of 1) for rollouts that are one update old.
+        objective=dict(kl=dict(coef=0.02, estimator="k1", added_to="reward"))),
+    # The same with V-trace (Espeholt et al. 2018, arXiv:1802.01561, its bounds of 1) for rollouts
+    # that are one update old.
     "ppo_vtrace": dict(
-        baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.02, staleness=1,
-        importance_cap=1.0, critic=dict(trunk="separate", vtrace=True, lam=0.95, value_clip=0.2, optimizer=dict(
-            learning_rate=2e-3, schedule="linear", warmup_steps=5))),
+        staleness=1,
+        credit=dict(
+            baseline="none", normalise="token_whiten",
+            critic=dict(trunk="separate", vtrace=True, lam=0.95, value_clip=0.2, optimizer=dict(
+                learning_rate=2e-3, schedule="linear", warmup_steps=5))),
+        objective=dict(importance_cap=1.0,
+                       kl=dict(coef=0.02, estimator="k1", added_to="reward"))),
     "ppo_shared": dict(
-        baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.02, critic=dict(
-            trunk="shared", lam=0.95, value_clip=0.2, value_coef=0.1)),
+        credit=dict(
+            baseline="none", normalise="token_whiten",
+            critic=dict(trunk="shared", lam=0.95, value_clip=0.2, value_coef=0.1)),
+        objective=dict(kl=dict(coef=0.02, estimator="k1", added_to="reward"))),
 }
 
 
@@ -108,11 +134,9 @@ CLAIMS = {
 def get_config(argument: str = "grpo") -> ConfigDict:
   algorithm, size = naming.arm_and_size(argument, ALGORITHMS)
   c = quickstart.get_config(size or "full")
-  rl = c.rl
   if not size:  # Half of the quickstart's rollouts, for there are many runs, and a curve.
-    c.evaluation.every, rl.prompts_per_step = 10, 32
+    override(c, {"evaluation.every": 10, "rl.rollout.prompts": 32})
   # What the algorithms choose from here on, where they do not say otherwise.
-  rl.update(clip_low=0.2, clip_high=0.2, kl_coef=0.0)
-  for name, value in ALGORITHMS[algorithm].items():
-    rl[name] = ConfigDict(value) if isinstance(value, dict) else value
+  override(c.rl, {"objective.clip_low": 0.2, "objective.clip_high": 0.2, "objective.kl.coef": 0.0})
+  c.rl.update(ALGORITHMS[algorithm])
   return c

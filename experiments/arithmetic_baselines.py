@@ -24,7 +24,7 @@ CLAIMS = {
         sentence="Subtracting the mean reward of a prompt's other samples lowers the variance of REINFORCE's gradient"
                  " estimate without biasing it.",
         paper="Ahmadian et al. 2024, arXiv:2402.14740",
-        arms=dict(leave_one_out=dict(), none=dict(overrides={"rl.baseline": "none"})),
+        arms=dict(leave_one_out=dict(), none=dict(overrides={"rl.credit.baseline": "none"})),
         treatment="leave_one_out", baseline="none",
         # Over the training steps: the reward that it had on the way, not where it ended.
         metric=dict(function="area", args=dict(name="reward/mean", stage="rl")),
@@ -44,12 +44,16 @@ def get_config(size: str = "small") -> ConfigDict:
       train=dict(part="train", size=200 if tiny else 20_000, careless=0.3),
       heldout=dict(part="heldout", size=8 if tiny else 100))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 350, batch_size=8 if tiny else 64, max_completion_tokens=28,
-      optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20))
+      kind="sft", num_steps=2 if tiny else 350, batch_size=8 if tiny else 64,
+      max_completion_tokens=28,
+      update=dict(optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20)))
   c.rl = dict(
-      kind="policy_gradient", num_steps=3 if tiny else 40, prompts_per_step=4 if tiny else 32,
-      group_size=4 if tiny else 8, sampling=dict(max_tokens=16 if tiny else 22), rewards=dict(exact_answer=1.0),
-      baseline="leave_one_out", optimizer=dict(learning_rate=2e-4, warmup_steps=5))
+      kind="policy_gradient", num_steps=3 if tiny else 40, rewards=dict(exact_answer=1.0),
+      rollout=dict(
+          prompts=4 if tiny else 32, group_size=4 if tiny else 8,
+          sampling=dict(max_tokens=16 if tiny else 22)),
+      credit=dict(baseline="leave_one_out"),
+      update=dict(optimizer=dict(learning_rate=2e-4, warmup_steps=5)))
   c.evaluation = dict(
       rewards=dict(exact_answer=1.0), num_problems=8 if tiny else 100, samples_per_problem=2 if tiny else 4,
       batch_size=8 if tiny else 100, sampling=dict(max_tokens=16 if tiny else 22))

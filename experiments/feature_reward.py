@@ -189,27 +189,32 @@ def get_config(argument: str = "features") -> ConfigDict:
   c.task = dict(source="reviews", args=dict(seed=seed), train=dict(part="train", size=64 if tiny else 10_000),
                 heldout=dict(part="heldout", size=16 if tiny else 100))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 400, batch_size=8 if tiny else 32, max_completion_tokens=MAX_TOKENS,
-      optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+      kind="sft", num_steps=2 if tiny else 400, batch_size=8 if tiny else 32,
+      max_completion_tokens=MAX_TOKENS,
+      update=dict(
+          optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   # Five passes over few pairs, one over many: without a validation set for each, our guess.
   for stage, pairs, steps in (("rm_few", FEW, 147), ("rm_many", MANY, 617)):
     c[stage] = dict(
-        kind="reward_model", start="sft", num_steps=2 if tiny else steps, batch_size=8 if tiny else 32,
-        max_response_tokens=MAX_TOKENS, heldout_rows=16 if tiny else 2000, data=dict(
+        kind="reward_model", start="sft", num_steps=2 if tiny else steps,
+        batch_size=8 if tiny else 32, max_response_tokens=MAX_TOKENS,
+        heldout_rows=16 if tiny else 2000, data=dict(
             source="review_pairs", args=dict(seed=seed), train=dict(part="train", size=40 if tiny else pairs),
             heldout=dict(part="heldout", size=16 if tiny else 2000, noise=0.0)),
-        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+        update=dict(
+            optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   by_features = dict(function="feature_reward", args=dict(
       scorers=dict(expert=dict(function=f"{_MODULE}:scores", several=reviews.NAMES)),
       data=dict(source="review_pairs", args=dict(seed=seed, part="train", size=40 if tiny else FEW))))
   by_text = dict(function="learned", args=dict(model="rm_few"))
   c.rl = dict(
-      kind="policy_gradient", start="sft", num_steps=2 if tiny else 60, prompts_per_step=4 if tiny else 16, group_size=8,
-      sampling=dict(max_tokens=MAX_TOKENS), baseline="group_mean", normalise="group_std", mean_over="token", kl_coef=0.05,
-      kl_estimator="k3", rewards=dict(
+      kind="policy_gradient", start="sft", num_steps=2 if tiny else 60, rewards=dict(
           quality=by_features if name == "features" else by_text,
           utility=dict(function=f"{_MODULE}:utility", weight=0.0), rouge=dict(function=f"{_MODULE}:rouge_l", weight=0.0)),
-      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+      rollout=dict(prompts=4 if tiny else 16, group_size=8, sampling=dict(max_tokens=MAX_TOKENS)),
+      credit=dict(baseline="group_mean", normalise="group_std"),
+      objective=dict(mean_over="token", kl=dict(coef=0.05, estimator="k3")),
+      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   # The ideal summary, letter by letter; what it is worth otherwise is logged in training.
   c.evaluation = dict(rewards=dict(rouge=dict(function=f"{_MODULE}:rouge_l")), num_problems=16 if tiny else 100,
                       batch_size=16 if tiny else 100, sampling=dict(max_tokens=MAX_TOKENS))
@@ -244,15 +249,20 @@ def _full() -> ConfigDict:
   c.policy = dict(source="pretrained", args=dict(path="llama3.2-1b"), dtype="bfloat16")
   c.task = dict(source="jsonl", args=dict(prompt="{reviews}\nSummary:", reference="{summary}", solution=" {summary}", id="{id}"),
                 train=dict(path="prompt_opin_summ.jsonl", rows=":98%"), heldout=dict(path="prompt_opin_summ.jsonl", rows="98%:"))
-  c.sft = dict(kind="sft", num_steps=1000, batch_size=64, max_completion_tokens=128, remat="full",
-               optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=30))
+  c.sft = dict(
+      kind="sft", num_steps=1000, batch_size=64, max_completion_tokens=128,
+      update=dict(
+          remat="full", optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=30)))
   c.rl = dict(
-      kind="policy_gradient", num_steps=500, prompts_per_step=64, group_size=1, epochs=4, remat="full",
-      sampling=dict(max_tokens=128), rewards=dict(quality=dict(function="feature_reward", args=dict(
+      kind="policy_gradient", num_steps=500,
+      rewards=dict(quality=dict(function="feature_reward", args=dict(
           scorers={name: _criterion(text) for name, text in CRITERIA.items()},
           data=dict(source="comparisons", args=dict(format="pairs", path="opin_pref.jsonl", bad_rows="drop")))), ),
-      baseline="none", normalise="token_whiten", mean_over="token", kl_in="reward", kl_estimator="k1", kl_coef=0.05,
-      critic=dict(trunk="shared", lam=0.95), optimizer=dict(learning_rate=1e-5))
+      rollout=dict(prompts=64, group_size=1, sampling=dict(max_tokens=128)),
+      credit=dict(
+          baseline="none", normalise="token_whiten", critic=dict(trunk="shared", lam=0.95)),
+      objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.05)),
+      update=dict(epochs=4, remat="full", optimizer=dict(learning_rate=1e-5)))
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=128))
   c.mesh = dict(fsdp=-1)

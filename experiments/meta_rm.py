@@ -121,23 +121,28 @@ def get_config(argument: str = "meta") -> ConfigDict:
   c.task = dict(source="attribute_responses", args=world, train=dict(part="train", size=64 if tiny else 4000),
                 heldout=dict(part="heldout", size=16 if tiny else 256))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 200, batch_size=8 if tiny else 64, max_completion_tokens=LENGTH + 1,
-      optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
-  model = dict(  # One epoch.
-      kind="reward_model", start="sft", num_steps=2 if tiny else 250, batch_size=8 if tiny else 16,
-      max_response_tokens=LENGTH + 1, heldout_rows=16 if tiny else 1000, zero="solutions", data=dict(
+      kind="sft", num_steps=2 if tiny else 200, batch_size=8 if tiny else 64,
+      max_completion_tokens=LENGTH + 1,
+      update=dict(
+          optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
+  model = dict(
+      kind="reward_model", start="sft", num_steps=2 if tiny else 250,
+      batch_size=8 if tiny else 16, max_response_tokens=LENGTH + 1,
+      heldout_rows=16 if tiny else 1000, zero="solutions", data=dict(
           source="attribute_pairs", args=dict(world, contexts=True),
           train=dict(part="train", size=40 if tiny else 4000, wrong=0.2, ties=0.2),
           heldout=dict(part="heldout", size=16 if tiny else 1000)),
-      optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01)))
+      update=dict(
+          optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01))))
   sampling = dict(max_tokens=LENGTH)
   c.rl = dict(
-      kind="policy_gradient", start="sft", num_steps=2 if tiny else 100, prompts_per_step=2 if tiny else 8,
-      group_size=4 if tiny else 16, sampling=sampling, baseline="group_mean", normalise="group_std", kl_coef=0.05,
-      kl_estimator="k3", rewards=dict(
+      kind="policy_gradient", start="sft", num_steps=2 if tiny else 100, rewards=dict(
           learned=dict(args=dict(model="rm"), gate=dict(component="short", below=0.5)),
           short=dict(function=f"{_MODULE}:short", weight=-5.0)),
-      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+      rollout=dict(prompts=2 if tiny else 8, group_size=4 if tiny else 16, sampling=sampling),
+      credit=dict(baseline="group_mean", normalise="group_std"),
+      objective=dict(kl=dict(coef=0.05, estimator="k3")),
+      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   meta = dict(policy="rl", sampling=sampling, prompts=4, responses=4, step_size=0.1)
   c.rm, c.again = model, dict(model, meta=meta if name == "meta" else None)
   c.evaluation = dict(
@@ -154,18 +159,25 @@ def _full() -> ConfigDict:
   c.task = dict(source="jsonl", args=dict(prompt="{prompt}", reference=""), train=dict(path="prompts.jsonl", rows=":98%"),
                 heldout=dict(path="prompts.jsonl", rows="98%:"))
   c.rm = dict(
-      kind="reward_model", num_steps=4800, batch_size=32, max_response_tokens=1024, bad_rows="drop", remat="full", data=dict(
+      kind="reward_model", num_steps=4800, batch_size=32, max_response_tokens=1024,
+      bad_rows="drop", data=dict(
           source="comparisons", args=dict(format="hh_rlhf", bad_rows="drop"),
           train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"), heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:")),
-      optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6)))
+      update=dict(
+          remat="full",
+          optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6))))
   sampling = dict(max_tokens=512, temperature=0.8)
 
   def rl(model, start):
     return dict(
-        kind="policy_gradient", start=start, num_steps=2000, prompts_per_step=32, group_size=4, remat="full", slots=128,
-        sampling=sampling, rewards=dict(learned=dict(args=dict(model=model, normalise="mean_std"))), baseline="none",
-        normalise="token_whiten", kl_coef=0.05, kl_in="reward", kl_estimator="k1",
-        critic=dict(trunk="separate", start=model, optimizer=dict(learning_rate=1.5e-6)), optimizer=dict(learning_rate=5e-7))
+        kind="policy_gradient", start=start, num_steps=2000,
+        rewards=dict(learned=dict(args=dict(model=model, normalise="mean_std"))),
+        rollout=dict(prompts=32, group_size=4, slots=128, sampling=sampling),
+        credit=dict(
+            baseline="none", normalise="token_whiten",
+            critic=dict(trunk="separate", start=model, optimizer=dict(learning_rate=1.5e-6))),
+        objective=dict(kl=dict(coef=0.05, added_to="reward", estimator="k1")),
+        update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   c.rl, c.rl_again = rl("rm", "initial"), rl("again", "rl")
   c.again = dict(c.rm, start="initial", meta=dict(
       policy="rl", sampling=sampling, prompts=8, responses=4, step_size=5e-6))

@@ -67,12 +67,19 @@ from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.oreal"
 DIGITS, MODULUS, MAX_TOKENS, GROUP = 7, 5, 10, 8
-_PAIRS = dict(baseline="leave_one_out", normalise="per_sign", keep_by="pair", negative_weight=0.5, kl_coef=0.01)
+_PAIRS = dict(
+    credit=dict(baseline="leave_one_out", normalise="per_sign", negative_weight=0.5,
+                keep=dict(by="pair")),
+    objective=dict(kl=dict(coef=0.01)))
 _SHARES = dict(outcome="answer", warmup_steps=10, optimizer=dict(learning_rate=2e-3))
 # Arm -> fields of the stage.
 ARMS = {
-    "reinforce": dict(baseline="none"), "leave_one_out": dict(baseline="leave_one_out"), "pairs": _PAIRS,
-    "full": dict(_PAIRS, token_reward=_SHARES), "grpo": dict(baseline="group_mean", normalise="group_std")}
+    "reinforce": dict(credit=dict(baseline="none")),
+    "leave_one_out": dict(credit=dict(baseline="leave_one_out")),
+    "pairs": _PAIRS,
+    "full": dict(_PAIRS, credit=dict(_PAIRS["credit"], token_model=_SHARES)),
+    "grpo": dict(credit=dict(baseline="group_mean", normalise="group_std")),
+}
 
 _COMMON = dict(
     paper="Lyu et al. 2025, arXiv:2502.06781", card=39, direction="higher", seeds=5, matched=("environment_calls",))
@@ -200,16 +207,19 @@ def get_config(argument: str = "full") -> ConfigDict:
       train=dict(part="train", size=100 if tiny else 20_000, careless=0.14),
       heldout=dict(part="heldout", size=16 if tiny else 256))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 700, batch_size=8 if tiny else 64, max_completion_tokens=MAX_TOKENS,
-      optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+      kind="sft", num_steps=2 if tiny else 700, batch_size=8 if tiny else 64,
+      max_completion_tokens=MAX_TOKENS,
+      update=dict(
+          optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   c.rl = dict(
-      kind="policy_gradient", num_steps=3 if tiny else 100, prompts_per_step=4 if tiny else 16, group_size=GROUP,
-      sampling=dict(max_tokens=MAX_TOKENS), mean_over="token", kl_estimator="k3",
-      rewards=_rewards("exact_answer"),
-      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+      kind="policy_gradient", num_steps=3 if tiny else 100, rewards=_rewards("exact_answer"),
+      rollout=dict(
+          prompts=4 if tiny else 16, group_size=GROUP, sampling=dict(max_tokens=MAX_TOKENS)),
+      objective=dict(mean_over="token", kl=dict(estimator="k3")),
+      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   c.rl.update(ARMS[name])
   if tiny and name == "full":
-    c.rl.token_reward.warmup_steps = 1
+    c.rl.credit.token_model.warmup_steps = 1
   c.evaluation = dict(
       rewards=dict(exact_answer=1.0), num_problems=16 if tiny else 256, samples_per_problem=2 if tiny else 8,
       batch_size=16 if tiny else 128, sampling=dict(max_tokens=MAX_TOKENS))
@@ -232,13 +242,18 @@ def _full() -> ConfigDict:
   c.task = dict(source="jsonl", args=dict(prompt="{question}", chat=True, reference="{answer}", id="{id}"),
                 train=dict(path="oreal_rl_prompts.jsonl"), heldout=dict(path="math500.jsonl"))
   c.rl = dict(
-      kind="policy_gradient", num_steps=90, prompts_per_step=64, group_size=16, slots=256, remat="full", page_tokens=256,
-      sampling=dict(max_tokens=14_000), mean_over="token", kl_estimator="k3",
+      kind="policy_gradient", num_steps=90,
       rewards=_rewards(ended, dict(ended=dict(function=ended))),
-      optimizer=dict(learning_rate=5e-7, schedule="cosine", warmup_steps=10, args=dict(weight_decay=0.01)), **_PAIRS)
+      rollout=dict(
+          prompts=64, group_size=16, slots=256, page_tokens=256, sampling=dict(max_tokens=14_000)),
+      objective=dict(mean_over="token", kl=dict(estimator="k3")),
+      update=dict(
+          remat="full",
+          optimizer=dict(learning_rate=5e-7, schedule="cosine", warmup_steps=10, args=dict(weight_decay=0.01))))
   c.rl.monitors = {f"{name}_shares": dict(monitor="vanishing", args=dict(value=f"token_reward/{name}"))
                    for name in ("positive", "negative")}
-  c.rl.token_reward = dict(_SHARES, optimizer=dict(
+  c.rl.update(_PAIRS)
+  c.rl.credit.token_model = dict(_SHARES, optimizer=dict(
       learning_rate=2e-6, schedule="cosine", warmup_steps=10, args=dict(weight_decay=0.01)))
   c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=10,
                       sampling=dict(max_tokens=14_000, temperature=0.0))

@@ -136,14 +136,19 @@ def get_config(argument: str = "renorm") -> ConfigDict:
   c.environment = dict(source="lookup", max_turns=4, turn_tokens=6, answer_tokens=5)
   sampling = dict(max_tokens=39, stop_strings=(".",))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 500, batch_size=8 if tiny else 64, max_completion_tokens=39,
-      optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+      kind="sft", num_steps=2 if tiny else 500, batch_size=8 if tiny else 64,
+      max_completion_tokens=39,
+      update=dict(
+          optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   c.rl = dict(
-      kind="policy_gradient", num_steps=2 if tiny else 120, prompts_per_step=4 if tiny else 64, group_size=1,
-      sampling=sampling, rewards=dict(answer=_ANSWER["exact_answer"] | dict(function="exact_answer")), baseline="none",
-      normalise="token_whiten", mean_over="token", kl_in="reward", kl_estimator="k1", kl_coef=0.001,
-      critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=2e-3, warmup_steps=1 if tiny else 5)),
-      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+      kind="policy_gradient", num_steps=2 if tiny else 120,
+      rewards=dict(answer=_ANSWER["exact_answer"] | dict(function="exact_answer")),
+      rollout=dict(prompts=4 if tiny else 64, group_size=1, sampling=sampling),
+      credit=dict(
+          baseline="none", normalise="token_whiten",
+          critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=2e-3, warmup_steps=1 if tiny else 5))),
+      objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.001)),
+      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   judge = dict(generate=f"{_MODULE}:gullible_judge", generate_args=dict(seed=0), template=JUDGE_TEMPLATE)
   if ARMS[name] is not None:
     c.rl.rewards.turns = dict(function="turn_judge", args=dict(judge, **ARMS[name]))
@@ -176,13 +181,17 @@ def _full() -> ConfigDict:
       answer_tokens=500)
   sampling, answer = dict(max_tokens=2500, stop_strings=("</search>",)), dict(exact_match=dict(args=dict(separator="|")))
   c.rl = dict(
-      kind="policy_gradient", num_steps=501, prompts_per_step=512, group_size=1, minibatches=2, slots=256, remat="full",
-      sampling=sampling, rewards=dict(answer, turns=dict(function="turn_judge", args=dict(
+      kind="policy_gradient", num_steps=501,
+      rewards=dict(answer, turns=dict(function="turn_judge", args=dict(
           generate="chat_endpoint", mu=1.0, outcome=answer, generate_args=dict(
               url="http://localhost:8001/v1", model="pprm-8b", max_tokens=4096, retries=10)))),
-      baseline="none", normalise="token_whiten", mean_over="token", kl_in="reward", kl_estimator="k1", kl_coef=0.001,
-      critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=1e-5, warmup_steps=8)),
-      optimizer=dict(learning_rate=1e-6, warmup_steps=143))
+      rollout=dict(prompts=512, group_size=1, slots=256, sampling=sampling),
+      credit=dict(
+          baseline="none", normalise="token_whiten",
+          critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=1e-5, warmup_steps=8))),
+      objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.001)),
+      update=dict(
+          minibatches=2, remat="full", optimizer=dict(learning_rate=1e-6, warmup_steps=143)))
   c.evaluation = dict(rewards=answer, num_problems=512, every=50, sampling=sampling)
   c.mesh = dict(fsdp=-1)
   return c

@@ -114,9 +114,11 @@ def get_config(argument: str = "flip") -> ConfigDict:
 
   def reward_model(wrong=0.2, relabel=None):  # One epoch.
     return dict(
-        kind="reward_model", num_steps=2 if tiny else 250, batch_size=8 if tiny else 16, max_response_tokens=LENGTH + 1,
-        heldout_rows=16 if tiny else 1000, data=data(wrong), relabel=relabel,
-        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01)))
+        kind="reward_model", num_steps=2 if tiny else 250, batch_size=8 if tiny else 16,
+        max_response_tokens=LENGTH + 1, heldout_rows=16 if tiny else 1000, data=data(wrong),
+        relabel=relabel,
+        update=dict(
+            optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01))))
   for member in members:
     c[member] = reward_model()
   c.votes = dict(kind="voting", num_steps=2 if tiny else 4, members=members, data=data(0.2), wrong="wrong")
@@ -140,8 +142,11 @@ def _full(name: str) -> ConfigDict:
   data = dict(source="comparisons", args=dict(format="hh_rlhf", bad_rows="drop"),
               train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"), heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:"))
   model = dict(
-      kind="reward_model", num_steps=4800, batch_size=32, max_response_tokens=1024, bad_rows="drop", data=data, remat="full",
-      optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6)))
+      kind="reward_model", num_steps=4800, batch_size=32, max_response_tokens=1024,
+      bad_rows="drop", data=data,
+      update=dict(
+          remat="full",
+          optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6))))
   for member in members:
     c[member] = model
   c.votes = dict(kind="voting", num_steps=100, members=members, data=data)
@@ -149,10 +154,14 @@ def _full(name: str) -> ConfigDict:
   if name in CONTRASTIVE:
     c.rm.batch_size, c.rm.num_steps = 16, 9600
   c.rl = dict(
-      kind="policy_gradient", num_steps=2000, prompts_per_step=32, group_size=4, remat="full", slots=128,
-      sampling=dict(max_tokens=512, temperature=0.8), rewards=dict(learned=dict(args=dict(model="rm", normalise="mean_std"))),
-      baseline="none", normalise="token_whiten", critic=dict(trunk="separate", start="rm", optimizer=dict(learning_rate=1.5e-6)),
-      optimizer=dict(learning_rate=5e-7))
+      kind="policy_gradient", num_steps=2000,
+      rewards=dict(learned=dict(args=dict(model="rm", normalise="mean_std"))),
+      rollout=dict(
+          prompts=32, group_size=4, slots=128, sampling=dict(max_tokens=512, temperature=0.8)),
+      credit=dict(
+          baseline="none", normalise="token_whiten",
+          critic=dict(trunk="separate", start="rm", optimizer=dict(learning_rate=1.5e-6))),
+      update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   # Whether it answers at all; what an answer is worth nobody but another judge can say (rl_reason.judge).
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=512))

@@ -179,25 +179,31 @@ def get_config(argument: str = "filter") -> ConfigDict:
                 heldout=dict(part="heldout", size=16))
   sampling = dict(max_tokens=qualities.LONGEST + 1)
   c.sft = dict(
-      kind="sft", num_steps=size_of(2, 200), batch_size=size_of(8, 64), max_completion_tokens=qualities.LONGEST + 1,
-      optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=size_of(1, 20)))
+      kind="sft", num_steps=size_of(2, 200), batch_size=size_of(8, 64),
+      max_completion_tokens=qualities.LONGEST + 1,
+      update=dict(
+          optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=size_of(1, 20))))
   for i, model in enumerate(models):
     c[model] = dict(
-        kind="reward_model", start="sft", num_steps=size_of(2, 250), batch_size=size_of(8, 32), heldout_rows=size_of(16, 500),
-        max_response_tokens=qualities.LONGEST + 1, data=dict(
+        kind="reward_model", start="sft", num_steps=size_of(2, 250), batch_size=size_of(8, 32),
+        heldout_rows=size_of(16, 500), max_response_tokens=qualities.LONGEST + 1, data=dict(
             source="quality_pairs", args=dict(world=world),
             train=dict(part="train", size=size_of(40, 4000), labeller=i),
             heldout=dict(part="heldout", size=size_of(16, 500), labeller=-1 if name == "zoo" else i)),
-        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=size_of(1, 20)))
+        update=dict(
+            optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=size_of(1, 20))))
     c[model.replace("rm", "rl")] = dict(
-        kind="policy_gradient", start="sft", num_steps=size_of(2, 60 if name == "zoo" else 150), prompts_per_step=size_of(4, 16),
-        group_size=8, sampling=sampling, baseline="group_mean", normalise="group_std", mean_over="token",
-        kl_coef=0.02 if name == "zoo" else 0.0, kl_estimator="k3",
+        kind="policy_gradient", start="sft", num_steps=size_of(2, 60 if name == "zoo" else 150),
         rewards=dict(learned=dict(args=dict(model=model, normalise="mean_std")), worth=dict(
             function=f"{_MODULE}:worth", weight=0.0)),
-        optimizer=dict(learning_rate=5e-4, warmup_steps=size_of(1, 5)))
+        rollout=dict(prompts=size_of(4, 16), group_size=8, sampling=sampling),
+        credit=dict(baseline="group_mean", normalise="group_std"),
+        objective=dict(
+            mean_over="token",
+            kl=dict(coef=0.02 if name == "zoo" else 0.0, estimator="k3")),
+        update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=size_of(1, 5))))
   if name in ("filter", "random"):
-    c.rl.keep_by = "known"
+    c.rl.credit.keep = dict(by="known")
     c.rl.rewards.known = dict(function="familiarity", weight=0.0, args=dict(
         model="rm", shuffle=name == "random", rows=size_of(40, 1000), data=dict(
             source="rated_responses", args=dict(world=world, size=size_of(40, 1000), part="train"))))
@@ -216,19 +222,23 @@ def _full() -> ConfigDict:
   c.task = dict(source="jsonl", args=dict(prompt="{prompt}", reference="", chat=True), train=dict(path="prompts.jsonl", rows=":98%"),
                 heldout=dict(path="prompts.jsonl", rows="98%:"))
   c.rm = dict(
-      kind="reward_model", num_steps=400, batch_size=256, max_response_tokens=1024, bad_rows="drop", remat="full",
-      data=dict(source="comparisons", args=dict(format="pairs", bad_rows="drop"),
+      kind="reward_model", num_steps=400, batch_size=256, max_response_tokens=1024,
+      bad_rows="drop", data=dict(source="comparisons", args=dict(format="pairs", bad_rows="drop"),
                 train=dict(path="unified_feedback.jsonl", rows=":99%"), heldout=dict(path="unified_feedback.jsonl", rows="99%:")),
-      optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=12))
+      update=dict(
+          remat="full", optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=12)))
   c.rl = dict(
-      kind="policy_gradient", num_steps=1000, prompts_per_step=64, group_size=1, epochs=4, remat="full", slots=64,
-      sampling=dict(max_tokens=1024), keep_by="known", rewards=dict(
+      kind="policy_gradient", num_steps=1000, rewards=dict(
           learned=dict(args=dict(model="rm"), transforms=("running_mean_std",)),
           known=dict(function="familiarity", weight=0.0, args=dict(model="rm", data=dict(
               source="comparisons", args=dict(format="helpsteer", path="helpsteer.jsonl", bad_rows="drop"))))),
-      baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1", kl_coef=0.05,
-      critic=dict(trunk="separate", start="rm", warmup_steps=30, optimizer=dict(learning_rate=5e-6)),
-      optimizer=dict(learning_rate=1e-5))
+      rollout=dict(prompts=64, group_size=1, slots=64, sampling=dict(max_tokens=1024)),
+      credit=dict(
+          keep=dict(by="known"),
+          baseline="none", normalise="token_whiten",
+          critic=dict(trunk="separate", start="rm", warmup_steps=30, optimizer=dict(learning_rate=5e-6))),
+      objective=dict(kl=dict(added_to="reward", estimator="k1", coef=0.05)),
+      update=dict(epochs=4, remat="full", optimizer=dict(learning_rate=1e-5)))
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=1024))
   c.mesh = dict(fsdp=-1)

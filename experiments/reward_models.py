@@ -42,10 +42,12 @@ def get_config(size: str = "hh") -> ConfigDict:
                   dtype="float32" if cpu else "bfloat16")
   c.rm = dict(
       kind="reward_model", num_steps=60 if cpu else 600, batch_size=16 if cpu else 64,
-      max_response_tokens=96 if cpu else 512, bad_rows="drop", loss="bradley_terry", freeze_trunk=cpu, heldout_rows=400,
+      max_response_tokens=96 if cpu else 512, bad_rows="drop", loss="bradley_terry",
+      freeze_trunk=cpu, heldout_rows=400,
       data=dict(source="comparisons", args=arguments, train=dict(path=f"{data}.jsonl.gz", rows=f":{cut}"),
                 heldout=dict(path=f"{data}.jsonl.gz", rows=f"{cut}:")),
-      optimizer=dict(learning_rate=1e-3 if cpu else 1e-5, schedule="linear", warmup_steps=10, args=dict(weight_decay=0.0)))
+      update=dict(
+          optimizer=dict(learning_rate=1e-3 if cpu else 1e-5, schedule="linear", warmup_steps=10, args=dict(weight_decay=0.0))))
   c.evaluation = dict(every=100)
   c.checkpoint = dict(every=50, keep=1)
   return c

@@ -61,8 +61,10 @@ def get_config(size: str = "full") -> ConfigDict:
                   id="{id}", unique=True, where=dict(type=["Addition", "Subtraction"])),
         train=dict(path="svamp.jsonl.gz", rows=":80%"), heldout=dict(path="svamp.jsonl.gz", rows="80%:"))
     c.sft = dict(
-        kind="sft", num_steps=25, batch_size=16, microbatches=4, max_completion_tokens=40,
-        optimizer=dict(learning_rate=2e-5, warmup_steps=3, args=dict(weight_decay=0.0)))
+        kind="sft", num_steps=25, batch_size=16, max_completion_tokens=40,
+        update=dict(
+            microbatches=4,
+            optimizer=dict(learning_rate=2e-5, warmup_steps=3, args=dict(weight_decay=0.0))))
   else:
     c.task = dict(
         source="jsonl",
@@ -70,11 +72,16 @@ def get_config(size: str = "full") -> ConfigDict:
         train=dict(path="gsm8k_train.jsonl.gz"), heldout=dict(path="gsm8k_test.jsonl.gz"))
   sampling = dict(temperature=0.7, max_tokens=32) if cpu else dict(temperature=1.0, max_tokens=512)
   c.rl = dict(
-      kind="policy_gradient", num_steps=40 if cpu else 1000, prompts_per_step=8 if cpu else 64, group_size=8 if cpu else 16,
-      sampling=sampling, rewards=dict(math_answer=1.0, boxed_format=0.2),
-      baseline="leave_one_out", normalise="none", mean_over="token", kl_coef=0.02 if cpu else 0.01, kl_estimator="k3",
-      clip_low=0.2, clip_high=0.28, remat="none" if cpu else "dots",
-      optimizer=dict(learning_rate=1e-5 if cpu else 2e-6, warmup_steps=3, args=dict(weight_decay=0.0)))
+      kind="policy_gradient", num_steps=40 if cpu else 1000,
+      rewards=dict(math_answer=1.0, boxed_format=0.2),
+      rollout=dict(prompts=8 if cpu else 64, group_size=8 if cpu else 16, sampling=sampling),
+      credit=dict(baseline="leave_one_out", normalise="none"),
+      objective=dict(
+          mean_over="token",
+          kl=dict(coef=0.02 if cpu else 0.01, estimator="k3"), clip_low=0.2, clip_high=0.28),
+      update=dict(
+          remat="none" if cpu else "dots",
+          optimizer=dict(learning_rate=1e-5 if cpu else 2e-6, warmup_steps=3, args=dict(weight_decay=0.0))))
   c.evaluation = dict(
       rewards=dict(math_answer=1.0), num_problems=100 if cpu else 1319, samples_per_problem=4,
       every=0 if cpu else 50, batch_size=25 if cpu else 128, sampling=sampling)

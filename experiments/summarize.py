@@ -240,8 +240,10 @@ def get_config(argument: str = "ppo") -> ConfigDict:
   c.task = dict(source="posts", args=dict(seed=c.get_ref("seed")), train=dict(part="train", size=64 if tiny else 20_000),
                 heldout=dict(part="heldout", size=16 if tiny else 400))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64, max_completion_tokens=MAX_TOKENS,
-      optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+      kind="sft", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64,
+      max_completion_tokens=MAX_TOKENS,
+      update=dict(
+          optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   c.evaluation = dict(
       rewards=dict(preferred=dict(function=f"{_MODULE}:preferred")), num_problems=16 if tiny else 400,
       batch_size=16 if tiny else 400, sampling=dict(max_tokens=MAX_TOKENS, temperature=0.0))
@@ -250,19 +252,24 @@ def get_config(argument: str = "ppo") -> ConfigDict:
     return c
   for stage, pairs in PAIRS.items():  # Two epochs each.
     c[stage] = dict(
-        kind="reward_model", start="sft", num_steps=2 if tiny else pairs * 2 // 64, batch_size=8 if tiny else 64,
-        max_response_tokens=2 * MOST + 3, heldout_rows=16 if tiny else 1000, head_init="normal", zero="solutions", data=dict(
+        kind="reward_model", start="sft", num_steps=2 if tiny else pairs * 2 // 64,
+        batch_size=8 if tiny else 64, max_response_tokens=2 * MOST + 3,
+        heldout_rows=16 if tiny else 1000, head_init="normal", zero="solutions", data=dict(
             source="summary_pairs", args=dict(seed=c.get_ref("seed")), train=dict(part="train", size=40 if tiny else pairs),
             heldout=dict(part="heldout", size=16 if tiny else 1000, noise=0.0)),
-        optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 5))
+        update=dict(
+            optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 5)))
   beta, model = BETAS[name]
   c.rl = dict(
-      kind="policy_gradient", start="sft", num_steps=2 if tiny else STEPS, prompts_per_step=8 if tiny else 128, group_size=1,
-      epochs=2, sampling=dict(max_tokens=MAX_TOKENS), rewards=_rewards(model), baseline="none", normalise="token_whiten",
-      mean_over="token", kl_in="reward", kl_estimator="k1", kl_coef=beta,
-      critic=dict(trunk="separate", start=model, lam=0.95, value_coef=0.1,
-                  optimizer=dict(learning_rate=1e-3, warmup_steps=1 if tiny else 5)),
-      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+      kind="policy_gradient", start="sft", num_steps=2 if tiny else STEPS,
+      rewards=_rewards(model),
+      rollout=dict(prompts=8 if tiny else 128, group_size=1, sampling=dict(max_tokens=MAX_TOKENS)),
+      credit=dict(
+          baseline="none", normalise="token_whiten",
+          critic=dict(trunk="separate", start=model, lam=0.95, value_coef=0.1,
+                  optimizer=dict(learning_rate=1e-3, warmup_steps=1 if tiny else 5))),
+      objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=beta)),
+      update=dict(epochs=2, optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   c.rl.rewards.quality = dict(function=f"{_MODULE}:true_quality", weight=0.0)
   return c
 
@@ -282,20 +289,25 @@ def _full() -> ConfigDict:
       source="jsonl", args=dict(prompt="SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:",
                                 reference="{summary}", solution=" {summary}", id="{id}"),
       train=dict(path="tldr_train.jsonl"), heldout=dict(path="tldr_valid.jsonl"))
-  c.sft = dict(kind="sft", num_steps=962, batch_size=128, max_completion_tokens=64, remat="full",
-               optimizer=dict(learning_rate=6e-6, schedule="cosine", warmup_steps=30))
+  c.sft = dict(
+      kind="sft", num_steps=962, batch_size=128, max_completion_tokens=64,
+      update=dict(
+          remat="full", optimizer=dict(learning_rate=6e-6, schedule="cosine", warmup_steps=30)))
   c.rm = dict(
-      kind="reward_model", num_steps=1013, batch_size=64, max_response_tokens=64, bad_rows="drop", remat="full",
+      kind="reward_model", num_steps=1013, batch_size=64, max_response_tokens=64, bad_rows="drop",
       head_init="normal", zero="solutions",
       data=dict(source="comparisons", args=dict(format="pairs", bad_rows="drop"), train=dict(path="comparisons.jsonl"),
                 heldout=dict(path="comparisons_valid1.jsonl")),
-      optimizer=dict(learning_rate=5e-6, schedule="cosine", warmup_steps=30))
+      update=dict(
+          remat="full", optimizer=dict(learning_rate=5e-6, schedule="cosine", warmup_steps=30)))
   c.rl = dict(
-      kind="policy_gradient", start="sft", num_steps=3906, prompts_per_step=256, group_size=1, epochs=4, remat="full",
-      sampling=dict(max_tokens=48), rewards=_rewards("rm"), baseline="none", normalise="token_whiten", mean_over="token",
-      kl_in="reward", kl_estimator="k1", kl_coef=0.05,
-      critic=dict(trunk="separate", start="rm", lam=0.95, value_coef=0.1, optimizer=dict(learning_rate=7e-6)),
-      optimizer=dict(learning_rate=7e-6, schedule="linear"))
+      kind="policy_gradient", start="sft", num_steps=3906, rewards=_rewards("rm"),
+      rollout=dict(prompts=256, group_size=1, sampling=dict(max_tokens=48)),
+      credit=dict(
+          baseline="none", normalise="token_whiten",
+          critic=dict(trunk="separate", start="rm", lam=0.95, value_coef=0.1, optimizer=dict(learning_rate=7e-6))),
+      objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.05)),
+      update=dict(epochs=4, remat="full", optimizer=dict(learning_rate=7e-6, schedule="linear")))
   # Whether it answers at all; what a summary is worth another judge must say (rl_reason.judge).
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=48, temperature=0.0))

@@ -146,22 +146,28 @@ def get_config(argument: str = "full") -> ConfigDict:
       source="grid_problems", args=dict(seed=0), train=dict(part="train", size=100 if tiny else 20_000, careless=0.25),
       heldout=dict(part="heldout", size=16 if tiny else 500))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64, max_completion_tokens=7,
-      optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+      kind="sft", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64,
+      max_completion_tokens=7,
+      update=dict(
+          optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   if name == "learned":
     c.trm = dict(
-        kind="reward_model", start="initial", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64, loss="regression",
-        max_response_tokens=7, heldout_rows=16 if tiny else 500, data=dict(
+        kind="reward_model", start="initial", num_steps=2 if tiny else 600,
+        batch_size=8 if tiny else 64, loss="regression", max_response_tokens=7,
+        heldout_rows=16 if tiny else 500, data=dict(
             source="grid_ratings", args=dict(seed=0), train=dict(part="train", size=100 if tiny else 20_000),
             heldout=dict(part="heldout", size=16 if tiny else 500)),
-        optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20))
+        update=dict(
+            optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   rated = dict(function=f"{_MODULE}:thinking") if name != "learned" else dict(
       function="learned", args=dict(model="trm"), transforms=(dict(name="clip", low=0.0, high=1.0),))
   c.rl = dict(
-      kind="policy_gradient", num_steps=2 if tiny else STEPS, prompts_per_step=4 if tiny else 16, group_size=8,
-      sampling=dict(max_tokens=7), rewards=_rewards(name, dict(function=f"{_MODULE}:counted"), rated, STEPS),
-      baseline="group_mean", normalise="group_std", mean_over="sequence", kl_coef=0.04, kl_estimator="k3",
-      optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5))
+      kind="policy_gradient", num_steps=2 if tiny else STEPS,
+      rewards=_rewards(name, dict(function=f"{_MODULE}:counted"), rated, STEPS),
+      rollout=dict(prompts=4 if tiny else 16, group_size=8, sampling=dict(max_tokens=7)),
+      credit=dict(baseline="group_mean", normalise="group_std"),
+      objective=dict(mean_over="sequence", kl=dict(coef=0.04, estimator="k3")),
+      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   c.rl.rewards.sound = dict(function=f"{_MODULE}:sound_answer", weight=0.0)
   c.rl.rewards.by_kind = dict(function=f"{_MODULE}:TrustByKind", weight=0.0)
   c.evaluation = dict(
@@ -209,11 +215,12 @@ def _full(name: str) -> ConfigDict:
       generate_args=dict(url="http://localhost:8000/v1", model="thinking-reward-3b", retries=10)))
   rated["gate"] = form = dict(component="form", above=0.5)
   c.rl = dict(
-      kind="policy_gradient", num_steps=steps, prompts_per_step=16, group_size=8, remat="full",
-      sampling=dict(max_tokens=1024), rewards=_rewards(
+      kind="policy_gradient", num_steps=steps, rewards=_rewards(
           name, dict(function="math_answer", gate=form), rated, steps),
-      baseline="group_mean", normalise="group_std", mean_over="sequence", kl_coef=0.04, kl_estimator="k3",
-      optimizer=dict(learning_rate=5e-7))
+      rollout=dict(prompts=16, group_size=8, sampling=dict(max_tokens=1024)),
+      credit=dict(baseline="group_mean", normalise="group_std"),
+      objective=dict(mean_over="sequence", kl=dict(coef=0.04, estimator="k3")),
+      update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   c.rl.rewards.form = dict(function="think_format", weight=0.0)
   c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=100, sampling=dict(max_tokens=1024, temperature=0.0))
   c.mesh = dict(fsdp=-1)

@@ -63,8 +63,8 @@ def test_packaged_experiments_are_found_from_any_folder(tmp_path, monkeypatch):
 
 def test_defaults_are_filled_in(config):
   assert config.mesh.fsdp == -1 and config.checkpoint.keep == 2 and config.logging.tensorboard is False
-  assert config.rl.epochs == 1 and config.rl.optimizer.max_skipped == 5 and config.rl.sampling.temperature == 1.0
-  assert config.sft.optimizer.schedule == "cosine"  # What the file sets stays.
+  assert config.rl.update.epochs == 1 and config.rl.update.optimizer.max_skipped == 5 and config.rl.rollout.sampling.temperature == 1.0
+  assert config.sft.update.optimizer.schedule == "cosine"  # What the file sets stays.
   run_config, sections = config_lib.check(config)
   assert run_config.mesh == sharding.MeshSection() and sections["rl"].sampling.stop_strings == ()
 
@@ -73,42 +73,42 @@ def test_defaults_are_filled_in(config):
     # Unknown fields, at every depth.
     ("polcy", {}, "config has no field 'polcy'. Did you mean 'policy'?"),
     ("rl.grup_size", 4, "config.rl has no field 'grup_size'. Did you mean 'group_size'?"),
-    ("rl.optimizer.lerning_rate", 1.0, "config.rl.optimizer has no field 'lerning_rate'. Did you mean 'learning_rate'?"),
+    ("rl.update.optimizer.lerning_rate", 1.0, "config.rl.update.optimizer has no field 'lerning_rate'. Did you mean 'learning_rate'?"),
     ("evaluation.sampling.max_token", 4, "config.evaluation.sampling has no field 'max_token'. Did you mean 'max_tokens'?"),
     # Wrong types.
     ("seed", "0", "config.seed must be int, got '0' (str)"),
     ("seed", 0.5, "config.seed must be int, got 0.5 (float)"),
-    ("rl.group_size", True, "config.rl.group_size must be int, got True (bool)"),
-    ("rl.kl_coef", "high", "config.rl.kl_coef must be float, got 'high' (str)"),
+    ("rl.rollout.group_size", True, "config.rl.rollout.group_size must be int, got True (bool)"),
+    ("rl.objective.kl.coef", "high", "config.rl.objective.kl.coef must be float, got 'high' (str)"),
     ("logging.tensorboard", 1, "config.logging.tensorboard must be bool"),
     ("policy.args", 3, "config.policy.args must be a section with fields, got 3"),
     ("mesh", 3, "config.mesh must be a section with fields, got 3"),
-    ("rl.sampling.stop_strings", "#", "config.rl.sampling.stop_strings must be a tuple, got '#': for one entry write ('#',)"),
-    ("rl.sampling.stop_strings", (1,), "config.rl.sampling.stop_strings[0] must be str, got 1"),
+    ("rl.rollout.sampling.stop_strings", "#", "config.rl.rollout.sampling.stop_strings must be a tuple, got '#': for one entry write ('#',)"),
+    ("rl.rollout.sampling.stop_strings", (1,), "config.rl.rollout.sampling.stop_strings[0] must be str, got 1"),
     ("policy.dtype", "bfloat15", "config.policy.dtype must be one of 'float32', 'bfloat16', got 'bfloat15'. Did you mean"),
     # Unknown names.
     ("rl.kind", "policy_gradients", "(config.rl.kind) 'policy_gradients'. Did you mean 'policy_gradient'?"),
-    ("rl.baseline", "grup_mean", "config.rl: Unknown baseline 'grup_mean'. Did you mean 'group_mean'?"),
-    ("rl.normalise", "group_stt", "config.rl: Unknown normalise 'group_stt'. Did you mean 'group_std'?"),
-    ("rl.mean_over", "tokens", "config.rl: Unknown mean_over 'tokens'. Did you mean 'token'?"),
-    ("rl.kl_estimator", "k4", "config.rl: Unknown kl_estimator 'k4'. Known: k1, k2, k3"),
-    ("rl.kl_in", "los", "config.rl: Unknown kl_in 'los'. Did you mean 'loss'?"),
-    ("rl.optimizer.name", "adam", "config.rl.optimizer: Unknown name 'adam'. Did you mean 'adamw'?"),
-    ("sft.optimizer.schedule", "cosin", "config.sft.optimizer: Unknown schedule 'cosin'. Did you mean 'cosine'?"),
+    ("rl.credit.baseline", "grup_mean", "config.rl: Unknown baseline 'grup_mean'. Did you mean 'group_mean'?"),
+    ("rl.credit.normalise", "group_stt", "config.rl: Unknown normalise 'group_stt'. Did you mean 'group_std'?"),
+    ("rl.objective.mean_over", "tokens", "config.rl: Unknown mean_over 'tokens'. Did you mean 'token'?"),
+    ("rl.objective.kl.estimator", "k4", "config.rl: Unknown kl_estimator 'k4'. Known: k1, k2, k3"),
+    ("rl.objective.kl.added_to", "los", "config.rl: Unknown kl_in 'los'. Did you mean 'loss'?"),
+    ("rl.update.optimizer.name", "adam", "config.rl.update.optimizer: Unknown name 'adam'. Did you mean 'adamw'?"),
+    ("sft.update.optimizer.schedule", "cosin", "config.sft.update.optimizer: Unknown schedule 'cosin'. Did you mean 'cosine'?"),
     # Values out of range, or that do not go together.
-    ("rl.group_size", 1, "config.rl: group_size must be at least 2"),
-    ("rl.group_size", 0, "config.rl: group_size must be at least 1, got 0"),
-    ("rl.sampling.top_k", 5, "no top_k, top_p or min_p"),
-    ("rl.sampling.temperature", 0.0, "need temperature above 0"),
-    ("rl.sampling.top_p", 0.0, "config.rl.sampling: top_p must be in (0, 1], got 0.0"),
-    ("rl.minibatches", 3, "config.rl: "),
-    ("rl.microbatches", 3, "config.rl: "),
-    ("sft.microbatches", 3, "config.sft: microbatches=3 must divide batch_size=8"),
-    ("rl.clip_low", 1.5, "config.rl: clip_low must be in [0, 1], got 1.5"),
-    ("rl.optimizer.max_skipped", 0, "config.rl.optimizer: max_skipped must be at least 1, got 0"),
-    ("rl.optimizer.learning_rate", -1.0, "config.rl.optimizer: learning_rate must be at least 0, got -1.0"),
-    ("rl.optimizer.learning_rate", float("nan"), "config.rl.optimizer: learning_rate must be at least 0, got nan"),
-    ("rl.optimizer.learning_rate", float("inf"), "config.rl.optimizer: learning_rate must be finite, got inf"),
+    ("rl.rollout.group_size", 1, "config.rl: group_size must be at least 2"),
+    ("rl.rollout.group_size", 0, "config.rl: group_size must be at least 1, got 0"),
+    ("rl.rollout.sampling.top_k", 5, "no top_k, top_p or min_p"),
+    ("rl.rollout.sampling.temperature", 0.0, "need temperature above 0"),
+    ("rl.rollout.sampling.top_p", 0.0, "config.rl.rollout.sampling: top_p must be in (0, 1], got 0.0"),
+    ("rl.update.minibatches", 3, "config.rl: "),
+    ("rl.update.microbatches", 3, "config.rl: "),
+    ("sft.update.microbatches", 3, "config.sft: microbatches=3 must divide batch_size=8"),
+    ("rl.objective.clip_low", 1.5, "config.rl: clip_low must be in [0, 1], got 1.5"),
+    ("rl.update.optimizer.max_skipped", 0, "config.rl.update.optimizer: max_skipped must be at least 1, got 0"),
+    ("rl.update.optimizer.learning_rate", -1.0, "config.rl.update.optimizer: learning_rate must be at least 0, got -1.0"),
+    ("rl.update.optimizer.learning_rate", float("nan"), "config.rl.update.optimizer: learning_rate must be at least 0, got nan"),
+    ("rl.update.optimizer.learning_rate", float("inf"), "config.rl.update.optimizer: learning_rate must be finite, got inf"),
     ("checkpoint.every", 0, "config.checkpoint: every must be at least 1, got 0"),
     ("evaluation.num_problems", 0, "config.evaluation: num_problems must be at least 1, got 0"),
     ("logging.profile.first", 0, "config.logging.profile: first must be at least 1, got 0"),
@@ -130,7 +130,7 @@ def test_a_mistake_is_named_with_its_path_and_a_cure(config, field, value, messa
 
 @pytest.mark.parametrize("section, field", [("", "policy"), ("rl", "group_size"), ("rl", "optimizer"),
                                             ("evaluation", "rewards"), ("evaluation", "sampling"),
-                                            ("sft.optimizer", "learning_rate")])
+                                            ("sft.update.optimizer", "learning_rate")])
 def test_a_missing_field_is_named(config, section, field):
   holder = config
   for name in filter(None, section.split(".")):
@@ -147,13 +147,13 @@ def test_a_stage_without_its_section(config):
 
 
 def test_a_group_of_one_is_fine_without_a_baseline(config):
-  config.rl.group_size, config.rl.baseline, config.rl.normalise = 1, "none", "none"
+  config.rl.rollout.group_size, config.rl.credit.baseline, config.rl.credit.normalise = 1, "none", "none"
   assert config_lib.check(config)[1]["rl"].group_size == 1
 
 
 def test_whole_numbers_serve_as_floats(config):
   with config.ignore_type():
-    config.rl.kl_coef = 1
+    config.rl.objective.kl.coef = 1
   value = config_lib.check(config)[1]["rl"].kl_coef
   assert value == 1.0 and isinstance(value, float)
 
@@ -207,7 +207,7 @@ def test_changes_by_hand():
   old = {"seed": 0, "rl": {"kl_coef": 0.1, "rewards": {"a": 1.0}}, "gone": 1}
   new = {"seed": 0, "rl": {"kl_coef": 0.2, "rewards": {"b": 1.0}}, "stages": ["rl"]}
   assert fields_lib.changes(old, new) == {
-      "gone": (1, None), "rl.kl_coef": (0.1, 0.2), "rl.rewards.a": (1.0, None), "rl.rewards.b": (None, 1.0),
+      "gone": (1, None), "rl.objective.kl.coef": (0.1, 0.2), "rl.rewards.a": (1.0, None), "rl.rewards.b": (None, 1.0),
       "stages": (None, ["rl"])}
   assert fields_lib.changes(new, new) == {}
 
@@ -225,11 +225,11 @@ def parsed(*arguments):
 
 
 def test_fields_are_set_from_the_command_line(config):
-  got = parsed(f"--config={QUICKSTART}", "--config.seed=3", "--config.rl.optimizer.learning_rate=1e-5",
+  got = parsed(f"--config={QUICKSTART}", "--config.seed=3", "--config.rl.update.optimizer.learning_rate=1e-5",
                "--config.policy.args.width=16", "--config.stages=('rl',)", "--config.task.train.careless=0.5",
                # Optional ones that the file leaves out.
-               "--config.mesh.data=2", "--config.rl.sampling.temperature=0.7", "--config.rl.epochs=2",
-               "--config.logging.tensorboard=true", "--config.sft.optimizer.name=sgd", "--config.policy.dtype=bfloat16")
+               "--config.mesh.data=2", "--config.rl.rollout.sampling.temperature=0.7", "--config.rl.update.epochs=2",
+               "--config.logging.tensorboard=true", "--config.sft.update.optimizer.name=sgd", "--config.policy.dtype=bfloat16")
   run_config, sections = config_lib.check(got)
   assert run_config.seed == 3 and run_config.stages == ("rl",) and run_config.policy.args["width"] == 16
   assert sections["rl"].optimizer.learning_rate == 1e-5 and run_config.task.train["careless"] == 0.5
@@ -243,8 +243,8 @@ def test_fields_are_set_from_the_command_line(config):
     (("--config",), "Say what to run"),
     ((f"--config={QUICKSTART}", "--config.rl.grup_size=4"),
      "--config.rl.grup_size: config.rl has no field 'grup_size'. Did you mean 'group_size'?"),
-    ((f"--config={QUICKSTART}", "--config.rll.group_size=4"), "config has no field 'rll'. Did you mean 'rl'?"),
-    ((f"--config={QUICKSTART}", "--config.rl.group_size.x=4"), "config.rl.group_size has no field 'x'"),
+    ((f"--config={QUICKSTART}", "--config.rll.rollout.group_size=4"), "config has no field 'rll'. Did you mean 'rl'?"),
+    ((f"--config={QUICKSTART}", "--config.rl.rollout.group_size.x=4"), "config.rl.rollout.group_size has no field 'x'"),
 ])
 def test_a_mistake_on_the_command_line(arguments, message):
   with pytest.raises(ValueError) as error:
@@ -262,7 +262,7 @@ def command(*arguments, module="rl_reason.train"):
 def test_mistakes_end_the_command_with_one_line(tmp_path):
   workdir = f"--workdir={tmp_path / 'run'}"
   on_the_line = command(f"--config={QUICKSTART}", workdir, "--config.rl.grup_size=4")
-  in_a_value = command(f"--config={QUICKSTART}", workdir, "--config.rl.group_size=1")
+  in_a_value = command(f"--config={QUICKSTART}", workdir, "--config.rl.rollout.group_size=1")
   for done, message in ((on_the_line, "Did you mean 'group_size'?"), (in_a_value, "config.rl: group_size must be at least 2")):
     assert done.returncode != 0 and "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.strip()]

@@ -250,8 +250,8 @@ def test_fields_out_of_range_are_named(fields, message):
 
 def test_a_critics_fields_can_be_set_from_the_command_line():
   c = run_config.load("experiments/algorithms.py:ppo_shared-tiny")
-  assert c.rl.critic.bootstrap_truncated is False and c.rl.critic.optimizer is None  # Defaults, filled in.
-  c.rl.critic.lam = 0.9
+  assert c.rl.credit.critic.bootstrap_truncated is False and c.rl.credit.critic.optimizer is None  # Defaults, filled in.
+  c.rl.credit.critic.lam = 0.9
   assert run_config.check(c)[1]["rl"].critic.lam == 0.9
 
 

@@ -154,11 +154,12 @@ def pipeline():
   c.critic = c.sft.copy_and_resolve_references()
   c.critic.num_steps = 2
   c.rm = dict(
-      kind="reward_model", num_steps=2, batch_size=4, max_response_tokens=40, max_prompt_tokens=8, microbatches=1,
-      start="critic", data=dict(source="test_reward_model:sevens", args={}, train=dict(size=20, seed=1), heldout=dict(size=4, seed=2)),
+      kind="reward_model", num_steps=2, batch_size=4, max_response_tokens=40, max_prompt_tokens=8,
+      start="critic",
+      data=dict(source="test_reward_model:sevens", args={}, train=dict(size=20, seed=1), heldout=dict(size=4, seed=2)),
       critique=dict(generate="critic", template="{prompt}{response}#", marker="#", generate_args=dict(
           sampling=dict(max_tokens=4), max_prompt_tokens=64, batch_size=8)),
-      optimizer=dict(learning_rate=3e-3))
+      update=dict(microbatches=1, optimizer=dict(learning_rate=3e-3)))
   c.rl.update(num_steps=2, minibatches=1, kl_coef=0.0, prompts_per_step=2, group_size=4)
   c.rl.rewards = {"quality": {"function": "learned", "args": {"model": "rm"}}}
   return c

@@ -122,7 +122,7 @@ def test_each_process_asks_for_its_own_problems(monkeypatch):
 def test_episodes_have_room():
   environment = Environment(None, max_turns=3, turn_tokens=4, answer_tokens=1)
   environment.check(SAMPLING, "config.rl")
-  with pytest.raises(ValueError, match=r"config.rl.sampling.max_tokens=13 is less than .* = 14"):
+  with pytest.raises(ValueError, match=r"config.rl.rollout.sampling.max_tokens=13 is less than .* = 14"):
     environment.check(dataclasses.replace(SAMPLING, max_tokens=13), "config.rl")
 
 

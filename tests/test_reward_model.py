@@ -61,9 +61,11 @@ def context():
 
 def section(kind="pairs", **fields):
   given = dict(
-      kind="reward_model", num_steps=100, batch_size=16, max_response_tokens=40, max_prompt_tokens=8, microbatches=1,
+      kind="reward_model", num_steps=100, batch_size=16, max_response_tokens=40,
+      max_prompt_tokens=8,
       data=dict(source=f"{HERE}:sevens", args=dict(kind=kind), train=dict(size=300, seed=1), heldout=dict(size=48, seed=2)),
-      optimizer=dict(learning_rate=3e-3, warmup_steps=5), **fields)
+      **fields,
+      update=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
   return fields_lib.parse(stage.Config, given)
 
 

@@ -45,9 +45,11 @@ def make_config(reward="short", **fields):
   c.stages, c.mesh.fsdp, c.evaluation.every, c.evaluation.num_problems, c.evaluation.batch_size = ("star",), 1, 0, 2, 2
   c.max_prompt_tokens, c.checkpoint.every, c.checkpoint.keep = 16, 1, 20
   c.star = ConfigDict(dict(
-      kind="self_training", num_rounds=2, generation_steps=2, prompts_per_step=4, group_size=4, updates=2, batch_size=4,
-      sampling=dict(max_tokens=16), rewards={"scripted": {"function": f"{__name__}:{reward}"}}, thresholds=(0.2,),
-      optimizer=dict(learning_rate=1e-2)))
+      kind="self_training", num_rounds=2, generation_steps=2, updates=2, batch_size=4,
+      rewards={"scripted": {"function": f"{__name__}:{reward}"}},
+      rollout=dict(prompts=4, group_size=4, sampling=dict(max_tokens=16)),
+      keep=dict(thresholds=(0.2,)),
+      update=dict(optimizer=dict(learning_rate=1e-2))))
   c.star.update(fields)
   return c
 

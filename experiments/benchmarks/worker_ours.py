@@ -23,12 +23,17 @@ def get_config(shape, directory):
       policy=dict(source="pretrained", args=dict(path=str(directory))),
       evaluation=dict(rewards=dict(exact_answer=1.0), num_problems=1, sampling=sampling),  # Never called.
       rl=dict(
-          kind="policy_gradient", num_steps=shapes.MAX_STEPS, prompts_per_step=shape["prompts"],
-          group_size=shape["completions"], sampling=sampling, rewards=dict(parity=dict(function=f"{__name__}:score")),
-          baseline="group_mean", normalise="group_std", clip_low=shapes.CLIP, clip_high=shapes.CLIP,
-          kl_coef=shapes.KL_COEF, kl_estimator="k3", mean_over="token",
-          optimizer=dict(learning_rate=shapes.LEARNING_RATE, max_grad_norm=shapes.MAX_GRAD_NORM,
-                         args=dict(weight_decay=0.0)))))
+          kind="policy_gradient", num_steps=shapes.MAX_STEPS,
+          rewards=dict(parity=dict(function=f"{__name__}:score")),
+          rollout=dict(
+              prompts=shape["prompts"], group_size=shape["completions"], sampling=sampling),
+          credit=dict(baseline="group_mean", normalise="group_std"),
+          objective=dict(
+              clip_low=shapes.CLIP, clip_high=shapes.CLIP,
+              kl=dict(coef=shapes.KL_COEF, estimator="k3"), mean_over="token"),
+          update=dict(
+              optimizer=dict(learning_rate=shapes.LEARNING_RATE, max_grad_norm=shapes.MAX_GRAD_NORM,
+                         args=dict(weight_decay=0.0))))))
 
 
 def main(name, directory):

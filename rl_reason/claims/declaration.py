@@ -20,6 +20,7 @@ import ml_collections
 
 from rl_reason.claims import measures
 from rl_reason.config import fields, naming
+from rl_reason.config.overrides import override
 from rl_reason.config.checks import at_least, one_of
 from rl_reason.run import config as config_lib
 
@@ -178,8 +179,7 @@ def arm_config(module: ModuleType, arm: Arm, seed: int = 0) -> ml_collections.Co
   """The config that an arm trains with. Raises: ValueError for fields and values that cannot be."""
   config = config_lib.load_from(module, arm.config)
   with config.unlocked():
-    for dotted, value in arm.overrides.items():
-      _override(config, dotted, value)
+    override(config, arm.overrides, new_sections=False)
     config.seed = seed
   config_lib.check(config)
   return config
@@ -203,20 +203,6 @@ def to_json(value: Any) -> Any:
   if isinstance(value, ml_collections.ConfigDict):
     return json.loads(value.to_json_best_effort())
   return json.loads(json.dumps(value, default=dataclasses.asdict))
-
-
-def _override(config: ml_collections.ConfigDict, dotted: str, value: Any) -> None:
-  """Sets a field. The last name may be new, as names in `args` and `rewards` are: elsewhere run.check refuses it."""
-  section, (*names, last) = config, dotted.split(".")
-  for i, name in enumerate(names):
-    if name not in section or not isinstance(section[name], ml_collections.ConfigDict):
-      raise ValueError(f"overrides[{dotted!r}]: the config has no section {'.'.join(names[:i + 1])!r}."
-                       f"{naming.did_you_mean(name, section)}")
-    section = section[name]
-  if last in section and isinstance(value, (Mapping, ml_collections.ConfigDict)):
-    del section[last]  # A section is replaced, not merged: what it held would stay, unseen.
-  with section.ignore_type():
-    section[last] = value
 
 
 def _check_name(where: str, name: Any) -> None:

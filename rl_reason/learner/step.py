@@ -11,14 +11,36 @@ import jax.numpy as jnp
 import optax
 
 from rl_reason.arrays import LearnerState
+from rl_reason.config.checks import at_least, one_of
 from rl_reason.learner.optimizers import make_optimizer, Optimizer
-from rl_reason.models import lora
+from rl_reason.models import lora, transformer
+from rl_reason.models.lora import LoRA
 from rl_reason.objectives.losses import LossStatistics
 from rl_reason.runtime.sharding import Partitioning
 from rl_reason.types import Params
 
 # (parameters, microbatch) -> (loss, statistics); a batch is a RolloutBatch, a TextBatch or a stage's own.
 LossFn = Callable[[Params, Any], tuple[jax.Array, LossStatistics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+  """How a stage updates what it trains: the field `update` of its section.
+
+  optimizer: with its learning rate and schedule.
+  microbatches: parts of a minibatch gone through one by one, to save memory; 0: as many as this
+    machine is fastest with (batches.packing.num_passes).
+  remat: what the backward pass computes again (models.transformer.REMAT_POLICIES).
+  lora: with rank above 0 low-rank adapters are trained and the policy is frozen.
+  """
+  optimizer: Optimizer
+  microbatches: int = 0
+  remat: str = "none"
+  lora: LoRA = LoRA()
+
+  def __post_init__(self):
+    at_least(0, microbatches=self.microbatches)
+    one_of(transformer.REMAT_POLICIES, remat=self.remat)
 
 
 def skipped_in_a_row(state: LearnerState) -> jax.Array:

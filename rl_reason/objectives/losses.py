@@ -1,6 +1,7 @@
 """Per-token objectives, KL estimators, and the reductions from tokens to one number: three separate choices."""
 
 from collections.abc import Mapping
+import dataclasses
 
 import flax.struct
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rl_reason.arrays import RolloutBatch
+from rl_reason.config.checks import at_least, one_of
 
 
 @flax.struct.dataclass
@@ -287,3 +289,54 @@ def imitation_loss(
   loss = jnp.sum(token_weights * nll)
   return loss, LossStatistics(
       sums={"loss": loss}, token_sums={"nll": nll.sum()}, num_tokens=mask.sum(dtype=jnp.float32), maxima={})
+
+
+@dataclasses.dataclass(frozen=True)
+class KL:
+  """The penalty KL(policy || reference), the reference being the policy that the stage starts from.
+
+  coef: its weight; 0 for none.
+  estimator: k1, k2 or k3 (kl_estimate).
+  added_to: "loss", or "reward": it is subtracted from each token's reward.
+  """
+  coef: float = 0.0
+  estimator: str = "k3"
+  added_to: str = "loss"
+
+  def __post_init__(self):
+    at_least(0, coef=self.coef)
+    one_of(KL_ESTIMATORS, estimator=self.estimator)
+    one_of(("loss", "reward"), added_to=self.added_to)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What a policy gradient makes large: the field `objective` of a policy_gradient section.
+
+  kind: a key of OBJECTIVES.
+  clip_low: lower bound of the probability ratio is 1 - clip_low, or as the kind says.
+  clip_high: upper bound of the probability ratio is 1 + clip_high, or as the kind says.
+  mean_over: token, sequence or fixed_length (token_weights).
+  entropy_coef: weight of the entropy bonus.
+  importance_cap: C of truncated importance sampling between trainer and sampler
+    (truncated_importance), for rollouts that the trainer's policy would not have drawn just so;
+    0 for none: the ratio to the sampler is then all. With credit.critic.vtrace it bounds what
+    V-trace makes of the same ratio.
+  kl: the penalty for leaving the reference.
+  """
+  kind: str = "clipped"
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  mean_over: str = "token"
+  entropy_coef: float = 0.0
+  importance_cap: float = 0.0
+  kl: KL = KL()
+
+  def __post_init__(self):
+    at_least(0, clip_low=self.clip_low, clip_high=self.clip_high, entropy_coef=self.entropy_coef,
+             importance_cap=self.importance_cap)
+    one_of(OBJECTIVES, kind=self.kind)
+    one_of(REDUCTIONS, mean_over=self.mean_over)
+    if self.clip_low > 1:
+      raise ValueError(
+          f"clip_low must be in [0, 1], got {self.clip_low}: a probability ratio is never below 0.")

@@ -15,7 +15,7 @@ from rl_reason.config.checks import at_least, check_microbatches, one_of
 from rl_reason.evaluation import estimates
 from rl_reason.judges.critiques import Critiques
 from rl_reason.learner import memory as learner_memory
-from rl_reason.models import transformer
+from rl_reason.learner.step import Update
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.stages.base import first_rows
 from rl_reason.stages.context import Context
@@ -27,13 +27,12 @@ class Section(Protocol):
   """Fields of both stages' sections."""
   num_steps: int
   batch_size: int
-  microbatches: int
   max_prompt_tokens: int
   max_response_tokens: int
   bad_rows: str
   data: TaskSection
   heldout_rows: int
-  remat: str
+  update: Update
 
 
 def check_section(section: Section) -> None:
@@ -41,9 +40,8 @@ def check_section(section: Section) -> None:
   at_least(1, num_steps=section.num_steps, batch_size=section.batch_size,
            max_response_tokens=section.max_response_tokens, heldout_rows=section.heldout_rows)
   at_least(0, max_prompt_tokens=section.max_prompt_tokens)
-  check_microbatches(section.microbatches, section.batch_size)
+  check_microbatches(section.update.microbatches, section.batch_size)
   one_of(("error", "drop"), bad_rows=section.bad_rows)
-  one_of(transformer.REMAT_POLICIES, remat=section.remat)
 
 
 def summary(found: Mapping[str, Sequence[Float[np.ndarray, "N"]]]) -> dict[str, float]:
@@ -73,7 +71,7 @@ class Reader:
         context.policy.config, context.dtype, max_prompt_tokens=section.max_prompt_tokens or context.max_prompt_tokens,
         max_response_tokens=section.max_response_tokens, bucket=context.sampler.prompt_bucket,
         ways=context.partitioning.ways("batch"))
-    self.microbatches = section.microbatches or packing.num_passes(
+    self.microbatches = section.update.microbatches or packing.num_passes(
         section.batch_size, 2, self.layout.max_prompt_tokens + 2 * section.max_response_tokens, self.layout.ways)
 
   def encode(self, row: Comparison) -> Encoded:
@@ -148,7 +146,7 @@ class Reader:
                              self.layout.max_response_tokens)
     return learner_memory.learner_parts(state_shape, microbatches=self.microbatches) + learner_memory.update_parts(
         self._context.policy.config, self._context.partitioning, batch, dtype=self._context.dtype,
-        remat=self._section.remat)
+        remat=self._section.update.remat)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,9 @@ from rl_reason.batches import packing
 from rl_reason.batches.responses import Encoded, READINGS
 from rl_reason.config import naming
 from rl_reason.config.checks import one_of
-from rl_reason.learner.optimizers import Optimizer
-from rl_reason.learner.step import Learner, make_learner, make_update, run_update
+from rl_reason.learner.step import Learner, make_learner, make_update, run_update, Update
 from rl_reason.models import lora as lora_lib
 from rl_reason.models import policy
-from rl_reason.models.lora import LoRA
 from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.objectives import preferences
 from rl_reason.objectives.losses import LossStatistics
@@ -41,7 +39,7 @@ from rl_reason.types import Comparison, Params, Source
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class PreferenceLoss:
   """loss: from rl_reason.objectives.preferences. pairs: it compares two sides; else it judges each response by itself, as kto does.
   reference: it needs a reference policy's log-probabilities."""
   loss: Callable[..., preferences.Result]
@@ -54,35 +52,32 @@ class Objective:
     return 6 if self.pairs else 5
 
 
-LOSSES = {name: Objective(loss, reference=name not in ("orpo", "simpo"))
-          for name, loss in preferences.PREFERENCE_LOSSES.items()} | {"kto": Objective(preferences.kto, pairs=False)}
+LOSSES = {name: PreferenceLoss(loss, reference=name not in ("orpo", "simpo"))
+          for name, loss in preferences.PREFERENCE_LOSSES.items()} | {"kto": PreferenceLoss(preferences.kto, pairs=False)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """num_steps: updates. batch_size: comparisons per update, over all processes.
 
-  data, bad_rows, max_prompt_tokens, max_response_tokens, heldout_rows, microbatches, remat: as in stages.reward_model. Rows
-    are pairs of which one side is better; for kto also single responses, good where their score is above 0.5.
+  data, bad_rows, max_prompt_tokens, max_response_tokens, heldout_rows: as in stages.reward_model. Rows are pairs of which
+    one side is better; for kto also single responses, good where their score is above 0.5.
+  update: memory, LoRA, optimizer (learner.step.Update).
   loss: a key of LOSSES; loss_args: its options, beta among them.
   reference: the frozen policy: an earlier stage, "initial", or "" for the one that this stage starts from.
-  lora: as in stages.sft.
   """
   kind: str
   num_steps: int
   batch_size: int
   max_response_tokens: int
   data: TaskSection
-  optimizer: Optimizer
+  update: Update
   max_prompt_tokens: int = 0
   bad_rows: str = "error"
   loss: str = "dpo"
   loss_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   reference: str = ""
   heldout_rows: int = 1000
-  microbatches: int = 0
-  remat: str = "none"
-  lora: LoRA = LoRA()
   start: str = ""
 
   def __post_init__(self):
@@ -94,7 +89,7 @@ class Config:
                        " measured on other rows' responses. Raise it.")
 
   @property
-  def objective(self) -> Objective:
+  def objective(self) -> PreferenceLoss:
     return LOSSES[self.loss]
 
   @property
@@ -121,7 +116,7 @@ class PreferenceBatch:
 
 def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
-  return trained_policy(context, config.lora)
+  return trained_policy(context, config.update.lora)
 
 
 def check(config: Config, context: Context, name: str) -> None:
@@ -136,7 +131,7 @@ def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]
   if config.objective.reference and config.reference:
     parts.append(memory_lib.Part(
         "reference policy", memory_lib.sharded_bytes(context.abstract_params), "set reference='', the policy it starts from"))
-  return [*merging_memory(context, config.lora, "evaluation", *["scoring"] * (not config.objective.pairs)), *parts]
+  return [*merging_memory(context, config.update.lora, "evaluation", *["scoring"] * (not config.objective.pairs)), *parts]
 
 
 def make_reader(config: Config, context: Context) -> Reader:
@@ -167,7 +162,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
   """Makes the learner of what `trained` says, starting from the policy `params`."""
   return make_learner(
       context.partitioning, trained(config, context, name).shapes,
-      lambda: with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps)
+      lambda: with_adapters(context, params, config.update.lora, name), config.update.optimizer, config.num_steps)
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
@@ -181,7 +176,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def sums(params, responses):
     return policy.response_logprobs(
-        context.policy.config, params, responses, dtype=context.dtype, remat=config.remat).sum(-1)
+        context.policy.config, params, responses, dtype=context.dtype, remat=config.update.remat).sum(-1)
 
   def loss_fn(params, batch):
     loss, metrics = judged(config, sums(params, batch.responses), batch)
@@ -224,7 +219,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step, resumable={"reference": known},
-      max_skipped=config.optimizer.max_skipped,
+      max_skipped=config.update.optimizer.max_skipped,
       evaluate=evaluator(config, reader, task.heldout, score, reference),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(

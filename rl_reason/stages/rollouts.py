@@ -1,51 +1,92 @@
 """What every stage that samples does: problems -> completions -> rewards, judged while others are still sampled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import contextlib
+import dataclasses
 import time
-from typing import Protocol
 
 import jax
 from jaxtyping import PRNGKeyArray
 
+from rl_reason.config.checks import at_least
 from rl_reason.rewards.composition.reward_set import RewardSet, token_rewards
 from rl_reason.rewards.composition.scoring import Scoring
+from rl_reason.rollout import memory as rollout_memory
 from rl_reason.rollout.record import Rollout
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime import sharding
+from rl_reason.runtime.memory import Part
 from rl_reason.stages.context import Context
 from rl_reason.types import Params, Problem, Sample
 
 
-class Section(Protocol):
-  """Fields of the stages' sections."""
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+  """How a stage samples: the field `rollout` of its section.
+
+  prompts: problems per step, over all processes.
+  group_size: completions of each problem.
+  sampling: how tokens are drawn (rollout.sampling.Sampling).
+  slots: completions decoded at once, at least group_size: it bounds the memory of the KV cache
+    (rollout.generate); 0: all.
+  page_tokens: keys and values of what is sampled are kept in pages of `n` tokens
+    (rollout.generate); 0: in one room for all slots.
+  int8: sample with the layers' matrices rounded to 8 bits.
+  """
+  prompts: int
   group_size: int
   sampling: Sampling
-  rewards: Mapping
-  slots: int
-  page_tokens: int
+  slots: int = 0
+  page_tokens: int = 0
+  int8: bool = False
+
+  def __post_init__(self):
+    at_least(1, prompts=self.prompts, group_size=self.group_size)
+    at_least(0, slots=self.slots, page_tokens=self.page_tokens)
+    if self.slots and self.slots < self.group_size:
+      raise ValueError(
+          f"slots must be at least group_size={self.group_size}, got {self.slots}: a group shares"
+          " its prompt's keys and values. Raise slots, or set 0 for as many as there are"
+          " completions.")
+
+  @property
+  def completions(self) -> int:
+    """Completions per step, over all processes."""
+    return self.prompts * self.group_size
+
+
+def sampling_memory(section: RolloutSection, context: Context, phase: str = "sampling") -> list[Part]:
+  """Estimates what devices hold while they sample as a section says."""
+  return rollout_memory.rollout_parts(
+      context.policy.config, context.partitioning,
+      context.sampler.batch(section.prompts, section.group_size, section.sampling),
+      dtype=context.dtype, params=context.abstract_params, phase=phase,
+      cure="lower rollout.slots" if section.slots else
+      "set rollout.slots, or lower rollout.prompts or rollout.group_size",
+      slots=section.slots, prefill_tokens=context.prefill_tokens, page_tokens=section.page_tokens,
+      int8=section.int8)
 
 
 def sample_rollout(
-    config: Section, context: Context, params: Params, problems: Sequence[Problem], rewards: RewardSet, *, index: int,
-    rng: PRNGKeyArray, int8: bool = False,
+    section: RolloutSection, context: Context, params: Params, problems: Sequence[Problem],
+    rewards: RewardSet, *, index: int, rng: PRNGKeyArray,
 ) -> Rollout:
   """Samples group_size completions of each problem and judges them; its metrics are what the rewards tell of themselves.
 
   Args:
     params: a policy without adapters (lora.merge). problems: this process's, equally many on each; the result is of all.
-    index: of the step. rng: of the samples, the same on every process. int8: as in rollout.generate.
+    index: of the step. rng: of the samples, the same on every process.
   """
   started, sampler = time.perf_counter(), context.sampler
   # Prompts, the same on every process.
   prompts = sampler.encode_everywhere(problems)
 
   # Completions, and rewards of this process's own problems as their completions end.
-  first = jax.process_index() * len(problems) * config.group_size
-  own = slice(first, first + len(problems) * config.group_size)
+  first = jax.process_index() * len(problems) * section.group_size
+  own = slice(first, first + len(problems) * section.group_size)
 
   def to_samples(completions, rows=None):
-    return sampler.samples(problems, jax.tree.map(lambda x: x[own], completions), config.sampling,
+    return sampler.samples(problems, jax.tree.map(lambda x: x[own], completions), section.sampling,
                            rows=rows, step=index)
 
   def on_finished(completions, rows):
@@ -55,13 +96,13 @@ def sample_rollout(
   with contextlib.closing(Scoring(rewards)) as scoring:
     with jax.profiler.TraceAnnotation("generate"):  # In a profile's timeline.
       completions = sampler(
-          params, problems, prompts, config.sampling, group_size=config.group_size, rng=rng, slots=config.slots,
-          page_tokens=config.page_tokens, int8=int8, on_finished=on_finished)
+          params, problems, prompts, section.sampling, group_size=section.group_size, rng=rng, slots=section.slots,
+          page_tokens=section.page_tokens, int8=section.int8, on_finished=on_finished)
     generated = time.perf_counter()
     with jax.profiler.TraceAnnotation("reward"):
       samples = to_samples(completions)
       judged = scoring.finish(samples)
-      per_token = token_rewards(judged, completions.lengths[own], config.sampling.max_tokens)
+      per_token = token_rewards(judged, completions.lengths[own], section.sampling.max_tokens)
       scores, per_token, components = jax.tree.map(
           sharding.gather_rows, (judged.total, per_token, judged.logged()))
   return Rollout(

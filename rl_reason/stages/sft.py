@@ -11,11 +11,9 @@ from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.packing import split_microbatches
 from rl_reason.config.checks import at_least, check_microbatches, one_of
 from rl_reason.learner import memory as learner_memory
-from rl_reason.learner.optimizers import Optimizer
-from rl_reason.learner.step import Learner, make_learner, make_update, run_update
-from rl_reason.models import policy, transformer
+from rl_reason.learner.step import Learner, make_learner, make_update, run_update, Update
+from rl_reason.models import policy
 from rl_reason.models.flash_attention import attention_kernel
-from rl_reason.models.lora import LoRA
 from rl_reason.objectives import losses
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.runtime import sharding
@@ -34,10 +32,8 @@ class Config:
   max_completion_tokens: longer solutions are an error.
   loss_on: what is learnt, "completion" or "text": prompts too. unlearnt: (start, end) markers of stretches of solutions
     that are read and not learnt (demonstrations.encode).
-  microbatches: parts of a batch gone through one by one, to save memory; 0: as many as this machine is fastest with
-    (packing.num_passes).
-  mean_over, remat: losses.token_weights, models.transformer.REMAT_POLICIES.
-  lora: models.lora.LoRA; with rank above 0 low-rank adapters are trained and the policy is frozen.
+  update: memory, LoRA, optimizer (learner.step.Update).
+  mean_over: token, sequence or fixed_length (losses.token_weights).
   data: problems with solutions in place of the run's task; none of the run's held-out prompts may be among them.
   start: the stage whose policy it starts from (run.starting_points).
   """
@@ -45,22 +41,18 @@ class Config:
   num_steps: int
   batch_size: int
   max_completion_tokens: int
-  optimizer: Optimizer
+  update: Update
   loss_on: str = "completion"
   unlearnt: tuple[tuple[str, str], ...] = ()
-  microbatches: int = 0
   mean_over: str = "token"
-  remat: str = "none"
-  lora: LoRA = LoRA()
   data: TaskSection | None = None
   start: str = ""
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_completion_tokens=self.max_completion_tokens)
-    check_microbatches(self.microbatches, self.batch_size)
+    check_microbatches(self.update.microbatches, self.batch_size)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     one_of(demonstrations.LOSS_ON, loss_on=self.loss_on)
-    one_of(transformer.REMAT_POLICIES, remat=self.remat)
     if not all(a and b for a, b in self.unlearnt):
       raise ValueError(f"unlearnt must hold pairs of texts, (start, end), got {self.unlearnt}: an empty one is everywhere.")
 
@@ -92,30 +84,31 @@ def solutions(config: Config, context: Context) -> Source:
 
 def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
-  return trained_policy(context, config.lora)
+  return trained_policy(context, config.update.lora)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
   state_shape = learner_of(config, context, None, name).state_shape
-  return [*merging_memory(context, config.lora, "evaluation"), *update_memory(
-      context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
-      max_completion_tokens=config.max_completion_tokens, remat=config.remat)]
+  return [*merging_memory(context, config.update.lora, "evaluation"), *update_memory(
+      context, state_shape, config.update, batch_size=config.batch_size,
+      max_completion_tokens=config.max_completion_tokens)]
 
 
 def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
   """Makes the learner of what `trained` says, starting from the policy `params`."""
   return make_learner(
       context.partitioning, trained(config, context, name).shapes,
-      lambda: with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps)
+      lambda: with_adapters(context, params, config.update.lora, name), config.update.optimizer,
+      config.num_steps)
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
   learner = learner_of(config, context, params, name)
   update = imitation_update(
-      context, learner, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
-      max_completion_tokens=config.max_completion_tokens, remat=config.remat)
+      context, learner, config.update, batch_size=config.batch_size, mean_over=config.mean_over,
+      max_completion_tokens=config.max_completion_tokens)
 
   def step(state, problems, index):
     del index
@@ -126,29 +119,29 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      max_skipped=config.optimizer.max_skipped,
+      max_skipped=config.update.optimizer.max_skipped,
       data=pipeline.batches(
           solutions(config, context), batch_size=config.batch_size, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()))
 
 
 def imitation_update(
-    context: Context, learner: Learner, *, batch_size: int, microbatches: int, mean_over: str,
-    max_completion_tokens: int, remat: str,
+    context: Context, learner: Learner, section: Update, *, batch_size: int, mean_over: str,
+    max_completion_tokens: int,
 ) -> Callable[[LearnerState, Examples], tuple[LearnerState, StepResult]]:
   """Makes the update towards batch_size examples: (state, examples) -> (state, StepResult).
 
   The examples are the same on every process. It donates the state. Arguments: fields of Config.
   """
   model, max_tokens = context.policy.config, context.max_prompt_tokens + max_completion_tokens
-  parts = microbatches or _microbatches(context, batch_size, max_completion_tokens)
+  parts = section.microbatches or _microbatches(context, batch_size, max_completion_tokens)
   # Several share a row only where the reference attention runs: flash kernels know rows of one example.
   together = attention_kernel(model, context.dtype, max_tokens, jax.devices()[0]) == "reference"
 
   def loss_fn(params, batch):
     logprobs = policy.text_logprobs(
         model, params, batch.tokens, batch.lengths, batch.targets, segments=batch.segments, dtype=context.dtype,
-        remat=remat)
+        remat=section.remat)
     return losses.imitation_loss(logprobs, batch.target_mask, batch.token_weights)
 
   program = make_update(learner, loss_fn)
@@ -165,14 +158,14 @@ def imitation_update(
 
 
 def update_memory(
-    context: Context, state_shape: LearnerState, *, batch_size: int, microbatches: int, max_completion_tokens: int,
-    remat: str,
+    context: Context, state_shape: LearnerState, section: Update, *, batch_size: int,
+    max_completion_tokens: int,
 ) -> list[memory_lib.Part]:
   """What a device holds for `make_update`."""
-  parts = microbatches or _microbatches(context, batch_size, max_completion_tokens)
+  parts = section.microbatches or _microbatches(context, batch_size, max_completion_tokens)
   batch = memory_lib.Batch(batch_size // parts, 1, 0, context.max_prompt_tokens + max_completion_tokens)
   return learner_memory.learner_parts(state_shape, microbatches=parts) + learner_memory.update_parts(
-      context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=remat)
+      context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=section.remat)
 
 
 def _microbatches(context: Context, batch_size: int, max_completion_tokens: int) -> int:

@@ -14,7 +14,7 @@ from rl_reason.stages.policy_gradient.critic import Companion
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenReward(Companion):
+class TokenModel(Companion):
   """A logit w_t after each completion token, whose mean says whether the completion is right; a Companion.
 
       loss = BCE(σ(mean of w), right)        w̄_t = mean of w_1 ... w_t

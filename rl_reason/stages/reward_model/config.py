@@ -13,7 +13,7 @@ from rl_reason.batches import labels as label_kinds
 from rl_reason.batches.responses import READINGS
 from rl_reason.config import naming
 from rl_reason.config.checks import at_least, one_of
-from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.step import Update
 from rl_reason.models import heads, reward_model
 from rl_reason.objectives import preferences
 from rl_reason.objectives.contrastive import Contrastive
@@ -46,14 +46,16 @@ class Config:
   relabel: what an ensemble's votes on the training pairs change about them (strength.Relabel); None: nothing.
   contrastive: a Contrastive: a further loss on the features of pairs, seen twice with dropout; None: none, and no dropout.
   meta: a Meta: gradients are taken where the model tells a policy's new responses further apart; None: where it is.
-  heldout_rows: so many at most are evaluated. microbatches, remat, start: as in policy_gradient.
+  heldout_rows: rows that are evaluated at most.
+  update: memory and optimizer (learner.step.Update); its lora must be off, for all is trained.
+  start: the stage whose policy the decoder starts from (run.earlier).
   """
   kind: str
   num_steps: int
   batch_size: int
   max_response_tokens: int
   data: TaskSection
-  optimizer: Optimizer
+  update: Update
   max_prompt_tokens: int = 0
   bad_rows: str = "error"
   loss: str = "bradley_terry"
@@ -73,12 +75,13 @@ class Config:
   contrastive: Contrastive | None = None
   meta: Meta | None = None
   heldout_rows: int = 1000
-  microbatches: int = 0
-  remat: str = "none"
   start: str = ""
 
   def __post_init__(self):
     comparisons.check_section(self)
+    if self.update.lora.rank:
+      raise ValueError(f"update.lora.rank={self.update.lora.rank}: a reward model has no adapters. Set"
+                       " lora.rank=0, or freeze_trunk=True to train the head alone.")
     at_least(0, head_hidden=self.head_hidden, levels=self.levels)
     one_of(READINGS, read=self.read)
     one_of(reward_model.AGGREGATES, aggregate=self.aggregate)

@@ -7,9 +7,37 @@ from typing import Any
 import numpy as np
 
 from rl_reason.batches.demonstrations import Examples
+from rl_reason.config.checks import at_least, one_of
 from rl_reason.rollout.generate import Completions
 
 CHOICES = ("best", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+  """Which completions a policy imitates: the field `keep` of a self_training section.
+
+  thresholds: total rewards, rising: completions below it are not imitated. With several the round's
+    updates are made with one after the other, on fewer and better completions of the same set
+    (ReST's improve steps).
+  distinct: of a problem's equal completions one is kept.
+  per_problem: completions of each problem at most; 0: all.
+  choose: which of them, the "best" or "random" ones.
+  balance: problems are drawn equally often, whatever they have kept.
+  """
+  thresholds: tuple[float, ...] = (1.0,)
+  distinct: bool = True
+  per_problem: int = 0
+  choose: str = "best"
+  balance: bool = False
+
+  def __post_init__(self):
+    at_least(0, per_problem=self.per_problem)
+    one_of(CHOICES, choose=self.choose)
+    rising = all(a < b for a, b in zip(self.thresholds, self.thresholds[1:]))
+    if not self.thresholds or not rising:
+      raise ValueError(
+          f"thresholds must be one or more rising rewards, got {self.thresholds}.")
 
 
 @dataclasses.dataclass(frozen=True)

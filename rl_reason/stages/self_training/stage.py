@@ -25,24 +25,20 @@ from rl_reason.batches import demonstrations
 from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.prompts import encode_prompts
 from rl_reason.config.checks import at_least, check_microbatches, one_of
-from rl_reason.learner.optimizers import Optimizer
-from rl_reason.learner.step import Learner, make_learner
+from rl_reason.learner.step import Learner, make_learner, Update
 from rl_reason.models import lora as lora_lib
-from rl_reason.models import transformer
-from rl_reason.models.lora import LoRA
 from rl_reason.objectives import losses
 from rl_reason.rewards.composition.build import build_rewards
-from rl_reason.rollout import memory as rollout_memory
 from rl_reason.rollout.samples import check_sampling
-from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.runtime import sharding
 from rl_reason.stages import groups, sft
 from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
 from rl_reason.stages.base import Batches, first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
-from rl_reason.stages.rollouts import sample_rollout
+from rl_reason.stages.rollouts import RolloutSection, sample_rollout, sampling_memory
 from rl_reason.stages.self_training import selection
+from rl_reason.stages.self_training.selection import Keep
 from rl_reason.tasks import pipeline
 from rl_reason.types import Params, Problem
 
@@ -51,76 +47,65 @@ BEGINNINGS = ("current", "initial")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """num_rounds: of generating and imitating. generation_steps: batches of problems that a round samples, each with
-  prompts_per_step problems and group_size completions of each; updates: that a round makes per threshold, of batch_size
-  kept completions. In all num_rounds * (generation_steps + len(thresholds) * updates) steps.
+  """Rounds of generating and imitating.
 
-  sampling, slots, page_tokens: rollout.generate. rewards: rewards.build_rewards.
-  thresholds: total rewards, rising: completions below it are not imitated. With several the round's updates are made
-    with one after the other, on fewer and better completions of the same set (ReST's improve steps).
-  distinct: of a problem's equal completions one is kept. per_problem: at most so many of each problem, the best or
-    random ones as `choose` says; 0: all. balance: problems are drawn equally often, whatever they have kept.
-  begin: "current": a round's updates go on from the policy that sampled; "initial": from the one this stage starts from.
+  In all there are num_rounds * (generation_steps + len(keep.thresholds) * updates) steps.
+
+  num_rounds: of generating and imitating.
+  generation_steps: batches of problems that a round samples, as `rollout` says.
+  updates: that a round makes per threshold.
+  batch_size: kept completions per update.
+  rollout: how completions are sampled.
+  rewards: what they earn (rewards.composition.build).
+  update: memory, LoRA, optimizer (learner.step.Update).
+  keep: which completions are imitated. Those that the length limit cut are never kept: imitating
+    them teaches not to end.
+  begin: "current": a round's updates go on from the policy that sampled; "initial": from the one
+    that this stage starts from.
   accumulate: what earlier rounds kept is imitated too.
   imitate_solutions: the sampled problems' own solutions are imitated too, whatever the threshold.
-  hint: asks again, for problems of which no completion reaches the lowest threshold, with a prompt made from {prompt}
-    and {reference}; what is kept of that is imitated after the prompt without hint (STaR's rationalisation). "": no.
-  mean_over, microbatches, remat, lora: as in stages.sft. start: run.starting_points.
-
-  Completions that the length limit cut are never kept: imitating them teaches not to end.
+  hint: asks again, for problems of which no completion reaches the lowest threshold, with a prompt
+    made from {prompt} and {reference}; what is kept of that is imitated after the prompt without
+    hint (STaR's rationalisation). "": does not.
+  mean_over: token, sequence or fixed_length (losses.token_weights).
+  start: the stage whose policy it starts from (run.earlier).
   """
   kind: str
   num_rounds: int
   generation_steps: int
-  prompts_per_step: int
-  group_size: int
   updates: int
   batch_size: int
-  sampling: Sampling
+  rollout: RolloutSection
   rewards: Mapping[str, Any]
-  optimizer: Optimizer
-  thresholds: tuple[float, ...] = (1.0,)
-  distinct: bool = True
-  per_problem: int = 0
-  choose: str = "best"
-  balance: bool = False
+  update: Update
+  keep: Keep = Keep()
   begin: str = "current"
   accumulate: bool = False
   imitate_solutions: bool = False
   hint: str = ""
-  slots: int = 0
-  page_tokens: int = 0
   mean_over: str = "token"
-  microbatches: int = 0
-  remat: str = "none"
-  lora: LoRA = LoRA()
   start: str = ""
 
   def __post_init__(self):
-    at_least(1, num_rounds=self.num_rounds, generation_steps=self.generation_steps, updates=self.updates,
-             prompts_per_step=self.prompts_per_step, group_size=self.group_size, batch_size=self.batch_size)
-    at_least(0, per_problem=self.per_problem, slots=self.slots, page_tokens=self.page_tokens)
-    check_microbatches(self.microbatches, self.batch_size)
-    one_of(selection.CHOICES, choose=self.choose)
+    at_least(1, num_rounds=self.num_rounds, generation_steps=self.generation_steps,
+             updates=self.updates, batch_size=self.batch_size)
+    check_microbatches(self.update.microbatches, self.batch_size)
     one_of(BEGINNINGS, begin=self.begin)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
-    one_of(transformer.REMAT_POLICIES, remat=self.remat)
-    if not self.thresholds or any(not a < b for a, b in zip(self.thresholds, self.thresholds[1:])):
-      raise ValueError(f"thresholds must be one or more rising rewards, got {self.thresholds}.")
-    if self.slots and self.slots < self.group_size:
-      raise ValueError(f"slots must be at least group_size={self.group_size}, got {self.slots}. Raise slots, or set 0.")
     if self.hint:
       try:
         filled = self.hint.format(prompt="a prompt", reference="a reference")
       except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"hint={self.hint!r} cannot be filled in ({error!r}): it may name {{prompt}} and {{reference}}"
-                         " only, and literal braces are doubled.") from error
+        raise ValueError(
+            f"hint={self.hint!r} cannot be filled in ({error!r}): it may name {{prompt}} and"
+            " {reference} only, and literal braces are doubled.") from error
       if "a prompt" not in filled or "a reference" not in filled:
-        raise ValueError(f"hint={self.hint!r} must hold {{prompt}} and {{reference}}: it is the prompt with its answer.")
+        raise ValueError(f"hint={self.hint!r} must hold {{prompt}} and {{reference}}: it is the"
+                         " prompt with its answer.")
 
   @property
   def steps_per_round(self) -> int:
-    return self.generation_steps + len(self.thresholds) * self.updates
+    return self.generation_steps + len(self.keep.thresholds) * self.updates
 
   @property
   def num_steps(self) -> int:
@@ -130,7 +115,7 @@ class Config:
 def check(config: Config, context: Context, name: str) -> None:
   """Raises: ValueError for what sampling and rewards cannot use, hints that make prompts too long, missing solutions."""
   tokenizer = context.policy.tokenizer
-  check_sampling(config.sampling, context.policy.config, tokenizer, max_prompt_tokens=context.max_prompt_tokens)
+  check_sampling(config.rollout.sampling, context.policy.config, tokenizer, max_prompt_tokens=context.max_prompt_tokens)
   if context.environment is not None:
     raise ValueError("A self_training stage imitates whole completions, and with config.environment they hold an"
                      " environment's words too: leave the environment out, or train with policy_gradient.")
@@ -146,30 +131,25 @@ def check(config: Config, context: Context, name: str) -> None:
 
 def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
-  return trained_policy(context, config.lora)
+  return trained_policy(context, config.update.lora)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage: to sample, to update."""
   state_shape = learner_of(config, context, None, name).state_shape
-  rollout = memory_lib.Batch(
-      config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
   return [
-      *merging_memory(context, config.lora, "evaluation", "sampling"),
-      *rollout_memory.rollout_parts(
-          context.policy.config, context.partitioning, rollout, dtype=context.dtype, params=context.abstract_params,
-          phase="sampling", cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
-          slots=config.slots, prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens),
+      *merging_memory(context, config.update.lora, "evaluation", "sampling"),
+      *sampling_memory(config.rollout, context),
       *sft.update_memory(
-          context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
-          max_completion_tokens=config.sampling.max_tokens, remat=config.remat)]
+          context, state_shape, config.update, batch_size=config.batch_size,
+          max_completion_tokens=config.rollout.sampling.max_tokens)]
 
 
 def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
   """Makes the learner of what `trained` says, starting from the policy `params`."""
   return make_learner(
       context.partitioning, trained(config, context, name).shapes,
-      lambda: with_adapters(context, params, config.lora, name), config.optimizer,
+      lambda: with_adapters(context, params, config.update.lora, name), config.update.optimizer,
       _num_updates(config))
 
 
@@ -177,20 +157,20 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Samples problems of the task's training half in rounds, and learns from its own completions of them."""
   learner = learner_of(config, context, params, name)
   update = sft.imitation_update(
-      context, learner, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
-      max_completion_tokens=config.sampling.max_tokens, remat=config.remat)
+      context, learner, config.update, batch_size=config.batch_size, mean_over=config.mean_over,
+      max_completion_tokens=config.rollout.sampling.max_tokens)
   rewards = build_rewards(config.rewards, models=context.models)
   pool = selection.Pool()
 
   def collect(state, problems, index) -> StepResult:
     """Samples and judges one batch of problems; what may be imitated joins the pool."""
-    params, lowest = lora_lib.merge(state.params), config.thresholds[0]
+    params, lowest = lora_lib.merge(state.params), config.keep.thresholds[0]
 
     def sample(problems, stream):
-      return sample_rollout(config, context, params, problems, rewards, index=index, rng=context.rng(name, stream, index))
+      return sample_rollout(config.rollout, context, params, problems, rewards, index=index, rng=context.rng(name, stream, index))
 
     def reached(scores):
-      return (scores.reshape(-1, config.group_size) >= lowest).any(axis=1)
+      return (scores.reshape(-1, config.rollout.group_size) >= lowest).any(axis=1)
     rollout = sample(problems, "rollout")
     prompts, solved = _rows(rollout.prompts), reached(rollout.scores)
     pool.add(prompts, rollout.completions, rollout.scores, lowest)
@@ -202,7 +182,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       if sharding.any_process(bool(unsolved)):
         # As many as were asked the first time, so that one program serves both: filled up with any, which do not count.
         asked = (unsolved + list(problems))[:len(problems)]
-        counts = np.repeat(sharding.gather_rows(np.arange(len(problems)) < len(unsolved)), config.group_size)
+        counts = np.repeat(sharding.gather_rows(np.arange(len(problems)) < len(unsolved)), config.rollout.group_size)
         hinted = [with_hint(p, config.hint) for p in asked]
         second = sample(hinted, "hint")
         scores = np.where(counts, second.scores, -np.inf)
@@ -221,8 +201,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   def kept(round_index, phase) -> list[selection.Candidate]:
     """What these updates imitate. Complete once a round has sampled, and the same after a restart."""
     return selection.keep(
-        pool.candidates, threshold=config.thresholds[phase], per_problem=config.per_problem, choose=config.choose,
-        distinct=config.distinct, seed=context.stream_seed(name, "keep", round_index, phase))
+        pool.candidates, threshold=config.keep.thresholds[phase], per_problem=config.keep.per_problem, choose=config.keep.choose,
+        distinct=config.keep.distinct, seed=context.stream_seed(name, "keep", round_index, phase))
 
   def step(state, problems, index):
     round_index, within = divmod(index, config.steps_per_round)
@@ -234,7 +214,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     chosen = kept(round_index, phase)
     if not chosen and number == 0:
       pool.empty += 1
-    metrics = {"round": round_index + 1.0, "threshold": config.thresholds[phase], "kept/samples": float(len(chosen)),
+    metrics = {"round": round_index + 1.0, "threshold": config.keep.thresholds[phase], "kept/samples": float(len(chosen)),
                "kept/problems": float(len({c.prompt for c in chosen})),
                "kept/share": sum(c.score < np.inf for c in chosen) / max(1, pool.sampled), "kept/empty": float(pool.empty)}
     if not chosen:  # Nothing to imitate: the policy stays as it is, and the next round samples anew.
@@ -243,17 +223,17 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       state = learner.init()
     started = time.perf_counter()
     seed = context.stream_seed(name, "order", round_index, phase)
-    batch = selection.draw(chosen, number * config.batch_size, config.batch_size, balance=config.balance, seed=seed)
+    batch = selection.draw(chosen, number * config.batch_size, config.batch_size, balance=config.keep.balance, seed=seed)
     state, result = update(state, selection.to_examples(
-        batch, context.max_prompt_tokens + config.sampling.max_tokens))
+        batch, context.max_prompt_tokens + config.rollout.sampling.max_tokens))
     metrics |= {**result.metrics, "time/update": time.perf_counter() - started}
     return state, dataclasses.replace(result, metrics=metrics)
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      max_skipped=config.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
+      max_skipped=config.update.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
       data=Rounds(pipeline.batches(
-          context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
+          context.task.train, batch_size=config.rollout.prompts, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()), config))
 
 
@@ -299,12 +279,12 @@ def _rows(prompts: PromptBatch) -> list[tuple[int, ...]]:
 def _solutions(config: Config, context: Context, problems: Sequence[Problem]) -> Examples:
   return demonstrations.encode(
       problems, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
-      max_completion_tokens=config.sampling.max_tokens)
+      max_completion_tokens=config.rollout.sampling.max_tokens)
 
 
 def _num_updates(config: Config) -> int:
   """Over which the learning rate follows its schedule: those of a round where each begins anew."""
-  return len(config.thresholds) * config.updates * (1 if config.begin == "initial" else config.num_rounds)
+  return len(config.keep.thresholds) * config.updates * (1 if config.begin == "initial" else config.num_rounds)
 
 
 KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build)
