@@ -1,4 +1,4 @@
-"""Imported as `rl_reason.rewards`; see the README's map for what is in each file.
+"""Imported as `rl_reason.rewards`; docs/reading.md says what is in which file.
 
 A reward is a function (or an object) of all samples of a step, group by group. It returns one number per sample or,
 where it judges steps or tokens, `StepRewards`: a row of numbers per sample and the token at which each is paid.
