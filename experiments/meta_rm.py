@@ -123,7 +123,7 @@ def get_config(argument: str = "meta") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 200, batch_size=8 if tiny else 64,
       max_completion_tokens=LENGTH + 1,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   model = dict(
       kind="reward_model", start="sft", num_steps=2 if tiny else 250,
@@ -132,7 +132,7 @@ def get_config(argument: str = "meta") -> ConfigDict:
           source="attribute_pairs", args=dict(world, contexts=True),
           train=dict(part="train", size=40 if tiny else 4000, wrong=0.2, ties=0.2),
           heldout=dict(part="heldout", size=16 if tiny else 1000)),
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01))))
   sampling = dict(max_tokens=LENGTH)
   c.rl = dict(
@@ -142,7 +142,7 @@ def get_config(argument: str = "meta") -> ConfigDict:
       rollout=dict(prompts=2 if tiny else 8, group_size=4 if tiny else 16, sampling=sampling),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(kl=dict(coef=0.05, estimator="k3")),
-      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+      learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   meta = dict(policy="rl", sampling=sampling, prompts=4, responses=4, step_size=0.1)
   c.rm, c.again = model, dict(model, meta=meta if name == "meta" else None)
   c.evaluation = dict(
@@ -163,7 +163,7 @@ def _full() -> ConfigDict:
       bad_rows="drop", data=dict(
           source="comparisons", args=dict(format="hh_rlhf", bad_rows="drop"),
           train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"), heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:")),
-      update=dict(
+      learner=dict(
           remat="full",
           optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6))))
   sampling = dict(max_tokens=512, temperature=0.8)
@@ -177,7 +177,7 @@ def _full() -> ConfigDict:
             baseline="none", normalise="token_whiten",
             critic=dict(trunk="separate", start=model, optimizer=dict(learning_rate=1.5e-6))),
         objective=dict(kl=dict(coef=0.05, added_to="reward", estimator="k1")),
-        update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
+        learner=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   c.rl, c.rl_again = rl("rm", "initial"), rl("again", "rl")
   c.again = dict(c.rm, start="initial", meta=dict(
       policy="rl", sampling=sampling, prompts=8, responses=4, step_size=5e-6))
