@@ -118,12 +118,12 @@ def score_std(folder: Path, *, of: str) -> float:
 TINY = {
     "policy.args.width": 32, "policy.args.num_layers": 1, "policy.args.num_heads": 2,
     "task.train.size": 64, "task.heldout.size": 16,
-    "sft.num_steps": 2, "sft.batch_size": 8, "sft.update.optimizer.warmup_steps": 1,
+    "sft.num_steps": 2, "sft.batch_size": 8, "sft.learner.optimizer.warmup_steps": 1,
     **{f"{model}.{field}": value for model in ("rm", "again") for field, value in {
         "num_steps": 2, "batch_size": 8, "heldout_rows": 16, "data.train.size": 40,
-        "data.heldout.size": 16, "update.optimizer.warmup_steps": 1}.items()},
+        "data.heldout.size": 16, "learner.optimizer.warmup_steps": 1}.items()},
     "rl.num_steps": 2, "rl.rollout.prompts": 2, "rl.rollout.group_size": 4,
-    "rl.update.optimizer.warmup_steps": 1,
+    "rl.learner.optimizer.warmup_steps": 1,
     **{f"after.functions.pairs_of_{stage}.args.pairs": 20 for stage in ("sft", "rl")},
     "evaluation.num_problems": 16, "evaluation.batch_size": 16,
 }
@@ -141,7 +141,7 @@ def get_config(argument: str = "meta") -> ConfigDict:
                 heldout=dict(part="heldout", size=256))
   c.sft = dict(
       kind="sft", num_steps=200, batch_size=64, max_completion_tokens=LENGTH + 1,
-      update=dict(optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=20)))
+      learner=dict(optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=20)))
 
   # The first reward model, and the policy that it moves.
   model = dict(
@@ -151,7 +151,7 @@ def get_config(argument: str = "meta") -> ConfigDict:
           source="attribute_pairs", args=dict(world, contexts=True),
           train=dict(part="train", size=4000, wrong=0.2, ties=0.2),
           heldout=dict(part="heldout", size=1000)),
-      update=dict(optimizer=dict(
+      learner=dict(optimizer=dict(
           learning_rate=1e-3, schedule="cosine", warmup_steps=20, args=dict(weight_decay=0.01))))
   sampling = dict(max_tokens=LENGTH)
   c.rl = dict(
@@ -162,7 +162,7 @@ def get_config(argument: str = "meta") -> ConfigDict:
       rollout=dict(prompts=8, group_size=16, sampling=sampling),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(kl=dict(coef=0.05, estimator="k3")),
-      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=5)))
+      learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=5)))
 
   # The second one, which may look at that policy's responses; what each makes of fresh pairs.
   meta = dict(policy="rl", sampling=sampling, prompts=4, responses=4, step_size=0.1)
@@ -188,7 +188,7 @@ def _full() -> ConfigDict:
       bad_rows="drop", data=dict(
           source="comparisons", args=dict(format="hh_rlhf", bad_rows="drop"),
           train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"), heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:")),
-      update=dict(
+      learner=dict(
           remat="full",
           optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6))))
   sampling = dict(max_tokens=512, temperature=0.8)
@@ -202,7 +202,7 @@ def _full() -> ConfigDict:
             baseline="none", normalise="token_whiten",
             critic=dict(trunk="separate", start=model, optimizer=dict(learning_rate=1.5e-6))),
         objective=dict(kl=dict(coef=0.05, added_to="reward", estimator="k1")),
-        update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
+        learner=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   c.rl, c.rl_again = rl("rm", "initial"), rl("again", "rl")
   c.again = dict(c.rm, start="initial", meta=dict(
       policy="rl", sampling=sampling, prompts=8, responses=4, step_size=5e-6))

@@ -47,11 +47,11 @@ def make_config(**functions):
   c.task = dict(source="arithmetic", args=dict(seed=0, max_terms=3), train=dict(part="train", size=50),
                 heldout=dict(part="heldout", size=8))
   c.sft = dict(kind="sft", num_steps=1, batch_size=8, max_completion_tokens=28,
-               update=dict(optimizer=dict(learning_rate=1e-2)))
+               learner=dict(optimizer=dict(learning_rate=1e-2)))
   c.rm = dict(
       kind="reward_model", num_steps=1, batch_size=8, max_response_tokens=12,
       data=dict(source=f"{HERE}:pairs", args={}, train={}, heldout={"start": 100}),
-      update=dict(optimizer=dict(learning_rate=1e-3)))
+      learner=dict(optimizer=dict(learning_rate=1e-3)))
   c.after = dict(kind="probe", functions=functions)
   c.evaluation = dict(rewards=dict(exact_answer=1.0), num_problems=8, batch_size=8,
                       sampling=dict(max_tokens=8))
