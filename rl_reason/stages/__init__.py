@@ -6,5 +6,3 @@ before any stage runs for what could not work, `memory(config, context)`, what i
 params being the policy that it starts from. One whose model can score
 has `make_scorer(config, context, name) -> Scorer`, for learned rewards.
 """
-
-__all__ = ["STAGES", "Context", "Stage", "Trained", "policies_before", "trained"]
