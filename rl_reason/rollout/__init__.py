@@ -1,4 +1,6 @@
-"""Samples: params + prompts + rng -> completions and their log-probabilities. In the order of reading:
+"""Samples: params + prompts + rng -> completions and their log-probabilities.
+
+In the order of reading:
 
     sampling.py          how tokens are drawn: temperature, filters, stop strings
     generate.py          prompts -> completions, in one call: prefill, then decoding in slots
