@@ -1,8 +1,8 @@
 """Turns the samples of a step into numbers. Imported as `rl_reason.rewards`.
 
 A reward is a function (or an object) of all samples of a step, group by group. It returns one
-number per sample or, where it judges steps or tokens, `StepRewards`: a row of numbers per sample and
-the token at which each is paid. It never sees the policy or the config.
+number per sample or, where it judges steps or tokens, `StepRewards`: a row of numbers per sample
+and the token at which each is paid. It never sees the policy or the config.
 
     answers.py           compares an answer with the reference: as text, as a number, as mathematics
     format.py            looks at the form of a completion and at its length
@@ -21,6 +21,6 @@ named by its dotted path, `package.module:function`.
 
 if __name__ == "rewards":
   raise ImportError(
-      "This folder is the package rl_reason.rewards: write `from rl_reason import rewards`. The bare"
-      " name `rewards` would give every module in it a second copy, and would clash with any other"
-      " package called rewards.")
+      "This folder is the package rl_reason.rewards: write `from rl_reason import rewards`. The"
+      " bare name `rewards` would give every module in it a second copy, and would clash with any"
+      " other package called rewards.")

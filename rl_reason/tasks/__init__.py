@@ -2,9 +2,11 @@
 
 A source is any object with a length and random access to `Problem`s (to `Comparison`s, for stages
 that train reward models), deterministic and picklable. A user's own data needs a function that
-returns one, named in a config by its dotted path `package.module:function`. In the order of reading:
+returns one, named in a config by its dotted path `package.module:function`.
 
-    registry.py          lists what a config may name, and loads a task: a half to learn, a half held out
+In the order of reading:
+
+    registry.py          lists what a config may name, and loads a task's two halves
     files.py             problems from JSON Lines and Parquet
     preferences.py       comparisons and step labels from files, in the public formats
     prepared.py          data sets in TFDS format; prepare.py writes them
