@@ -171,15 +171,16 @@ def _wrong_completions(
 
   Of held-out problems, sampled by the policy before RL, which has enough wrong ones.
   """
-  context, params = earlier.policy_of_run(f"{folder}:sft")
+  stages, _ = earlier.open_run(str(folder))
+  context, params = stages.run, stages.policy("sft")
   source = running_sums(size=problems, part="heldout", digits=DIGITS, modulus=MODULUS)
   rows = [source[i] for i in range(problems)]
   prompts = encode_prompts(rows, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
   with context.partitioning.use():
-    completions = context.complete(params, rows, prompts, Sampling(max_tokens=MAX_TOKENS), group_size=per_problem,
+    completions = context.sampler(params, rows, prompts, Sampling(max_tokens=MAX_TOKENS), group_size=per_problem,
                                    rng=jax.random.key(1))
     before = np.asarray(critic_lib.score(
-        context.policy.config, context.sections["rl"].token_reward, None, context.finished("rl")["critic"], prompts,
+        context.policy.config, stages.sections["rl"].token_reward, None, stages.finished("rl")["critic"], prompts,
         completions.tokens, completions.lengths, None))
   samples, mask = make_samples(rows, completions, context.policy.tokenizer), completions.sampled
   shares, _ = token_reward.shares(before, np.zeros(mask.shape, bool), mask, mask)

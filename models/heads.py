@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rl_reason.types import Params
 
-
 INITS = ("zero", "normal")
 
 

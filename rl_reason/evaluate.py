@@ -5,6 +5,7 @@
 evaluates the newest checkpoint of a run, prints a table and writes DIR/evaluation.json.
 """
 
+import functools
 from pathlib import Path
 
 import ml_collections
@@ -12,9 +13,10 @@ import ml_collections
 from rl_reason.evaluation.accuracy import check_verifier, evaluate
 from rl_reason.reporting.progress import Progress
 from rl_reason.run import config as run
-from rl_reason.run import context as context_lib
 from rl_reason.run import process
-from rl_reason.run import workdir as workdir_lib
+from rl_reason.run.context import make_context
+from rl_reason.run.earlier import Stages
+from rl_reason.run.workdir import Workdir
 from rl_reason.runtime import compilation, sharding
 
 
@@ -23,12 +25,16 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     config, sections = run.check(config)
     process.start()
     compilation.keep_programs(print)
-    folder = workdir_lib.Workdir(workdir)
-    context = folder.with_stages(context_lib.make_context(config), config, sections)
-    check_verifier(config.evaluation, context)
+    folder, context = Workdir(workdir), make_context(config)
+    if context.task is None:
+      raise ValueError("The config has no task to evaluate a policy on: add config.task and"
+                       " config.evaluation.")
+    check_verifier(config.evaluation, context.task.heldout)
     with Progress(enabled=sharding.is_main_process()) as progress, context.partitioning.use():
-      where, params = folder.newest_policy(config, context)
-      result = evaluate(config.evaluation, context, params, report=progress.note)
+      where, params = Stages(config, sections, folder, context).newest_policy()
+      result = evaluate(
+          config.evaluation, context.sampler, context.task.heldout, params,
+          rng=functools.partial(context.rng, "evaluation"), report=progress.note)
       names = [k for k in result.metrics if f"{k}_low" in result.metrics]
       if sharding.is_main_process():
         folder.write("evaluation.json", {"checkpoint": where, "problems": len(result.correct), **result.metrics,

@@ -12,15 +12,14 @@ from absl import flags
 import jax
 import ml_collections
 
-from rl_reason.batches.prompts import encode_prompts
 from rl_reason.reporting.progress import printable
-from rl_reason.rollout import generate
-from rl_reason.rollout.samples import make_samples
-from rl_reason.run import config as run
-from rl_reason.run import context as context_lib
 from rl_reason.run import process
-from rl_reason.run import workdir as workdir_lib
+from rl_reason.run.config import check
+from rl_reason.run.context import make_context
+from rl_reason.run.earlier import Stages
+from rl_reason.run.workdir import Workdir
 from rl_reason.runtime import compilation, sharding
+from rl_reason.stages.context import Context
 from rl_reason.types import Problem
 
 _PROMPT = flags.DEFINE_string("prompt", None, "What the policy reads.", required=True)
@@ -33,30 +32,37 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
   with process.errors_in_one_line():
     process.start()
     compilation.keep_programs(print)
-    run_config, sections = run.check(config)
-    folder = workdir_lib.Workdir(workdir)
-    context = folder.with_stages(context_lib.make_context(run_config), run_config, sections)
-    if run_config.evaluation.sampling is None:
-      raise ValueError("The config says nothing of sampling: add config.evaluation.sampling.")
-    example, prompt = context.task.heldout[0].prompt if context.task else "", _PROMPT.value
-    if not isinstance(example, str):  # A chat, with the task's system message and worked turns, if any.
-      prompt = (*example[:-1], {"role": "user", "content": prompt})
-    problems, tokenizer = [Problem(prompt=prompt, reference="", id="--prompt")], context.policy.tokenizer
-    prompts = encode_prompts(problems, tokenizer, max_tokens=run_config.max_prompt_tokens)
-    sampling = run_config.evaluation.sampling
+    run_config, sections = check(config)
+    context, sampling = make_context(run_config), run_config.evaluation.sampling
+    if sampling is None:
+      raise ValueError(
+          "The config says nothing of sampling: add config.evaluation.sampling.")
+    problems = [_problem(context)]
+    prompts = context.sampler.encode(problems)
     with context.partitioning.use():
       if _INITIAL.value:
-        params = context_lib.initial_params(context)
+        params = context.initial_params()
       else:
-        where, params = folder.newest_policy(run_config, context)
+        where, params = Stages(run_config, sections, Workdir(workdir), context).newest_policy()
         print(f"# {where}")
-      completions = generate(
-          context.policy.config, params, prompts, sampling,
-          group_size=_NUM_SAMPLES.value, rng=jax.random.key(_SEED.value), stop_ids=tokenizer.stop_ids,
-          decode_text=tokenizer.decode, dtype=context.dtype, prefill_tokens=context.prefill_tokens)
+      # An episode where the run has an environment: the policy's turns and its answers.
+      completions = context.sampler(
+          params, problems, prompts, sampling, group_size=_NUM_SAMPLES.value,
+          rng=jax.random.key(_SEED.value))
     if sharding.is_main_process():
-      for sample in make_samples(problems, completions, tokenizer, stop_strings=sampling.stop_strings):
-        print(printable(sample.completion) + (" [cut at max_tokens]" if sample.truncated else ""))
+      for sample in context.sampler.samples(problems, completions, sampling):
+        cut = " [cut at max_tokens]" if sample.truncated else ""
+        print(printable(sample.completion) + cut)
+
+
+def _problem(context: Context) -> Problem:
+  """Makes the prompt that was asked for a problem like the task's held-out ones."""
+  like = context.task.heldout[0] if context.task else Problem(prompt="", reference="")
+  prompt = _PROMPT.value
+  if not isinstance(like.prompt, str):
+    # A chat, with the task's system message and worked turns, if any.
+    prompt = (*like.prompt[:-1], {"role": "user", "content": prompt})
+  return Problem(prompt=prompt, reference="", id="--prompt")
 
 
 if __name__ == "__main__":

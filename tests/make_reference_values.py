@@ -77,6 +77,7 @@ def read_case(name: str) -> tuple[dict, dict[str, tuple[int, ...]], np.ndarray, 
 
 def main():
   import tempfile
+
   import safetensors
   import torch
   import transformers

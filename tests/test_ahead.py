@@ -61,7 +61,8 @@ class Halves:
     with contextlib.closing(ahead):
       for index in steps:
         self.together = index in together
-        state, metrics, shown = ahead.step(state, [], index)
+        state, result = ahead.step(state, [], index)
+        metrics = result.metrics
         assert shown == rollout(index).shown and metrics["tokens"] == 2 * (1 + index)
         assert metrics["environment_calls"] == 3 + index
         out.append(metrics)

@@ -97,9 +97,9 @@ def test_a_stage_learns_from_both_and_goes_on_where_it_was(kind, context, rows):
     assert np.abs(prototypes - steps(context, config, range(0), rows=rows)[0].params["head"]["prototypes"]).max() > 1e-4
   # Scores are without dropout and without prototypes.
   with context.partitioning.use():
-    built = stage.build(config, context, run.initial_params(context), "rm")
+    built = stage.build(config, context, context.initial_params(), "rm")
     assert built.evaluate(whole.params)[0] == built.evaluate(whole.params)[0]
-  assert set(stage.trained(config, context).critic(whole.params)["head"]) == {"output", "output_bias"}
+  assert set(stage.trained(config, context, "rm").critic(whole.params)["head"]) == {"output", "output_bias"}
 
 
 def test_a_collapse_ends_the_run_with_a_message(context, rows, monkeypatch):
@@ -128,7 +128,7 @@ def test_only_pairs_have_it():
 
 def test_the_second_view_takes_memory_and_full_configs_are_sound(context):
   def named(**change):
-    return [part.name for part in stage.memory(section(**change), context)]
+    return [part.name for part in stage.memory(section(**change), context, "rm")]
   assert "activations of the second view" in named(contrastive=dict(kind="simcse")) and len(named()) == len(set(named()))
   for name in preference_strength.CONTRASTIVE:
     _, sections = config_lib.check(config_lib.load(f"experiments/preference_strength.py:{name}-full"))

@@ -131,7 +131,8 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
     for i in range(42):
       if i == 40:
         jax.tree.map(np.testing.assert_array_equal, state.params["policy"], params)
-      state, metrics, _ = stage.step(state, problems, i)
+      state, result = stage.step(state, problems, i)
+      metrics = result.metrics
       history.append(metrics)
     stage.close()
   assert history[0]["value/mean"] == 0 and history[0]["value/loss"] == pytest.approx(0.7**2 / 2)
@@ -151,12 +152,13 @@ def test_eight_devices_and_one_train_a_critic_alike(trunk, one, completions, mon
       stage = policy_gradient.build(config, context, params, "rl")
       state, metrics = stage.init(), None
       for i in range(2):  # The head starts at 0: what is below it learns from the second update on.
-        state, metrics, _ = stage.step(state, one[3], i)
+        state, result = stage.step(state, one[3], i)
+        metrics = result.metrics
       stage.close()
       return jax.device_get(state.params), metrics, state
   context, config = make_context(data=2, fsdp=2, tensor=2)
   with context.partitioning.use():
-    params = run.initial_params(context)
+    params = context.initial_params()
   split_params, split_metrics, state = trained(context, config, params)
   whole_params, whole_metrics, _ = trained(*one[:3])
   assert any(not x.is_fully_replicated for x in jax.tree.leaves(state.params["critic"]))
@@ -207,7 +209,7 @@ def pipeline(one):
 
 def test_a_critic_starts_from_an_earlier_one(pipeline, one):
   context, sections, finished = pipeline(start="first", hidden=8)
-  policy_gradient.check(sections["rl"], context)
+  policy_gradient.check(sections["rl"], context, "rl")
   start = critic_lib.init_params(sections["rl"].critic, context, one[2], "rl")
   jax.tree.map(np.testing.assert_array_equal, start, finished["critic"])
 
@@ -218,10 +220,10 @@ def test_a_critic_starts_from_a_reward_model_of_its_shape(pipeline):
       kind="reward_model", num_steps=1, batch_size=2, max_response_tokens=8, head_hidden=8,
       data=config_lib.TaskSection("preferences", {}, {}, {}), optimizer=Optimizer(learning_rate=0.1))
   sections = {"judge": judge, "rl": sections["rl"]}
-  policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=sections))
+  policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=sections), "rl")
   wider = {**sections, "judge": dataclasses.replace(judge, head_hidden=16)}
   with pytest.raises(ValueError, match=r"'judge': \['head'\]\['hidden'\] is \(32, 16\) there and \(32, 8\) in the critic"):
-    policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=wider))
+    policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=wider), "rl")
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -232,7 +234,7 @@ def test_a_critic_starts_from_a_reward_model_of_its_shape(pipeline):
 def test_a_critic_that_cannot_start_so_is_refused(fields, message, pipeline):
   context, sections, _ = pipeline(**fields)
   with pytest.raises(ValueError, match=message):
-    policy_gradient.check(sections["rl"], context)
+    policy_gradient.check(sections["rl"], context, "rl")
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -257,7 +259,7 @@ def test_a_critics_fields_can_be_set_from_the_command_line():
 def test_memory_counts_the_critic(trunk, one):
   context, config, *_ = one
   def named(config, name):
-    return sum(p.num_bytes for p in policy_gradient.memory(config, context) if p.name == name)
+    return sum(p.num_bytes for p in policy_gradient.memory(config, context, "rl") if p.name == name)
   changed = with_critic(config, trunk=trunk)
   policy_bytes, head_bytes = named(config, "parameters"), 4 * (context.policy.config.width + 1)
   expected = policy_bytes * (1 + (trunk == "separate")) + head_bytes

@@ -119,11 +119,12 @@ def hidden_section(**fields):
 def test_a_head_learns_from_what_critiques_tell(context):
   config = hidden_section()
   with context.partitioning.use():
-    stage.check(config, context)
-    built = stage.build(config, context, run.initial_params(context), "rm")
+    stage.check(config, context, "rm")
+    built = stage.build(config, context, context.initial_params(), "rm")
     state = built.init()
     for i in range(config.num_steps):
-      state, metrics, _ = built.step(state, next(built.data), i)
+      state, result = built.step(state, next(built.data), i)
+      metrics = result.metrics
     after, _ = built.evaluate(state.params)
   assert after["eval/accuracy"] > 0.9 and metrics["critiques/failed"] == 0
   # 30 batches of 16 pairs are more than the 300 there are: each response is asked about once, equal texts once for all.
@@ -169,7 +170,7 @@ def test_an_earlier_stage_s_policy_writes_once_it_is_asked(context):
 
   def policy_at(*names):
     asked.append(names)
-    return run.initial_params(context)
+    return context.initial_params()
   known = dataclasses.replace(context, sections=sections, policy_at=policy_at)
   written = make_critiques(sections["rm"].critique, known, "rm")
   assert not asked

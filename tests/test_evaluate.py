@@ -63,7 +63,7 @@ def tiny():
   config.mesh.fsdp, config.task.heldout.size = 1, 10
   context = run.make_context(config_lib.check(config)[0])
   with context.partitioning.use():
-    yield context, run.initial_params(context)
+    yield context, context.initial_params()
 
 
 def section(**changes):

@@ -23,7 +23,7 @@ def table_loss(params, batch):
 
 
 PARAMS = {"table": np.linspace(-1, 1, 32, dtype=np.float32)}
-ADAM = optimizers.make_optimizer(schedule=optax.constant_schedule(0.1))
+ADAM = optimizers.make_optimizer(optimizers.Optimizer(0.1), 1)
 update = jax.jit(functools.partial(learner.train_step, loss_fn=table_loss, optimizer=ADAM))
 
 
@@ -110,7 +110,7 @@ def linear_step(optimizer, steps=1):
 
 @pytest.mark.parametrize("max_norm, expected", [(1.0, (-0.6, -0.8)), (10.0, (-3, -4)), (0, (-3, -4))])
 def test_gradients_are_clipped_by_their_global_norm(max_norm, expected):
-  optimizer = optimizers.make_optimizer("sgd", schedule=lambda _: 1.0, max_grad_norm=max_norm)
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(1.0, name="sgd", max_grad_norm=max_norm), 1)
   state, metrics = linear_step(optimizer)
   np.testing.assert_allclose((state.params["x"], state.params["y"]), expected, rtol=1e-6)
   np.testing.assert_allclose(metrics["grad_norm"], 5.0, rtol=1e-6)  # Before clipping.
@@ -119,8 +119,8 @@ def test_gradients_are_clipped_by_their_global_norm(max_norm, expected):
 
 def test_the_first_update_uses_the_first_learning_rate():
   # Rates 1/2 and 1: x = −3·(1/2) after one update, −3·(1/2 + 1) after two.
-  schedule = optimizers.make_schedule("constant", learning_rate=1.0, warmup_steps=2, num_updates=4)
-  optimizer = optimizers.make_optimizer("sgd", schedule=schedule, max_grad_norm=0)
+  section = optimizers.Optimizer(1.0, name="sgd", warmup_steps=2, max_grad_norm=0)
+  optimizer = optimizers.make_optimizer(section, 4)
   for steps, x in ((1, -1.5), (2, -4.5)):
     state, _ = linear_step(optimizer, steps)
     np.testing.assert_allclose(state.params["x"], x, rtol=1e-6)
@@ -129,8 +129,8 @@ def test_the_first_update_uses_the_first_learning_rate():
 
 def test_optimizer_arguments_reach_optax():
   # Adam's first step is lr·sign(g), with weight decay 0 at parameters 0. A momentum of 0.5: −3, then −3 − 4.5.
-  state, _ = linear_step(optimizers.make_optimizer("adamw", schedule=lambda _: 0.1))
+  state, _ = linear_step(optimizers.make_optimizer(optimizers.Optimizer(0.1, name="adamw"), 1))
   np.testing.assert_allclose(state.params["y"], -0.1, rtol=1e-4)
-  momentum = optimizers.make_optimizer("sgd", schedule=lambda _: 1.0, max_grad_norm=0, arguments={"momentum": 0.5})
+  momentum = optimizers.make_optimizer(optimizers.Optimizer(1.0, name="sgd", max_grad_norm=0, args={"momentum": 0.5}), 1)
   state, _ = linear_step(momentum, steps=2)
   np.testing.assert_allclose(state.params["x"], -7.5, rtol=1e-6)

@@ -117,7 +117,7 @@ def equations(jaxpr):
 
 def test_an_update_trains_adapters_and_leaves_the_model_bit_for_bit(tiny_config, tiny_batch, adapted):
   params = adapted(SOME)
-  optimizer = optimizers.make_optimizer("adamw", schedule=lambda _: 0.1, arguments={"weight_decay": 0.1})
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(0.1, name="adamw", args={"weight_decay": 0.1}), 1)
   state = learner.init_state(params, optimizer)
   assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 2.1 * sum(x.size for x in jax.tree.leaves(params["lora"]))
   step = functools.partial(learner.train_step, loss_fn=functools.partial(loss_of, tiny_config), optimizer=optimizer)
@@ -179,7 +179,7 @@ def test_adapters_lie_with_their_matrices():
   run_config, sections = config_lib.check(make_config(data=2, fsdp=2, tensor=2))
   context = run.make_context(run_config)
   with context.partitioning.use():
-    stage = sft.build(sections["sft"], context, run.initial_params(context), "sft")
+    stage = sft.build(sections["sft"], context, context.initial_params(), "sft")
     state = stage.init()
   jax.tree.map(lambda x, s: np.testing.assert_(x.sharding == s.sharding and x.shape == s.shape), state, stage.state_shape)
   def shard(x):
@@ -197,8 +197,9 @@ def test_a_run_trains_adapters_and_goes_on_from_the_merged_policy(tmp_path):
   last = train(c, tmp_path, plain=True)
   assert "lora" not in last
   run_config, sections = config_lib.check(c)
-  context = workdir.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
-  initial, finished = run.initial_params(context), context.finished("sft")
+  stages = earlier.Stages(run_config, sections, workdir.Workdir(tmp_path), run.make_context(run_config))
+  context = stages.run
+  initial, finished = context.initial_params(), stages.finished("sft")
   same = lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
   assert same({name: finished[name] for name in initial}, initial)
   merged = earlier.trained(context, "sft").policy(finished)
@@ -226,8 +227,9 @@ def test_policy_gradients_on_adapters_resume_to_the_same_bits(tmp_path):
   saved, again = (arrays(tmp_path / name / "checkpoints" / "rl" / "2") for name in ("whole", "again"))
   assert again.keys() == saved.keys() and all(again[name].tobytes() == x.tobytes() for name, x in saved.items())
   run_config, sections = config_lib.check(c)
-  context = workdir.Workdir(tmp_path / "whole").with_stages(run.make_context(run_config), run_config, sections)
-  finished, initial = context.finished("rl"), run.initial_params(context)
+  stages = earlier.Stages(run_config, sections, workdir.Workdir(tmp_path / "whole"), run.make_context(run_config))
+  context = stages.run
+  finished, initial = stages.finished("rl"), context.initial_params()
   jax.tree.map(np.testing.assert_array_equal, {name: finished["policy"][name] for name in initial}, initial)
   assert np.abs(finished["policy"]["lora"]["q"]["b"]).max() > 0 and np.abs(finished["critic"]["head"]["output"]).max() > 0
 
@@ -243,4 +245,4 @@ def test_memory_of_adapters():
   assert parts["parameters"] == whole + trained + 4 and parts["gradients"] == trained
   assert 0 <= parts["optimizer"] - 2 * trained < 100
   assert parts["policy with its adapters merged"] == whole
-  assert memory.sharded_bytes(sft.trained(sections["again"], context).shapes) == whole
+  assert memory.sharded_bytes(sft.trained(sections["again"], context, "sft").shapes) == whole

@@ -143,7 +143,7 @@ def test_what_the_learner_holds_by_hand():
   # Embedding 64 * 64; per layer 2 * 64 norms, 64 * 16 * (4 + 2 + 2 + 4) attention, 3 * 64 * 128 feed-forward; final norm.
   weights = 64 * 64 + 3 * (2 * 64 + 64 * 16 * 12 + 3 * 64 * 128) + 64
   places = partitioning()
-  params, optimizer = abstract(MODEL, places), optimizers.make_optimizer(schedule=lambda step: 1e-3)
+  params, optimizer = abstract(MODEL, places), optimizers.make_optimizer(optimizers.Optimizer(1e-3), 1)
   state = jax.eval_shape(lambda p: learner.init_state(p, optimizer), params)
   shardings = places.state(state, places.params(params, transformer.parameter_axes(MODEL)), optimizer)
   state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
@@ -174,7 +174,7 @@ def test_activations_shrink_with_devices_microbatches_and_remat():
 
 def xla_temporaries(batch, *, microbatches, remat):
   """Bytes that XLA takes for an update beside its arguments."""
-  optimizer = optimizers.make_optimizer(schedule=lambda step: 1e-3)
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(1e-3), 1)
 
   def loss_fn(params, batch):
     logprobs, entropy = policy.completion_logprobs(

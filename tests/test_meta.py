@@ -46,7 +46,7 @@ def test_the_gradient_is_taken_after_the_step_and_applied_before_it(max_norm, st
   def loss_fn(params, batch):  # Gradient 2 (w − 1).
     return jnp.square(params["w"] - batch[0]), losses.LossStatistics(
         sums={}, token_sums={}, num_tokens=jnp.float32(1), maxima={})
-  optimizer = optimizers.make_optimizer("sgd", schedule=optax.constant_schedule(0.5), max_grad_norm=0)
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(0.5, name="sgd", max_grad_norm=0), 1)
   w = np.log(3) / 2
   state, metrics = learner.train_step(
       learner.init_state({"w": jnp.float32(w)}, optimizer), jnp.ones((1, 1)), loss_fn=loss_fn, optimizer=optimizer,
@@ -57,17 +57,18 @@ def test_the_gradient_is_taken_after_the_step_and_applied_before_it(max_norm, st
 
 
 def known(context):
-  return dataclasses.replace(context, policy_at=lambda *names: run.initial_params(context))
+  return dataclasses.replace(context, policy_at=lambda *names: context.initial_params())
 
 
 def steps(context, config, indices, state=None, rows=None):
   """(state, metrics of each step)."""
   with context.partitioning.use():
-    stage.check(config, context)
-    built = stage.build(config, context, run.initial_params(context), "rm")
+    stage.check(config, context, "rm")
+    built = stage.build(config, context, context.initial_params(), "rm")
     state, told = jax.tree.map(jnp.copy, state) if state is not None else built.init(), []
     for i in indices:
-      state, metrics, _ = built.step(state, rows[i], i)
+      state, result = built.step(state, rows[i], i)
+      metrics = result.metrics
       told.append(metrics)
   return state, told
 
@@ -127,7 +128,7 @@ def test_responses_end_once_and_are_of_their_update(context, rows, monkeypatch):
 ])
 def test_what_cannot_be_sampled_is_refused(context, change, message):
   with pytest.raises(ValueError, match=message):
-    stage.check(section(**change), context)
+    stage.check(section(**change), context, "rm")
 
 
 def test_memory_counts_the_policy_that_answers(context):

@@ -145,7 +145,7 @@ def test_the_update_never_holds_logits_of_all_positions():
   # B·T·V = 8·512·50_021 = 205 million; at most 2**24 = 16.8 million logits may exist at once. Only traced, never run.
   b, t, v = 8, 512, 50_021
   config = ModelConfig(vocab_size=v, width=32, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=32, mlp_hidden=32)
-  optimizer = optimizers.make_optimizer(schedule=lambda _: 1e-3)
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(1e-3), 1)
 
   def update(params, batch):
     def loss_fn(params, batch):

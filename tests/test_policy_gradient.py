@@ -60,7 +60,7 @@ def one():
   """(context on one device, config, parameters, problems)."""
   context, config = make_context(fsdp=1)
   with context.partitioning.use():
-    params = run.initial_params(context)
+    params = context.initial_params()
   return context, config, params, [context.task.train[i] for i in range(4)]
 
 
@@ -88,7 +88,8 @@ def step(context, config, params, problems, completions, monkeypatch):
   monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
-    state, metrics, _ = stage.step(stage.init(), problems, 0)
+    state, result = stage.step(stage.init(), problems, 0)
+    metrics = result.metrics
     stage.close()
     return jax.device_get(state.params), metrics
 
@@ -133,9 +134,9 @@ def test_rollouts_ahead_need_one_device(one):
   context, config = make_context(fsdp=2)
   ahead = dataclasses.replace(config, staleness=1)
   with pytest.raises(ValueError, match="staleness=1 .* 2 devices could start .*rollout_mesh.data=.*, or set staleness=0"):
-    policy_gradient.check(ahead, context)
+    policy_gradient.check(ahead, context, "rl")
   policy_gradient.check(ahead, one[0])
-  policy_gradient.check(config, context)
+  policy_gradient.check(config, context, "rl")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_eight_devices_and_one_pack_and_update_alike(
   config = dataclasses.replace(config, **change)
   assert tuple(pack_rows(config, c, LENGTHS, microbatches).num_rows for c in (one[0], context)) == rows
   with context.partitioning.use():
-    params = run.initial_params(context)
+    params = context.initial_params()
   eight = step(context, config, params, one[3], completions, monkeypatch)
   assert_same(step(one[0], config, *one[2:], completions, monkeypatch), eight, atol=1e-5)
 
@@ -201,13 +202,13 @@ def test_scoring_and_updates_are_compiled_beforehand_and_once(mesh, one, complet
         compiled.append((kwargs["fun_name"], threading.current_thread() is threading.main_thread()))
   monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   with context.partitioning.use():
-    params = run.initial_params(context)
+    params = context.initial_params()
     stage = policy_gradient.build(config, context, params, "rl")
     state = stage.init()
     jax.monitoring.register_event_duration_secs_listener(hear)
     try:
       for index in range(2):
-        state, _, _ = stage.step(state, one[3], index)
+        state, _ = stage.step(state, one[3], index)
     finally:
       jax.monitoring.unregister_event_duration_listener(hear)
       stage.close()
@@ -389,18 +390,20 @@ def test_adapters_learn_from_what_the_merged_policy_says(critic, one, completion
   _, whole = step(context, config, params, problems, completions, monkeypatch)
   with context.partitioning.use():
     stage = policy_gradient.build(adapted, context, params, "rl")
-    state, first, _ = stage.step(stage.init(), problems, 0)
+    state, result = stage.step(stage.init(), problems, 0)
+    first = result.metrics
     for key in ("loss", "policy_loss", "kl", "entropy", "reward/mean", "logprob_gap"):
       np.testing.assert_allclose(first[key], whole[key], rtol=1e-4, atol=1e-6, err_msg=key)
     learnt, _ = critic_lib.split(critic, jax.device_get(state.params))
     assert all(np.abs(x["b"]).max() > 0 for x in learnt["lora"].values())
     jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in learnt.items() if "lora" not in k}, jax.device_get(params))
-    merged = policy_gradient.trained(adapted, context).policy(state.params)
+    merged = policy_gradient.trained(adapted, context, "rl").policy(state.params)
     assert "lora" not in merged
     prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
     mask = np.asarray(length_mask(LENGTHS, T))
     ours = policy.score(context.policy.config, merged, prompts, completions.tokens, LENGTHS)
-    state, second, _ = stage.step(state, problems, 1)
+    state, result = stage.step(state, problems, 1)
+    second = result.metrics
     stage.close()
   kl = losses.kl_estimate(ours, completions.logprobs, mask, estimator="k3").sum() / mask.sum()
   assert kl > 1e-5
@@ -413,7 +416,7 @@ def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   monkeypatch.setattr(memory, "update_parts", lambda *args, **kwargs: [memory_lib.Part("activations", 100, "", "update")])
   config = dataclasses.replace(config, prompts_per_step=8)
   def parts(**change):
-    return policy_gradient.memory(dataclasses.replace(config, **change), context)
+    return policy_gradient.memory(dataclasses.replace(config, **change), context, "rl")
   def named(name, phase="sampling", **change):
     return sum(p.num_bytes for p in parts(**change) if p.name == name and p.phase == phase)
   caches = "keys and values of completions", "keys and values of prompts"
@@ -450,7 +453,7 @@ def test_a_stage_needs_what_its_fields_ask_for(one, monkeypatch):
   assert ahead["update"] == before["update"] + before["sampling"] + copy
   # On devices of its own it does not.
   context = dataclasses.replace(context, rollout_partitioning=context.partitioning)
-  apart = policy_gradient.memory(dataclasses.replace(config, staleness=1), context)
+  apart = policy_gradient.memory(dataclasses.replace(config, staleness=1), context, "rl")
   def total(phase, devices):
     return sum(p.num_bytes for p in apart if p.phase == phase and p.devices == devices)
   assert (total("update", ""), total("sampling", "that samples")) == (before["update"], ahead["sampling"])

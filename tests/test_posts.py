@@ -142,7 +142,7 @@ def test_a_reward_model_without_solutions_has_no_zero():
   context = dataclasses.replace(run.make_context(checked), sections=sections)
   bare = [dataclasses.replace(context.task.train[i], solution="") for i in range(4)]
   with pytest.raises(ValueError, match="none of the task's first 256 training problems has a solution in text"):
-    stage.check(sections["rm"], dataclasses.replace(context, task=dataclasses.replace(context.task, train=bare)))
+    stage.check(sections["rm"], dataclasses.replace(context, task=dataclasses.replace(context.task, train=bare), "rm"))
 
 
 def test_a_moved_model_scores_higher_by_as_much():

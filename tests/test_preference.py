@@ -35,8 +35,8 @@ def section(source="test_reward_model:sevens", **fields):
 
 
 def build(context, config):
-  preference.check(config, context)
-  return preference.build(config, context, run.initial_params(context), "dpo")
+  preference.check(config, context, "dpo")
+  return preference.build(config, context, context.initial_params(), "dpo")
 
 
 def trained(context, config, steps=None):
@@ -45,7 +45,8 @@ def trained(context, config, steps=None):
     state = built.init()
     before, history = measured(built.evaluate(state.params)), []
     for i in range(steps or config.num_steps):
-      state, metrics, _ = built.step(state, next(built.data), i)
+      state, result = built.step(state, next(built.data), i)
+      metrics = result.metrics
       history.append(metrics)
     return before, measured(built.evaluate(state.params)), history, jax.device_get(state.params)
 
@@ -77,7 +78,7 @@ def test_kto_learns_from_single_responses(context):
   before, after, history, _ = trained(context, config)
   assert after["eval/accuracy"] > 0.7 and all(h["reference_point"] >= 0 for h in history)
   with pytest.raises(ValueError, match="it has 1 responses .* the loss 'dpo' needs a pair"):
-    preference.check(dataclasses.replace(config, loss="dpo", loss_args={}), context)
+    preference.check(dataclasses.replace(config, loss="dpo", loss_args={}), context, "dpo")
 
 
 def test_log_probabilities_are_those_of_each_response_alone(context, draw_params):
@@ -104,16 +105,17 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(context, fields):
     first = build(context, config)
     state = first.init()
     for i in range(7):
-      state, _, _ = first.step(state, next(first.data), i)
+      state, _ = first.step(state, next(first.data), i)
     second = build(context, config)
     second.data.set_state(first.data.get_state())
     second.resumable["reference"].restore(first.resumable["reference"].state())
     for i in range(7, 14):
-      state, metrics, _ = second.step(state, next(second.data), i)
+      state, result = second.step(state, next(second.data), i)
+      metrics = result.metrics
       assert metrics == history[i]
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), whole)
   if "lora" in fields:  # Adapters learnt, the policy stayed: it is the reference.
-    start = run.initial_params(context)
+    start = context.initial_params()
     jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in whole.items() if "lora" not in k}, jax.device_get(start))
     assert all(np.abs(x["b"]).max() > 0 for x in whole["lora"].values()) and history[-1]["reference_point"] > 0
   with pytest.raises(ValueError, match="log-probabilities of 1 comparisons, and the data now has"):
@@ -157,7 +159,7 @@ def test_fields_that_do_not_go_together_are_refused(fields, message):
 
 def test_ties_are_named_or_left_out(context):
   with pytest.raises(ValueError, match="Comparison 'tie' cannot .* with probability 0.5: a tie prefers nothing"):
-    preference.check(section(f"{HERE}:ties"), context)
+    preference.check(section(f"{HERE}:ties"), context, "dpo")
   config = section(f"{HERE}:ties", bad_rows="drop")
   assert [row.id for row in preference.make_reader(config, context).task().train] == ["good"]
 
@@ -167,7 +169,7 @@ def test_the_implicit_reward_scores_text(rank, context):
   """beta (log π − log π_ref) by the log-probabilities themselves; steps' shares add up to the whole but its EOS."""
   config = section(loss_args=dict(beta=0.5), lora=dict(rank=rank))
   with context.partitioning.use():
-    start = run.initial_params(context)
+    start = context.initial_params()
   _, _, _, params = trained(context, config, steps=5)
   known = dataclasses.replace(
       context, sections={"dpo": config}, finished=lambda name: params, policy_at=lambda stage, field, value: start)

@@ -13,12 +13,12 @@ import zipfile
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from make_reference_values import CASES, read_case, write_directory
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from make_reference_values import CASES, read_case, write_directory
 from rl_reason.models import config as configs
 from rl_reason.models import huggingface, pretrained, safetensors_files
 from rl_reason.models.transformer import abstract_params, forward, unembed
@@ -448,8 +448,10 @@ def test_new_rows_of_another_models_tokenizer_are_refused(saved):
 
 
 def test_a_policy_with_new_tokens(tmp_path):
-  from test_tokenizer import FIRST_NEW, model_directory
   import dataclasses
+
+  from test_tokenizer import FIRST_NEW, model_directory
+
   from rl_reason.models import sources
   config = dataclasses.replace(SMALL, vocab_size=FIRST_NEW + 1)  # One row to spare.
   pretrained.save(tmp_path / "model", config, random_params(config))
@@ -468,8 +470,10 @@ def test_a_policy_with_new_tokens(tmp_path):
 
 
 def test_the_first_layers_of_a_model(tmp_path):
-  from test_tokenizer import FIRST_NEW, model_directory
   import dataclasses
+
+  from test_tokenizer import FIRST_NEW, model_directory
+
   from rl_reason.models import sources
   config = dataclasses.replace(SMALL, vocab_size=FIRST_NEW + 1)
   params = random_params(config)

@@ -3,13 +3,12 @@
 import gguf
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
+from make_reference_values import CASES, read_case, write_directory
 import numpy as np
 import pytest
-
-from make_reference_values import CASES, read_case, write_directory
-from rl_reason.models import gguf_files, huggingface, pretrained, safetensors_files
 from test_pretrained import assert_same
 
+from rl_reason.models import gguf_files, huggingface, pretrained, safetensors_files
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3",
                  "mamba": "mamba"}

@@ -70,12 +70,13 @@ def section(kind="pairs", **fields):
 def trained(context, config, steps=None):
   """(evaluation before, after, metrics of the last step, the parameters)."""
   with context.partitioning.use():
-    stage_lib.check(config, context)
-    built = stage_lib.build(config, context, run.initial_params(context), "rm")
+    stage_lib.check(config, context, "rm")
+    built = stage_lib.build(config, context, context.initial_params(), "rm")
     state = built.init()
     before = built.evaluate(state.params)[0]
     for i in range(steps or config.num_steps):
-      state, metrics, _ = built.step(state, next(built.data), i)
+      state, result = built.step(state, next(built.data), i)
+      metrics = result.metrics
     after, rows = built.evaluate(state.params)
   assert len(rows) == len(batch_lib.make_reader(config, context).task().heldout)
   return before, after, metrics, state.params
@@ -109,7 +110,7 @@ def test_every_kind_of_label_is_learnt(context, kind, fields, metric, target):
 
 def test_a_frozen_trunk_stays_and_microbatches_change_nothing(context):
   frozen = section(freeze_trunk=True)
-  start = run.initial_params(context)
+  start = context.initial_params()
   _, _, _, params = trained(context, frozen, steps=3)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(params["frozen"]["trunk"]), jax.device_get(start))
   assert np.abs(params["head"]["output"]).max() > 0
@@ -120,7 +121,7 @@ def test_a_frozen_trunk_stays_and_microbatches_change_nothing(context):
 
 def test_a_critic_may_start_from_it(context):
   for fields in (dict(head_hidden=8), dict(head_hidden=8, loss="ordinal", levels=3)):
-    offered = stage_lib.trained(section(**fields), context)
+    offered = stage_lib.trained(section(**fields), context, "rm")
     assert jax.tree.map(lambda x: (x.shape, x.sharding), offered.critic(offered.shapes)) == jax.tree.map(
         lambda x: (x.shape, x.sharding), critic.abstract_params(critic.Critic(hidden=8), context))
 
@@ -221,12 +222,12 @@ def test_bad_rows_are_named_or_left_out(context, row, message):
   config = section()
   data = dataclasses.replace(config.data, source=f"{HERE}:bad", args=dict(row=row))
   with pytest.raises(ValueError, match=message):
-    stage_lib.check(dataclasses.replace(config, data=data), context)
+    stage_lib.check(dataclasses.replace(config, data=data), context, "rm")
   dropping = dataclasses.replace(config, data=data, bad_rows="drop")
-  stage_lib.check(dropping, context)
+  stage_lib.check(dropping, context, "rm")
   assert [r.id for r in batch_lib.make_reader(dropping, context).task().train] == ["good"]
 
 
 def test_text_beyond_the_context_is_refused(context):
   with pytest.raises(ValueError, match="max_response_tokens=2000 are more than the model's context of 1024"):
-    stage_lib.check(dataclasses.replace(section(), max_response_tokens=2000), context)
+    stage_lib.check(dataclasses.replace(section(), max_response_tokens=2000), context, "rm")

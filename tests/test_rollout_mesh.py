@@ -78,18 +78,19 @@ def length(samples):
 def trained(monkeypatch, **sections):
   """(parameters after three steps, each step's metrics and waiting rollout, where each rollout's policy lay)."""
   context, config = make_context(**sections)
-  policy_gradient.check(config, context)
+  policy_gradient.check(config, context, "rl")
   where = []
   def recorded(model, params, *args, **kwargs):
     where.append({d for x in jax.tree.leaves(params) for d in x.devices()})
     return generate(model, params, *args, **kwargs)
   monkeypatch.setattr(base, "generate", recorded)
   with context.partitioning.use():
-    stage = policy_gradient.build(config, context, run.initial_params(context), "rl")
+    stage = policy_gradient.build(config, context, context.initial_params(), "rl")
     with contextlib.closing(stage):
       state, told = stage.init(), []
       for index in range(3):
-        state, metrics, _ = stage.step(state, next(stage.data), index)
+        state, result = stage.step(state, next(stage.data), index)
+        metrics = result.metrics
         waiting = stage.resumable["ahead"].state()["waiting"]
         told.append(({k: v for k, v in metrics.items() if not k.startswith("time/")}, json.dumps(waiting and {
             k: v for k, v in waiting.items() if k not in ("seconds", "metrics")})))
@@ -129,6 +130,7 @@ def test_models_of_learned_rewards_lie_where_completions_are_sampled(tmp_path):
       loss="bradley_terry", optimizer=dict(learning_rate=1e-3))
   c.stages = ("rm", "rl")
   run_config, sections = config_lib.check(c)
-  context = workdir.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
+  stages = earlier.Stages(run_config, sections, workdir.Workdir(tmp_path), run.make_context(run_config))
+  context = stages.run
   assert list(context.partitioning.mesh.devices.flat) == jax.devices()[:2]
   assert list(context.scorer("rm", ["rm"]).partitioning.mesh.devices.flat) == jax.devices()[2:4]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason.rollout.sampling import Sampling, filter_logits, sample_tokens
+from rl_reason.rollout.sampling import filter_logits, sample_tokens, Sampling
 
 draw = jax.jit(sample_tokens, static_argnums=2)
 LAST = np.float32(1 - 2**-24)  # The largest float32 below 1.

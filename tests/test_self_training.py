@@ -57,7 +57,7 @@ def make_stage(**fields):
   run_config, sections = config_lib.check(make_config(**fields))
   context = run.make_context(run_config)
   with context.partitioning.use():
-    params = run.initial_params(context)
+    params = context.initial_params()
     stage = self_training.build(sections["star"], context, params, "star")
     return stage, context, sections["star"], params, stage.init()
 
@@ -67,7 +67,8 @@ def steps(stage, context, state, first, count):
   history, states = [], []
   with context.partitioning.use():
     for index in range(first, first + count):
-      state, metrics, _ = stage.step(state, next(stage.data), index)
+      state, result = stage.step(state, next(stage.data), index)
+      metrics = result.metrics
       history.append(metrics)
       states.append(jax.device_get(state.params))
   return state, history, states
@@ -155,7 +156,8 @@ def test_own_solutions_are_imitated_too():
       reward="never", imitate_solutions=True, generation_steps=1, updates=1, sampling=dict(max_tokens=28))
   with context.partitioning.use():
     problems = next(stage.data)
-    state, metrics, _ = stage.step(state, problems, 0)
+    state, result = stage.step(state, problems, 0)
+    metrics = result.metrics
     _, history, _ = steps(stage, context, state, 1, 1)
   examples = demonstrations.encode(problems, context.policy.tokenizer, max_prompt_tokens=16, max_completion_tokens=28)
   assert history[0]["tokens"] == examples.learnt.sum() and history[0]["kept/samples"] == 4 and history[0]["kept/share"] == 0
@@ -198,8 +200,9 @@ def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
     assert again.keys() == saved.keys() and all(again[name].tobytes() == x.tobytes() for name, x in saved.items())
   # Adapters alone were trained.
   run_config, sections = config_lib.check(c)
-  context = workdir_lib.Workdir(tmp_path / "whole").with_stages(run.make_context(run_config), run_config, sections)
-  finished, initial = context.finished("star"), run.initial_params(context)
+  stages = earlier.Stages(run_config, sections, workdir_lib.Workdir(tmp_path / "whole"), run.make_context(run_config))
+  context = stages.run
+  finished, initial = stages.finished("star"), context.initial_params()
   assert same({name: finished[name] for name in initial}, initial)
   assert np.abs(finished["lora"]["q"]["b"]).max() > 0
 
@@ -218,10 +221,10 @@ def test_fields_that_cannot_work_are_refused(fields, message):
 def test_what_cannot_be_asked_or_imitated_is_found_before_the_run():
   run_config, sections = config_lib.check(make_config())
   context, section = run.make_context(run_config), sections["star"]
-  self_training.check(section, context)
+  self_training.check(section, context, "star")
   with pytest.raises(ValueError, match="the limit max_prompt_tokens is 16"):
-    self_training.check(dataclasses.replace(section, hint="{prompt}" + "1" * 10 + "{reference}"), context)
+    self_training.check(dataclasses.replace(section, hint="{prompt}" + "1" * 10 + "{reference}"), context, "star")
   with pytest.raises(ValueError, match="the limit max_completion_tokens is 16"):
-    self_training.check(dataclasses.replace(section, imitate_solutions=True), context)
+    self_training.check(dataclasses.replace(section, imitate_solutions=True), context, "star")
   phases = {p.phase for p in self_training.memory(section, context)}
   assert phases == {"", "reading of prompts for sampling", "sampling", "update", "optimizer step"}

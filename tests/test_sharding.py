@@ -105,7 +105,7 @@ def test_one_process_starts_nothing(monkeypatch):
 def test_parameters_and_moments_are_split_and_others_whole(tiny_config, tiny_params):
   partitioning = Partitioning(make_mesh(2, 2, 2))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
-  optimizer = optimizers.make_optimizer(schedule=optax.constant_schedule(0.1))
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(0.1), 1)
   make = functools.partial(step.init_state, optimizer=optimizer)
   state_shardings = partitioning.state(jax.eval_shape(make, tiny_params), shardings, optimizer)
   state = jax.jit(make, out_shardings=state_shardings)(jax.device_put(tiny_params, shardings))
@@ -137,7 +137,7 @@ def microbatched(batch, num):
 
 def make_update(config):
   # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
-  optimizer = optimizers.make_optimizer("sgd", schedule=optax.constant_schedule(1.0), max_grad_norm=0)
+  optimizer = optimizers.make_optimizer(optimizers.Optimizer(1.0, name="sgd", max_grad_norm=0), 1)
 
   def loss_fn(params, batch):
     out = policy.completion_logprobs(config, params, batch.prompts, batch.completions, batch.completion_lengths)
@@ -253,9 +253,6 @@ def test_host_arrays_go_to_devices_and_come_back():
   assert placed["x"].sharding.spec == PartitionSpec(("data", "fsdp"), None)
   assert placed["x"].addressable_shards[0].data.shape == (2, 3)
   np.testing.assert_array_equal(sharding.fetch(placed["x"]), x)
-  again = sharding.place_like(x + 1, placed["x"])
-  assert again.sharding == placed["x"].sharding
-  np.testing.assert_array_equal(again, x + 1)
   assert sharding.gather_rows(x) is x and sharding.any_process(True) and not sharding.any_process(False)
   assert sharding.is_main_process()
 

@@ -115,8 +115,9 @@ def test_votes_are_the_members_differences_and_change_the_labels(tmp_path):
     c.seed, c.mesh.fsdp = 3, 1
   train.train(c, tmp_path, plain=True)
   config, sections = config_lib.check(c)
-  context = workdir.Workdir(tmp_path).with_stages(run.make_context(config), config, sections)
-  differences = voting.differences_of(context.finished("votes"))
+  stages = earlier.Stages(config, sections, workdir.Workdir(tmp_path), run.make_context(config))
+  context = stages.run
+  differences = voting.differences_of(stages.finished("votes"))
   data = sections["votes"].data
   rows = load_task(data.source, data.args, data.train, data.heldout).train
   for m, member in enumerate(("vote0", "vote1")):

@@ -214,7 +214,8 @@ def test_the_token_model_learns_while_the_policy_waits(one, completions, monkeyp
     for i in range(12):
       if i == 10:
         jax.tree.map(np.testing.assert_array_equal, state.params["policy"], params)
-      state, metrics, _ = stage.step(state, problems, i)
+      state, result = stage.step(state, problems, i)
+      metrics = result.metrics
       history.append(metrics_lib)
     stage.close()
   assert history[0]["token_reward/positive"] == history[0]["token_reward/negative"] == history[0]["policy_loss"] == 0
@@ -249,12 +250,12 @@ def test_experiment_end_to_end_small(tmp_path):
   assert len(steps) == 3 and all(x["logprob_gap"] < 1e-4 for x in steps)
   assert 0 <= oreal.usable(tmp_path) <= 1
   # The model that is beside the policy is a trunk and a head; a completion's shares are those of its logits.
-  context, params = earlier.policy_of_run(f"{tmp_path}:sft")
-  companion = context.finished("rl")["critic"]
+  stages, _ = earlier.open_run(str(tmp_path))
+  context, companion = stages.run, stages.finished("rl")["critic"]
   assert set(companion) == {"trunk", "head"}
   tokens = np.array([[3, 4, 5, 0]], np.int32)
   prompts, lengths = PromptBatch(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
-  before = critic_lib.score(context.policy.config, context.sections["rl"].token_reward, None, companion, prompts, tokens, lengths, None)
+  before = critic_lib.score(context.policy.config, stages.sections["rl"].token_reward, None, companion, prompts, tokens, lengths, None)
   states = policy.completion_states(context.policy.config, companion["trunk"], prompts, tokens, lengths)
   np.testing.assert_allclose(before, heads.apply(heads.Head(), companion["head"], states)[..., 0], atol=1e-5)
 

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from rl_reason.models import pretrained
-from rl_reason.models import tokenizer
-from rl_reason.models import tokenizer_files
+from rl_reason.models import pretrained, tokenizer, tokenizer_files
 
 CHATML = ("{% for message in messages %}"
           "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"

@@ -327,9 +327,10 @@ def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(con
   config.stages = ("rl", "again")
   params = train(config, tmp_path, plain=True)
   run_config, sections = config_lib.check(config)
-  context = workdir_lib.Workdir(tmp_path).with_stages(run.make_context(run_config), run_config, sections)
-  initial, same = run.initial_params(context), lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
-  assert same(params, initial) and same(context.finished("again"), initial) and not same(context.finished("rl"), initial)
+  stages = earlier.Stages(run_config, sections, workdir_lib.Workdir(tmp_path), run.make_context(run_config))
+  context = stages.run
+  initial, same = context.initial_params(), lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
+  assert same(params, initial) and same(stages.finished("again"), initial) and not same(stages.finished("rl"), initial)
 
 
 def test_eight_devices_compute_what_one_does(config, tmp_path):
@@ -483,7 +484,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_
   run_config, _ = config_lib.check(config)
   context = run.make_context(run_config)
   saved = arrays(tmp_path / "checkpoints" / "rl" / "1")
-  for path, x in jax.tree.leaves_with_path({"params": run.initial_params(context)}):
+  for path, x in jax.tree.leaves_with_path({"params": context.initial_params()}):
     np.testing.assert_array_equal(saved[jax.tree_util.keystr(path)], x)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rl_reason.models import transformer
-from rl_reason.models.attention import Sharing, attention, rope_frequencies, visible
+from rl_reason.models.attention import attention, rope_frequencies, Sharing, visible
 from rl_reason.models.config import ModelConfig, RopeScaling, small
 from rl_reason.models.transformer import forward, unembed
 

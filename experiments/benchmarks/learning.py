@@ -35,8 +35,10 @@ from rl_reason.models import pretrained
 from rl_reason.reporting import plots, provenance
 from rl_reason.reporting.metrics import read_metrics
 from rl_reason.run import config as run
-from rl_reason.run import context as context_lib
-from rl_reason.run import process, workdir
+from rl_reason.run import process
+from rl_reason.run.context import make_context
+from rl_reason.run.earlier import Stages
+from rl_reason.run.workdir import versions, Workdir
 from rl_reason.tasks import pipeline
 from rl_reason.train import train
 
@@ -64,11 +66,12 @@ def compare(config: ml_collections.ConfigDict, folder: Path, python: Path) -> di
   """
   train(config, folder / "ours", plain=True)
   checked, sections = run.check(config)
-  context = workdir.Workdir(folder / "ours").with_stages(context_lib.make_context(checked), checked, sections)
+  stages = Stages(checked, sections, Workdir(folder / "ours"), make_context(checked))
+  context = stages.run
   rl, warm, after = sections["rl"], folder / "warm", folder / "trl" / "final"
   if not (after / "config.json").exists():
     # The policy that both start from, and the prompts in the order in which our stage takes them.
-    pretrained.save(warm, context.policy.config, context.finished("sft"))
+    pretrained.save(warm, context.policy.config, stages.finished("sft"))
     context.policy.tokenizer.save(warm)
     batches = pipeline.batches(context.task.train, batch_size=rl.prompts_per_step, seed=context.stream_seed("rl", "data"))
     with (warm / "prompts.jsonl").open("w") as file:
@@ -144,11 +147,11 @@ def main() -> None:
     with contextlib.chdir(ROOT):
       seeds.append(compare(config, args.folder.resolve() / f"{args.size}-seed{seed}", args.python.absolute()))
   found = summary(seeds)
-  versions = json.loads((args.folder / f"{args.size}-seed0" / "trl" / "versions.json").read_text())
+  of_peers = json.loads((args.folder / f"{args.size}-seed0" / "trl" / "versions.json").read_text())
   args.results.mkdir(parents=True, exist_ok=True)
   write(args.results / "learning.json", dict(
       command=" ".join(["python -m rl_reason.experiments.benchmarks.learning", *sys.argv[1:]]),
-      commit=provenance.commit(ROOT), machine=provenance.machine("cpu"), versions={**workdir.versions(), **versions},
+      commit=provenance.commit(ROOT), machine=provenance.machine("cpu"), versions={**versions(), **of_peers},
       summary=found, seeds=seeds))
   draw(seeds, args.results / "learning.png")
   for name, values in found.items():

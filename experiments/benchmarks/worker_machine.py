@@ -3,9 +3,9 @@
     python -m rl_reason.experiments.benchmarks.worker_machine
 """
 
-from rl_reason.experiments.benchmarks.channel import Channel  # First: its clock starts here.
-
 import time
+
+from rl_reason.experiments.benchmarks.channel import Channel  # First: its clock starts here.
 
 
 def best(function, repeats: int = 5) -> float:

@@ -35,23 +35,26 @@ def main(name, directory):
   channel = Channel()
   import jax
 
-  from rl_reason.run import process as run
+  from rl_reason.run.config import check
+  from rl_reason.run.context import make_context
+  from rl_reason.run.process import start
   from rl_reason.stages.registry import STAGES
   # Cached however quickly it compiled, as long as JAX_COMPILATION_CACHE_DIR names a folder.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   channel.ready("rl_reason", "jax", "jaxlib", "flax", "optax", "numpy", device=jax.devices()[0].device_kind)
   channel.wait()  # Loading and compiling are the first step's.
-  run.start()  # As every command does.
-  run_config, sections = run.check(get_config(shapes.SHAPES[name], directory))
-  context = run.make_context(run_config)
+  start()  # As every command does.
+  run_config, sections = check(get_config(shapes.SHAPES[name], directory))
+  context = make_context(run_config)
   with context.partitioning.use():
-    stage = STAGES["policy_gradient"].build(sections["rl"], context, run.initial_params(context), "rl")
+    stage = STAGES["policy_gradient"].build(sections["rl"], context, context.initial_params(), "rl")
     state = stage.init()
     for index in range(shapes.MAX_STEPS):
-      state, metrics, _ = stage.step(state, next(stage.data), index)
+      state, result = stage.step(state, next(stage.data), index)
       jax.block_until_ready(state)
+      metrics = result.metrics
       channel.answer(
-          generated=metrics["tokens"], trained=metrics["tokens"], loss=metrics["loss"], grad_norm=metrics["grad_norm"],
+          generated=result.tokens, trained=result.tokens, loss=metrics["loss"], grad_norm=metrics["grad_norm"],
           parts={k.removeprefix("time/"): v for k, v in metrics.items() if k.startswith("time/")})
       channel.wait()
 

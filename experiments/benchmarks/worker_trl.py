@@ -7,11 +7,10 @@ checkpointing (TRL's default recomputes activations), fused AdamW, nothing logge
 is bfloat16). Generation is transformers' own.
 """
 
-from channel import Channel  # First: its clock starts here.
-
 import os
 import sys
 
+from channel import Channel  # First: its clock starts here.
 import shapes
 
 

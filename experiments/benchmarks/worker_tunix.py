@@ -6,12 +6,11 @@ All roles on one device, its own ("vanilla") sampler, nothing logged or saved. T
 before is complete: with one mesh for rollout and training it loads nothing ahead. So the data set is where it is held.
 """
 
-from channel import Channel  # First: its clock starts here.
-
 import json
 import os
 import sys
 
+from channel import Channel  # First: its clock starts here.
 import shapes
 
 

@@ -67,7 +67,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
   return float(value) if hint is float else value
 
 
-def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: Sequence[str] = ()) -> None:
+def with_defaults(cls: type, section: ml_collections.ConfigDict) -> None:
   """Adds the dataclass's optional fields that the section leaves out, so that the command line may set them."""
   for field in dataclasses.fields(cls):
     hint = typing.get_type_hints(cls)[field.name]
@@ -83,7 +83,7 @@ def _with_defaults(cls: type, section: ml_collections.ConfigDict, other_fields: 
     # A section, or one that may be None.
     section_type = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
     if section_type and isinstance(section[field.name], ml_collections.ConfigDict):
-      _with_defaults(section_type, section[field.name])
+      with_defaults(section_type, section[field.name])
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:

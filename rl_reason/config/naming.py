@@ -29,9 +29,12 @@ def arm_and_size(
   return known[argument]
 
 
-def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
-  """The registry's entry, or the object at "package.module:attribute". `what` names the kind in errors.
+def find(what: str, name: str, registry: Mapping[str, Any], *, of: type | None = None) -> Any:
+  """Finds the registry's entry, or the object at "package.module:attribute".
 
+  Args:
+    what: names the kind of thing in errors.
+    of: the class that the object must have; None: it must be callable.
   Raises: ValueError that lists the known names, or says which part of the path is missing.
   """
   if isinstance(name, str) and name in registry:
@@ -47,11 +50,13 @@ def find(what: str, name: str, registry: Mapping[str, Any]) -> Any:
       raise  # The module is there; what it imports is not.
     raise ValueError(f"The {what} {name!r}: there is no module {module_name!r}. Install it, put its folder on PYTHONPATH,"
                      " or correct the path.") from error
-  if not callable(getattr(module, attribute, None)):
+  found = getattr(module, attribute, None)
+  if not (callable(found) if of is None else isinstance(found, of)):
     public = [n for n in vars(module) if not n.startswith("_")]
-    raise ValueError(f"The {what} {name!r}: module {module_name!r} has no function or class {attribute!r}."
+    raise ValueError(f"The {what} {name!r}: module {module_name!r} has no {'function or class' if of is None else of.__name__}"
+                     f" {attribute!r}."
                      f"{did_you_mean(attribute, public)}")
-  return getattr(module, attribute)
+  return found
 
 
 def check_arguments(what: str, function: Callable[..., Any], keywords: Collection[str], *, positional: int = 0) -> None:

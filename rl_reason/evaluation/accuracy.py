@@ -6,19 +6,19 @@ import dataclasses
 import time
 from typing import Any
 
+from jaxtyping import PRNGKeyArray
 import numpy as np
 
-from rl_reason.batches.prompts import encode_prompts
 from rl_reason.config.checks import at_least
 from rl_reason.evaluation import estimates
 from rl_reason.rewards.answers import last_number
 from rl_reason.rewards.composition.build import build_rewards
 from rl_reason.rollout import memory as rollout_memory
-from rl_reason.rollout.samples import make_samples
+from rl_reason.rollout.sampler import Sampler
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime import memory as memory_lib
-from rl_reason.stages.context import Context
-from rl_reason.types import Params, Sample
+from rl_reason.runtime.sharding import Partitioning
+from rl_reason.types import Params, Sample, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,56 +57,64 @@ class Result:
              "truncated": s.truncated} for s, c in zip(self.samples, self.correct.reshape(-1))]
 
 
-def check_verifier(section: Evaluation, context: Context) -> None:
+def check_verifier(section: Evaluation, heldout: Source) -> None:
   """Raises: ValueError for unknown rewards, and for held-out references that they cannot use."""
-  if context.task is None:
-    raise ValueError("The config has no task to evaluate a policy on: add config.task and config.evaluation.")
-  count = min(section.num_problems, len(context.task.heldout))
+  problems = [heldout[i] for i in range(min(section.num_problems, len(heldout)))]
   with contextlib.closing(build_rewards(section.rewards)) as rewards:
-    rewards.check_references([context.task.heldout[i].reference for i in range(count)])
-  lacking = [p.id for p in (context.task.heldout[i] for i in range(count)) if section.by and section.by not in p.metadata]
+    rewards.check_references([p.reference for p in problems])
+  lacking = [p.id for p in problems if section.by and section.by not in p.metadata]
   if lacking:
-    raise ValueError(f"evaluation.by={section.by!r} is no key of the metadata of {len(lacking)} held-out problems, of"
-                     f" {lacking[0]!r} for one. Keys: {', '.join(map(str, context.task.heldout[0].metadata)) or 'none'}.")
+    raise ValueError(
+        f"evaluation.by={section.by!r} is no key of the metadata of {len(lacking)} held-out"
+        f" problems, of {lacking[0]!r} for one. Keys:"
+        f" {', '.join(map(str, problems[0].metadata)) or 'none'}.")
 
 
-def memory(section: Evaluation, context: Context) -> list[memory_lib.Part]:
-  """What a device needs to sample one batch of held-out problems."""
-  batch = context.sampled_batch(section.batch_size, section.samples_per_problem, section.sampling)
+def memory(
+    section: Evaluation, sampler: Sampler, partitioning: Partitioning, shapes: Params,
+) -> list[memory_lib.Part]:
+  """Estimates what a device needs to sample one batch of held-out problems.
+
+  Args:
+    shapes: of the policy's parameters, with shardings.
+  """
+  batch = sampler.batch(section.batch_size, section.samples_per_problem, section.sampling)
   return rollout_memory.rollout_parts(
-      context.policy.config, context.partitioning, batch, dtype=context.dtype, params=context.abstract_params,
-      phase="evaluation", cure="lower evaluation.batch_size or evaluation.samples_per_problem",
-      prefill_tokens=context.prefill_tokens)
+      sampler.model, partitioning, batch, dtype=sampler.dtype, params=shapes, phase="evaluation",
+      cure="lower evaluation.batch_size or evaluation.samples_per_problem",
+      prefill_tokens=sampler.prefill_tokens)
 
 
 def evaluate(
-    section: Evaluation, context: Context, params: Params, *, report: Callable[[str], None] = lambda text: None,
+    section: Evaluation, sampler: Sampler, heldout: Source, params: Params, *,
+    rng: Callable[[int], PRNGKeyArray], report: Callable[[str], None] = lambda text: None,
 ) -> Result:
   """Samples every held-out problem and checks the completions.
 
-  The random numbers depend on the run's seed only, so that evaluations of one run differ by the policy alone.
-
   Args:
-    report: is told of the progress every 20 seconds.
+    params: of the policy.
+    rng: (first problem of a batch) -> the key that its completions are drawn with. It depends on
+      the run's seed only, so that evaluations of one run differ by the policy alone.
+    report: is called with the progress every 20 seconds.
   """
-  tokenizer, k = context.policy.tokenizer, section.samples_per_problem
-  problems = [context.task.heldout[i] for i in range(min(section.num_problems, len(context.task.heldout)))]
-  # One program for all batches: prompts padded alike, the last batch filled up with its first problem.
-  bucket = encode_prompts(problems, tokenizer, max_tokens=context.max_prompt_tokens).tokens.shape[1]
-  samples, told = [], time.monotonic()
-  for start in range(0, len(problems), section.batch_size):
-    real = problems[start:start + section.batch_size]
-    batch = real + real[:1] * (section.batch_size - len(real))
-    prompts = encode_prompts(batch, tokenizer, max_tokens=context.max_prompt_tokens, bucket=bucket)
-    completions = context.complete(
-        params, batch, prompts, section.sampling, group_size=k, rng=context.rng("evaluation", start))
-    drawn = make_samples(batch, completions, tokenizer, stop_strings=section.sampling.stop_strings)
-    samples += drawn[:len(real) * k]
-    if time.monotonic() - told > 20:
-      told = time.monotonic()
+  k, size = section.samples_per_problem, section.batch_size
+  problems = [heldout[i] for i in range(min(section.num_problems, len(heldout)))]
+  # One program for all batches: prompts padded alike, the last batch filled up with its first
+  # problem.
+  bucket = sampler.encode(problems, bucket=32).tokens.shape[1]
+  samples, reported = [], time.monotonic()
+  for start in range(0, len(problems), size):
+    real = problems[start:start + size]
+    batch = real + real[:1] * (size - len(real))
+    completions = sampler(
+        params, batch, sampler.encode(batch, bucket=bucket), section.sampling, group_size=k,
+        rng=rng(start))
+    samples += sampler.samples(batch, completions, section.sampling)[:len(real) * k]
+    if time.monotonic() - reported > 20:
+      reported = time.monotonic()
       report(f"evaluating: {start + len(real)} of {len(problems)} problems")
-  rewards = build_rewards(section.rewards)
-  correct = rewards(samples)[0].reshape(-1, k) > 0.5
+  with contextlib.closing(build_rewards(section.rewards)) as rewards:
+    correct = rewards(samples)[0].reshape(-1, k) > 0.5
   return Result(metrics=accuracy(samples, correct, by=section.by), samples=samples, correct=correct)
 
 

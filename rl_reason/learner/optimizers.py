@@ -1,5 +1,4 @@
-"""Makes optimizers: a name, a schedule, clipping, and the refusal of non-finite gradients.
-"""
+"""Makes optimizers: a name, a schedule, clipping, and the refusal of non-finite gradients."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -13,54 +12,12 @@ from rl_reason.config.checks import at_least, one_of
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adamw": optax.adamw, "sgd": optax.sgd, "lion": optax.lion, "adafactor": optax.adafactor}
-
-
 SCHEDULES = ("constant", "linear", "cosine")
-
-
-def make_schedule(kind: str, *, learning_rate: float, warmup_steps: int, num_updates: int) -> optax.Schedule:
-  """Linear warm-up to `learning_rate`, then constant, or falling to 0 at update `num_updates` (linear or cosine)."""
-  rest = max(1, num_updates - warmup_steps)
-  after = {
-      "constant": lambda: optax.constant_schedule(learning_rate),
-      "linear": lambda: optax.linear_schedule(learning_rate, 0.0, rest),
-      "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest),
-  }[kind]()
-  if not warmup_steps:
-    return after
-  # From 1/warmup, not 0: the first update of a run should do something.
-  warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
-  return optax.join_schedules([warmup, after], [warmup_steps])
-
-
-def make_optimizer(
-    name: str = "adamw", *, schedule: optax.Schedule, max_grad_norm: float = 1.0, arguments: dict[str, Any] | None = None,
-) -> optax.GradientTransformation:
-  """An optax optimizer behind global-norm clipping (0: none), which leaves all as it was on a non-finite gradient."""
-  return refuse_non_finite(clipped_optimizer(
-      name, schedule=schedule, max_grad_norm=max_grad_norm, arguments=arguments))
-
-
-def clipped_optimizer(
-    name: str, *, schedule: optax.Schedule, max_grad_norm: float, arguments: dict[str, Any] | None = None,
-) -> optax.GradientTransformation:
-  """An optax optimizer behind global-norm clipping (0: none); what train_step takes is `refuse_non_finite` of such."""
-  inner = OPTIMIZERS[name](schedule, **(arguments or {}))
-  return optax.chain(optax.clip_by_global_norm(max_grad_norm), inner) if max_grad_norm else inner
-
-
-def refuse_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Leaves all as it was on a non-finite gradient.
-
-  How often in a row that happened is `skipped_in_a_row(state)`; who runs the loop decides when that is too often.
-  """
-  never = jnp.iinfo(jnp.int32).max  # optax would apply the broken update after this many.
-  return optax.apply_if_finite(inner, max_consecutive_errors=int(never))
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """name: a key of learner.OPTIMIZERS; args: its further arguments, e.g. {"b2": 0.99, "weight_decay": 0.0}.
+  """name: a key of OPTIMIZERS; args: its further arguments, e.g. {"b2": 0.99, "weight_decay": 0.0}.
 
   learning_rate: at its highest; schedule: constant, linear or cosine after warmup_steps updates.
   max_grad_norm: global-norm clipping; 0 for none.
@@ -81,3 +38,47 @@ class Optimizer:
       raise ValueError(f"learning_rate must be finite, got {self.learning_rate}: one update would break all parameters.")
     one_of(OPTIMIZERS, name=self.name)
     one_of(SCHEDULES, schedule=self.schedule)
+
+
+def make_schedule(kind: str, *, learning_rate: float, warmup_steps: int, num_updates: int) -> optax.Schedule:
+  """Linear warm-up to `learning_rate`, then constant, or falling to 0 at update `num_updates` (linear or cosine)."""
+  rest = max(1, num_updates - warmup_steps)
+  after = {
+      "constant": lambda: optax.constant_schedule(learning_rate),
+      "linear": lambda: optax.linear_schedule(learning_rate, 0.0, rest),
+      "cosine": lambda: optax.cosine_decay_schedule(learning_rate, rest),
+  }[kind]()
+  if not warmup_steps:
+    return after
+  # From 1/warmup, not 0: the first update of a run should do something.
+  warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
+  return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:
+  """Makes an optax optimizer behind global-norm clipping.
+
+  Args:
+    num_updates: over which the schedule runs.
+  """
+  schedule = make_schedule(
+      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps,
+      num_updates=num_updates)
+  inner = OPTIMIZERS[section.name](schedule, **section.args)
+  if not section.max_grad_norm:
+    return inner
+  return optax.chain(optax.clip_by_global_norm(section.max_grad_norm), inner)
+
+
+def make_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:
+  """Makes what train_step takes: `clipped_optimizer`, with non-finite gradients refused."""
+  return refuse_non_finite(clipped_optimizer(section, num_updates))
+
+
+def refuse_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Leaves all as it was on a non-finite gradient.
+
+  How often in a row that happened is `skipped_in_a_row(state)`; who runs the loop decides when that is too often.
+  """
+  never = jnp.iinfo(jnp.int32).max  # optax would apply the broken update after this many.
+  return optax.apply_if_finite(inner, max_consecutive_errors=int(never))

@@ -1,7 +1,9 @@
 """state + minibatch -> new state, metrics: gradients over microbatches, one optimizer step, refused if not finite."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -9,12 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from rl_reason.arrays import LearnerState
-from rl_reason.learner import optimizers
-from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.optimizers import make_optimizer, Optimizer
 from rl_reason.models import lora
 from rl_reason.objectives.losses import LossStatistics
-from rl_reason.stages.base import clipped_optimizer
-from rl_reason.stages.context import Context
+from rl_reason.runtime.sharding import Partitioning
 from rl_reason.types import Params
 
 # (parameters, microbatch) -> (loss, statistics); a batch is a RolloutBatch, a TextBatch or a stage's own.
@@ -80,30 +80,89 @@ def train_step(
   return state, metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class Learner:
+  """What learns: an optimizer, and the state that its updates start from.
+
+  optimizer: refuses non-finite gradients.
+  init: () -> the sharded initial state.
+  state_shape: of the state, with shardings, without computing it.
+  """
+  optimizer: optax.GradientTransformation
+  init: Callable[[], LearnerState]
+  state_shape: LearnerState
+
+  @property
+  def shardings(self) -> LearnerState:
+    return jax.tree.map(lambda x: x.sharding, self.state_shape)
+
+
 def make_learner(
-    context: Context, params: Params, section: Optimizer, num_updates: int, *, shapes: Params | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-) -> tuple[optax.GradientTransformation, Callable[[], LearnerState], LearnerState]:
-  """(optimizer, init, state_shape): the optimizer, the sharded initial state on a copy of params, and its shape.
+    partitioning: Partitioning, shapes: Params, params: Params | Callable[[], Params],
+    section: Optimizer, num_updates: int, *, optimizer: optax.GradientTransformation | None = None,
+) -> Learner:
+  """Makes the learner of some parameters.
 
   Args:
+    shapes: of the parameters, with shardings (Trained.shapes).
     params: where it starts, or a function that makes it.
-    shapes: of params, with shardings (Trained.shapes); None: those of the policy.
+    num_updates: over which the learning rate follows its schedule.
     optimizer: in place of the section's.
   """
-  abstract = context.abstract_params if shapes is None else shapes
-  optimizer = optimizer or optimizers.refuse_non_finite(clipped_optimizer(section, num_updates))
+  optimizer = optimizer or make_optimizer(section, num_updates)
 
-  def init_state(params):
+  def start(params):
     # A copy: the learner's arrays are donated at every update, the caller's must live on.
     return init_state(jax.tree.map(jnp.copy, params), optimizer)
 
-  state = jax.eval_shape(init_state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract))
-  param_shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  shardings = context.partitioning.state(
+  plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+  state = jax.eval_shape(start, plain)
+  param_shardings = jax.tree.map(lambda x: x.sharding, shapes)
+  shardings = partitioning.state(
       state, param_shardings, optimizer, trained_shardings=lora.partition(param_shardings)[0])
-  state_shape = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+  state_shape = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
   def init():
-    return jax.jit(init_state, out_shardings=shardings)(params() if callable(params) else params)
-  return optimizer, init, state_shape
+    return jax.jit(start, out_shardings=shardings)(params() if callable(params) else params)
+  return Learner(optimizer, init, state_shape)
+
+
+def make_update(
+    learner: Learner, loss_fn: LossFn, *, lookahead: Callable[..., Any] | None = None,
+    finish: Callable[..., Any] | None = None,
+) -> Callable[..., tuple[LearnerState, dict[str, jax.Array]]]:
+  """Makes the jitted update of a stage: (state, microbatches, extra) -> (state, metrics).
+
+  It donates the state, and keeps its shardings, so that each update's program serves the next.
+
+  Args:
+    loss_fn: (params, microbatch) -> (loss, LossStatistics). One with a parameter `step` is also
+      given the number of updates before, from which to fold keys.
+    lookahead: as in train_step, with `extra` as its first argument; unused where `extra` is None.
+    finish: (state, metrics) -> (state, metrics), after the optimizer's step.
+  """
+  wants_step = "step" in inspect.signature(loss_fn).parameters
+
+  def update(state, microbatches, extra=None):
+    loss = functools.partial(loss_fn, step=state.step) if wants_step else loss_fn
+    ahead = None if extra is None else functools.partial(lookahead, extra)
+    state, metrics = train_step(
+        state, microbatches, loss_fn=loss, optimizer=learner.optimizer, lookahead=ahead)
+    return (state, metrics) if finish is None else finish(state, metrics)
+
+  return jax.jit(update, donate_argnums=0, out_shardings=(learner.shardings, None))
+
+
+def run_update(
+    update: Callable[..., tuple[LearnerState, dict[str, jax.Array]]], state: LearnerState,
+    microbatches: Any, *extra: Any,
+) -> tuple[LearnerState, dict[str, float], int]:
+  """Makes one update and waits for it.
+
+  Returns: (state, metrics as host numbers, updates refused in a row).
+  """
+  with jax.profiler.TraceAnnotation("update"):  # In a profile's timeline.
+    state, metrics = update(state, microbatches, *extra)
+    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+  return state, metrics, int(metrics.pop("skipped_in_a_row"))

@@ -12,17 +12,17 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+import rl_reason
 from rl_reason.config import checks, naming
 from rl_reason.config import fields as config_lib
 from rl_reason.config.checks import at_least
-from rl_reason.config.fields import _with_defaults
 from rl_reason.evaluation.accuracy import Evaluation
 from rl_reason.models.sources import Policy
 from rl_reason.rollout.episodes import EnvironmentSection
 from rl_reason.runtime.checkpoint import Checkpointing
 from rl_reason.runtime.profiling import Profile
 from rl_reason.runtime.sharding import MeshSection, RolloutMesh
-from rl_reason.stages.registry import STAGES
+from rl_reason.stages.registry import find_kind
 from rl_reason.tasks.registry import TaskSection
 
 
@@ -80,9 +80,9 @@ class RunConfig:
 
 def installed_experiments() -> dict[str, Path]:
   """The library's own experiments: file name -> file."""
-  from rl_reason import experiments
-
-  return {p.name: p for folder in experiments.__path__ for p in sorted(Path(folder).glob("*.py")) if p.stem != "__init__"}
+  folders = [Path(root) / "experiments" for root in rl_reason.__path__]
+  return {p.name: p for folder in folders for p in sorted(folder.glob("*.py"))
+          if p.stem != "__init__"}
 
 
 def find_experiment(path: str) -> Path:
@@ -119,14 +119,13 @@ def load(spec: str) -> ml_collections.ConfigDict:
 
 def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.ConfigDict:
   """`load` of an experiment's module."""
-  from rl_reason.stages.registry import STAGES
-
   config = module.get_config(argument) if argument else module.get_config()
   config = ml_collections.ConfigDict(config)
-  _with_defaults(RunConfig, config)
+  config_lib.with_defaults(RunConfig, config)
   for name in config.get("stages", ()):
-    if name in config and isinstance(config[name], ml_collections.ConfigDict) and config[name].get("kind") in STAGES:
-      _with_defaults(STAGES[config[name].kind].Config, config[name])
+    section = config.get(name)
+    if isinstance(section, ml_collections.ConfigDict) and section.get("kind"):
+      config_lib.with_defaults(find_kind(section.kind).Config, section)
   return config.lock()
 
 
@@ -184,11 +183,11 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     if name not in config or not isinstance(config[name], ml_collections.ConfigDict):
       raise ValueError(f"config.stages names {name!r}, but the config has no section config.{name}.")
     kind = config[name].get("kind", "")
-    checks.one_of(STAGES, **{f"stage kind (config.{name}.kind)": kind})
-    sections[name] = config_lib.parse(STAGES[kind].Config, config[name], f"config.{name}")
+    sections[name] = config_lib.parse(
+        find_kind(kind, f"config.{name}.kind").Config, config[name], f"config.{name}")
     if run_config.task is None and getattr(sections[name], "data", None) is None:
       raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
-  if run_config.rollout_mesh.size and not any(getattr(section, "staleness", 0) for section in sections.values()):
+  if run_config.rollout_mesh.size and not any(find_kind(section.kind).samples_ahead(section) for section in sections.values()):
     raise ValueError(f"config.rollout_mesh sets {run_config.rollout_mesh.size} devices apart, and no stage samples while"
                      " another step updates: set staleness=1 in a policy_gradient stage, or --config.rollout_mesh.data=0.")
   profile = run_config.logging.profile

@@ -1,141 +1,255 @@
-"""Answers what a stage may ask about the stages before it and about other runs.
-"""
+"""Answers what a stage may ask about the stages before it, and opens the runs of other folders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
-from rl_reason.batches.prompts import encode_prompts
-from rl_reason.config import checks as config_lib
 from rl_reason.config import naming
+from rl_reason.config.checks import one_of
 from rl_reason.rollout.generate import Completions
-from rl_reason.rollout.samples import make_samples
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.run.config import check
-from rl_reason.run.context import make_environment, make_policy
+from rl_reason.run.config import check, RunConfig
+from rl_reason.run.context import make_context
 from rl_reason.run.workdir import Workdir
 from rl_reason.runtime import sharding
 from rl_reason.scorers.scorer import Scorer
-from rl_reason.stages.base import Trained
+from rl_reason.stages.base import Kind, Trained
 from rl_reason.stages.context import Context
-from rl_reason.stages.registry import STAGES
+from rl_reason.stages.registry import find_kind, STAGES
 from rl_reason.types import Params, Problem, Sample
 
 
-def starting_points(context: Context) -> dict[str, str]:
-  """Per stage the name of the one whose policy it starts from, or "" for the policy before any stage.
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """The stages of one run: what each trains, and what the finished ones left in the run's folder.
 
-  A section's `start` names an earlier stage that trains a policy, or is "initial". "": the last such stage before it, or
-  the initial policy where there is none.
-
-  Raises: ValueError for other names.
+  config: of the run.
+  sections: the checked section of each stage by name, in order.
+  folder: of the run, with the checkpoints.
+  run: the Context of the run, without what was earlier.
   """
-  points = {}
-  for name, section in context.sections.items():
-    points[name] = _policy_name(context, name, "start", section.start)
-    _policy_name(context, name, "reference", getattr(section, "reference", ""))
-  return points
+  config: RunConfig
+  sections: Mapping[str, Any]
+  folder: Workdir
+  run: Context
+
+  def context(self, name: str) -> Context:
+    """Returns the context that a stage's hooks are given."""
+    return dataclasses.replace(self.run, earlier=EarlierStages(self, name))
+
+  def kind(self, name: str) -> Kind:
+    return find_kind(self.sections[name].kind)
+
+  def hooks(self, name: str) -> tuple[Any, Context, str]:
+    """Returns what every hook of a stage's kind is called with."""
+    return self.sections[name], self.context(name), name
+
+  def trained(self, name: str) -> Trained:
+    """Returns what a stage leaves."""
+    return self.kind(name).trained(*self.hooks(name))
+
+  def before(self, name: str) -> list[str]:
+    """Lists the stages before one, in order."""
+    return list(itertools.takewhile(lambda other: other != name, self.sections))
+
+  def policies(self, before: str) -> list[str]:
+    """Lists what a policy may be called in a stage: "initial", and earlier ones that train one."""
+    return ["initial", *(n for n in self.before(before) if self.trained(n).policy is not None)]
+
+  def policy_named(self, stage: str, field: str, value: str) -> str:
+    """Returns the stage whose policy a field of another stage's section names.
+
+    Args:
+      value: in `policies` of that stage, or "" for the last of them.
+    Returns: the name; "" for the initial policy. Raises: ValueError for other values.
+    """
+    known = self.policies(stage)
+    if value and value not in known:
+      raise ValueError(
+          f"config.{stage}.{field}={value!r} is no earlier stage that trains a policy."
+          f"{naming.did_you_mean(value, known)} Known: {', '.join(known)}; or \"\" for the last of"
+          " them.")
+    name = value or known[-1]
+    return "" if name == "initial" else name
+
+  def starting_points(self) -> dict[str, str]:
+    """Finds for each stage the one whose policy it starts from, "" being the initial policy.
+
+    A section's `start` names an earlier stage that trains a policy, or is "initial". "": the last
+    such stage before it, or the initial policy where there is none.
+
+    Raises: ValueError for other names.
+    """
+    points = {}
+    for name, section in self.sections.items():
+      points[name] = self.policy_named(name, "start", section.start)
+      self.policy_named(name, "reference", getattr(section, "reference", ""))
+    return points
+
+  def finished(self, name: str) -> Any:
+    """Reads what a stage left, from its newest checkpoint that can be read."""
+    return self._newest(name)[1]
+
+  def policy(self, name: str) -> Params:
+    """Reads the policy after a stage; "": the initial one."""
+    return self.trained(name).policy(self.finished(name)) if name else self.run.initial_params()
+
+  def newest_policy(self) -> tuple[str, Params]:
+    """Reads the policy in the newest checkpoint that holds one.
+
+    Returns: (where it is from, parameters).
+    Raises: FileNotFoundError where there is none; ValueError where none can be read.
+    """
+    for name in reversed(self.sections):
+      policy = self.trained(name).policy
+      if policy is not None and (self.folder.path / "checkpoints" / name).is_dir():
+        with contextlib.suppress(FileNotFoundError):
+          step, params = self._newest(name)
+          return f"{name}, step {step}", policy(params)
+    raise FileNotFoundError(
+        f"No checkpoint of a policy in {self.folder.path}: train first with the same --config and"
+        " --workdir.")
+
+  def scorers(self, names: Sequence[str]) -> list[str]:
+    """Lists those of these stages whose models can score."""
+    return [name for name in names if self.kind(name).scores]
+
+  def scorer(self, name: str) -> Scorer:
+    """Returns the model of one of `scorers`, on the devices that sample.
+
+    Models for learned rewards lie where the completions come from: two threads must not start
+    programs of several devices on the same ones.
+    """
+    there = dataclasses.replace(self, run=self.run.on_sampling_devices)
+    return there.kind(name).make_scorer(*there.hooks(name))
+
+  def _newest(self, name: str) -> tuple[int, Any]:
+    """Reads (step, what the stage left) of its newest checkpoint that can be read."""
+    keep = self.config.checkpoint.keep
+    with contextlib.closing(self.folder.checkpoints(name, keep=keep, note=print)) as checkpoints:
+      return checkpoints.restore_params(self.trained(name).shapes)
 
 
-def _policy_name(context: Context, stage: str, field: str, value: str) -> str:
-  """Of the stage whose policy a field of another stage's section names; "" for the initial policy."""
-  known = policies_before(context, stage)
-  if value and value not in known:
-    raise ValueError(f"config.{stage}.{field}={value!r} is no earlier stage that trains a policy."
-                     f"{naming.did_you_mean(value, known)} Known: {', '.join(known)}; or \"\" for the last of them.")
-  name = value or known[-1]
-  return "" if name == "initial" else name
+@dataclasses.dataclass(frozen=True)
+class EarlierStages:
+  """The stages before one, for its hooks (stages.context.Earlier)."""
+  stages: Stages
+  stage: str
 
+  @property
+  def sections(self) -> Mapping[str, Any]:
+    return {name: self.stages.sections[name] for name in self.stages.before(self.stage)}
 
-def find_scorer(context: Context, name: str, earlier: Sequence[str]) -> Scorer:
-  """A model for learned rewards: of an earlier stage, or of another run by its workdir (stages.base.Models).
+  def trained(self, name: str) -> Trained:
+    return self.stages.trained(self._earlier(name))
 
-  Args:
-    context: of with_stages.
-  Raises: ValueError for what is no model that scores.
-  """
-  scoring = [n for n in earlier if hasattr(STAGES[context.sections[n].kind], "make_scorer")]
-  if name in scoring:
-    return STAGES[context.sections[name].kind].make_scorer(context.sections[name], context, name)
-  if name not in context.sections and (Path(name) / "config.json").is_file() or _split(name)[1]:
-    return scorer_of_run(name, context.partitioning)
-  raise ValueError(f"{name!r} is neither an earlier stage that trains a model that scores, nor the workdir of another run."
-                   f"{naming.did_you_mean(name, scoring)} Such stages: {', '.join(scoring) or 'none'}; their kinds:"
-                   f" {', '.join(k for k, s in STAGES.items() if hasattr(s, 'make_scorer'))}.")
+  def policies(self) -> list[str]:
+    return self.stages.policies(self.stage)
+
+  def finished(self, name: str) -> Any:
+    # A finished stage may ask for itself: its scorer reads its own parameters.
+    return self.stages.finished(name if name == self.stage else self._earlier(name))
+
+  def policy(self, name: str, field: str = "start") -> Params:
+    return self.stages.policy(self.stages.policy_named(self.stage, field, name))
+
+  def scorer(self, name: str) -> Scorer:
+    scoring = self.stages.scorers(self.stages.before(self.stage))
+    if name in scoring:
+      return self.stages.scorer(name)
+    is_stage = name in self.stages.sections
+    if not is_stage and (Path(name) / "config.json").is_file() or _split(name)[1]:
+      return scorer_of_run(name, self.stages.run.on_sampling_devices.partitioning)
+    kinds = [name for name, kind in STAGES.items() if kind.scores]
+    raise ValueError(
+        f"{name!r} is neither an earlier stage that trains a model that scores, nor the workdir of"
+        f" another run.{naming.did_you_mean(name, scoring)} Such stages:"
+        f" {', '.join(scoring) or 'none'}; their kinds: {', '.join(kinds)}.")
+
+  def _earlier(self, name: str) -> str:
+    one_of(self.stages.before(self.stage), **{f"stage before {self.stage!r}": name})
+    return name
 
 
 def scorer_of_run(name: str, partitioning: sharding.Partitioning | None = None) -> Scorer:
-  """The model of a run's stage, by "workdir:stage", or by "workdir" that of its last stage with one; by default on all devices.
+  """Returns the model of a run's stage that scores.
 
+  Args:
+    name: "workdir:stage", or "workdir" for its last stage with such a model.
+    partitioning: of the devices that score; None: all.
   Raises: ValueError if there is none, or it is not trained yet.
   """
-  folder, stage, context = _opened(name, partitioning)
-  sections = context.sections
-  scoring = [n for n in sections if hasattr(STAGES[sections[n].kind], "make_scorer")]
+  stages, stage = open_run(name, partitioning)
+  scoring, folder = stages.scorers(list(stages.sections)), stages.folder.path
   stage = stage or (scoring[-1] if scoring else "")
   if stage not in scoring:
-    raise ValueError(f"The run in {folder} has no stage {stage!r} that trains a model that scores; such are:"
-                     f" {', '.join(scoring) or 'none'}.")
+    raise ValueError(f"The run in {folder} has no stage {stage!r} that trains a model that scores;"
+                     f" the known ones are: {', '.join(scoring) or 'none'}.")
   if not (folder / "checkpoints" / stage).is_dir():
     raise ValueError(f"The run in {folder} has not trained its stage {stage!r} yet: run it first.")
-  return find_scorer(context, stage, list(sections))
+  return stages.scorer(stage)
 
 
 def policy_of_run(name: str) -> tuple[Context, Params]:
-  """(what is the same for all of a run, without its task; the policy after a stage, on all devices), by "workdir:stage".
+  """Reads the policy after a stage of a run, "workdir:stage".
 
+  Returns: (the run's context without its task, the policy on all devices).
   Raises: ValueError for what is no run, or has no such stage that trains a policy.
   """
-  folder, stage, context = _opened(name)
-  training = [n for n in context.sections if trained(context, n).policy is not None]
-  config_lib.one_of(training, **{f"stage of the run in {folder} that trains a policy": stage})
-  return context, trained(context, stage).policy(context.finished(stage))
+  stages, stage = open_run(name)
+  training = [n for n in stages.sections if stages.trained(n).policy is not None]
+  one_of(training, **{f"stage of the run in {stages.folder.path} that trains a policy": stage})
+  return stages.run, stages.policy(stage)
 
 
 def complete(
-    name: str, problems: Sequence[Problem], sampling: Sampling, *, group_size: int = 1, slots: int = 0, seed: int = 0,
+    name: str, problems: Sequence[Problem], sampling: Sampling, *, group_size: int = 1,
+    slots: int = 0, seed: int = 0,
 ) -> tuple[list[Sample], Completions]:
-  """So many completions of each problem by the policy after a stage of a run, "workdir:stage", one after the other.
+  """Samples `group_size` completions of each problem by the policy after a stage, "workdir:stage".
 
-  Args: slots: completions decoded at once; 0: all. seed: of the draws.
+  Args:
+    slots: completions decoded at once; 0: all.
+    seed: of the draws.
+  Returns: (samples, completions), those of a problem one after the other.
   Raises: ValueError as `policy_of_run`, and for prompts longer than the run's.
   """
   context, params = policy_of_run(name)
-  prompts = encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
+  sampler = context.sampler
   with context.partitioning.use():
-    completions = context.complete(
-        params, problems, prompts, sampling, group_size=group_size, slots=slots, rng=jax.random.key(seed))
-  return make_samples(problems, completions, context.policy.tokenizer, stop_strings=sampling.stop_strings), completions
+    completions = sampler(
+        params, problems, sampler.encode(problems), sampling, group_size=group_size, slots=slots,
+        rng=jax.random.key(seed))
+  return sampler.samples(problems, completions, sampling), completions
 
 
-def _opened(name: str, partitioning: sharding.Partitioning | None = None) -> tuple[Path, str, Context]:
-  """(workdir, stage or "", context of the run) of "workdir" or "workdir:stage"."""
-  folder, stage = (Path(name), "") if (Path(name) / "config.json").is_file() else _split(name)
+def open_run(
+    name: str, partitioning: sharding.Partitioning | None = None) -> tuple[Stages, str]:
+  """Opens the run of "workdir" or "workdir:stage", without its task and its learned rewards.
+
+  Returns: (its stages, the stage's name or "").
+  Raises: ValueError for what is no run, or one of another layout of configs.
+  """
+  is_run = (Path(name) / "config.json").is_file()
+  folder, stage = (Path(name), "") if is_run else _split(name)
   if not (folder / "config.json").is_file():
     raise ValueError(f"{name} is not the workdir of a run: it has no config.json.")
-  config, sections = check(ml_collections.ConfigDict(json.loads((folder / "config.json").read_text())))
-  return folder, stage, Workdir(folder).with_stages(Context(
-      seed=config.seed, policy=make_policy(config.policy), dtype=jnp.dtype(config.policy.dtype), task=None,
-      environment=config.environment and make_environment(config.environment), max_prompt_tokens=config.max_prompt_tokens,
-      prefill_tokens=config.prefill_tokens, partitioning=partitioning or sharding.Partitioning(sharding.make_mesh()),
-  ), config, sections)
+  saved = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
+  config, sections = check(saved)
+  partitioning = partitioning or sharding.Partitioning(sharding.make_mesh())
+  context = make_context(config, partitioning=partitioning, with_task=False)
+  return Stages(config, sections, Workdir(folder), context), stage
 
 
 def _split(name: str) -> tuple[Path, str]:
-  """(workdir, stage) of "workdir:stage"; ("", "") of anything else."""
+  """Splits "workdir:stage" into (workdir, stage); ("", "") of anything else."""
   path, _, stage = name.rpartition(":")
-  return (Path(path), stage) if path and (Path(path) / "config.json").is_file() else (Path(), "")
-
-
-def trained(context: Context, name: str) -> Trained:
-  """What the stage of that name trains."""
-  return STAGES[context.sections[name].kind].trained(context.sections[name], context)
-
-
-def policies_before(context: Context, stage: str) -> list[str]:
-  """What another stage's policy may be called there: "initial", and the earlier stages that train one."""
-  return ["initial", *(name for name in context.earlier(stage) if trained(context, name).policy is not None)]
+  is_run = path and (Path(path) / "config.json").is_file()
+  return (Path(path), stage) if is_run else (Path(), "")

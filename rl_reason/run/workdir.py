@@ -15,13 +15,9 @@ import jax
 import ml_collections
 
 from rl_reason.config import fields as config_lib
-from rl_reason.run.config import IDENTITY, RunConfig
-from rl_reason.run.context import initial_params
-from rl_reason.run.earlier import _policy_name, find_scorer, trained
+from rl_reason.run.config import IDENTITY
 from rl_reason.runtime import sharding
 from rl_reason.runtime.checkpoint import Checkpoints
-from rl_reason.stages.context import Context
-from rl_reason.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,43 +60,6 @@ class Workdir:
 
   def checkpoints(self, stage: str, *, keep: int, note: Callable[[str], None]) -> Checkpoints:
     return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
-
-  def with_stages(self, context: Context, config: RunConfig, sections: Mapping[str, Any]) -> Context:
-    """The context of a run in this folder: its stages know each other's sections and finished parameters.
-
-    Models for learned rewards lie where the completions come from, on the devices of a rollout mesh if there is one: two
-    threads must not start programs of several devices on the same ones.
-    """
-    def joined(context):
-      context = dataclasses.replace(context, sections=sections)
-      context = dataclasses.replace(context, finished=lambda name: self._newest(config, context, name)[1])
-      return dataclasses.replace(context, policy_at=lambda stage, field, value: self._policy(context, stage, field, value))
-    scoring = joined(context.sampler)
-    return dataclasses.replace(joined(context), scorer=lambda name, earlier: find_scorer(scoring, name, earlier))
-
-  def _policy(self, context: Context, stage: str, field: str, value: str) -> Params:
-    name = _policy_name(context, stage, field, value)
-    return trained(context, name).policy(context.finished(name)) if name else initial_params(context)
-
-  def newest_policy(self, config: RunConfig, context: Context) -> tuple[str, Params]:
-    """(where it is from, parameters) of the policy in the newest checkpoint that holds one.
-
-    Args:
-      context: of with_stages.
-    Raises: FileNotFoundError where there is none; ValueError where none can be read.
-    """
-    for name in reversed(config.stages):
-      policy = trained(context, name).policy
-      if policy is not None and (self.path / "checkpoints" / name).is_dir():
-        with contextlib.suppress(FileNotFoundError):
-          step, params = self._newest(config, context, name)
-          return f"{name}, step {step}", policy(params)
-    raise FileNotFoundError(f"No checkpoint of a policy in {self.path}: train first with the same --config and --workdir.")
-
-  def _newest(self, config: RunConfig, context: Context, name: str) -> tuple[int, Params]:
-    """(step, parameters) of a stage's newest checkpoint that can be read."""
-    with contextlib.closing(self.checkpoints(name, keep=config.checkpoint.keep, note=print)) as checkpoints:
-      return checkpoints.restore_params(trained(context, name).shapes)
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -49,7 +49,7 @@ class Checkpoints:
   def steps(self) -> list[int]:
     return [c.step for c in self._orbax.checkpoints]
 
-  def save(self, step: int, state: LearnerState, host: dict[str, Any]) -> None:
+  def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
     """Starts saving; the state may be donated to the next update at once.
 
     Args:
@@ -71,7 +71,7 @@ class Checkpoints:
     except Exception as error:
       raise self._cannot_write(None, error) from error
 
-  def restore(self, abstract: LearnerState) -> tuple[int, LearnerState, dict[str, Any]] | None:
+  def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """(step, state, host) of the newest checkpoint that can be read, or None if there is none.
 
     Args:
@@ -82,8 +82,10 @@ class Checkpoints:
     for step in reversed(self.steps):
       try:
         loaded = self._orbax.load_checkpointables(step, {**_parts(abstract), "host": None})
-        state = LearnerState(params=loaded["params"], **loaded["optimizer"])
-        return step, state, _verified(loaded)["host"]
+        host = _verified(loaded)["host"]
+        if not isinstance(abstract, LearnerState):
+          return step, loaded["params"], host
+        return step, LearnerState(params=loaded["params"], **loaded["optimizer"]), host
       except Exception as error:  # Whatever a damaged file makes of tensorstore, JSON or zstd.
         self._set_aside(step, error)
     return None
@@ -154,6 +156,11 @@ def _first_line(error: Exception) -> str:
   return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
 
 
-def _parts(state: LearnerState) -> dict[str, Any]:
-  """Saved apart, so that evaluation can read the parameters alone."""
+def _parts(state: Any) -> dict[str, Any]:
+  """Splits a state, so that evaluation can read the parameters alone.
+
+  A state that is no LearnerState has one part: what a stage that does not train has found.
+  """
+  if not isinstance(state, LearnerState):
+    return {"params": state}
   return {"params": state.params, "optimizer": {"step": state.step, "opt_state": state.opt_state}}

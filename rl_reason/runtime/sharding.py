@@ -266,11 +266,6 @@ def fetch(x: jax.Array) -> np.ndarray:
   return np.asarray(x)
 
 
-def place_like(x: np.ndarray, like: jax.Array) -> jax.Array:
-  """A host array, the same on every process, with the sharding of `like`."""
-  return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
-
-
 def gather_rows(x: np.ndarray) -> np.ndarray:
   """Rows that each process has for itself -> all processes' rows, in process order, on each."""
   return x if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -1,25 +1,25 @@
-"""What a stage is given and what it hands to the training loop."""
+"""What a kind of stage declares, and what a built stage hands to the training loop."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Protocol, TypeAlias
 
-import optax
-
 from rl_reason.arrays import LearnerState
-from rl_reason.learner import optimizers
-from rl_reason.learner.optimizers import Optimizer
 from rl_reason.rewards.composition.monitors import Monitors
+from rl_reason.runtime.memory import Part
+from rl_reason.scorers.scorer import Scorer
 from rl_reason.types import Params, Problem, Source
+
+State: TypeAlias = Any  # Any pytree of arrays; a LearnerState where something is trained.
 
 
 def first_rows(source: Source, limit: int = 1000) -> list[Problem]:
-  """Rows that a stage's `check` tries before any device work."""
+  """Returns the rows that a stage's `check` tries before any device work."""
   return [source[i] for i in range(min(limit, len(source)))]
 
 
 class Resumable(Protocol):
-  """Something whose state belongs into a checkpoint, e.g. a RewardSet."""
+  """Something whose state is part of a checkpoint, e.g. a RewardSet."""
 
   def state(self) -> Mapping[str, Any]: ...
 
@@ -36,54 +36,101 @@ class Batches(Protocol):
   def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-# Parameters -> (metrics under "eval/", rows to keep as JSON).
-Evaluate: TypeAlias = Callable[[Params], tuple[dict[str, float], list[dict[str, Any]]]]
+# What a stage has made so far -> (metrics under "eval/", rows to keep as JSON).
+Evaluate: TypeAlias = Callable[[Any], tuple[dict[str, float], list[dict[str, Any]]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What a stage trains, known before it runs.
+  """What a finished stage leaves, known before it runs.
 
-  shapes: of its parameters, with dtypes and shardings.
-  policy: parameters -> the policy among them, for evaluations and for stages that start from it; None: it trains none.
-  critic: parameters -> {"trunk": of a transformer of the policy's shape, "head": on its hidden states (models.heads)}, for
-    critics that start from it; None: it trains none.
+  shapes: of what `made` reads from its state, with dtypes and shardings.
+  policy: what it leaves -> the policy among it, for evaluations and for stages that start from it;
+    None: it trains none.
+  critic: what it leaves -> {"trunk": of a transformer of the policy's shape, "head": on its hidden
+    states (models.heads)}, for critics that start from it; None: it trains none.
   """
-  shapes: Params
+  shapes: Any
   policy: Callable[[Params], Params] | None = lambda params: params
   critic: Callable[[Params], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
+class StepResult:
+  """What one step of a stage did.
+
+  metrics: host numbers, logged under these names.
+  tokens: that the step sampled or learnt from; throughput is counted in them.
+  skipped: updates refused in a row, up to now, because a gradient was not finite.
+  updates: optimizer steps made, refused ones too.
+  shown: a completion to show to whoever watches; "": none.
+  """
+  metrics: dict[str, float]
+  tokens: float = 0.0
+  skipped: int = 0
+  updates: int = 0
+  shown: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
-  """One way of training, ready to run; rl_reason.train runs its steps, saves, resumes, logs and evaluates.
+  """A stage that is ready to run; rl_reason.train runs its steps, saves, resumes, logs and evaluates.
+
+  It need not train: searching, voting or probing are stages whose state holds what they found.
 
   num_steps: calls of `step`.
-  init: () -> LearnerState, sharded; state_shape: the same without computing it.
+  init: () -> the state before the first step, sharded.
+  state_shape: of the state, without computing it.
   data: this process's problems; `step` may take more of them than it is given.
-  step: (state, problems, step index) -> (state, metrics as host numbers, a completion to show or ""). It may donate the
-    state.
+  step: (state, problems, step index) -> (state, StepResult). It may donate the state.
+  max_skipped: refused updates in a row that stop the run.
   resumable: by name, what else a checkpoint holds.
-  max_skipped: non-finite updates in a row that stop the run.
   monitors: watch the metrics of steps and evaluations; they warn, or stop the run.
-  evaluate: how good what it trains is, beside the run's own evaluation of the policy, if it trains one.
+  evaluate: how good what it makes is, beside the run's own evaluation of the policy, if it trains
+    one; None: there is no such measure.
   close: frees worker processes and the like.
   """
   num_steps: int
-  init: Callable[[], LearnerState]
-  state_shape: LearnerState
+  init: Callable[[], State]
+  state_shape: State
   data: Batches
-  step: Callable[[LearnerState, list[Problem], int], tuple[LearnerState, dict[str, float], str]]
-  max_skipped: int
+  step: Callable[[State, list[Problem], int], tuple[State, StepResult]]
+  max_skipped: int = 1
   resumable: Mapping[str, Resumable] = dataclasses.field(default_factory=dict)
   monitors: Monitors = dataclasses.field(default_factory=Monitors)
   evaluate: Evaluate | None = None
   close: Callable[[], None] = lambda: None
 
 
-def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:
-  """learner.clipped_optimizer as a section says."""
-  schedule = optimizers.make_schedule(
-      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps, num_updates=num_updates)
-  return optimizers.clipped_optimizer(
-      section.name, schedule=schedule, max_grad_norm=section.max_grad_norm, arguments=dict(section.args))
+def made(state: State) -> Any:
+  """Returns what later stages and evaluations read of a state: parameters, or all of it."""
+  return state.params if isinstance(state, LearnerState) else state
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """One kind of stage: what the field `kind` of a config's section names.
+
+  Every hook is called with (section, context, name): the checked section, the stages.context.Context
+  of this stage, and the stage's name.
+
+  Config: the dataclass of its section. It has the fields `kind`, `num_steps` and `start`.
+  build: also gets, before the name, the policy that the stage starts from; returns a Stage.
+  trained: what it leaves, known before it runs.
+  check: raises ValueError, before any stage runs, for what could not work.
+  memory: what a device needs to run it.
+  make_scorer: a Scorer of the finished stage, for learned rewards; None: its model cannot score.
+  samples_ahead: (section) -> whether it samples while another step updates.
+  """
+  Config: type
+  build: Callable[..., Stage]
+  trained: Callable[..., Trained]
+  check: Callable[..., None] = lambda section, context, name: None
+  memory: Callable[..., list[Part]] = lambda section, context, name: []
+  make_scorer: Callable[..., Scorer] | None = None
+  samples_ahead: Callable[[Any], bool] = lambda section: False
+
+  @property
+  def scores(self) -> bool:
+    """Whether the finished stage's model can score texts."""
+    return self.make_scorer is not None

@@ -71,7 +71,7 @@ class Reader:
     self._critiques = critiques
     self.layout = Layout.of(
         context.policy.config, context.dtype, max_prompt_tokens=section.max_prompt_tokens or context.max_prompt_tokens,
-        max_response_tokens=section.max_response_tokens, bucket=context.prompt_bucket,
+        max_response_tokens=section.max_response_tokens, bucket=context.sampler.prompt_bucket,
         ways=context.partitioning.ways("batch"))
     self.microbatches = section.microbatches or packing.num_passes(
         section.batch_size, 2, self.layout.max_prompt_tokens + 2 * section.max_response_tokens, self.layout.ways)

@@ -1,43 +1,93 @@
-"""Holds what is the same for all stages of a run.
-"""
+"""What a stage is given: what is the same for all stages of a run, and what it may ask of earlier ones."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
-import itertools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from rl_reason.arrays import PromptBatch
 from rl_reason.models import transformer
 from rl_reason.models.sources import PolicySource
 from rl_reason.rewards.learned import Models
-from rl_reason.rollout import generate
-from rl_reason.rollout.episodes import Environment, play
-from rl_reason.rollout.generate import Completions
-from rl_reason.rollout.sampling import Sampling
-from rl_reason.runtime import memory as memory_lib
+from rl_reason.rollout.episodes import Environment
+from rl_reason.rollout.sampler import Sampler
 from rl_reason.runtime.randomness import fold
 from rl_reason.runtime.sharding import Partitioning
 from rl_reason.scorers.scorer import Scorer
-from rl_reason.stages.base import first_rows
-from rl_reason.types import Params, Problem, Task
+from rl_reason.stages.base import first_rows, Trained
+from rl_reason.types import Params, Task
+
+
+class Earlier(Protocol):
+  """What a stage may ask of the stages before it.
+
+  sections: the checked sections of the stages before it, by name, in order.
+  """
+  sections: Mapping[str, Any]
+
+  def trained(self, name: str) -> Trained:
+    """Returns what an earlier stage leaves, without reading it. Raises: ValueError if it is none."""
+
+  def policies(self) -> list[str]:
+    """Lists what a policy may be called here: "initial", and the earlier stages that train one."""
+
+  def finished(self, name: str) -> Any:
+    """Reads what an earlier stage left, from its newest checkpoint. Raises: ValueError, OSError."""
+
+  def policy(self, name: str, field: str = "start") -> Params:
+    """Reads a policy by its name in `policies`, "" being the last of them.
+
+    Args:
+      field: of the asking stage's section, for errors.
+    Raises: ValueError for another name; OSError if it cannot be read.
+    """
+
+  def scorer(self, name: str) -> Scorer:
+    """Returns a model that scores: of an earlier stage, or of another run by its "workdir:stage".
+
+    It lies on the devices that sample. Its parameters are read at the first use.
+    Raises: ValueError for what is no such model.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class NothingEarlier:
+  """The Earlier of a stage that stands alone, outside of a run."""
+  sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def trained(self, name: str) -> Trained:
+    raise ValueError(f"There is no stage {name!r}: this stage is not part of a run.")
+
+  def policies(self) -> list[str]:
+    return ["initial"]
+
+  def finished(self, name: str) -> Any:
+    raise ValueError(f"There is no stage {name!r}: this stage is not part of a run.")
+
+  def policy(self, name: str, field: str = "start") -> Params:
+    raise ValueError(f"{field}={name!r} names a policy of a run, and this stage is not part of one.")
+
+  def scorer(self, name: str) -> Scorer:
+    raise ValueError(f"{name!r} names a model of a run, and this stage is not part of one.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What is the same for all stages of a run.
+  """What a stage is given: what is the same for all stages of its run, and what came before it.
 
-  task: None where all stages have data of their own, and policies are not evaluated.
+  seed: of the run; every random key is folded from it.
+  policy: architecture, tokenizer and initial parameters.
+  dtype: of the computation; parameters stay float32.
+  task: problems; None where all stages have data of their own, and policies are not evaluated.
+  max_prompt_tokens: longer prompts are an error.
+  partitioning: of the devices that update.
   environment: who answers a policy's turns; None: a completion is one turn.
-  rollout_partitioning: of devices that only sample, and run the models of learned rewards; None: `partitioning` does.
-  sections: the checked section of each stage by name, in order.
-  finished: (name of a stage that is complete) -> its parameters, as `trained` of that stage says, read from its newest
-    checkpoint: stages use each other's models by name.
-  policy_at: (a stage, a field of its section, its value) -> the policy that this value names, as `start` does.
-  scorer: (name, stages that are earlier) -> a model for learned rewards, as Models.find says.
+  prefill_tokens: prompts are read in stretches of `n` tokens; 0: whole.
+  rollout_partitioning: of devices that only sample, and run the models of learned rewards; None:
+    `partitioning` does.
+  earlier: what this stage may ask of those before it.
   """
   seed: int
   policy: PolicySource
@@ -48,70 +98,43 @@ class Context:
   environment: Environment | None = None
   prefill_tokens: int = 0
   rollout_partitioning: Partitioning | None = None
-  sections: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  finished: Callable[[str], Params] | None = None
-  policy_at: Callable[[str, str, str], Params] | None = None
-  scorer: Callable[[str, Sequence[str]], Scorer] | None = None
+  earlier: Earlier = NothingEarlier()
 
   @property
-  def sampler(self) -> "Context":
-    """The same on the devices that sample during updates (stages.ahead), which may be these."""
+  def on_sampling_devices(self) -> "Context":
+    """The same on the devices that sample during updates, which may be these."""
     if self.rollout_partitioning is None:
       return self
-    return dataclasses.replace(self, partitioning=self.rollout_partitioning, rollout_partitioning=None)
-
-  def complete(
-      self, params: Params, problems: Sequence[Problem], prompts: PromptBatch, sampling: Sampling, **options: Any,
-  ) -> Completions:
-    """Completions of the policy, in turns where there is an environment.
-
-    Args:
-      problems: as in rollout.play. options: of rollout.generate: group_size, rng and others.
-    """
-    given = (self.policy.config, params, prompts, sampling)
-    options |= dict(dtype=self.dtype, prefill_tokens=self.prefill_tokens)
-    tokenizer = self.policy.tokenizer
-    if self.environment is not None:
-      return play(*given, environment=self.environment, problems=problems, tokenizer=tokenizer, **options)
-    return generate(*given, stop_ids=tokenizer.stop_ids, decode_text=tokenizer.decode, **options)
-
-  def sampled_batch(self, prompts: int, group_size: int, sampling: Sampling) -> memory_lib.Batch:
-    """What a device decodes at once, for the estimate of memory; later turns read a context for each completion."""
-    if self.environment is None:
-      return memory_lib.Batch(prompts, group_size, self.max_prompt_tokens, sampling.max_tokens)
-    turn = self.environment.turn_tokens
-    return memory_lib.Batch(prompts * group_size, 1, self.max_prompt_tokens + self.environment.max_tokens - turn, turn)
+    return dataclasses.replace(
+        self, partitioning=self.rollout_partitioning, rollout_partitioning=None)
 
   @property
-  def prompt_bucket(self) -> int:
-    """Prompts are padded to a multiple of it: few programs, little padding. Several processes pad to the limit, for each
-    sees its own prompts only."""
-    return 32 if jax.process_count() == 1 else self.max_prompt_tokens
+  def sampler(self) -> Sampler:
+    """What samples completions of policies of this run."""
+    return Sampler(
+        self.policy.config, self.policy.tokenizer, self.dtype, self.max_prompt_tokens,
+        self.prefill_tokens, self.environment)
 
-  def name_of(self, section: Any) -> str:
-    """Of the stage with this very section; "" where it is none of the run's."""
-    return next((name for name, other in self.sections.items() if other is section), "")
+  @property
+  def models(self) -> Models:
+    """What the learned rewards of this stage may ask for."""
+    return Models(self.policy.tokenizer, self.earlier.scorer)
 
-  def earlier(self, stage: str) -> list[str]:
-    """The stages before it; all where it is none of the run's."""
-    return list(itertools.takewhile(lambda name: name != stage, self.sections))
-
-  def models(self, section: Any) -> Models:
-    """For the rewards of the stage with this very section."""
-    earlier = self.earlier(self.name_of(section))
-    return Models(self.policy.tokenizer, lambda name: self.scorer(name, earlier))
+  def initial_params(self) -> Params:
+    """Makes the policy before any stage: random, or read from files; the same at every call."""
+    return self.policy.make_params(self.rng("params"), self.param_shardings)
 
   def solutions(self, count: int) -> list[tuple[Any, str]]:
-    """(prompt, solution) of those among the first `count` training problems that have one in text."""
+    """Lists (prompt, solution) of the first `count` training problems that have one in text."""
     problems = first_rows(self.task.train, count) if self.task is not None else []
     return [(p.prompt, p.solution) for p in problems if p.solution and isinstance(p.solution, str)]
 
   def rng(self, *names: str | int) -> PRNGKeyArray:
-    """A key folded from (seed, names): nothing to save, and a new consumer shifts no other."""
+    """Folds a key from (seed, names): nothing to save, and a new consumer shifts no other."""
     return fold(jax.random.key(self.seed), *names)
 
   def stream_seed(self, *names: str | int) -> int:
-    """A seed in [0, 2^32) for what takes a number, such as a stage's data order."""
+    """Draws a seed in [0, 2^32) for what takes a number, such as a stage's data order."""
     return int(jax.random.bits(self.rng(*names)))
 
   @property
@@ -125,6 +148,6 @@ class Context:
     return self.abstract(transformer.abstract_params(config), transformer.parameter_axes(config))
 
   def abstract(self, shapes: Params, axes: Params) -> Params:
-    """Shapes and dtypes, with the shardings that their logical axes get on this mesh."""
+    """Adds to shapes and dtypes the shardings that their logical axes get on this mesh."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes,
                         self.partitioning.params(shapes, axes))

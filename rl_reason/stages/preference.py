@@ -6,7 +6,6 @@ cDPO is the loss dpo with label_smoothing. The reference's log-probabilities are
 import base64
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 import inspect
 from typing import Any
 
@@ -20,9 +19,8 @@ from rl_reason.batches import packing
 from rl_reason.batches.responses import Encoded, READINGS
 from rl_reason.config import naming
 from rl_reason.config.checks import one_of
-from rl_reason.learner import step as learner
 from rl_reason.learner.optimizers import Optimizer
-from rl_reason.learner.step import make_learner
+from rl_reason.learner.step import Learner, make_learner, make_update, run_update
 from rl_reason.models import lora as lora_lib
 from rl_reason.models import policy
 from rl_reason.models.lora import LoRA
@@ -34,7 +32,7 @@ from rl_reason.runtime import sharding
 from rl_reason.scorers import scorer
 from rl_reason.stages import comparisons
 from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
-from rl_reason.stages.base import Evaluate, first_rows, Stage, Trained
+from rl_reason.stages.base import Evaluate, first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.comparisons import Reader
 from rl_reason.stages.context import Context
 from rl_reason.tasks import pipeline
@@ -121,19 +119,19 @@ class PreferenceBatch:
   kl: Float[Array, "P"]
 
 
-def trained(config: Config, context: Context) -> Trained:
+def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
   return trained_policy(context, config.lora)
 
 
-def check(config: Config, context: Context) -> None:
+def check(config: Config, context: Context, name: str) -> None:
   """Raises: ValueError for text beyond the policy's context, and for bad rows."""
   make_reader(config, context).check()
 
 
-def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
-  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
+  state_shape = learner_of(config, context, None, name).state_shape
   parts = make_reader(config, context).memory(state_shape)
   if config.objective.reference and config.reference:
     parts.append(memory_lib.Part(
@@ -165,16 +163,21 @@ def judged(config: Config, sums: Float[Array, "P G"], batch: PreferenceBatch) ->
   return loss.reshape(sums.shape), {k: v.reshape(sums.shape) for k, v in metrics.items()}
 
 
+def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
+  """Makes the learner of what `trained` says, starting from the policy `params`."""
+  return make_learner(
+      context.partitioning, trained(config, context, name).shapes,
+      lambda: with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps)
+
+
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, if the section names no other, the frozen reference."""
   reader, objective = make_reader(config, context), config.objective
   task, parts = reader.task(), reader.microbatches
-  optimizer, init, state_shape = make_learner(
-      context, with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps,
-      shapes=trained(config, context).shapes)
+  learner = learner_of(config, context, params, name)
   reference = None
   if objective.reference:
-    reference = context.policy_at(name, "reference", config.reference) if config.reference else params
+    reference = context.earlier.policy(config.reference, "reference") if config.reference else params
 
   def sums(params, responses):
     return policy.response_logprobs(
@@ -187,7 +190,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         sums={"loss": total, **{k: jnp.sum(batch.weights * v) for k, v in metrics.items()}},
         token_sums={}, num_tokens=jnp.ones(()), maxima={})
 
-  update = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
+  update = make_update(learner, loss_fn)
   whole = jax.jit(sums)
 
   def score(params, responses: ResponseBatch) -> Float[np.ndarray, "P G"]:
@@ -214,12 +217,13 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       ours = score(lora_lib.merge(state.params), others)
       kl = float(preferences.kto_reference_point(ours, score(reference, others), mask.any(-1)))
       batch, metrics = batch.replace(kl=np.full_like(batch.kl, kl)), {"reference_point": kl}
-    state, updated = update(state, context.partitioning.place(packing.split_microbatches(batch, parts), (None, "batch")))
-    return state, {**{k: float(v) for k, v in jax.device_get(updated).items()}, **metrics,
-                   "tokens": float(batch.lengths.sum())}, ""
+    placed = context.partitioning.place(packing.split_microbatches(batch, parts), (None, "batch"))
+    state, updated, skipped = run_update(update, state, placed)
+    return state, StepResult(
+        {**updated, **metrics}, tokens=float(batch.lengths.sum()), skipped=skipped, updates=1)
 
   return Stage(
-      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step, resumable={"reference": known},
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step, resumable={"reference": known},
       max_skipped=config.optimizer.max_skipped,
       evaluate=evaluator(config, reader, task.heldout, score, reference),
       # Every process reads all rows: they are laid out together.
@@ -317,11 +321,15 @@ def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
                      " implicit reward. Use dpo, ipo or kto, or a reward_model stage.")
 
   def load():
-    field, value = ("reference", config.reference) if config.reference else ("start", config.start)
+    field = "reference" if config.reference else "start"
     return scorer.implicit(
-        context.policy.config, trained(config, context).policy(context.finished(name)),
-        context.policy_at(name, field, value), beta=config.beta, dtype=context.dtype)
+        context.policy.config, trained(config, context, name).policy(context.earlier.finished(name)),
+        context.earlier.policy(getattr(config, field), field), beta=config.beta, dtype=context.dtype)
   return scorer.Scorer(
       load=load, tokenizer=context.policy.tokenizer, outputs=("reward",), reads=READINGS, cumulative=True,
       layout=make_reader(config, context).layout, max_positions=context.policy.config.max_positions,
       partitioning=context.partitioning)
+
+
+KIND = Kind(
+    Config=Config, check=check, memory=memory, trained=trained, build=build, make_scorer=make_scorer)

@@ -1,13 +1,27 @@
-"""Lists the kinds of stages that a config may name.
-"""
+"""Lists the kinds of stages that a config may name."""
 
-from types import ModuleType
-
+from rl_reason.config import naming
 from rl_reason.stages import preference, sft, voting
-from rl_reason.stages.policy_gradient import stage
-from rl_reason.stages.reward_model import stage as stage_lib
-from rl_reason.stages.self_training import stage as self_training_stage
+from rl_reason.stages.base import Kind
+from rl_reason.stages.policy_gradient import stage as policy_gradient
+from rl_reason.stages.reward_model import stage as reward_model
+from rl_reason.stages.self_training import stage as self_training
 
-STAGES: dict[str, ModuleType] = {
-    "policy_gradient": stage, "preference": preference, "reward_model": stage_lib,
-    "self_training": self_training_stage, "sft": sft, "voting": voting}
+STAGES: dict[str, Kind] = {
+    "policy_gradient": policy_gradient.KIND,
+    "preference": preference.KIND,
+    "reward_model": reward_model.KIND,
+    "self_training": self_training.KIND,
+    "sft": sft.KIND,
+    "voting": voting.KIND,
+}
+
+
+def find_kind(name: str, path: str = "") -> Kind:
+  """Finds a kind of stage: a key of STAGES, or the dotted path of a Kind.
+
+  Args:
+    path: of the field that names it, for errors.
+  Raises: ValueError that suggests what was meant.
+  """
+  return naming.find(f"stage kind{f' ({path})' * bool(path)}", name, STAGES, of=Kind)

@@ -8,11 +8,9 @@ from typing import Protocol
 import jax
 from jaxtyping import PRNGKeyArray
 
-from rl_reason.batches.prompts import encode_prompts
 from rl_reason.rewards.composition.reward_set import RewardSet, token_rewards
 from rl_reason.rewards.composition.scoring import Scoring
 from rl_reason.rollout.record import Rollout
-from rl_reason.rollout.samples import make_samples
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime import sharding
 from rl_reason.stages.context import Context
@@ -38,18 +36,17 @@ def sample_rollout(
     params: a policy without adapters (lora.merge). problems: this process's, equally many on each; the result is of all.
     index: of the step. rng: of the samples, the same on every process. int8: as in rollout.generate.
   """
-  started, tokenizer = time.perf_counter(), context.policy.tokenizer
+  started, sampler = time.perf_counter(), context.sampler
   # Prompts, the same on every process.
-  prompts = jax.tree.map(sharding.gather_rows, encode_prompts(
-      problems, tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
+  prompts = sampler.encode_everywhere(problems)
 
   # Completions, and rewards of this process's own problems as their completions end.
   first = jax.process_index() * len(problems) * config.group_size
   own = slice(first, first + len(problems) * config.group_size)
 
   def to_samples(completions, rows=None):
-    return make_samples(problems, jax.tree.map(lambda x: x[own], completions), tokenizer, rows=rows,
-                        stop_strings=config.sampling.stop_strings, step=index)
+    return sampler.samples(problems, jax.tree.map(lambda x: x[own], completions), config.sampling,
+                           rows=rows, step=index)
 
   def on_finished(completions, rows):
     rows = [int(i) - first for i in rows if own.start <= i < own.stop]
@@ -57,7 +54,7 @@ def sample_rollout(
 
   with contextlib.closing(Scoring(rewards)) as scoring:
     with jax.profiler.TraceAnnotation("generate"):  # In a profile's timeline.
-      completions = context.complete(
+      completions = sampler(
           params, problems, prompts, config.sampling, group_size=config.group_size, rng=rng, slots=config.slots,
           page_tokens=config.page_tokens, int8=int8, on_finished=on_finished)
     generated = time.perf_counter()

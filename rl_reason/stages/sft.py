@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 import dataclasses
-import functools
 
 import jax
-import optax
 
 from rl_reason.arrays import LearnerState
 from rl_reason.batches import demonstrations, packing
@@ -13,9 +11,8 @@ from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.packing import split_microbatches
 from rl_reason.config.checks import at_least, check_microbatches, one_of
 from rl_reason.learner import memory as learner_memory
-from rl_reason.learner import step as learner
 from rl_reason.learner.optimizers import Optimizer
-from rl_reason.learner.step import make_learner
+from rl_reason.learner.step import Learner, make_learner, make_update, run_update
 from rl_reason.models import policy, transformer
 from rl_reason.models.flash_attention import attention_kernel
 from rl_reason.models.lora import LoRA
@@ -23,7 +20,7 @@ from rl_reason.objectives import losses
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.runtime import sharding
 from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
-from rl_reason.stages.base import first_rows, Stage, Trained
+from rl_reason.stages.base import first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
 from rl_reason.tasks import pipeline
 from rl_reason.tasks.registry import check_disjoint, load_splits, load_task, TaskSection
@@ -68,7 +65,7 @@ class Config:
       raise ValueError(f"unlearnt must hold pairs of texts, (start, end), got {self.unlearnt}: an empty one is everywhere.")
 
 
-def check(config: Config, context: Context) -> None:
+def check(config: Config, context: Context, name: str) -> None:
   """Raises: ValueError for problems without a solution, for prompts and solutions that are too long, and as load_task for
   data of its own, also for those that the run holds out."""
   if config.data is not None:
@@ -93,27 +90,31 @@ def solutions(config: Config, context: Context) -> Source:
   return load_splits(config.data.source, config.data.args, {"train": config.data.train})["train"]
 
 
-def trained(config: Config, context: Context) -> Trained:
+def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
   return trained_policy(context, config.lora)
 
 
-def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
-  shapes = trained(config, context).shapes
-  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=shapes)[-1]
+  state_shape = learner_of(config, context, None, name).state_shape
   return [*merging_memory(context, config.lora, "evaluation"), *update_memory(
       context, state_shape, batch_size=config.batch_size, microbatches=config.microbatches,
       max_completion_tokens=config.max_completion_tokens, remat=config.remat)]
 
 
+def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
+  """Makes the learner of what `trained` says, starting from the policy `params`."""
+  return make_learner(
+      context.partitioning, trained(config, context, name).shapes,
+      lambda: with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps)
+
+
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
-  optimizer, init, state_shape = make_learner(
-      context, with_adapters(context, params, config.lora, name), config.optimizer, config.num_steps,
-      shapes=trained(config, context).shapes)
-  update = make_update(
-      context, optimizer, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
+  learner = learner_of(config, context, params, name)
+  update = imitation_update(
+      context, learner, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
       max_completion_tokens=config.max_completion_tokens, remat=config.remat)
 
   def step(state, problems, index):
@@ -121,23 +122,24 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     examples = demonstrations.encode(
         problems, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
         max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on, unlearnt=config.unlearnt)
-    state, metrics = update(state, jax.tree.map(sharding.gather_rows, examples))
-    return state, metrics, ""
+    return update(state, jax.tree.map(sharding.gather_rows, examples))
 
   return Stage(
-      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
       max_skipped=config.optimizer.max_skipped,
       data=pipeline.batches(
           solutions(config, context), batch_size=config.batch_size, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()))
 
 
-def make_update(
-    context: Context, optimizer: optax.GradientTransformation, *, batch_size: int, microbatches: int, mean_over: str,
+def imitation_update(
+    context: Context, learner: Learner, *, batch_size: int, microbatches: int, mean_over: str,
     max_completion_tokens: int, remat: str,
-) -> Callable[[LearnerState, Examples], tuple[LearnerState, dict[str, float]]]:
-  """One update towards batch_size examples, the same on every process: (state, examples) -> (state, metrics). It donates
-  the state. Arguments: fields of Config."""
+) -> Callable[[LearnerState, Examples], tuple[LearnerState, StepResult]]:
+  """Makes the update towards batch_size examples: (state, examples) -> (state, StepResult).
+
+  The examples are the same on every process. It donates the state. Arguments: fields of Config.
+  """
   model, max_tokens = context.policy.config, context.max_prompt_tokens + max_completion_tokens
   parts = microbatches or _microbatches(context, batch_size, max_completion_tokens)
   # Several share a row only where the reference attention runs: flash kernels know rows of one example.
@@ -149,16 +151,16 @@ def make_update(
         remat=remat)
     return losses.imitation_loss(logprobs, batch.target_mask, batch.token_weights)
 
-  train_step = jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0)
-  train_step = jax.profiler.annotate_function(train_step, name="update")  # In a profile's timeline.
+  program = make_update(learner, loss_fn)
 
   def update(state, examples):
     batch = demonstrations.to_batch(
         examples, mean_over=mean_over, max_tokens=max_completion_tokens, together=together,
         divisor=parts * context.partitioning.ways("batch"))
-    state, metrics = train_step(state, context.partitioning.place(split_microbatches(batch, parts), (None, "batch")))
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-    return state, {**metrics, "tokens": float(examples.learnt.sum())}
+    placed = context.partitioning.place(split_microbatches(batch, parts), (None, "batch"))
+    state, metrics, skipped = run_update(program, state, placed)
+    return state, StepResult(
+        metrics, tokens=float(examples.learnt.sum()), skipped=skipped, updates=1)
   return update
 
 
@@ -176,3 +178,6 @@ def update_memory(
 def _microbatches(context: Context, batch_size: int, max_completion_tokens: int) -> int:
   return packing.num_passes(
       batch_size, 1, context.max_prompt_tokens + max_completion_tokens, context.partitioning.ways("batch"))
+
+
+KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build)

@@ -14,14 +14,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason.arrays import LearnerState
 from rl_reason.config.checks import at_least
 from rl_reason.evaluation import ranking
-from rl_reason.learner.optimizers import Optimizer
-from rl_reason.learner.step import make_learner
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.scorers.strength import strength
-from rl_reason.stages.base import first_rows, Stage, Trained
+from rl_reason.stages.base import first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
 from rl_reason.tasks.registry import load_task, TaskSection
 from rl_reason.types import Comparison, Params, Source
@@ -49,45 +46,44 @@ class Config:
       raise ValueError(f"members must be two reward models or more, each once, got {self.members}: the strength is their mean.")
 
 
-def trained(config: Config, context: Context) -> Trained:
-  """{"frozen": {"differences": members' differences chosen − rejected, [pairs, members]}}."""
+def trained(config: Config, context: Context, name: str) -> Trained:
+  """It leaves {"differences": members' differences chosen − rejected, [pairs, members]}."""
   shape = jax.ShapeDtypeStruct((len(_pairs(config)), len(config.members)), jnp.float32)
-  shapes = context.abstract({"frozen": {"differences": shape}}, {"frozen": {"differences": PartitionSpec()}})
+  shapes = context.abstract({"differences": shape}, {"differences": PartitionSpec()})
   return Trained(shapes, policy=None)
 
 
-def check(config: Config, context: Context) -> None:
+def check(config: Config, context: Context, name: str) -> None:
   """Raises: ValueError for members that are none, and for rows that are no pairs."""
-  models = context.models(config)
   for member in config.members:
-    models.find(member)
+    context.earlier.scorer(member)
   for row in first_rows(_pairs(config)):
     _check_pair(row, config)
 
 
-def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs: all members at once."""
   size = len(config.members) * memory_lib.sharded_bytes(context.abstract_params)
   return [memory_lib.Part("reward models that vote", size, "vote with fewer members")]
 
 
-def differences_of(params: Params) -> Float[np.ndarray, "N M"]:
-  """From the parameters of a finished stage."""
-  return np.asarray(params["frozen"]["differences"])
+def differences_of(votes: Any) -> Float[np.ndarray, "N M"]:
+  """Reads the differences out of what a finished stage left."""
+  return np.asarray(votes["differences"])
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  del params, name
-  pairs, models = _pairs(config), context.models(config)
-  members = [models.find(member) for member in config.members]
+  del params
+  pairs = _pairs(config)
+  members = [context.earlier.scorer(member) for member in config.members]
   size = -(-len(pairs) // config.num_steps)
-  shapes = trained(config, context).shapes
-  # There is nothing to learn: the learner's state is what a checkpoint holds.
-  _, init, state_shape = make_learner(
-      context, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), Optimizer(0.0, name="sgd"), 1, shapes=shapes)
-  sharding = shapes["frozen"]["differences"].sharding
+  shapes = trained(config, context, name).shapes
+  sharding = shapes["differences"].sharding
 
-  def step(state: LearnerState, rows: list[Comparison], index: int):
+  def init():
+    return {"differences": jax.device_put(np.zeros(shapes["differences"].shape, np.float32), sharding)}
+
+  def step(votes, rows: list[Comparison], index: int):
     found, tokens = np.zeros((len(rows), len(members)), np.float32), 0
     for row in rows:
       _check_pair(row, config)
@@ -96,23 +92,23 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       tokens += sum(len(ids) for one in encoded for ids in one.responses)
       totals = [scored.totals.mean(axis=-1) for scored in member(encoded)]
       found[:, m] = [chosen - rejected for chosen, rejected in totals]
-    everything = differences_of(state.params).copy()
+    everything = differences_of(votes).copy()
     everything[index * size:index * size + len(rows)] = found
-    state = state.replace(params={"frozen": {"differences": jax.device_put(everything, sharding)}})
     mean, deviation = strength(found) if rows else (np.zeros(1), np.zeros(1))
-    return state, {"strength/mean": float(mean.mean()), "strength/deviation": float(deviation.mean()),
-                   "strength/negative": float((mean < 0).mean()), "tokens": float(tokens), "skipped_in_a_row": 0.0}, ""
+    return {"differences": jax.device_put(everything, sharding)}, StepResult(
+        {"strength/mean": float(mean.mean()), "strength/deviation": float(deviation.mean()),
+         "strength/negative": float((mean < 0).mean())}, tokens=float(tokens))
 
-  def evaluate(params):
-    mean, deviation = strength(differences_of(params))
+  def evaluate(votes):
+    mean, deviation = strength(differences_of(votes))
     rows = [pairs[int(i)] for i in np.argsort(mean, kind="stable")]
     shown = [{"id": row.id, "strength": m, "deviation": d, "chosen": row.responses[0], "rejected": row.responses[1],
               **({config.wrong: row.metadata.get(config.wrong)} if config.wrong else {})}
              for row, m, d in zip(rows, np.sort(mean).tolist(), deviation[np.argsort(mean, kind="stable")].tolist())]
     return votes_metrics(np.sort(mean), [bool(row.metadata.get(config.wrong)) for row in rows] if config.wrong else None), shown
 
-  return Stage(num_steps=config.num_steps, init=init, state_shape=state_shape, step=step, max_skipped=1, evaluate=evaluate,
-               data=InOrder(pairs, size))
+  return Stage(num_steps=config.num_steps, init=init, state_shape=shapes, step=step,
+               evaluate=evaluate, data=InOrder(pairs, size))
 
 
 def votes_metrics(mean: Float[np.ndarray, "N"], wrong: list[bool] | None) -> dict[str, float]:
@@ -161,3 +157,6 @@ def _check_pair(row: Comparison, config: Config) -> None:
   if config.wrong and config.wrong not in row.metadata:
     raise ValueError(f"Row {row.id!r} has no {config.wrong!r} in its metadata, which config.wrong names; it has"
                      f" {', '.join(row.metadata) or 'none'}.")
+
+
+KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build)

@@ -5,10 +5,10 @@ import json
 
 import jax
 import jax.numpy as jnp
+from make_reference_values import CASES
 import numpy as np
 import pytest
 
-from make_reference_values import CASES
 from rl_reason.models import pretrained
 from rl_reason.models.transformer import forward, unembed
 
@@ -114,6 +114,7 @@ def test_the_language_model_inside_gemma3_with_images(tmp_path):
 
 def test_soft_capped_attention():
   from transformers.models.gemma3.modeling_gemma3 import eager_attention_forward
+
   from rl_reason.models.attention import attention
   draw = np.random.RandomState(3)
   q, k, v = (draw.standard_normal((2, 7, heads, 16)).astype(np.float32) for heads in (4, 2, 2))
@@ -159,6 +160,7 @@ def test_absent_keys_mean_what_they_mean_to_transformers(raw):
 
 def test_a_model_with_new_tokens_loads_there(tmp_path):
   from test_tokenizer import FIRST_NEW, model_directory
+
   from rl_reason.models import sources
   raw = {**CASES["llama"], "vocab_size": FIRST_NEW}
   random_model(raw).save_pretrained(tmp_path / "theirs")

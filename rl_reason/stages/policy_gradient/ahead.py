@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from concurrent import futures
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from rl_reason.arrays import LearnerState
 from rl_reason.rollout.record import Rollout
+from rl_reason.stages.base import StepResult
 from rl_reason.stages.context import Context
 from rl_reason.types import Params, Problem
 
@@ -26,43 +28,49 @@ class Ahead:
 
   def __init__(
       self, context: Context, sample: Callable[[Params, list[Problem], int], Rollout],
-      learn: Callable[[LearnerState, Rollout], tuple[LearnerState, dict[str, float]]], num_steps: int,
+      learn: Callable[[LearnerState, Rollout], tuple[LearnerState, StepResult]], num_steps: int,
       policy: Callable[[Params], Params] = lambda params: params):
     """sample: of the policy's parameters; policy: picks them among the state's."""
-    self._sampler, self._apart = context.sampler, context.rollout_partitioning is not None
+    self._sampler, self._apart = context.on_sampling_devices, context.rollout_partitioning is not None
     self._sample, self._learn, self._last, self._policy = sample, learn, num_steps - 1, policy
     self._waiting: tuple[Rollout, float] | None = None  # With its staleness.
     self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
 
   def step(
-      self, state: LearnerState, problems: list[Problem], index: int) -> tuple[LearnerState, dict[str, float], str]:
+      self, state: LearnerState, problems: list[Problem], index: int,
+  ) -> tuple[LearnerState, StepResult]:
     params = self._policy(state.params)
     if self._apart:
       params = jax.device_put(params, self._sampler.param_shardings)
     if self._waiting is None:
-      rollout, metrics = self._in_mesh(params, problems, index), {"skipped_in_a_row": 0.0}
+      rollout, result = self._in_mesh(params, problems, index), StepResult({})
       self._waiting = rollout, 0.0
     else:
       if not self._apart:
         params = jax.tree.map(jnp.copy, params)  # The update donates its parameters.
       sampling = self._thread.submit(self._in_mesh, params, problems, index)
       del params  # The thread's to free.
-      state, metrics = self._update(state)  # Where this fails, `close` waits for the thread.
+      state, result = self._update(state)  # Where this fails, `close` waits for the thread.
       rollout = sampling.result()
       self._waiting = rollout, 1.0
     if index == self._last:
       state, own = self._update(state)
-      metrics = {**own, "skipped_in_a_row": max(own["skipped_in_a_row"], metrics["skipped_in_a_row"])}
-    # What is logged of a step is the rollout it updated on, but its cost is that of the one it sampled.
-    cost = {name: rollout.metrics[name] for name in ("tokens", "environment_calls")}
-    return state, {**rollout.seconds, **metrics, **cost}, rollout.shown
+      result = dataclasses.replace(own, skipped=max(own.skipped, result.skipped),
+                                   updates=own.updates + result.updates)
+    # What is logged of a step is the rollout it updated on, but its cost is that of the one it
+    # sampled.
+    calls = rollout.metrics["environment_calls"]
+    return state, dataclasses.replace(
+        result, tokens=rollout.metrics["tokens"], shown=rollout.shown,
+        metrics={**rollout.seconds, **result.metrics, "environment_calls": calls})
 
-  def _update(self, state: LearnerState) -> tuple[LearnerState, dict[str, float]]:
+  def _update(self, state: LearnerState) -> tuple[LearnerState, StepResult]:
     """Learns from the rollout that waits; then none does."""
     rollout, staleness = self._waiting
-    state, metrics = self._learn(state, rollout)
+    state, result = self._learn(state, rollout)
     self._waiting = None
-    return state, {**metrics, "staleness": staleness}
+    metrics = {**result.metrics, "staleness": staleness}
+    return state, dataclasses.replace(result, metrics=metrics)
 
   def _in_mesh(self, *args) -> Rollout:
     with self._sampler.partitioning.use():  # The mesh in use is a thread's own.

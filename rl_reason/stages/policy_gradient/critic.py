@@ -15,11 +15,10 @@ import optax
 from rl_reason.arrays import RolloutBatch
 from rl_reason.config.checks import at_least, one_of
 from rl_reason.learner import optimizers
-from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.optimizers import clipped_optimizer, Optimizer
 from rl_reason.models import heads, policy
 from rl_reason.models.config import ModelConfig
 from rl_reason.objectives import losses
-from rl_reason.stages.base import clipped_optimizer
 from rl_reason.stages.context import Context
 from rl_reason.types import Params
 
@@ -81,13 +80,11 @@ class Critic(Companion):
       raise ValueError(f"lam must be in [0, 1], got {self.lam}: above 1 advantages grow with the distance to a reward.")
 
 
-def check(critic: Companion, context: Context, stage: str) -> None:
-  """Raises: ValueError where `start` is no earlier stage with a critic of this critic's shape. stage: the critic's own."""
+def check(critic: Companion, context: Context) -> None:
+  """Raises: ValueError where `start` is no earlier stage with a critic of this critic's shape."""
   if not critic.start:
     return
-  from rl_reason.run.earlier import trained  # Here: the package imports this file.
-
-  earlier = {name: trained(context, name) for name in context.earlier(stage)}
+  earlier = {name: context.earlier.trained(name) for name in context.earlier.sections}
   critics = {name: t.critic(t.shapes) for name, t in earlier.items() if t.critic is not None}
   one_of(critics, **{"start (of a critic: an earlier stage that trains a trunk and a head)": critic.start})
 
@@ -111,9 +108,7 @@ def abstract_params(critic: Companion, context: Context) -> Params:
 def init_params(critic: Companion, context: Context, policy_params: Params, name: str) -> Params:
   """Where the critic of stage `name` starts."""
   if critic.start:
-    from rl_reason.run.earlier import trained  # Here: the package imports this file.
-
-    return trained(context, critic.start).critic(context.finished(critic.start))
+    return context.earlier.trained(critic.start).critic(context.earlier.finished(critic.start))
   shapes = abstract_params(critic, context)
   make = functools.partial(heads.init_params, critic.head, context.policy.config.width)
   head = jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes["head"]))(context.rng(name, "critic"))

@@ -6,7 +6,6 @@ PPO are written out in experiments/algorithms.py.
 
 import contextlib
 import dataclasses
-import functools
 import time
 
 import jax
@@ -15,8 +14,7 @@ import numpy as np
 from rl_reason.arrays import LearnerState
 from rl_reason.batches.prompts import encode_prompts
 from rl_reason.learner import memory as learner_memory
-from rl_reason.learner import step as learner
-from rl_reason.learner.step import make_learner
+from rl_reason.learner.step import Learner, make_learner, make_update, run_update
 from rl_reason.models import policy
 from rl_reason.objectives import losses
 from rl_reason.rewards.composition.build import build_rewards
@@ -30,7 +28,7 @@ from rl_reason.runtime.randomness import fold
 from rl_reason.sandbox.pool import failure_counts
 from rl_reason.stages import groups
 from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
-from rl_reason.stages.base import first_rows, Stage, Trained
+from rl_reason.stages.base import first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
 from rl_reason.stages.policy_gradient import critic as critic_lib
 from rl_reason.stages.policy_gradient import token_reward as token_reward_lib
@@ -51,13 +49,13 @@ from rl_reason.tasks import pipeline
 from rl_reason.types import Params
 
 
-def check(config: Config, context: Context) -> None:
+def check(config: Config, context: Context, name: str) -> None:
   """Raises: ValueError for unknown rewards, for references they cannot use, and for prompts, completions and stop strings
   that are too long."""
   check_sampling(
       config.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens)
   if context.environment is not None:
-    context.environment.check(config.sampling, f"config.{context.name_of(config)}")
+    context.environment.check(config.sampling, f"config.{name}")
   problems = first_rows(context.task.train)
   encode_prompts(problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens)
   if config.staleness and context.partitioning.mesh.size > 1 and context.rollout_partitioning is None:
@@ -65,13 +63,13 @@ def check(config: Config, context: Context) -> None:
     raise ValueError(f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could start them"
                      " in different orders and wait for each other for ever: give sampling devices of its own with"
                      " --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one device.")
-  with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
+  with contextlib.closing(build_rewards(config.rewards, models=context.models)) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.companion is not None:
-    critic_lib.check(config.companion, context, context.name_of(config))
+    critic_lib.check(config.companion, context)
 
 
-def trained(config: Config, context: Context) -> Trained:
+def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself or, with a companion, {"policy": ..., "critic": ...}."""
   policy_part = trained_policy(context, config.lora)
   if config.companion is None:
@@ -82,7 +80,7 @@ def trained(config: Config, context: Context) -> Trained:
       critic=(lambda params: params["critic"]) if config.companion.trunk == "separate" else None)
 
 
-def learner_of(config: Config, context: Context, params: Params | None, name: str = ""):
+def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
   """make_learner of what `trained` says, for stage `name`, starting from the policy `params`."""
   updates, optimizer = config.epochs * config.minibatches, None
   if config.companion is not None:
@@ -94,21 +92,22 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
     if config.companion is None:
       return acting
     return {"policy": acting, "critic": critic_lib.init_params(config.companion, context, params, name)}
-  return make_learner(context, start, config.optimizer, config.num_steps * updates, shapes=trained(config, context).shapes,
-                      optimizer=optimizer)
+  return make_learner(
+      context.partitioning, trained(config, context, name).shapes, start, config.optimizer,
+      config.num_steps * updates, optimizer=optimizer)
 
 
-def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage: to sample, to score, to update."""
   model, partitioning, dtype = context.policy.config, context.partitioning, context.dtype
   rollout = memory_lib.Batch(
       config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
   microbatch = dataclasses.replace(rollout, prompts=rollout.prompts // num_parts(config, context))
-  state_shape, critic = learner_of(config, context, None)[-1], config.companion
-  sampler = context.sampler if config.staleness else context
+  state_shape, critic = learner_of(config, context, None, name).state_shape, config.companion
+  sampler = context.on_sampling_devices if config.staleness else context
   sampling = rollout_memory.rollout_parts(
-      model, sampler.partitioning, context.sampled_batch(config.prompts_per_step, config.group_size, config.sampling),
+      model, sampler.partitioning, context.sampler.batch(config.prompts_per_step, config.group_size, config.sampling),
       dtype=dtype, params=sampler.abstract_params, phase="sampling",
       cure="lower slots" if config.slots else "set slots, or lower prompts_per_step or group_size",
       slots=config.slots, prefill_tokens=context.prefill_tokens, page_tokens=config.page_tokens, int8=config.int8_rollouts)
@@ -137,10 +136,10 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the policy starts and, where a KL penalty is asked for, the frozen reference."""
-  rewards = build_rewards(config.rewards, models=context.models(config))
+  rewards = build_rewards(config.rewards, models=context.models)
   config = dataclasses.replace(config, microbatches=num_microbatches(config, context))
-  optimizer, init, state_shape = learner_of(config, context, params, name)
-  policy_of = trained(config, context).policy
+  learner = learner_of(config, context, params, name)
+  state_shape, policy_of = learner.state_shape, trained(config, context, name).policy
   model = context.policy.config
   reference = params if config.kl_coef else None
   temperature = config.sampling.temperature
@@ -164,11 +163,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       return token_reward_lib.add_loss(loss, statistics, values, batch)
     return critic_lib.add_value_loss(config.critic, loss, statistics, values, batch)
 
-  # The state keeps its shardings, so that each update's program serves the next.
-  update = compilation.Program(
-      jax.jit(functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer), donate_argnums=0,
-              out_shardings=(jax.tree.map(lambda x: x.sharding, state_shape), None)),
-      within=context.partitioning.use)
+  update = compilation.Program(make_update(learner, loss_fn), within=context.partitioning.use)
   score = compilation.Program(policy.score, within=context.partitioning.use)
 
   def begin_programs(rollout):
@@ -214,32 +209,31 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       last_first.write(rollout.shape)
     return rollout
 
-  def learn(state, rollout) -> tuple[LearnerState, dict[str, float]]:
+  def learn(state, rollout) -> tuple[LearnerState, StepResult]:
     """Rewards -> advantages -> updates."""
     started = time.perf_counter()
     with jax.profiler.TraceAnnotation("assemble"):
       batch, metrics = assemble(config, context, rollout, state.params, reference, score=score)
     scored = time.perf_counter()
-    history = []
+    history, skipped = [], 0
     for minibatch in minibatches(batch, config, minibatch_rng(rollout)):
       placed = context.partitioning.place(microbatches(config, context, minibatch), (None, "batch"))
-      with jax.profiler.TraceAnnotation("update"):  # In a profile's timeline, as the others here.
-        state, updated = update(state, placed)
-      history.append({k: float(v) for k, v in jax.device_get(updated).items()})
-    return state, {
+      state, updated, refused = run_update(update, state, placed)
+      history.append(updated)
+      skipped = max(skipped, refused)
+    logged = dict(rollout.metrics)
+    tokens = logged.pop("tokens")
+    return state, StepResult({
         **{k: float(np.mean([h[k] for h in history])) for k in history[0]},
         # Without staleness the first update has the very parameters that sampled: any gap is a fault, or rounding.
         "logprob_gap": history[0]["logprob_gap"],
-        "skipped_in_a_row": max(h["skipped_in_a_row"] for h in history),
-        **metrics, **rollout.metrics,
+        **metrics, **logged,
         **{f"reward_workers/{k}": float(v) for k, v in failure_counts().items()},
         **rollout.seconds, "time/score": scored - started, "time/update": time.perf_counter() - scored,
-    }
+    }, tokens=tokens, skipped=skipped, updates=len(history), shown=rollout.shown)
 
   def step(state, problems, index):
-    rollout = sample(policy_of(state.params), problems, index)
-    state, metrics = learn(state, rollout)
-    return state, metrics, rollout.shown
+    return learn(state, sample(policy_of(state.params), problems, index))
 
   ahead = Ahead(context, sample, learn, config.num_steps, policy_of) if config.staleness else None
 
@@ -251,7 +245,11 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     rewards.close()
 
   return Stage(
-      num_steps=config.num_steps, init=init, state_shape=state_shape, step=ahead.step if ahead else step,
+      num_steps=config.num_steps, init=learner.init, state_shape=state_shape, step=ahead.step if ahead else step,
       resumable={"rewards": rewards, **({"ahead": ahead} if ahead else {})},
       max_skipped=config.optimizer.max_skipped, monitors=build_monitors(config.monitors, rewards=config.rewards),
       close=close, data=data)
+
+
+KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build,
+            samples_ahead=lambda section: bool(section.staleness))

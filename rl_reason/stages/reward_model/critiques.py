@@ -37,22 +37,21 @@ class Critique:
   cache_file: str = ""
 
 
-def check(section: Critique, context: Context, stage: str) -> None:
-  """Raises: ValueError for writers and arguments that cannot work. stage: the section's own."""
+def check(section: Critique, context: Context) -> None:
+  """Raises: ValueError for writers and arguments that cannot work."""
   if not section.generate:
     return
   if jax.process_count() > 1:
     raise ValueError(f"critique.generate={section.generate!r}: processes could get different critiques of one response. Use"
                      " one process, or generate=''.")
-  if section.generate in context.sections:
-    from rl_reason.run.earlier import policies_before  # Here: the package imports this file.
-
-    one_of(policies_before(context, stage), **{"critique.generate (an earlier stage that trains a policy)": section.generate})
-  make_critiques(section, context, stage)
+  if section.generate in context.earlier.sections:
+    one_of(context.earlier.policies(),
+           **{"critique.generate (an earlier stage that trains a policy)": section.generate})
+  make_critiques(section, context)
   context.policy.tokenizer.encode(section.marker)
 
 
-def make_critiques(section: Critique, context: Context, stage: str) -> Critiques | None:
+def make_critiques(section: Critique, context: Context) -> Critiques | None:
   """What writes them, or None. A policy's parameters are read when it is first asked. Raises: ValueError."""
   if not section.generate:
     return None
@@ -62,7 +61,7 @@ def make_critiques(section: Critique, context: Context, stage: str) -> Critiques
 
     def generate(prompts: Sequence[str]) -> list[str | None]:
       if texts.params is None:
-        texts.params = context.policy_at(stage, "critique.generate", section.generate)
+        texts.params = context.earlier.policy(section.generate, "critique.generate")
       with context.partitioning.use():
         return texts(prompts)
   return Critiques(generate, generate_args=args, template=section.template, marker=section.marker,
@@ -84,7 +83,7 @@ def memory(section: Critique, context: Context) -> list[memory_lib.Part]:
 
 
 def _of_this_run(section: Critique, context: Context) -> bool:
-  return section.generate in ("initial", *context.sections)
+  return section.generate in ("initial", *context.earlier.sections)
 
 
 def _policy_texts(section: Critique, context: Context) -> PolicyTexts:

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 import numpy as np
 import optax
 
-from rl_reason.batches.prompts import encode_prompts
 from rl_reason.batches.responses import Encoded, Layout
 from rl_reason.config.checks import at_least, one_of
 from rl_reason.models import lora
@@ -48,15 +47,13 @@ class Meta:
     at_least(0, **{"meta.step_size": self.step_size, "meta.max_norm": self.max_norm})
 
 
-def check(section: Meta, context: Context, stage: str, layout: Layout) -> None:
+def check(section: Meta, context: Context, layout: Layout) -> None:
   """Raises: ValueError for a policy that nobody trains before, and for responses that do not fit.
 
   Args:
-    stage: the section's own. layout: of its rows.
+    layout: of its rows.
   """
-  from rl_reason.run.earlier import policies_before  # Here: the package imports this file.
-
-  one_of(policies_before(context, stage), **{"meta.policy (an earlier stage that trains a policy)": section.policy})
+  one_of(context.earlier.policies(), **{"meta.policy (an earlier stage that trains a policy)": section.policy})
   if context.environment is not None:
     raise ValueError("meta samples single answers, and the run has an environment: leave out config.environment, or meta.")
   if section.sampling.max_tokens >= layout.max_response_tokens:
@@ -89,11 +86,12 @@ class Responses:
     """Host arrays: k responses to the prompts of the first rows of update `index`, each with its end."""
     section, context, tokenizer = self._section, self._context, self._context.policy.tokenizer
     if self._params is None:
-      self._params = context.policy_at(self._stage, "meta.policy", section.policy)
+      self._params = context.earlier.policy(section.policy, "meta.policy")
     problems = [Problem(prompt=row.prompt, reference="") for row in rows[:section.prompts]]
-    prompts = encode_prompts(
-        problems, tokenizer, max_tokens=self._layout.max_prompt_tokens, bucket=context.prompt_bucket)
-    sampled = context.complete(
+    sampler = dataclasses.replace(
+        context.sampler, max_prompt_tokens=self._layout.max_prompt_tokens)
+    prompts = sampler.encode(problems, bucket=context.sampler.prompt_bucket)
+    sampled = sampler(
         self._params, problems, prompts, section.sampling, group_size=section.responses,
         rng=context.rng(self._stage, "meta", index))
     ids = [_with_end(row[:length].tolist(), tokenizer) for row, length in zip(sampled.tokens, sampled.lengths)]

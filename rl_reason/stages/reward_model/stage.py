@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rl_reason.config.checks import one_of
-from rl_reason.learner import step as learner
-from rl_reason.learner.step import make_learner
+from rl_reason.learner.step import Learner, make_learner, make_update, run_update
 from rl_reason.models import reward_model
 from rl_reason.objectives import contrastive
 from rl_reason.objectives.losses import LossStatistics
@@ -22,7 +21,7 @@ from rl_reason.runtime import memory as memory_lib
 from rl_reason.scorers import scorer
 from rl_reason.scorers.strength import relabelled, strength
 from rl_reason.stages import voting
-from rl_reason.stages.base import Stage, Trained
+from rl_reason.stages.base import Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
 from rl_reason.stages.reward_model import critiques as critiques_lib
 from rl_reason.stages.reward_model import meta as meta_lib
@@ -34,7 +33,7 @@ from rl_reason.tasks import pipeline
 from rl_reason.types import Params, Source
 
 
-def trained(config: Config, context: Context) -> Trained:
+def trained(config: Config, context: Context, name: str) -> Trained:
   """A decoder with a head, from which a critic may start; no policy."""
   model = architecture(config, context)
   shapes = context.abstract(reward_model.abstract_params(model), reward_model.parameter_axes(model))
@@ -44,20 +43,19 @@ def trained(config: Config, context: Context) -> Trained:
   return Trained(shapes, policy=None, critic=critic)
 
 
-def check(config: Config, context: Context) -> None:
+def check(config: Config, context: Context, name: str) -> None:
   """Raises: ValueError for text beyond the model's context, for bad rows, for critiques that nobody can write, and for votes
   that are none or on other rows."""
   reader = make_reader(config, context)
   reader.check()
-  critiques_lib.check(config.critique, context, context.name_of(config))
+  critiques_lib.check(config.critique, context)
   if config.meta:
-    meta_lib.check(config.meta, context, context.name_of(config), reader.layout)
+    meta_lib.check(config.meta, context, reader.layout)
   if config.zero and not context.solutions(_AT_ZERO):
     raise ValueError(f"zero={config.zero!r}, and none of the task's first {_AT_ZERO} training problems has a solution in"
                      " text: give the task solutions, or set zero='' and normalise='mean' in the learned reward.")
   if config.relabel is not None:
-    earlier = {name: context.sections[name] for name in context.earlier(context.name_of(config))}
-    votes = {name: section for name, section in earlier.items() if section.kind == "voting"}
+    votes = {n: s for n, s in context.earlier.sections.items() if s.kind == "voting"}
     one_of(votes, **{"relabel.votes (an earlier stage of kind 'voting')": config.relabel.votes})
     if votes[config.relabel.votes].data != config.data:
       raise ValueError(f"relabel.votes={config.relabel.votes!r} voted on other rows than this stage learns from: give both the"
@@ -67,9 +65,9 @@ def check(config: Config, context: Context) -> None:
 _AT_ZERO = 256  # Solutions whose mean score is.
 
 
-def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage. It has no logits."""
-  state_shape = make_learner(context, None, config.optimizer, config.num_steps, shapes=trained(config, context).shapes)[-1]
+  state_shape = learner_of(config, context, None, name).state_shape
   reader = make_reader(config, context)
   own = [part for part in reader.memory(state_shape) if part.name != "logits"]
   if config.contrastive:
@@ -80,15 +78,21 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
   return [*own, *critiques_lib.memory(config.critique, context)]
 
 
+def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
+  """Makes the learner of what `trained` says, starting from the decoder and head `params`."""
+  return make_learner(context.partitioning, trained(config, context, name).shapes, params,
+                      config.optimizer, config.num_steps)
+
+
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """params are where the decoder starts."""
-  critiques = make_critiques(config.critique, context, name)
+  critiques = make_critiques(config.critique, context)
   model, reader = architecture(config, context), make_reader(config, context, critiques)
   task = reader.task(functools.partial(changed_labels, config, context))
-  shapes = trained(config, context).shapes
+  shapes = trained(config, context, name).shapes
   initial = jax.jit(functools.partial(reward_model.init_params, model), out_shardings=jax.tree.map(
       lambda x: x.sharding, shapes))(params, context.rng(name, "head"))
-  optimizer, init, state_shape = make_learner(context, initial, config.optimizer, config.num_steps, shapes=shapes)
+  learner = learner_of(config, context, initial, name)
 
   def forward(params, batch):
     return reward_model.scores(model, params, batch.responses, dtype=context.dtype, remat=config.remat)
@@ -121,6 +125,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
         sums={**sums, "loss": jnp.sum(batch.weights * loss), **{f"moments/{k}": v for k, v in moments.items()}},
         token_sums={}, num_tokens=jnp.ones(()), maxima={})
 
+  def two_views_loss(params, batch, step):
+    return loss_fn(params, batch, jax.random.fold_in(context.rng(name, "dropout"), step))
+
   unlabelled = meta_lib.Responses(config.meta, context, name, reader.layout) if config.meta else None
 
   def ascend(responses, *params):
@@ -128,12 +135,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       return reward_model.scores(model, params, responses, dtype=context.dtype, remat=config.remat)[:, :, 0]
     return meta_lib.ascend(config.meta, scores, *params)
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def update(state, microbatches, responses):
-    rng = jax.random.fold_in(context.rng(name, "dropout"), state.step) if config.contrastive else None
-    state, metrics = learner.train_step(
-        state, microbatches, loss_fn=functools.partial(loss_fn, rng=rng), optimizer=optimizer,
-        lookahead=None if responses is None else functools.partial(ascend, responses))
+  def finish(state, metrics):
     frozen = state.params["frozen"]
     moments = {k: metrics.pop(f"moments/{k}") for k in frozen["normaliser"]}
     normaliser = reward_model.updated_normaliser(frozen["normaliser"], moments)
@@ -141,11 +143,14 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     mean, std = reward_model.mean_and_std(normaliser)
     return state, {**metrics, "score/mean": mean.mean(), "score/std": std.mean()}
 
+  update = make_update(learner, two_views_loss if config.contrastive else loss_fn,
+                       lookahead=ascend, finish=finish)
+
   def step(state, rows, index):
     batch = make_batch(config, reader, rows, reader.microbatches)
     responses = context.partitioning.place(unlabelled(rows, index), ("batch",)) if unlabelled else None
-    state, metrics = update(state, context.partitioning.place(batch, (None, "batch")), responses)
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    placed = context.partitioning.place(batch, (None, "batch"))
+    state, metrics, skipped = run_update(update, state, placed, responses)
     if metrics.get("contrastive/entropy", 1.0) < contrastive.COLLAPSED:
       raise FloatingPointError(
           f"contrastive: at update {index} the predicted assignments have {metrics['contrastive/entropy']:.3f} of the entropy"
@@ -155,11 +160,12 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     if config.zero and index == config.num_steps - 1:
       params, metrics["score/zero"] = with_zero(config, context, state.params, name)
       state = state.replace(params=params)
-    return state, {**metrics, **{f"critiques/{k}": v for k, v in written.items()},
-                   "tokens": float(batch.responses.row_lengths.sum())}, ""
+    return state, StepResult(
+        {**metrics, **{f"critiques/{k}": v for k, v in written.items()}},
+        tokens=float(batch.responses.row_lengths.sum()), skipped=skipped, updates=1)
 
   return Stage(
-      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
       resumable={"critiques": critiques} if critiques else {}, max_skipped=config.optimizer.max_skipped,
       evaluate=evaluator(config, context, model, reader, task.heldout, forward),
       # Every process reads all rows: they are laid out together.
@@ -187,7 +193,7 @@ def changed_labels(config: Config, context: Context, train: Source) -> Source:
   """The training pairs as config.relabel says, after the votes of its stage."""
   if config.relabel is None:
     return train
-  mean, _ = strength(voting.differences_of(context.finished(config.relabel.votes)))
+  mean, _ = strength(voting.differences_of(context.earlier.finished(config.relabel.votes)))
   changed = relabelled(train, mean, config.relabel)
   logging.info("%d of %d pairs are kept, %d labels of all are flipped.", len(changed), len(train), len(changed.flipped))
   return changed
@@ -197,9 +203,13 @@ def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
   """The finished stage's model, to score texts with."""
   model = architecture(config, context)
   return scorer.Scorer(
-      load=lambda: scorer.from_head(model, context.finished(name), dtype=context.dtype),
-      load_states=lambda: scorer.states_below_head(model, context.finished(name), dtype=context.dtype),
+      load=lambda: scorer.from_head(model, context.earlier.finished(name), dtype=context.dtype),
+      load_states=lambda: scorer.states_below_head(model, context.earlier.finished(name), dtype=context.dtype),
       tokenizer=context.policy.tokenizer, outputs=config.attributes or ("reward",), reads=(config.read,),
       layout=make_reader(config, context).layout, max_positions=model.config.max_positions, partitioning=context.partitioning,
       separator=config.separator, aggregate=config.aggregate,
-      critiques=make_critiques(config.critique, context, name))
+      critiques=make_critiques(config.critique, context))
+
+
+KIND = Kind(
+    Config=Config, check=check, memory=memory, trained=trained, build=build, make_scorer=make_scorer)

@@ -26,7 +26,7 @@ from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.prompts import encode_prompts
 from rl_reason.config.checks import at_least, check_microbatches, one_of
 from rl_reason.learner.optimizers import Optimizer
-from rl_reason.learner.step import make_learner
+from rl_reason.learner.step import Learner, make_learner
 from rl_reason.models import lora as lora_lib
 from rl_reason.models import transformer
 from rl_reason.models.lora import LoRA
@@ -39,7 +39,7 @@ from rl_reason.runtime import memory as memory_lib
 from rl_reason.runtime import sharding
 from rl_reason.stages import groups, sft
 from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
-from rl_reason.stages.base import Batches, first_rows, Stage, Trained
+from rl_reason.stages.base import Batches, first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
 from rl_reason.stages.rollouts import sample_rollout
 from rl_reason.stages.self_training import selection
@@ -127,7 +127,7 @@ class Config:
     return self.num_rounds * self.steps_per_round
 
 
-def check(config: Config, context: Context) -> None:
+def check(config: Config, context: Context, name: str) -> None:
   """Raises: ValueError for what sampling and rewards cannot use, hints that make prompts too long, missing solutions."""
   tokenizer = context.policy.tokenizer
   check_sampling(config.sampling, context.policy.config, tokenizer, max_prompt_tokens=context.max_prompt_tokens)
@@ -140,19 +140,18 @@ def check(config: Config, context: Context) -> None:
     encode_prompts([with_hint(p, config.hint) for p in problems], tokenizer, max_tokens=context.max_prompt_tokens)
   if config.imitate_solutions:
     _solutions(config, context, problems)
-  with contextlib.closing(build_rewards(config.rewards, models=context.models(config))) as rewards:
+  with contextlib.closing(build_rewards(config.rewards, models=context.models)) as rewards:
     rewards.check_references([p.reference for p in problems])
 
 
-def trained(config: Config, context: Context) -> Trained:
+def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
   return trained_policy(context, config.lora)
 
 
-def memory(config: Config, context: Context) -> list[memory_lib.Part]:
+def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage: to sample, to update."""
-  shapes = trained(config, context).shapes
-  state_shape = make_learner(context, None, config.optimizer, _num_updates(config), shapes=shapes)[-1]
+  state_shape = learner_of(config, context, None, name).state_shape
   rollout = memory_lib.Batch(
       config.prompts_per_step, config.group_size, context.max_prompt_tokens, config.sampling.max_tokens)
   return [
@@ -166,19 +165,25 @@ def memory(config: Config, context: Context) -> list[memory_lib.Part]:
           max_completion_tokens=config.sampling.max_tokens, remat=config.remat)]
 
 
+def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
+  """Makes the learner of what `trained` says, starting from the policy `params`."""
+  return make_learner(
+      context.partitioning, trained(config, context, name).shapes,
+      lambda: with_adapters(context, params, config.lora, name), config.optimizer,
+      _num_updates(config))
+
+
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Samples problems of the task's training half in rounds, and learns from its own completions of them."""
-  optimizer, init, state_shape = make_learner(
-      context, with_adapters(context, params, config.lora, name), config.optimizer, _num_updates(config),
-      shapes=trained(config, context).shapes)
-  update = sft.make_update(
-      context, optimizer, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
+  learner = learner_of(config, context, params, name)
+  update = sft.imitation_update(
+      context, learner, batch_size=config.batch_size, microbatches=config.microbatches, mean_over=config.mean_over,
       max_completion_tokens=config.sampling.max_tokens, remat=config.remat)
-  rewards = build_rewards(config.rewards, models=context.models(config))
+  rewards = build_rewards(config.rewards, models=context.models)
   pool = selection.Pool()
 
-  def collect(state, problems, index) -> tuple[dict[str, float], str]:
-    """Samples and judges one batch of problems; what may be imitated joins the pool. -> (metrics, one to show)."""
+  def collect(state, problems, index) -> StepResult:
+    """Samples and judges one batch of problems; what may be imitated joins the pool."""
     params, lowest = lora_lib.merge(state.params), config.thresholds[0]
 
     def sample(problems, stream):
@@ -208,7 +213,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       metrics["solved_with_hint"] = float(rationalised.mean())
     if config.imitate_solutions:
       pool.add_examples(prompts, jax.tree.map(sharding.gather_rows, _solutions(config, context, problems)))
-    return {**metrics, "skipped_in_a_row": 0.0}, rollout.shown
+    tokens = metrics.pop("tokens")
+    return StepResult({"round": index // config.steps_per_round + 1.0, **metrics}, tokens=tokens,
+                      shown=rollout.shown)
 
   @functools.lru_cache(maxsize=1)
   def kept(round_index, phase) -> list[selection.Candidate]:
@@ -222,8 +229,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     if within == 0 and not config.accumulate:
       pool.clear()
     if within < config.generation_steps:
-      metrics, shown = collect(state, problems, index)
-      return state, {"round": round_index + 1.0, **metrics}, shown
+      return state, collect(state, problems, index)
     phase, number = divmod(within - config.generation_steps, config.updates)
     chosen = kept(round_index, phase)
     if not chosen and number == 0:
@@ -232,17 +238,19 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
                "kept/problems": float(len({c.prompt for c in chosen})),
                "kept/share": sum(c.score < np.inf for c in chosen) / max(1, pool.sampled), "kept/empty": float(pool.empty)}
     if not chosen:  # Nothing to imitate: the policy stays as it is, and the next round samples anew.
-      return state, {**metrics, "tokens": 0.0, "skipped_in_a_row": 0.0}, ""
+      return state, StepResult(metrics)
     if config.begin == "initial" and phase == 0 and number == 0:
-      state = init()
+      state = learner.init()
     started = time.perf_counter()
     seed = context.stream_seed(name, "order", round_index, phase)
     batch = selection.draw(chosen, number * config.batch_size, config.batch_size, balance=config.balance, seed=seed)
-    state, updated = update(state, selection.to_examples(batch, context.max_prompt_tokens + config.sampling.max_tokens))
-    return state, {**metrics, **updated, "time/update": time.perf_counter() - started}, ""
+    state, result = update(state, selection.to_examples(
+        batch, context.max_prompt_tokens + config.sampling.max_tokens))
+    metrics |= {**result.metrics, "time/update": time.perf_counter() - started}
+    return state, dataclasses.replace(result, metrics=metrics)
 
   return Stage(
-      num_steps=config.num_steps, init=init, state_shape=state_shape, step=step,
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
       max_skipped=config.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
       data=Rounds(pipeline.batches(
           context.task.train, batch_size=config.prompts_per_step, seed=context.stream_seed(name, "data"),
@@ -280,8 +288,7 @@ def with_hint(problem: Problem, hint: str) -> Problem:
 
 def _encoded(context: Context, problems: Sequence[Problem]) -> PromptBatch:
   """All processes' prompts."""
-  return jax.tree.map(sharding.gather_rows, encode_prompts(
-      problems, context.policy.tokenizer, max_tokens=context.max_prompt_tokens, bucket=context.prompt_bucket))
+  return context.sampler.encode_everywhere(problems)
 
 
 def _rows(prompts: PromptBatch) -> list[tuple[int, ...]]:
@@ -298,3 +305,6 @@ def _solutions(config: Config, context: Context, problems: Sequence[Problem]) ->
 def _num_updates(config: Config) -> int:
   """Over which the learning rate follows its schedule: those of a round where each begins anew."""
   return len(config.thresholds) * config.updates * (1 if config.begin == "initial" else config.num_rounds)
+
+
+KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build)
