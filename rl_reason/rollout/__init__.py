@@ -3,6 +3,7 @@
 In the order of reading:
 
     sampling.py          how tokens are drawn: temperature, filters, stop strings
+    sampler.py           one way to sample, for every caller: prompts -> completions -> samples
     generate.py          prompts -> completions, in one call: prefill, then decoding in slots
     schedule.py          which prompt gets which slot, and how many fit
     prefill.py           reads the prompts, each once for its group
