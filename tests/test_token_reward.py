@@ -10,7 +10,7 @@ import pytest
 from test_policy_gradient import completions, LENGTHS, one, rollout_of, T
 
 from rl_reason import train
-from rl_reason.arrays import length_mask, PromptBatch, RolloutBatch
+from rl_reason.arrays import length_mask, Inputs, RolloutBatch
 from rl_reason.batches import packing
 from rl_reason.experiments import oreal
 from rl_reason.learner.optimizers import Optimizer
@@ -254,7 +254,7 @@ def test_experiment_end_to_end_small(tmp_path):
   context, companion = stages.run, stages.finished("rl")["critic"]
   assert set(companion) == {"trunk", "head"}
   tokens = np.array([[3, 4, 5, 0]], np.int32)
-  prompts, lengths = PromptBatch(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
+  prompts, lengths = Inputs(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
   before = critic_lib.score(context.policy.config, stages.sections["rl"].token_reward, None, companion, prompts, tokens, lengths, None)
   states = policy.completion_states(context.policy.config, companion["trunk"], prompts, tokens, lengths)
   np.testing.assert_allclose(before, heads.apply(heads.Head(), companion["head"], states)[..., 0], atol=1e-5)
