@@ -2,5 +2,5 @@
 
 declaration.py (what a claim says) -> runs.py and worker.py (every arm over the seeds, side by side) -> measures.py (a run's
 folder -> one number) -> judgement.py (numbers -> verdict) -> results.py (the record, the table, what is stale).
-dependencies.py says which code a run depends on. The command is __main__.py.
+dependencies.py says which code a run depends on, definition by definition (definitions.py). The command is __main__.py.
 """

@@ -16,6 +16,8 @@ from rl_reason.run import Workdir
 
 COLUMNS = ("claim", "of", "compared", "effect (95 %)", "threshold", "could have seen", "verdict", "measured")
 BEGIN, END = "<!-- claims: generated, do not edit -->", "<!-- /claims -->"
+# Where a run's numbers come from, beside the claim's metric functions.
+MEASURING = ("rl_reason.claims.measures:measure", "rl_reason.claims.measures:totals")
 RUNNING = ("checkpoint", "logging", "mesh")  # Sections that say how a run is run, not what it does.
 
 
@@ -41,14 +43,15 @@ def read(experiment: Experiment, name: str) -> dict[str, Any] | None:
 
 
 def state(experiment: Experiment, name: str) -> dict[str, Any]:
-  """What decides about the result, as it is now: test (the declaration), configs by arm, code (module -> digest)."""
+  """Returns what decides about the result, as it is now.
+
+  test: the declaration. configs: by arm. code: definition -> digest, of all arms together.
+  """
   claim = experiment.claims[name]
   configs = {arm: to_json(config) for arm, config in experiment.configs[name].items()}
-  code = {}
-  for config in configs.values():
-    code |= dependencies.code(config)
   functions = [metric.function for metric in (claim.metric, *claim.also.values())]
-  code |= dependencies.code({}, functions, start="rl_reason.claims.measures")
+  code = dependencies.code(
+      list(configs.values()), functions, start=(dependencies.START, *MEASURING))
   return {"test": claim.test(), "configs": {k: _what(c) for k, c in configs.items()}, "code": code}
 
 
@@ -91,8 +94,9 @@ def stale(experiment: Experiment, name: str) -> list[str]:
   if before is None:
     return ["never measured"]
   now = state(experiment, name)
-  modules = sorted(m for m in {*before["code"], *now["code"]} if before["code"].get(m) != now["code"].get(m))
-  return [*_changes(before, now), *(f"code of {m}" for m in modules)]
+  changed = sorted(
+      k for k in {*before["code"], *now["code"]} if before["code"].get(k) != now["code"].get(k))
+  return [*_changes(before, now), *(f"code of {k}" for k in changed)]
 
 
 def shorten(changes: Sequence[str]) -> str:
