@@ -252,6 +252,13 @@ def test_a_field_reaches_the_class_that_the_config_s_section_becomes(studio):
   assert "Inner" in code()
 
 
+def test_a_field_s_other_types_do_not_count(studio):
+  studio(sections=replaced("sections.py", ("rate: float", "rate: Rate"), (
+      "import dataclasses", "import dataclasses\n        from studio.helpers import Rate")),
+         helpers=FILES["helpers.py"] + "\n        Rate = float | int\n")
+  assert "Rate" not in code()
+
+
 def test_a_statement_that_completes_a_function_counts_with_it_and_moves_with_it(studio):
   flag = FILES["helpers.py"] + "\n        mean.exact = True\n"
   studio(helpers=flag)
@@ -368,6 +375,21 @@ def test_entries_may_be_objects_that_hold_a_function(registry):
   before = code({"reward": "plus"})
   assert set(before) == {"train", "REWARDS", "Reward", "plus"}
   assert changed(before, code({"reward": "minus"})) == {"REWARDS", "plus", "minus"}
+
+
+def test_entries_may_be_named_objects_that_hold_a_function(registry):
+  kind = "from studio.kind import Kind\n\ndef build():\n  return {}\n\nKIND = Kind(build)\n"
+  registry(kind="class Kind:\n  pass\n", add=kind.format(1), subtract=kind.format(-1), rewards="""
+      from studio import add, subtract
+
+      REWARDS = {"plus": add.KIND, "minus": subtract.KIND}
+      """)
+  before = code({"reward": "plus"})
+  assert set(before) == {"train", "REWARDS", "KIND", "Kind", "build"}
+  registry(subtract=kind.format(-2))
+  assert code({"reward": "plus"}) == before
+  registry(add=kind.format(2))
+  assert changed(before, code({"reward": "plus"})) == {"build"}
 
 
 def test_a_table_of_anything_but_functions_counts_as_a_whole(registry):

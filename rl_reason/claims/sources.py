@@ -87,8 +87,11 @@ class Sources:
   def references(self, piece: Piece) -> list[Target]:
     """What a piece refers to and is counted, without libraries."""
     if piece not in self._references:
-      targets = [self.target(part) for part in (*piece.parts, *piece.fields)
+      targets = [self.target(part) for part in piece.parts
                  if isinstance(part, (Reference, DottedPath))]
+      # Of a field's type only classes: a section of a config becomes an object of one.
+      targets += [t for t in map(self.target, piece.fields)
+                  if isinstance(t.found, Definition) and t.found.kind == "class"]
       self._references[piece] = [t for t in targets if t.found is not None and t.counted]
     return self._references[piece]
 
@@ -96,7 +99,7 @@ class Sources:
     """A registry's entries; {} for a table of anything but functions, which counts as a whole.
 
     An entry is a function, a class or a module, or an object of a class of ours that is made of
-    one: Objective(preferences.kto, pairs=False).
+    one: Objective(preferences.kto, pairs=False), or a name of such an object.
     """
     if definition not in self._entries:
       module, entries = definition.module, definition.entries
@@ -110,8 +113,10 @@ class Sources:
       reference = module.refer(value)
       if reference is None:
         return isinstance(value, ast.Name)  # A builtin, such as min.
-      target = self.target(reference)
-      return target.found is None or _is_function(target)
+      found = self.target(reference).found
+      if isinstance(found, Definition) and found.kind == "value":
+        return len(found.nodes) == 1 and self._is_entry(found.module, found.nodes[0])
+      return True
     made = module.refer(value.func)
     made = made and self.target(made).found
     arguments = [module.refer(x) for x in (*value.args, *(k.value for k in value.keywords))]
