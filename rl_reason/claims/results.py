@@ -18,6 +18,7 @@ COLUMNS = ("claim", "of", "compared", "effect (95 %)", "threshold", "could have 
 BEGIN, END = "<!-- claims: generated, do not edit -->", "<!-- /claims -->"
 # Where a run's numbers come from, beside the claim's metric functions.
 MEASURING = ("rl_reason.claims.measures:measure", "rl_reason.claims.measures:totals")
+WRITTEN = ("README.md", "experiments/results")  # What measuring a claim writes itself.
 RUNNING = ("checkpoint", "logging", "mesh")  # Sections that say how a run is run, not what it does.
 
 
@@ -66,6 +67,8 @@ def record(
   claim, now, before = experiment.claims[name], state(experiment, name), read(experiment, name)
   versions = next((json.loads(p.read_text()) for r in planned if (p := r.folder / "versions.json").exists()), {})
   verdict = judgement.judge(claim, measured, seeds)
+  # The losses of rehearsals, of this very code and these configs, or none: see canary.py.
+  kept = before and "canary" in before and all(before[k] == now[k] for k in ("configs", "code"))
   return {
       "experiment": experiment.name, "name": name, "verdict": verdict.verdict, "reason": verdict.reason,
       "claim": {k: v for k, v in to_json(claim).items() if k != "arms"}, "seeds": seeds, **now,
@@ -76,10 +79,11 @@ def record(
       "runs": to_json([*measured]), "earlier": _earlier(before, now, seeds),
       # Stages that runs share are counted once.
       "seconds": round(sum(map(runs.seconds, {folder for run in planned for folder in runs.lineage(run.folder)}))),
-      "commit": provenance.commit(root, beside=("README.md", "experiments/results")),
+      "commit": provenance.commit(root, beside=WRITTEN),
       "command": " ".join(["python -m rl_reason.claims", *map(shlex.quote, sys.argv[1:])]),
       "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-      "machine": provenance.machine(versions.get("device", "cpu")), "versions": versions}
+      "machine": provenance.machine(versions.get("device", "cpu")), "versions": versions,
+      **({"canary": before["canary"]} if kept else {})}
 
 
 def write(experiment: Experiment, name: str, content: Mapping[str, Any], where: Path | None = None) -> Path:
