@@ -14,11 +14,6 @@ from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime.sharding import make_mesh, Partitioning
 
 
-def axes(sizes):
-  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
-  return dict(zip(sharding.MESH_AXES, sizes))
-
-
 @pytest.fixture
 def few(monkeypatch):
   """Pools and slots from two on."""
