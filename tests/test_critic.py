@@ -27,8 +27,7 @@ MASK = np.asarray(length_mask(LENGTHS, T))
 
 
 def with_critic(config, *, importance_cap=0.0, **fields):
-  return dataclasses.replace(
-      config, baseline="none", normalise="none", importance_cap=importance_cap, critic=Critic(**fields))
+  return replaced(config, {"credit.baseline": "none", "credit.normalise": "none", "objective.importance_cap": importance_cap, "credit.critic": Critic(**fields)})
 
 
 def constant(samples):

@@ -70,10 +70,7 @@ def make_context(**sections):
   run_config, stages = config_lib.check(loaded(**sections))
   section = stages["rl"]
   # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
-  return run.make_context(run_config), dataclasses.replace(
-      section, num_steps=3, minibatches=1, kl_coef=0.1, sampling=dataclasses.replace(section.sampling, max_tokens=12),
-      rewards={"length": {"function": f"{__name__}:length"}},
-      optimizer=dataclasses.replace(section.optimizer, name="sgd", schedule="constant", warmup_steps=0, learning_rate=1.0))
+  return run.make_context(run_config), replaced(section, {"num_steps": 3, "learner.minibatches": 1, "objective.kl.coef": 0.1, "rollout.sampling": dataclasses.replace(section.sampling, max_tokens=12), "rewards": {"length": {"function": f"{__name__}:length"}}, "learner.optimizer": dataclasses.replace(section.optimizer, name="sgd", schedule="constant", warmup_steps=0, learning_rate=1.0)})
 
 
 def length(samples):
@@ -134,7 +131,7 @@ def test_models_of_learned_rewards_lie_where_completions_are_sampled(tmp_path):
       kind="reward_model", num_steps=1, batch_size=2, max_response_tokens=8, data=dict(
       source="comparisons", args=dict(format="pairs"), train=dict(path="a.jsonl"), heldout=dict(path="b.jsonl")),
       loss="bradley_terry",
-      learner=dict(optimizer=dict(learning_rate=1e-3)))
+      learner={"learner.optimizer": dict(learning_rate=1e-3)})
   c.stages = ("rm", "rl")
   run_config, sections = config_lib.check(c)
   stages = earlier.Stages(run_config, sections, workdir.Workdir(tmp_path), run.make_context(run_config))
