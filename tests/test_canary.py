@@ -86,7 +86,7 @@ from rl_reason.experiments import quickstart
 LAST = dict(function="last", args=dict(name="loss"))
 CLAIM = dict(
     title="It learns", sentence="It learns.", paper="Someone 2024",
-    arms=dict(learns=dict(), stays=dict(overrides={"sft.optimizer.learning_rate": 0.0})),
+    arms=dict(learns=dict(), stays=dict(overrides={"sft.learner.optimizer.learning_rate": 0.0})),
     metric=LAST, treatment="learns", baseline="stays", direction="lower", threshold=0.0, matched=())
 CLAIMS = {"learns": CLAIM, "again": dict(CLAIM, title="Again", direction="higher")}
 

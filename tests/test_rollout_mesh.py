@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
 from rl_reason.run import workdir
