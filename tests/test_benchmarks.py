@@ -11,7 +11,7 @@ import pytest
 from rl_reason.arrays import Inputs
 from rl_reason.experiments.benchmarks import inputs, learning, run, sampling, shapes, table, work
 from rl_reason.models import pretrained, tokenizer, transformer
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 
 TINY = dict(num_layers=2, width=3, num_heads=2, num_kv_heads=1, head_dim=4, mlp_hidden=5, vocab_size=7)

@@ -13,7 +13,6 @@ from rl_reason.models import transformer
 from rl_reason.objectives import contrastive
 from rl_reason.objectives.contrastive import Contrastive
 from rl_reason.run import config as config_lib
-from rl_reason.run import context as run
 from rl_reason.stages.reward_model import stage
 
 

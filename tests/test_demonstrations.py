@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_tokenizer import CHATML, ids_of, IM_END, IM_START, model_directory
 
-from rl_reason.arrays import length_mask, Inputs
+from rl_reason.arrays import Inputs, length_mask
 from rl_reason.batches import demonstrations, packing
 from rl_reason.models import policy, tokenizer
 from rl_reason.models.tokenizer import CharacterTokenizer

@@ -21,6 +21,7 @@ from rl_reason.models.transformer import abstract_params, forward
 from rl_reason.runtime import sharding
 from rl_reason.runtime.sharding import make_mesh, Partitioning
 
+
 def axes(sizes):
   """(data, fsdp, tensor) -> a mesh's sizes by axis."""
   return dict(zip(sharding.MESH_AXES, sizes))

@@ -9,11 +9,6 @@ from rl_reason.models import heads
 from rl_reason.runtime.sharding import make_mesh, Partitioning
 
 
-def axes(sizes):
-  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
-  return dict(zip(sharding.MESH_AXES, sizes))
-
-
 def test_a_linear_head_by_hand():
   params = {"output": jnp.array([[1.0, 0.0], [2.0, -1.0]]), "output_bias": jnp.array([0.5, 0.0])}
   # [1·1 + 3·2 + 0.5, 1·0 − 3·1]

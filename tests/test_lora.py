@@ -15,7 +15,7 @@ from rl_reason.models import lora, policy, transformer
 from rl_reason.models.lora import LoRA, MATRICES
 from rl_reason.objectives import losses
 from rl_reason.reporting.metrics import read_metrics
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run

@@ -26,11 +26,6 @@ from rl_reason.runtime import memory, sharding
 from rl_reason.runtime.memory import Batch, Part
 from rl_reason.stages.registry import STAGES
 
-def axes(sizes):
-  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
-  return dict(zip(sharding.MESH_AXES, sizes))
-
-
 MODEL = ModelConfig(vocab_size=64, width=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_hidden=128)
 
 

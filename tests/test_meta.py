@@ -6,7 +6,6 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from test_reward_model import context, section
 
@@ -18,7 +17,6 @@ from rl_reason.objectives import losses, preferences
 from rl_reason.rollout import sampler
 from rl_reason.rollout.generate import Completions
 from rl_reason.run import config as config_lib
-from rl_reason.run import context as run
 from rl_reason.stages.reward_model import batch as batch_lib
 from rl_reason.stages.reward_model import meta, stage
 from rl_reason.tasks.worlds import attributes

@@ -9,14 +9,10 @@ import pytest
 
 from rl_reason.models.attention import attention, Pages, visible
 from rl_reason.models.transformer import abstract_params, parameter_axes
-from rl_reason.rollout import decode, generate, pages, schedule
+from rl_reason.rollout import decode, pages, schedule
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime.sharding import make_mesh, Partitioning
-
-
-def axes(sizes):
-  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
-  return dict(zip(sharding.MESH_AXES, sizes))
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from rl_reason.models.lora import LoRA
 from rl_reason.objectives import losses
 from rl_reason.rewards.composition.build import build_rewards
 from rl_reason.rewards.composition.steps import StepRewards
-from rl_reason.rollout.generate import Completions
 from rl_reason.rollout import sampler
+from rl_reason.rollout.generate import Completions
 from rl_reason.rollout.record import Rollout
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run

@@ -14,7 +14,6 @@ from rl_reason.batches.responses import encode, Layout
 from rl_reason.config import fields as config_lib
 from rl_reason.config.overrides import replaced
 from rl_reason.models import lora, policy
-from rl_reason.run import context as run
 from rl_reason.stages import preference
 from rl_reason.types import Comparison
 

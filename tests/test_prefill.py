@@ -9,7 +9,8 @@ import pytest
 from rl_reason.arrays import Inputs
 from rl_reason.models import sources as config_lib
 from rl_reason.models.transformer import abstract_params
-from rl_reason.rollout import decode, generate, prefill, schedule
+from rl_reason.rollout import decode, prefill, schedule
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import config as run_config
 

@@ -12,8 +12,8 @@ from rl_reason.models import policy, transformer
 from rl_reason.models.config import small
 from rl_reason.models.tokenizer import CharacterTokenizer
 from rl_reason.models.transformer import forward, unembed
-from rl_reason.rollout import generate, schedule
-from rl_reason.rollout.generate import Completions
+from rl_reason.rollout import schedule
+from rl_reason.rollout.generate import Completions, generate
 from rl_reason.rollout.samples import check_sampling, make_samples
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.types import Problem

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rl_reason.config.overrides import replaced
-from rl_reason.rollout import generate, sampler
+from rl_reason.rollout import sampler
+from rl_reason.rollout.generate import generate
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
 from rl_reason.run import earlier, workdir
@@ -87,7 +88,7 @@ def trained(monkeypatch, **sections):
   where = []
   def recorded(model, params, *args, **kwargs):
     where.append({d for x in jax.tree.leaves(params) for d in x.devices()})
-    return generate.generate(model, params, *args, **kwargs)
+    return generate(model, params, *args, **kwargs)
   monkeypatch.setattr(sampler, "generate", recorded)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, context.initial_params(), "rl")

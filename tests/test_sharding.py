@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
-import optax
 import pytest
 
 from rl_reason.learner import optimizers, step
 from rl_reason.models import policy
 from rl_reason.models.transformer import abstract_params, parameter_axes
 from rl_reason.objectives import losses
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime import sharding
 from rl_reason.runtime.sharding import DEFAULT_RULES, make_mesh, partition_spec, Partitioning
+
 
 def axes(sizes):
   """(data, fsdp, tensor) -> a mesh's sizes by axis."""
@@ -38,10 +38,10 @@ GREEDY = Sampling(max_tokens=4, temperature=0.0)
 # Rules.
 
 def test_partition_spec_by_hand():
-  mesh = dict(data=2, fsdp=4, tensor=2)
+  mesh = dict(data=2, fsdp=4, tensor=2, context=1, expert=1)
   def spec(shape, axes, rules=DEFAULT_RULES):
     return tuple(partition_spec(shape, axes, mesh, rules))
-  assert spec((16, 8), ("batch", "length")) == (("data", "fsdp"), None)
+  assert spec((16, 8), ("batch", "length")) == (("data", "fsdp"), "context")
   assert spec((32, 64), ("embed", "mlp")) == ("fsdp", "tensor")
   assert spec((64, 32), ("mlp", None)) == ("tensor", None)
   # 6 rows: data divides them, data * fsdp = 8 does not. 12 rows: data does, then 8 does not. 4: fsdp, after data, no.
@@ -273,12 +273,12 @@ def test_host_arrays_go_to_devices_and_come_back():
 PROCESS = textwrap.dedent("""
     import pickle, sys
     import jax, numpy as np
-    from rl_reason import sharding
+    from rl_reason.runtime import sharding
     sharding.start_distributed()
     from test_sharding import GREEDY, make_update, microbatched
-    from rl_reason import learner
     from rl_reason.models.transformer import abstract_params, parameter_axes
-    from rl_reason.rollout import generate
+    from rl_reason.learner.step import init_state
+    from rl_reason.rollout.generate import generate
 
     with open(sys.argv[1], "rb") as f:
       config, params, batch = pickle.load(f)
@@ -299,7 +299,7 @@ PROCESS = textwrap.dedent("""
       params = jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), params, shardings)
       placed = partitioning.place(microbatched(batch, 2), (None, "batch"))
       assert not placed.completions.is_fully_addressable
-      state, metrics = update(learner.init_state(params, optimizer), placed)
+      state, metrics = update(init_state(params, optimizer), placed)
       prompts = partitioning.place(batch.prompts, ("batch",))
       completions = generate(config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0), stop_ids=())
     rows = sharding.gather_rows(np.full((2, 2), me))

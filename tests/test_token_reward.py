@@ -19,7 +19,7 @@ from test_policy_gradient import (
 )
 
 from rl_reason import train
-from rl_reason.arrays import length_mask, Inputs, RolloutBatch
+from rl_reason.arrays import Inputs, length_mask, RolloutBatch
 from rl_reason.batches import packing
 from rl_reason.config.overrides import override, replaced
 from rl_reason.experiments import oreal
@@ -32,9 +32,9 @@ from rl_reason.rewards.composition import build
 from rl_reason.rollout import sampler
 from rl_reason.run import config as config_lib
 from rl_reason.run import earlier
-from rl_reason.stages.policy_gradient import token_reward
 from rl_reason.stages.policy_gradient import critic as critic_lib
 from rl_reason.stages.policy_gradient import stage as policy_gradient
+from rl_reason.stages.policy_gradient import token_reward
 from rl_reason.stages.policy_gradient.token_reward import TokenModel
 from rl_reason.types import Sample
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from rl_reason.arrays import Inputs
 from rl_reason.experiments.benchmarks import inputs, shapes
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 
 

@@ -20,7 +20,6 @@ from rl_reason.arrays import LearnerState
 from rl_reason.config.checks import at_least, one_of
 from rl_reason.types import Params
 
-
 MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 
