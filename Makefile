@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = bin/python -m pip install -qq --disable-pip-version-check
 LISTS = setup.py requirements.txt
 
-.PHONY: help quickstart test test-oracles test-slow benchmark learning-curves clean
+.PHONY: help quickstart test test-oracles test-slow benchmark learning-curves clean docs
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -27,8 +27,12 @@ benchmark: .venv/installed ## Time a GRPO step beside TRL's and Tunix's, over ho
 learning-curves: .venv-bench-trl/installed .venv/installed ## Train with GRPO here and with TRL, side by side.
 	@.venv/bin/python -m rl_reason.experiments.benchmarks.learning $(ARGS)
 
+docs: .venv/installed-docs ## Build the documentation, with the API reference: docs/build.
+	@JAX_PLATFORMS=cpu .venv/bin/python -m sphinx -b html -q -W --keep-going docs docs/build
+	@echo "Open docs/build/index.html."
+
 clean: ## Remove the environments and what was built; runs/ stays.
-	@rm -rf .venv .venv-oracles .venv-bench-* build dist *.egg-info .pytest_cache
+	@rm -rf .venv .venv-oracles .venv-bench-* build docs/api docs/build dist *.egg-info .pytest_cache
 	@find . -name __pycache__ -not -path "./runs/*" -prune -exec rm -rf {} +
 
 # A stamp is made last, so an interrupted install is continued by the next call.
@@ -40,6 +44,11 @@ clean: ## Remove the environments and what was built; runs/ stays.
 .venv/installed-dev: $(LISTS)
 	$(call environment,.venv,1.2 GB)
 	@.venv/$(PIP) --editable ".[dev]"
+	@touch .venv/installed $@
+
+.venv/installed-docs: $(LISTS)
+	$(call environment,.venv,1.2 GB)
+	@.venv/$(PIP) --editable ".[docs]"
 	@touch .venv/installed $@
 
 .venv-oracles/installed: $(LISTS)

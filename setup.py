@@ -65,5 +65,6 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],
+        "docs": ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"],
     },
 )

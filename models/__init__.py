@@ -1,4 +1,4 @@
-"""Imported as `rl_reason.models`; see the README's map for what is in each file."""
+"""Imported as `rl_reason.models`; docs/reading.md says what is in which file."""
 
 if __name__ == "models":
   raise ImportError(

@@ -161,14 +161,44 @@ def mean_and_std(normaliser: Params) -> tuple[Float[Array, "A"], Float[Array, "A
   return mean, jnp.where(weight > 0, jnp.sqrt(variance), 1.0)
 
 
+Places = Float[Array, "... K"]
+Present = Bool[Array, "... K"]
+
+
+def last_place(x: Places, mask: Present) -> Float[Array, "..."]:
+  """The score at the response's last place."""
+  index = jnp.maximum(mask.sum(-1, keepdims=True) - 1, 0)
+  return jnp.take_along_axis(x, index, axis=-1)[..., 0]
+
+
+def lowest_place(x: Places, mask: Present) -> Float[Array, "..."]:
+  """The lowest score: a chain is as good as its weakest step."""
+  return jnp.min(jnp.where(mask, x, jnp.inf), axis=-1)
+
+
+def mean_of_places(x: Places, mask: Present) -> Float[Array, "..."]:
+  """The mean of the scores."""
+  return jnp.where(mask, x, 0.0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+
+
+def product_of_places(x: Places, mask: Present) -> Float[Array, "..."]:
+  """The log of the probability that all steps are right; scores are logits."""
+  return jnp.where(mask, jax.nn.log_sigmoid(jnp.where(mask, x, 0.0)), 0.0).sum(-1)
+
+
+def sum_of_places(x: Places, mask: Present) -> Float[Array, "..."]:
+  """The sum of the scores."""
+  return jnp.where(mask, x, 0.0).sum(-1)
+
+
 # Scores of a response's places -> one score; places are logits where a step is judged right or wrong.
 AGGREGATES = {
-    "last": lambda x, mask: jnp.take_along_axis(x, jnp.maximum(mask.sum(-1, keepdims=True) - 1, 0), axis=-1)[..., 0],
-    "min": lambda x, mask: jnp.min(jnp.where(mask, x, jnp.inf), axis=-1),
-    "mean": lambda x, mask: jnp.where(mask, x, 0.0).sum(-1) / jnp.maximum(mask.sum(-1), 1),
-    # log of the probability that all steps are right.
-    "product": lambda x, mask: jnp.where(mask, jax.nn.log_sigmoid(jnp.where(mask, x, 0.0)), 0.0).sum(-1),
-    "sum": lambda x, mask: jnp.where(mask, x, 0.0).sum(-1)}
+    "last": last_place,
+    "min": lowest_place,
+    "mean": mean_of_places,
+    "product": product_of_places,
+    "sum": sum_of_places,
+}
 
 
 def aggregate(

@@ -332,7 +332,8 @@ def bench(tmp_path_factory):
   claims = {"learns": LEARNS, "fails": FAILS, "twice": TWICE}
   (folder / "experiments" / "small.py").write_text(EXPERIMENT.format(claims=repr(claims), steps=40))
   (folder / "fussy_claims.py").write_text(FUSSY)
-  (folder / "README.md").write_text(f"# Mine\n\n{results.BEGIN}\n{results.END}\n\nThe end.\n")
+  (folder / "docs").mkdir()
+  (folder / results.PAGE).write_text(f"# Mine\n\n{results.BEGIN}\n{results.END}\n\nThe end.\n")
   process = start(folder)
   try:
     wait_for(lambda: any(lines(m) > 1 for m in folder.glob("runs/**/metrics.jsonl")))
@@ -403,10 +404,10 @@ def test_a_claim_that_holds_is_recorded_drawn_and_listed(bench):
   assert record["code"]["imitation_loss"] and record["versions"]["jax"] and record["earlier"] == []
   image = (folder / "experiments/results/small/learns.png").read_bytes()
   assert image[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">I", image[16:20]) == (1200,)
-  readme = (folder / "README.md").read_text()
+  page = (folder / results.PAGE).read_text()
   table = results.table(results.all_records(folder / "experiments/results"))
-  assert readme == f"# Mine\n\n{results.BEGIN}\n{table}\n{results.END}\n\nThe end.\n"
-  assert "[More is better](experiments/results/small/learns.json)" in table and "[holds](" in table
+  assert page == f"# Mine\n\n{results.BEGIN}\n{table}\n{results.END}\n\nThe end.\n"
+  assert "[More is better](../experiments/results/small/learns.json)" in table and "[holds](" in table
 
 
 def test_a_seed_that_crashes_stops_no_other_and_there_is_no_verdict(bench):
@@ -415,7 +416,7 @@ def test_a_seed_that_crashes_stops_no_other_and_there_is_no_verdict(bench):
   assert status == 1 and record["verdict"] == "missing" and record["effect"] is None
   assert record["reason"].startswith("1 of 4 runs are missing: learns with seed 1 failed (RuntimeError: not this one)")
   assert [m["status"] for m in record["runs"]] == ["finished", "finished", "failed", "finished"]
-  assert "It fails: 1 of 4 runs are missing" in (folder / "README.md").read_text() and "MISSING: " in output
+  assert "It fails: 1 of 4 runs are missing" in (folder / results.PAGE).read_text() and "MISSING: " in output
   assert (folder / "experiments/results/small/fails.png").exists()
 
 
@@ -491,7 +492,7 @@ def test_a_threshold_changed_after_the_result_is_told_for_good(bench, monkeypatc
   assert [e["changed"] for e in again["earlier"]] == [
       ["threshold was 0.0 and is -100.0"], ["threshold was -100.0 and is 0.0"]]
   assert again["earlier"][0]["digests"] == before["digests"] and again["earlier"][0]["digests"] != after["digests"]
-  assert "then changed: threshold was 0.0 and is -100.0." in (folder / "README.md").read_text()
+  assert "then changed: threshold was 0.0 and is -100.0." in (folder / results.PAGE).read_text()
 
 
 def test_ctrl_c_stops_the_runs_saved(experiment, tmp_path):
@@ -519,8 +520,8 @@ def test_arguments_that_cannot_be(experiment, monkeypatch, tmp_path):
 # What is committed.
 
 
-def test_the_table_in_the_readme_says_what_the_results_say():
-  text = (ROOT / "README.md").read_text().partition(results.BEGIN)[2].partition(results.END)[0].strip("\n")
+def test_the_table_in_the_documentation_says_what_the_results_say():
+  text = (ROOT / results.PAGE).read_text().partition(results.BEGIN)[2].partition(results.END)[0].strip("\n")
   assert text == results.table(results.all_records(ROOT / "experiments/results"))
 
 

@@ -10,13 +10,41 @@ import numpy as np
 
 from rl_reason.config import naming
 
+Progress = Float[np.ndarray, "N"]  # step / steps.
+
+
+def constant(progress: Progress) -> Progress:
+  """The weight stays at `start`."""
+  return np.zeros_like(progress)
+
+
+def linear(progress: Progress) -> Progress:
+  """The weight goes from `start` to `end` along a line."""
+  return np.minimum(progress, 1.0)
+
+
+def cosine(progress: Progress) -> Progress:
+  """The weight goes from `start` to `end` along half a cosine wave."""
+  return (1 - np.cos(np.pi * np.minimum(progress, 1.0))) / 2
+
+
+def exponential(progress: Progress) -> Progress:
+  """The weight approaches `end` with the time constant `steps`, and never quite arrives."""
+  return 1 - np.exp(-progress)
+
+
+def step(progress: Progress) -> Progress:
+  """The weight is `start` before the step `steps` and `end` from there on."""
+  return np.where(progress >= 1, 1.0, 0.0)
+
+
 # How far the weight has come from start to end, from 0 to 1, at step / steps.
-SCHEDULES: dict[str, Callable[[Float[np.ndarray, "N"]], Float[np.ndarray, "N"]]] = {
-    "constant": np.zeros_like,
-    "linear": lambda x: np.minimum(x, 1.0),
-    "cosine": lambda x: (1 - np.cos(np.pi * np.minimum(x, 1.0))) / 2,
-    "exponential": lambda x: 1 - np.exp(-x),  # `steps` is its time constant; it never quite arrives.
-    "step": lambda x: np.where(x >= 1, 1.0, 0.0),  # start before `steps`, end from there on.
+SCHEDULES: dict[str, Callable[[Progress], Progress]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "exponential": exponential,
+    "step": step,
 }
 
 

@@ -54,8 +54,8 @@ def measure(
     progress.note(f"{record['verdict'].upper()}: {record['reason']}" + ("" if record["detectable"] is None else
                   f" These seeds could have seen {record['detectable']:.3g} from the threshold."))
     progress.note(f"Written: {path}, {path.with_suffix('.png').name}.")
-  if not argument and results.update_readme(root):
-    progress.note(f"The table in {root / 'README.md'} is up to date.")
+  if not argument and results.update_docs(root):
+    progress.note(f"The table in {root / results.PAGE} is up to date.")
   return True
 
 

@@ -17,9 +17,10 @@ from rl_reason.run.workdir import Workdir
 
 COLUMNS = ("claim", "of", "compared", "effect (95 %)", "threshold", "could have seen", "verdict", "measured")
 BEGIN, END = "<!-- claims: generated, do not edit -->", "<!-- /claims -->"
+PAGE = "docs/results.md"  # Holds the table between these marks.
 # Where a run's numbers come from, beside the claim's metric functions.
 MEASURING = ("rl_reason.claims.measures:measure", "rl_reason.claims.measures:totals")
-WRITTEN = ("README.md", "experiments/results")  # What measuring a claim writes itself.
+WRITTEN = (PAGE, "experiments/results")  # What measuring a claim writes itself.
 RUNNING = ("checkpoint", "logging", "mesh")  # Sections that say how a run is run, not what it does.
 
 
@@ -116,8 +117,8 @@ def all_records(results: Path) -> list[dict[str, Any]]:
   return [json.loads(path.read_text()) for path in sorted(results.glob("*/*.json"))]
 
 
-def table(records: Sequence[Mapping[str, Any]], results: str = "experiments/results") -> str:
-  """All claims in Markdown, with what must be said about them below. results: the folder, as links name it."""
+def table(records: Sequence[Mapping[str, Any]], results: str = "../experiments/results") -> str:
+  """All claims in Markdown, with what must be said about them below. results: the folder, as links on PAGE name it."""
   if not records:
     return ""
   lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
@@ -132,14 +133,14 @@ def table(records: Sequence[Mapping[str, Any]], results: str = "experiments/resu
   return "\n".join([*lines, *([""] if notes else []), *(" ".join(note.split()) for note in notes)])
 
 
-def update_readme(root: Path) -> bool:
-  """Puts the table of all records below root/experiments/results between the README's marks. False without such marks."""
-  readme = root / "README.md"
-  if not readme.exists() or BEGIN not in (text := readme.read_text()):
+def update_docs(root: Path) -> bool:
+  """Puts the table of all records between the marks of root/docs/results.md. False without such marks."""
+  page = root / PAGE
+  if not page.exists() or BEGIN not in (text := page.read_text()):
     return False
   before, _, rest = text.partition(BEGIN)
   after = rest.partition(END)[2]
-  readme.write_text(f"{before}{BEGIN}\n{table(all_records(root / 'experiments/results'))}\n{END}{after}")
+  page.write_text(f"{before}{BEGIN}\n{table(all_records(root / 'experiments/results'))}\n{END}{after}")
   return True
 
 

@@ -48,9 +48,13 @@ def batch_std(advantages: Rewards, rewards: Rewards, *, epsilon: float = 1e-4) -
   return advantages / (rewards.std(ddof=1) + epsilon)
 
 
-def unscaled(advantages: Rewards, rewards: Rewards) -> Rewards:
-  """Leaves the scale of the rewards (Dr. GRPO; Liu et al. 2025, arXiv:2503.20783)."""
-  del rewards
+def unscaled(advantages: Float[Array, "..."], of: Array) -> Float[Array, "..."]:
+  """Leaves the scale of the rewards (Dr. GRPO; Liu et al. 2025, arXiv:2503.20783).
+
+  Args:
+    of: rewards of completions, or a mask of tokens, as other normalisers need them.
+  """
+  del of
   return advantages
 
 
@@ -174,7 +178,7 @@ def per_sign(advantages: PerToken, mask: Mask) -> PerToken:
 RETURNS = ("total", "to_go")
 # Of all tokens of a batch, after whatever else: they need no groups. "none" is in both lists.
 TOKEN_NORMALISERS: dict[str, Callable[[PerToken, Mask], PerToken]] = {
-    "token_whiten": whiten, "per_sign": per_sign, "none": lambda advantages, mask: advantages}
+    "token_whiten": whiten, "per_sign": per_sign, "none": unscaled}
 
 
 def vtrace(

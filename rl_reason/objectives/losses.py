@@ -220,16 +220,28 @@ def truncated_importance(
 def kl_estimate(logprobs: PerToken, reference_logprobs: PerToken, mask: Mask, *, estimator: str) -> PerToken:
   """A per-token estimate of KL(policy ‖ reference) from tokens the policy sampled, in nats; zero where masked.
 
-  With d = log π − log π_ref (Schulman 2020, "Approximating KL divergence"):
-    k1 = d: unbiased, may be negative. Its gradient, in a loss, is zero in expectation: use it in the reward.
-    k2 = d² / 2: biased value, but in a loss its gradient is that of the KL itself.
-    k3 = exp(−d) − 1 + d: unbiased and never negative; in a loss its gradient is a biased one (GRPO's choice).
+  With d = log π − log π_ref, by a key of KL_ESTIMATORS (Schulman 2020, "Approximating KL divergence").
   """
   d = jnp.where(mask, logprobs - reference_logprobs, 0.0)
   return KL_ESTIMATORS[estimator](d)
 
 
-KL_ESTIMATORS = {"k1": lambda d: d, "k2": lambda d: jnp.square(d) / 2, "k3": lambda d: jnp.expm1(-d) + d}
+def k1(d: PerToken) -> PerToken:
+  """d: unbiased, may be negative. Its gradient in a loss is zero in expectation: use it in the reward."""
+  return d
+
+
+def k2(d: PerToken) -> PerToken:
+  """d² / 2: its value is biased, but in a loss its gradient is that of the KL itself."""
+  return jnp.square(d) / 2
+
+
+def k3(d: PerToken) -> PerToken:
+  """exp(−d) − 1 + d: unbiased and never negative. In a loss its gradient is a biased one (GRPO's choice)."""
+  return jnp.expm1(-d) + d
+
+
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def token_weights(mask: Mask, *, mean_over: str, max_tokens: int) -> PerToken:
