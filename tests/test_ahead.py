@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.rollout.generate import Completions
 from rl_reason.rollout.record import Rollout
 from rl_reason.stages.policy_gradient.ahead import Ahead
@@ -17,7 +17,7 @@ from rl_reason.stages.policy_gradient.ahead import Ahead
 def rollout(index, count=2):
   draw = np.random.RandomState(index)
   return Rollout(
-      index, PromptBatch(draw.randint(0, 9, (1, 3)).astype(np.int32), np.array([3], np.int32)),
+      index, Inputs(draw.randint(0, 9, (1, 3)).astype(np.int32), np.array([3], np.int32)),
       Completions(draw.randint(0, 9, (count, 4)).astype(np.int32), np.full(count, 1 + index, np.int32),
                   np.array([True, False]), draw.rand(count, 4).astype(np.float32), -draw.rand(count, 4).astype(np.float32)),
       draw.rand(count).astype(np.float32), draw.rand(count, 4).astype(np.float32),

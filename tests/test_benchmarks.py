@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.experiments.benchmarks import inputs, learning, run, sampling, shapes, table, work
 from rl_reason.models import pretrained, tokenizer, transformer
 from rl_reason.rollout import generate
@@ -56,7 +56,7 @@ def test_eos_is_as_likely_everywhere_as_asked_and_padding_never_comes(model):
 
   @jax.jit
   def probabilities(params):
-    hidden, _ = transformer.forward(config, params, tokens, np.full(4, 60))
+    hidden, _ = transformer.forward(config, params, Inputs(tokens, np.full(4, 60)))
     return jax.nn.softmax(transformer.unembed(config, params, hidden))
   of_eos = probabilities(inputs.make_params(config, 0.08))[..., inputs.EOS]
   np.testing.assert_allclose(of_eos, 0.08, rtol=0.25)  # At every position.
@@ -72,7 +72,7 @@ def test_half_of_the_completions_stop_by_the_share_asked_for(tmp_path):
   first = (tmp_path / "model/prompts.jsonl").read_text().splitlines()[0].split('"')[3]
   row = words.encode_prompt(first)
   assert len(row) == shape["prompt_tokens"] and min(row) > 1 and words.stop_ids == (inputs.EOS,)
-  prompts = PromptBatch(tokens=np.array([row], np.int32), lengths=np.array([len(row)], np.int32))
+  prompts = Inputs(tokens=np.array([row], np.int32), lengths=np.array([len(row)], np.int32))
   lengths = generate(config, pretrained.load(tmp_path / "model"), prompts, Sampling(max_tokens=shape["max_tokens"]),
                      group_size=1024, rng=jax.random.key(0), stop_ids=words.stop_ids).lengths
   assert abs((lengths <= shape["max_tokens"] / 4).mean() - 0.5) < 0.06  # Four standard errors.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_policy_gradient import completions, LENGTHS, make_context, one, rollout_of, T
 
+from rl_reason.arrays import Inputs
 from rl_reason.arrays import length_mask
 from rl_reason.learner.optimizers import Optimizer
 from rl_reason.models import heads, transformer
@@ -26,8 +27,7 @@ MASK = np.asarray(length_mask(LENGTHS, T))
 
 
 def with_critic(config, *, importance_cap=0.0, **fields):
-  return dataclasses.replace(
-      config, baseline="none", normalise="none", importance_cap=importance_cap, critic=Critic(**fields))
+  return replaced(config, {"credit.baseline": "none", "credit.normalise": "none", "objective.importance_cap": importance_cap, "credit.critic": Critic(**fields)})
 
 
 def constant(samples):
@@ -88,7 +88,7 @@ def test_values_are_of_the_state_before_each_token(trunk, one, completions):
 
     @jax.jit
     def naive(trunk, tokens, length):  # One sequence, without a group.
-      hidden, _ = transformer.forward(model, trunk, tokens[None], length[None])
+      hidden, _ = transformer.forward(model, trunk, Inputs(tokens[None], length[None]))
       return heads.apply(heads.Head(), params["critic"]["head"], hidden[0])[:, 0]
     states = params["policy"] if trunk == "shared" else params["critic"]["trunk"]
     for b in (0, 3, 4, 6, 12):

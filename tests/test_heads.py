@@ -9,6 +9,11 @@ from rl_reason.models import heads
 from rl_reason.runtime.sharding import make_mesh, Partitioning
 
 
+def axes(sizes):
+  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
+  return dict(zip(sharding.MESH_AXES, sizes))
+
+
 def test_a_linear_head_by_hand():
   params = {"output": jnp.array([[1.0, 0.0], [2.0, -1.0]]), "output_bias": jnp.array([0.5, 0.0])}
   # [1·1 + 3·2 + 0.5, 1·0 − 3·1]
@@ -32,7 +37,7 @@ def test_a_head_starts_at_zero_learns_and_is_float32(head):
 
 
 def test_a_head_is_split_as_its_axes_say():
-  head, mesh = heads.Head(outputs=2, hidden=8), make_mesh(data=1, fsdp=2, tensor=4)
+  head, mesh = heads.Head(outputs=2, hidden=8), make_mesh(dict(data=1, fsdp=2, tensor=4))
   shardings = Partitioning(mesh).params(heads.abstract_params(head, 16), heads.parameter_axes(head, 16))
   assert tuple(shardings["hidden"].spec) == ("fsdp", "tensor") and tuple(shardings["output"].spec) == ("tensor", None)
 

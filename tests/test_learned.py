@@ -43,7 +43,7 @@ def counter(tokenizer=TOKENIZER, *, scale=1.0, **fields):
   return scorer.Scorer(
       load=lambda: scorer.Loaded(functools.partial(count_sevens, tokenizer, scale), np.array([1.0]), np.array([2.0])),
       tokenizer=tokenizer, layout=Layout(8, 16), max_positions=64,
-      partitioning=Partitioning(make_mesh(data=1, fsdp=1)), **given)
+      partitioning=Partitioning(make_mesh(dict(data=1, fsdp=1))), **given)
 
 
 SCORERS = {"rm": counter(), "double": counter(scale=2.0), "other": counter(SHUFFLED), "ends": counter(reads=("end",)),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch, RolloutBatch
+from rl_reason.arrays import Inputs, RolloutBatch
 from rl_reason.learner import memory as learner_memory
 from rl_reason.learner import optimizers
 from rl_reason.learner import step as learner
@@ -25,11 +25,16 @@ from rl_reason.runtime import memory, sharding
 from rl_reason.runtime.memory import Batch, Part
 from rl_reason.stages.registry import STAGES
 
+def axes(sizes):
+  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
+  return dict(zip(sharding.MESH_AXES, sizes))
+
+
 MODEL = ModelConfig(vocab_size=64, width=64, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_hidden=128)
 
 
 def partitioning(data=1, fsdp=1, tensor=1):
-  return sharding.Partitioning(sharding.make_mesh(data, fsdp, tensor))
+  return sharding.Partitioning(sharding.make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor)))
 
 
 def abstract(model, places):
@@ -188,7 +193,7 @@ def xla_temporaries(batch, *, microbatches, remat):
   floats = {name: array(jnp.float32, rows, columns)
             for name in ("behaviour_logprobs", "advantages", "reference_logprobs", "token_weights")}
   data = RolloutBatch(
-      prompts=PromptBatch(array(jnp.int32, batch.prompts, batch.prompt_tokens), array(jnp.int32, batch.prompts)),
+      prompts=Inputs(array(jnp.int32, batch.prompts, batch.prompt_tokens), array(jnp.int32, batch.prompts)),
       completions=array(jnp.int32, rows, columns), completion_lengths=array(jnp.int32, rows), **floats)
   state = jax.eval_shape(lambda p: learner.init_state(p, optimizer), transformer.abstract_params(MODEL))
   update = functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer)
@@ -212,7 +217,7 @@ def test_the_estimate_is_near_what_xla_takes_and_microbatches_save_memory(monkey
 
 def test_the_estimate_of_scoring_is_near_what_xla_takes():
   batch, places = Batch(prompts=4, group_size=4, prompt_tokens=64, completion_tokens=32), partitioning()
-  prompts = PromptBatch(jnp.zeros((4, 64), jnp.int32), jnp.ones(4, jnp.int32))
+  prompts = Inputs(jnp.zeros((4, 64), jnp.int32), jnp.ones(4, jnp.int32))
   scored = policy.score.lower(
       MODEL, transformer.abstract_params(MODEL), prompts, jnp.zeros((16, 32), jnp.int32), jnp.ones(16, jnp.int32))
   estimate = sum(p.num_bytes for p in learner_memory.scoring_parts(MODEL, places, batch, dtype=jnp.float32))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_reward_model import context, sevens
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import pad_rows
 from rl_reason.batches.responses import encode, Layout
 from rl_reason.config import fields as config_lib
@@ -92,7 +92,7 @@ def test_log_probabilities_are_those_of_each_response_alone(context, draw_params
   for i, (prompt, responses) in enumerate(texts):
     for g, text in enumerate(responses):
       ids = [*tokenizer.encode(text), tokenizer.eos_id]
-      prompts = PromptBatch(pad_rows([tokenizer.encode_prompt(prompt)], 8), np.array([len(prompt)], np.int32))
+      prompts = Inputs(pad_rows([tokenizer.encode_prompt(prompt)], 8), np.array([len(prompt)], np.int32))
       alone, _ = policy.completion_logprobs(model, params, prompts, np.array([ids]), np.array([len(ids)]))
       np.testing.assert_allclose(sums[i, g], alone.sum(), rtol=1e-5)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_reason.arrays import Inputs
 from rl_reason.batches.responses import encode, Encoded, Layout, split_steps
 from rl_reason.config import fields as fields_lib
 from rl_reason.models import heads, reward_model, transformer
@@ -142,7 +143,7 @@ def test_a_score_is_read_at_the_last_real_token(tiny_config, draw_params):
   for row in rows:
     for response in row.responses:
       text = np.array([row.prompt + response])
-      hidden, _ = transformer.forward(tiny_config, params["trunk"], text, np.array([text.shape[1]]))
+      hidden, _ = transformer.forward(tiny_config, params["trunk"], Inputs(text, np.array([text.shape[1]])))
       alone.append(hidden[0, -1] @ params["head"]["output"] + params["head"]["output_bias"])
   expected = np.array(alone).reshape(2, 2, 1, 2)
 

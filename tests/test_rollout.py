@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import encode_prompts
 from rl_reason.models import policy, transformer
 from rl_reason.models.config import small
@@ -47,7 +48,7 @@ def same_but_for_rounding(a, b):
 def test_greedy_decoding_equals_a_loop_over_whole_sequences(run, tiny_config, tiny_params, tiny_batch):
   @jax.jit
   def likeliest(tokens, lengths):
-    logits = unembed(tiny_config, tiny_params, forward(tiny_config, tiny_params, tokens, lengths)[0])
+    logits = unembed(tiny_config, tiny_params, forward(tiny_config, tiny_params, Inputs(tokens, lengths))[0])
     last = np.arange(4), lengths - 1
     return logits[last].argmax(-1), jax.nn.log_softmax(logits[last]).max(-1)
   out = run(GREEDY)

@@ -10,7 +10,7 @@ import pytest
 from test_policy_gradient import completions, LENGTHS, one, rollout_of, T
 
 from rl_reason import train
-from rl_reason.arrays import length_mask, PromptBatch, RolloutBatch
+from rl_reason.arrays import length_mask, Inputs, RolloutBatch
 from rl_reason.batches import packing
 from rl_reason.experiments import oreal
 from rl_reason.learner.optimizers import Optimizer
@@ -146,8 +146,8 @@ KEPT = np.array([1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1], bool)  # Compl
 
 def weighed(config, **changes):
   """The section with OREAL's fields."""
-  fields = dict(oreal._PAIRS, token_reward=TokenReward(outcome="answer"), rewards=oreal._rewards("exact_answer"))
-  return dataclasses.replace(config, microbatches=1, **{**fields, **changes})
+  fields = {"credit.token_model": TokenReward(outcome="answer"), "rewards": oreal._rewards("exact_answer")}
+  return replaced(config, {"learner.microbatches": 1, **{**fields, **changes}})
 
 
 def test_a_rollouts_loss_is_the_papers(one, completions):
@@ -204,8 +204,8 @@ def test_the_token_model_learns_while_the_policy_waits(one, completions, monkeyp
   config = weighed(config, num_steps=12, rewards=dict(
       answer=dict(function=outcome, transforms=(dict(name="clip", offset=0.5),), weight=2.0),
       pair=dict(function="one_of_each", args=dict(outcome={outcome: 1.0}), weight=0.0)))
-  config = dataclasses.replace(config, token_reward=TokenReward(
-      outcome="answer", warmup_steps=10, optimizer=Optimizer(learning_rate=0.02)))
+  config = replaced(config, {"credit.token_model": TokenReward(
+      outcome="answer", warmup_steps=10, optimizer=Optimizer(learning_rate=0.02))})
   monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
   history = []
   with context.partitioning.use():
@@ -254,18 +254,18 @@ def test_experiment_end_to_end_small(tmp_path):
   context, companion = stages.run, stages.finished("rl")["critic"]
   assert set(companion) == {"trunk", "head"}
   tokens = np.array([[3, 4, 5, 0]], np.int32)
-  prompts, lengths = PromptBatch(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
+  prompts, lengths = Inputs(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
   before = critic_lib.score(context.policy.config, stages.sections["rl"].token_reward, None, companion, prompts, tokens, lengths, None)
   states = policy.completion_states(context.policy.config, companion["trunk"], prompts, tokens, lengths)
   np.testing.assert_allclose(before, heads.apply(heads.Head(), companion["head"], states)[..., 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(token_reward=dict(outcome="anser")), r"token_reward.outcome \(a reward\) 'anser'. Did you mean 'answer'"),
-    (dict(token_reward=dict(outcome="answer", warmup_steps=3)), "token_reward.warmup_steps=3 of num_steps=3"),
-    (dict(token_reward=dict(outcome="answer"), returns="to_go"), "set critic=None and returns='total'"),
-    (dict(mean_over="sequence"), "normalise='per_sign' .* mean_over='sequence' takes another mean: set mean_over='token'"),
-    (dict(negative_weight=-1.0), "negative_weight must be at least 0")])
+    ({"credit.token_model": dict(outcome="anser")}, r"token_reward.outcome \(a reward\) 'anser'. Did you mean 'answer'"),
+    ({"credit.token_model": dict(outcome="answer", warmup_steps=3)}, "token_reward.warmup_steps=3 of num_steps=3"),
+    ({"credit.token_model": dict(outcome="answer"), "credit.returns": "to_go"}, "set critic=None and returns='total'"),
+    ({"objective.mean_over": "sequence"}, "normalise='per_sign' .* mean_over='sequence' takes another mean: set mean_over='token'"),
+    ({"credit.negative_weight": -1.0}, "negative_weight must be at least 0")])
 def test_stages_that_cannot_be(fields, message):
   c = config_lib.load("experiments/oreal.py:full-tiny")
   with c.unlocked():

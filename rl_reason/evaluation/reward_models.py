@@ -1,4 +1,8 @@
-"""Measures how well scores rank responses of known quality.
+"""Measures how well scores rank responses of known quality, beside a length-only and a random scorer.
+
+    report = judge(score, comparisons)   # `score`: any function from (prompt, response) texts to numbers.
+
+`python -m rl_reason.judge` does so for a scorer that is named.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +92,7 @@ def judge_beside_baselines(
           "random": judge(random(), comparisons)}
 
 
-# --- Scorers that a command may name.
+# --- The scorers beside it.
 
 
 def score_with(scorer: Scorer, *, aggregate: str = "") -> ScoreFn:
@@ -308,7 +312,7 @@ def _with_domains(report, name, per_row, domains):
     report.estimates[f"{name}/average"] = ranking.group_average(per_row, domains)
 
 
-# --- The command.
+# --- As a table.
 
 
 def table_rows(reports: Mapping[str, Report]) -> list[list[str]]:

@@ -140,7 +140,7 @@ def imitation_update(
 
   def loss_fn(params, batch):
     logprobs = policy.text_logprobs(
-        model, params, batch.tokens, batch.lengths, batch.targets, segments=batch.segments, dtype=context.dtype,
+        model, params, batch.inputs, batch.targets, segments=batch.segments, dtype=context.dtype,
         remat=section.remat)
     return losses.imitation_loss(logprobs, batch.target_mask, batch.token_weights)
 
