@@ -226,6 +226,7 @@ def test_learning_curves_by_hand(tmp_path):
 
 def test_both_learners_are_asked_for_the_same():
   rl = learning.get_config("tiny").rl
-  assert (rl.minibatches, rl.mean_over, rl.kl_in, rl.kl_estimator, rl.kl_coef, rl.normalise, rl.clip_low, rl.clip_high) == (
-      1, "sequence", "loss", "k3", 0.04, "group_std", 0.2, 0.2)
-  assert rl.optimizer.schedule == "constant" and rl.optimizer.warmup_steps == 0
+  assert rl.objective.kl.to_dict() == dict(added_to="loss", estimator="k3", coef=0.04)
+  assert (rl.learner.minibatches, rl.objective.mean_over, rl.credit.normalise) == (1, "sequence", "group_std")
+  assert (rl.objective.clip_low, rl.objective.clip_high) == (0.2, 0.2)
+  assert rl.learner.optimizer.schedule == "constant" and rl.learner.optimizer.warmup_steps == 0

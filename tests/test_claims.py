@@ -121,7 +121,7 @@ def test_an_arm_replaces_fields_and_whole_sections(experiment):
   loaded = declaration.load(str(experiment({"a": {**LEARNS, "arms": {**LEARNS["arms"], "learns": dict(overrides={
       "sft.batch_size": 2, "evaluation.rewards": dict(number_answer=0.5), "task.args.min_terms": 2})}}})))
   learns, stays = loaded.configs["a"]["learns"], loaded.configs["a"]["stays"]
-  assert learns.sft.batch_size == 2 and stays.sft.batch_size == 4 and stays.sft.optimizer.learning_rate == 0
+  assert learns.sft.batch_size == 2 and stays.sft.batch_size == 4 and stays.sft.learner.optimizer.learning_rate == 0
   assert learns.evaluation.rewards.to_dict() == {"number_answer": 0.5} and learns.task.args.min_terms == 2
   assert loaded.configs["a"]["learns"].seed == 0
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rl_reason.arrays import Inputs, RolloutBatch
+from rl_reason.config.overrides import replaced
 from rl_reason.learner import memory as learner_memory
 from rl_reason.learner import optimizers
 from rl_reason.learner import step as learner
@@ -254,13 +255,13 @@ def test_every_stage_says_what_it_needs():
   config = config_lib.load("experiments/quickstart.py:tiny")
   run_config, sections = config_lib.check(config)
   context = run.make_context(run_config)
-  needed = {name: STAGES[s.kind].memory(s, context) for name, s in sections.items()}
+  needed = {name: STAGES[s.kind].memory(s, context, name) for name, s in sections.items()}
   phases = {name: {p.phase for p in parts} for name, parts in needed.items()}
   assert phases == {"sft": {"", "update", "optimizer step"},
                     "rl": {"", "update", "optimizer step", "reading of prompts for sampling", "sampling", "scoring"}}
   assert all(p.num_bytes > 0 and p.cure for parts in needed.values() for p in parts)
-  without = dataclasses.replace(sections["rl"], kl_coef=0.0)
-  assert "scoring" not in {p.phase for p in STAGES["policy_gradient"].memory(without, context)}
+  without = replaced(sections["rl"], {"objective.kl.coef": 0.0})
+  assert "scoring" not in {p.phase for p in STAGES["policy_gradient"].memory(without, context, "rl")}
 
 
 def test_running_out_of_memory_ends_a_command_with_one_line(monkeypatch):

@@ -1,19 +1,18 @@
 """Rollouts on devices of their own: the same samples and updates as on the update's, parameters moved once a step."""
 
 import contextlib
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from rl_reason.rollout import generate
+from rl_reason.config.overrides import replaced
+from rl_reason.rollout import generate, sampler
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
-from rl_reason.run import workdir
+from rl_reason.run import earlier, workdir
 from rl_reason.runtime import sharding
-from rl_reason.stages import base
 from rl_reason.stages.policy_gradient import stage as policy_gradient
 
 
@@ -70,7 +69,11 @@ def make_context(**sections):
   run_config, stages = config_lib.check(loaded(**sections))
   section = stages["rl"]
   # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
-  return run.make_context(run_config), replaced(section, {"num_steps": 3, "learner.minibatches": 1, "objective.kl.coef": 0.1, "rollout.sampling": dataclasses.replace(section.sampling, max_tokens=12), "rewards": {"length": {"function": f"{__name__}:length"}}, "learner.optimizer": dataclasses.replace(section.optimizer, name="sgd", schedule="constant", warmup_steps=0, learning_rate=1.0)})
+  return run.make_context(run_config), replaced(section, {
+      "num_steps": 3, "learner.minibatches": 1, "objective.kl.coef": 0.1,
+      "rollout.sampling.max_tokens": 12, "rewards": {"length": {"function": f"{__name__}:length"}},
+      "learner.optimizer.name": "sgd", "learner.optimizer.schedule": "constant",
+      "learner.optimizer.warmup_steps": 0, "learner.optimizer.learning_rate": 1.0})
 
 
 def length(samples):
@@ -84,15 +87,15 @@ def trained(monkeypatch, **sections):
   where = []
   def recorded(model, params, *args, **kwargs):
     where.append({d for x in jax.tree.leaves(params) for d in x.devices()})
-    return generate(model, params, *args, **kwargs)
-  monkeypatch.setattr(base, "generate", recorded)
+    return generate.generate(model, params, *args, **kwargs)
+  monkeypatch.setattr(sampler, "generate", recorded)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, context.initial_params(), "rl")
     with contextlib.closing(stage):
       state, told = stage.init(), []
       for index in range(3):
         state, result = stage.step(state, next(stage.data), index)
-        metrics = result.metrics
+        metrics = dict(result.metrics, tokens=result.tokens, skipped=result.skipped)
         waiting = stage.resumable["ahead"].state()["waiting"]
         told.append(({k: v for k, v in metrics.items() if not k.startswith("time/")}, json.dumps(waiting and {
             k: v for k, v in waiting.items() if k not in ("seconds", "metrics")})))
@@ -131,10 +134,10 @@ def test_models_of_learned_rewards_lie_where_completions_are_sampled(tmp_path):
       kind="reward_model", num_steps=1, batch_size=2, max_response_tokens=8, data=dict(
       source="comparisons", args=dict(format="pairs"), train=dict(path="a.jsonl"), heldout=dict(path="b.jsonl")),
       loss="bradley_terry",
-      learner={"learner.optimizer": dict(learning_rate=1e-3)})
+      learner=dict(optimizer=dict(learning_rate=1e-3)))
   c.stages = ("rm", "rl")
   run_config, sections = config_lib.check(c)
   stages = earlier.Stages(run_config, sections, workdir.Workdir(tmp_path), run.make_context(run_config))
-  context = stages.run
+  context = stages.context("rl")
   assert list(context.partitioning.mesh.devices.flat) == jax.devices()[:2]
-  assert list(context.scorer("rm", ["rm"]).partitioning.mesh.devices.flat) == jax.devices()[2:4]
+  assert list(context.earlier.scorer("rm").partitioning.mesh.devices.flat) == jax.devices()[2:4]
