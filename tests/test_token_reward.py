@@ -21,6 +21,7 @@ from test_policy_gradient import (
 from rl_reason import train
 from rl_reason.arrays import Inputs, length_mask, RolloutBatch
 from rl_reason.batches import packing
+from rl_reason.claims import measures
 from rl_reason.config.overrides import override, replaced
 from rl_reason.experiments import oreal
 from rl_reason.learner.optimizers import Optimizer
@@ -32,6 +33,7 @@ from rl_reason.rewards.composition import build
 from rl_reason.rollout import sampler
 from rl_reason.run import config as config_lib
 from rl_reason.run import earlier
+from rl_reason.run.workdir import Workdir
 from rl_reason.stages.policy_gradient import critic as critic_lib
 from rl_reason.stages.policy_gradient import stage as policy_gradient
 from rl_reason.stages.policy_gradient import token_reward
@@ -253,12 +255,31 @@ def test_where_slips_are_and_how_well_they_are_found():
   assert oreal.at_equal_positions(scores, late, chosen) == 1
 
 
+def test_numbers_of_the_claim_on_slips_by_hand(tmp_path):
+  # Of two completions of three tokens; the first token of the second is not chosen.
+  late = np.array([[False, True, True], [False, False, True]])
+  chosen = np.array([[True, True, True], [False, True, True]])
+  scores = np.array([[.1, .2, .9], [9., .3, .5]])
+  Workdir(tmp_path).save_arrays(
+      "after", {"shares/shares": scores, "shares/late": late, "shares/chosen": chosen})
+  # Late .2 .9 .5 against .1 .3: five of six pairs. Places 1 2 2 against 0 1: five and a tie.
+  assert oreal.localisation(tmp_path) == pytest.approx(5 / 6)
+  assert oreal.position_alone(tmp_path) == pytest.approx(5.5 / 6)
+  # In the second column alone both labels are chosen, and the late one scores lower.
+  assert oreal.content_alone(tmp_path) == 0
+
+
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/oreal.py:full-tiny")
   train.train(c, tmp_path)
   steps = [x for x in metrics_lib.read_metrics(tmp_path) if x.get("stage") == "rl" and "token_reward/loss" in x]
   assert len(steps) == 3 and all(x["logprob_gap"] < 1e-4 for x in steps)
   assert 0 <= oreal.usable(tmp_path) <= 1
+  found = measures.arrays(tmp_path, "after", "shares")
+  assert {name: array.shape for name, array in found.items()} == dict.fromkeys(
+      ("shares", "late", "chosen"), (8 * 8, oreal.MAX_TOKENS))
+  assert ((found["shares"] >= 0) & (found["shares"] <= 1)).all()
+  assert found["chosen"].any()
   # The model that is beside the policy is a trunk and a head; a completion's shares are those of its logits.
   stages, _ = earlier.open_run(str(tmp_path))
   context, companion = stages.run, stages.finished("rl")["critic"]
