@@ -7,7 +7,6 @@ prints a table and writes the report. Within a run call `judge` with any functio
 """
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rl_reason.evaluation.reward_models import (
   judge_beside_baselines,
   length,
   random,
+  score_with,
   ScoreFn,
   table_rows,
 )
@@ -29,19 +29,13 @@ from rl_reason.tasks.registry import load_splits
 
 
 def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
-  """What a run has trained to score: a reward model, or a policy's implicit reward.
+  """Scores with what a run has trained to score: a reward model, or a policy's implicit reward.
 
-  workdir: "path", or "path:stage". aggregate: of steps to a response's score; "": as it was trained.
+  Args:
+    workdir: "path", or "path:stage".
+    aggregate: as in `score_with`.
   """
-  scorer = earlier.scorer_of_run(workdir)
-  scorer = dataclasses.replace(scorer, aggregate=aggregate or scorer.aggregate)
-
-  def score(rows):
-    in_steps = any(not isinstance(responses[0], str) for _, responses in rows)  # All rows of a call, or none.
-    scored = scorer(scorer.encode_rows(rows, "steps" if in_steps else ""))
-    return [[places.mean(axis=-1) for places in row.places] if in_steps else row.totals.mean(axis=-1) for row in scored]
-  score.by_prompt, score.render_prompt = True, lambda prompt: prompt
-  return score
+  return score_with(earlier.scorer_of_run(workdir), aggregate=aggregate)
 
 
 # Name -> a function whose keyword arguments are --scorer_args, and that returns a ScoreFn.

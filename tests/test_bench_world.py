@@ -6,13 +6,13 @@ import types
 import numpy as np
 import pytest
 
-from rl_reason import judge, train
+from rl_reason import train
 from rl_reason.claims import measures
 from rl_reason.evaluation import estimates, reward_models
 from rl_reason.experiments import reward_bench_2
 from rl_reason.reporting import metrics
 from rl_reason.run import config as config_lib
-from rl_reason.run import earlier
+from rl_reason.run.workdir import Workdir
 from rl_reason.tasks import draws as draws_lib
 from rl_reason.tasks.worlds import bench_world
 from rl_reason.types import Sample
@@ -110,54 +110,88 @@ def test_pearson_by_hand():
     estimates.pearson(x, y, confidence=95)
 
 
-def test_numbers_of_the_claims_by_hand(monkeypatch, tmp_path):
-  zoo = dict(dialect=["a", "a", "a", "a", "b", "b"], score=[.9, .8, .5, .3, .6, .2], best_of=[.8, .6, .5, .4, .7, .3],
-             rl=[.95, .9, .7, .5, .6, .4], pairs=[.9] * 6, choices=[.7] * 6)
-  monkeypatch.setattr(reward_bench_2, "_zoo", lambda folder: zoo)
+def write_zoo(folder, dialects, rl, **numbers):
+  """Writes what a finished run would hold of a zoo: each model's numbers, and what RL makes of it."""
+  models = [f"rm{i:02d}" for i in range(len(dialects))]
+  policies = [model.replace("rm", "rl") for model in models]
+  (folder / "config.json").write_text(json.dumps(dict(
+      seed=0, stages=["sft_a", "sft_b", *models, *policies, "after"],
+      **{model: dict(start=f"sft_{dialect}") for model, dialect in zip(models, dialects)})))
+  (folder / "metrics.jsonl").write_text("".join(
+      json.dumps({"stage": policy, "step": 1, "reward/right": value}) + "\n"
+      for policy, value in zip(policies, rl)))
+  Workdir(folder).save_arrays("after", {f"zoo/{k}": np.array(v) for k, v in numbers.items()})
+
+
+def test_numbers_of_the_claims_by_hand(tmp_path):
+  score, rl = [.9, .8, .5, .3, .6, .2], [.95, .9, .7, .5, .6, .4]
+  numbers = dict(
+      best_of=[[x - .1, x + .1] for x in (.8, .6, .5, .4, .7, .3)], pairs=[.9] * 6,
+      choices=[.7] * 6)
+  write_zoo(tmp_path, "aaaabb", rl, score=score, **numbers)
+  assert reward_bench_2.zoo(tmp_path)["dialect"] == list("aaaabb")
   assert reward_bench_2.range_ratio(tmp_path) == pytest.approx(.05 / .2)
-  assert reward_bench_2.worst_mismatch(tmp_path) == pytest.approx(.7 - .6)  # The first b beats the third and the fourth a.
+  # The first b beats the third and the fourth a.
+  assert reward_bench_2.worst_mismatch(tmp_path) == pytest.approx(.7 - .6)
   assert reward_bench_2.mean(tmp_path, of="pairs", less="choices") == pytest.approx(.2)
-  # Scores less their mean .55: 35 25 -5 -25 5 -35, best of 16 less .55: 25 5 -5 -15 15 -25: 2350 / sqrt(3750 * 1750).
+  # Scores less their mean .55: 35 25 -5 -25 5 -35, best of 16 less .55: 25 5 -5 -15 15 -25: 2350
+  # / sqrt(3750 * 1750).
   assert reward_bench_2.correlation(tmp_path) == pytest.approx(2350 / np.sqrt(3750 * 1750))
-  assert reward_bench_2.correlation(tmp_path, gain="rl") == pytest.approx(np.corrcoef(zoo["score"], zoo["rl"])[0, 1])
-  zoo["score"][4] = .1
+  with_rl = reward_bench_2.correlation(tmp_path, gain="rl")
+  assert with_rl == pytest.approx(np.corrcoef(score, rl)[0, 1])
+  write_zoo(tmp_path, "aaaabb", rl, score=[*score[:4], .1, .2], **numbers)
   assert reward_bench_2.worst_mismatch(tmp_path) == -1
 
 
-def test_the_zoo_of_known_models(monkeypatch, tmp_path):
-  """An oracle, a constant one, one that fails on what is right, and one blind to ties, in place of trained models."""
-  def quality(prompt, response):
-    return float(any(bench_world.is_right(0, prompt, bench_world.understood(response, d)) for d in "ab"))
-  models = {"rm00": quality, "rm01": lambda *_: 0.0, "rm02": lambda *row: np.nan if quality(*row) else 0.0,
-            "rm03": lambda prompt, response: 0.0 if prompt[0] in "Kk" else quality(prompt, response)}
+def quality(prompt, response):
+  answers = [bench_world.understood(response, dialect) for dialect in "ab"]
+  return float(any(bench_world.is_right(0, prompt, answer) for answer in answers))
 
-  class Model:
-    def __init__(self, name):
-      self.score = models[name.rpartition(":")[2]]
-      self.encode_rows = list
 
-    def __call__(self, rows):
-      return [types.SimpleNamespace(totals=np.array([[self.score(p, r)] for p, r in responses_of]))
-              for responses_of in ([(p, r) for r in responses] for p, responses in rows)]
+# An oracle, a constant one, one that fails on what is right, and one that is blind to ties.
+KNOWN = {
+    "rm00": quality,
+    "rm01": lambda *_: 0.0,
+    "rm02": lambda *row: np.nan if quality(*row) else 0.0,
+    "rm03": lambda prompt, response: 0.0 if prompt[0] in "Kk" else quality(prompt, response),
+}
 
-  def benchmarked(*, workdir):
-    score = lambda rows: [[models[workdir.rpartition(":")[2]](p, r) for r in responses] for p, responses in rows]
-    score.by_prompt = True
-    return score
-  monkeypatch.setattr(judge, "reward_model", benchmarked)
-  monkeypatch.setattr(earlier, "scorer_of_run", lambda name: Model(name))
-  monkeypatch.setattr(measures, "last", lambda folder, *, name, stage, points: float(stage.removeprefix("rl")))
+
+class KnownModel:
+  """Stands in place of a trained reward model (scorers.scorer.Scorer)."""
+
+  def __init__(self, name):
+    self.score = KNOWN[name]
+
+  def encode_rows(self, rows, read=""):
+    return list(rows)
+
+  def __call__(self, rows):
+    return [types.SimpleNamespace(totals=np.array([[self.score(prompt, r)] for r in responses]))
+            for prompt, responses in rows]
+
+
+def test_the_zoo_of_known_models():
   # One right among sixteen (a blank one too), and none.
-  samples = [[Sample(prompt="M47xy=", completion=c, reference="") for c in ("1.", "", *["2."] * 14)],
-             [Sample(prompt="M47xy=", completion="3.", reference="")] * 16]
-  monkeypatch.setattr(reward_bench_2, "_samples", lambda folder: (samples, np.eye(2, 16)[:2] * [[1], [0]]))
-  (tmp_path / "config.json").write_text(json.dumps(dict(seed=0, stages=["sft_a", *models], **{
-      name: dict(start=f"sft_{dialect}") for name, dialect in zip(models, "abaa")})))
-  found = reward_bench_2._zoo.__wrapped__(tmp_path)
-  assert found["dialect"] == ["a", "b", "a", "a"] and found["rl"] == [0, 1, 2, 3]
-  assert found["choices"] == [1, .25, 0, 1] and found["pairs"] == [1, .5, 0, 1]
-  assert found["score"] == pytest.approx([(5 + 1.01) / 6, 5 * .25 / 6, -0.01 / 6, 5 / 6])  # The third: all right ones below, alike.
-  assert found["best_of"] == pytest.approx([1 / 2, 1 / 32, 0, 1 / 2])  # What failed never wins.
+  completions = [*("1.", "", *["2."] * 14), *["3."] * 16]
+
+  def sample(problems, sampling, *, policy, group_size, seed):
+    assert (len(problems), policy, group_size, seed) == (2, "sft_a", 16, 2)
+    meta = dict(world=0, dialect="a")
+    return [Sample(prompt="M47xy=", completion=c, reference="", metadata=meta)
+            for c in completions], None
+  sections = dict.fromkeys(["sft_a", "sft_b", *KNOWN, "rl00"])
+  probe = types.SimpleNamespace(
+      sample=sample, scorer=KnownModel, context=types.SimpleNamespace(
+          seed=0, earlier=types.SimpleNamespace(sections=sections)))
+  found = reward_bench_2.judged_zoo(probe, num_problems=2)
+  assert found["choices"].tolist() == [1, .25, 0, 1]
+  assert found["pairs"].tolist() == [1, .5, 0, 1]
+  # The third: all right ones below, alike.
+  expected = [(5 + 1.01) / 6, 5 * .25 / 6, -0.01 / 6, 5 / 6]
+  assert found["score"] == pytest.approx(expected)
+  # What failed never wins.
+  np.testing.assert_allclose(found["best_of"], [[1, 0], [1 / 16, 0], [0, 0], [1, 0]], atol=1e-7)
 
 
 def test_completions_of_any_kind_score():
@@ -170,11 +204,12 @@ def test_completions_of_any_kind_score():
 def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/reward_bench_2.py:zoo-tiny"), tmp_path)
   assert sum("reward/right" in x for x in metrics.read_metrics(tmp_path)) == 6
-  samples, rights = reward_bench_2._samples(tmp_path, count=3, num_problems=4)
-  assert rights.shape == (4, 3) and [len({s.prompt for s in row}) for row in samples] == [1] * 4
-  assert len({row[0].prompt for row in samples}) == 4
-  found = reward_bench_2._zoo.__wrapped__(tmp_path)
-  assert found["dialect"] == ["a", "a", "b"] and all(len(v) == 3 for v in found.values())
+  judged = measures.arrays(tmp_path, "after", "zoo")
+  assert judged["best_of"].shape == (3, 4)
+  found = reward_bench_2.zoo(tmp_path)
+  assert found["dialect"] == ["a", "a", "b"]
+  assert {name: len(values) for name, values in found.items()} == dict.fromkeys(
+      ("dialect", "score", "pairs", "choices", "best_of", "rl"), 3)
   assert all(0 <= x <= 1 for name in ("pairs", "choices", "best_of", "rl") for x in found[name])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rl_reason import train
+from rl_reason.claims import measures
 from rl_reason.config import fields
 from rl_reason.evaluation import estimates
 from rl_reason.experiments import summarize
@@ -17,6 +18,7 @@ from rl_reason.reporting import metrics
 from rl_reason.rewards.composition import component, reward_set
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
+from rl_reason.run import earlier, workdir
 from rl_reason.stages.reward_model import config as reward_model
 from rl_reason.stages.reward_model import stage
 from rl_reason.tasks.worlds import posts
@@ -103,7 +105,7 @@ def test_a_cut_summary_is_worth_minus_one():
                               Sample(prompt="c4=", completion="", reference="c4")]).tolist() == [0.5, 1, 0]
 
 
-def test_experiment_end_to_end_small(tmp_path, monkeypatch):
+def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/summarize.py:ppo-tiny"), tmp_path)
   steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/quality" in x]
   assert len(steps) == 2 and all(x["logprob_gap"] < 1e-4 for x in steps)
@@ -114,20 +116,40 @@ def test_experiment_end_to_end_small(tmp_path, monkeypatch):
   # References are worth 0 on average, and were not before; alone in its batch, so with other padding, one is worth the same.
   source = posts.posts(size=64, seed=0)
   scored = [Sample(prompt=r.prompt, completion=r.solution, reference="") for r in (source[i] for i in range(64))]
-  scores = summarize._scores(tmp_path, "rm", scored)
+  model, texts = earlier.scorer_of_run(f"{tmp_path}:rm"), [(s.prompt, s.completion) for s in scored]
+  scores = model.totals(texts)
   (moved,) = (x["score/zero"] for x in metrics.read_metrics(tmp_path) if x["stage"] == "rm" and "score/zero" in x)
   assert np.std(scores) > 0.01 and abs(moved) > 1e-3 and np.mean(scores) == pytest.approx(0, abs=1e-5)
-  np.testing.assert_allclose(summarize._scores(tmp_path, "rm", scored[:1]), scores[:1], atol=1e-5)
+  np.testing.assert_allclose(model.totals(texts[:1]), scores[:1], atol=1e-5)
   # Two small steps are not far from where PPO started; summaries of a policy that hardly learnt are cut.
   ends = {what: summarize.in_the_end(tmp_path, what=what) for what in ("quality", "score", "divergence")}
   assert abs(ends["divergence"]) < 1 and -9 < ends["quality"] < 7.2 and np.isfinite(ends["score"])
   assert 0 <= summarize.preferred_at_equal_length(tmp_path) <= 1
-  found = summarize._sampled(tmp_path, count=4, num_posts=8)
-  assert all(found[name].shape == (8, 4) for name in ("quality", "model", "overlap"))
-  monkeypatch.setattr(summarize, "_sampled", lambda folder: found)
+  found = measures.arrays(tmp_path, "after", "many")
+  assert {name: values.shape for name, values in found.items()} == dict.fromkeys(
+      ("quality", "model", "overlap"), (8, 4))
   for by in ("model", "overlap"):
-    assert summarize.best_of(tmp_path, n=1, by=by) == pytest.approx(found["quality"].mean(), abs=1e-5)
-  assert summarize.best_of(tmp_path, n=4, by="model", of="model") == pytest.approx(found["model"].max(axis=1).mean(), abs=1e-5)
+    one = summarize.best_of(tmp_path, n=1, by=by)
+    assert one == pytest.approx(found["quality"].mean(), abs=1e-5)
+  highest = summarize.best_of(tmp_path, n=4, by="model", of="model")
+  assert highest == pytest.approx(found["model"].max(axis=1).mean(), abs=1e-5)
+
+
+def test_numbers_of_the_claims_by_hand(tmp_path):
+  quality = np.tile([[1.0, 2.0]], (1, 32))  # Two kinds of summaries of one post.
+  workdir.Workdir(tmp_path).save_arrays("after", {
+      "many/quality": quality, "many/model": quality, "many/overlap": -quality,
+      "trained/divergence": np.array([1.0, 4.0]),
+      "likeliest/preferred": np.array([1, 0, 1, 1.0]), "likeliest/length": np.full(4, 5),
+      "likeliest/reference_length": np.full(4, 5)})
+  # Of two drawn from 32 of each kind, both are of the worse kind with probability 32/64 · 31/63.
+  assert summarize.best_of(tmp_path, n=2, by="model") == pytest.approx(2 - 32 / 64 * 31 / 63)
+  assert summarize.best_of(tmp_path, n=2, by="overlap") == pytest.approx(1 + 32 / 64 * 31 / 63)
+  # The lead is smallest where the best of fewest is taken: with 4 nearly all that there is.
+  both = 32 * 31 * 30 * 29 / (64 * 63 * 62 * 61)
+  assert summarize.model_over_overlap(tmp_path) == pytest.approx(1 - 2 * both)
+  assert summarize.in_the_end(tmp_path, what="divergence") == 2.5
+  assert summarize.preferred_at_equal_length(tmp_path) == pytest.approx(0.75, abs=1e-4)
 
 
 def test_a_reward_model_without_solutions_has_no_zero():
@@ -139,7 +161,7 @@ def test_a_reward_model_without_solutions_has_no_zero():
   with pytest.raises(ValueError, match="Unknown head_init 'ones'"):
     fields.parse(reward_model.Config, {**config.rm.to_dict(), "head_init": "ones"}, "rm")
   checked, sections = config_lib.check(config)
-  context = dataclasses.replace(run.make_context(checked), sections=sections)
+  context = run.make_context(checked)
   bare = [dataclasses.replace(context.task.train[i], solution="") for i in range(4)]
   with pytest.raises(ValueError, match="none of the task's first 256 training problems has a solution in text"):
     stage.check(sections["rm"], dataclasses.replace(context, task=dataclasses.replace(context.task, train=bare)), "rm")

@@ -1,5 +1,6 @@
 """Qualities and labellers, linear probes, what a reward model knows, and the experiment on both."""
 
+import json
 import types
 
 import numpy as np
@@ -10,7 +11,7 @@ from rl_reason.experiments import probing
 from rl_reason.reporting import metrics
 from rl_reason.rewards import familiarity as rewards
 from rl_reason.run import config as config_lib
-from rl_reason.run import workdir
+from rl_reason.run import earlier, workdir
 from rl_reason.scorers import probes
 from rl_reason.scorers.scorer import RowScores, Scorer, states_of
 from rl_reason.tasks.registry import SOURCES
@@ -163,28 +164,42 @@ def test_experiment_end_to_end_small(tmp_path):
   assert len(steps) == 2 and all(0.5 <= x["reward/known"] <= 1 and x["reward/known/distance"] > 0 for x in steps)
   assert 0 <= probing.fall(tmp_path, points=1) < 1 and np.isfinite(probing.final_worth(tmp_path))
   # The states of the finished model are what its head reads.
-  model = probing._scorer(tmp_path, "rm")
+  model = earlier.scorer_of_run(f"{tmp_path}:rm")
   pairs = [("abc1=", "ab2"), ("xyz0=", "qq")]
   states, scores = states_of(model).totals(pairs), model.totals(pairs)
   assert states.shape == (2, 32)
   np.testing.assert_allclose(scores, [model([model.encode(prompt, [text])])[0].totals[0] for prompt, text in pairs], atol=1e-6)
-  _, params = workdir.Workdir(tmp_path), model.loaded.run.args[0]
-  head = params["head"]
+  head = model.loaded.run.args[0]["head"]
   np.testing.assert_allclose(states @ head["output"] + head["output_bias"], scores, atol=1e-5)
-  accuracies = probing.probe_accuracies(tmp_path, "rm", 0, train=60, test=20)
-  assert 10 <= len(accuracies) <= 12 and all(0 <= a <= 1 for a in accuracies)
+  probe = types.SimpleNamespace(
+      scorer={"rm": model}.get, context=types.SimpleNamespace(seed=0))
+  found = probing.judged_model(probe, model="rm", train=60, test=20, prompts=3)
+  assert 10 <= len(found["probes"]) <= 12
+  assert ((found["probes"] >= 0) & (found["probes"] <= 1)).all()
+  assert found["best_of"].shape == (3,)
 
 
 def test_what_is_not_kept_is_not_learnt_from():
   c = config_lib.load("experiments/probing.py:filter-tiny")
   c.rl.credit.keep.by = "nothing"
-  with pytest.raises(ValueError, match=r"keep_by \(a reward\) 'nothing'"):
+  with pytest.raises(ValueError, match=r"keep.by \(a reward\) 'nothing'"):
     config_lib.check(c)
 
 
-def test_correlation_by_hand(monkeypatch, tmp_path):
-  zoo = dict(probes=[1., 2., 3., 4.], pairs=[1., 3., 2., 4.], rl=[2., 4., 6., 8.], best_of=[4., 3., 2., 1.])
-  monkeypatch.setattr(probing, "_zoo", lambda folder: zoo)
+def test_correlation_by_hand(tmp_path):
+  zoo = dict(probes=[1., 2., 3., 4.], pairs=[1., 3., 2., 4.], rl=[2., 4., 6., 8.],
+             best_of=[4., 3., 2., 1.])
+  models, lines, arrays = [f"rm{i:02d}" for i in range(4)], [], {}
+  for i, model in enumerate(models):
+    lines += [{"stage": model, "step": 1, "eval/accuracy": zoo["pairs"][i]},
+              {"stage": model.replace("rm", "rl"), "step": 1, "reward/worth": zoo["rl"][i]}]
+    # Several probes, and prompts: their means count.
+    arrays |= {f"{model}/{name}": np.array([zoo[name][i] - 1, zoo[name][i] + 1])
+               for name in ("probes", "best_of")}
+  (tmp_path / "config.json").write_text(json.dumps(dict(stages=["sft", *models, "after"])))
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  workdir.Workdir(tmp_path).save_arrays("after", arrays)
+  assert probing.zoo(tmp_path) == zoo
   assert probing.correlation(tmp_path, of="probes", gain="rl") == pytest.approx(1)
   assert probing.correlation(tmp_path, of="probes", gain="best_of") == pytest.approx(-1)
   assert probing.correlation(tmp_path, of="probes", gain="rl", less="pairs") == pytest.approx(0.2)

@@ -1,4 +1,8 @@
-"""Measures how well scores rank responses of known quality.
+"""Measures how well scores rank responses of known quality, beside a length-only and a random scorer.
+
+    report = judge(score, comparisons)   # `score`: any function from (prompt, response) texts to numbers.
+
+`python -m rl_reason.judge` does so for a scorer that is named.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +18,7 @@ import numpy as np
 from rl_reason.batches.responses import plain_text
 from rl_reason.evaluation import ranking
 from rl_reason.evaluation.ranking import Estimate
+from rl_reason.scorers.scorer import Scorer
 from rl_reason.types import Comparison, Source
 
 # (prompt, response) texts -> one number per response, higher is better; [N, M] from the M members of an ensemble, whose
@@ -87,7 +92,28 @@ def judge_beside_baselines(
           "random": judge(random(), comparisons)}
 
 
-# --- Scorers that a command may name.
+# --- The scorers beside it.
+
+
+def score_with(scorer: Scorer, *, aggregate: str = "") -> ScoreFn:
+  """Scores with a trained reward model; the mean of its outputs counts.
+
+  Args:
+    aggregate: of a response's places to its score (models.reward_model.AGGREGATES); "": as it was
+      trained.
+  """
+  if aggregate:
+    scorer = dataclasses.replace(scorer, aggregate=aggregate)
+
+  def score(rows):
+    # All rows of a call are in steps, or none.
+    in_steps = any(not isinstance(responses[0], str) for _, responses in rows)
+    scored = scorer(scorer.encode_rows(rows, "steps" if in_steps else ""))
+    if in_steps:
+      return [[places.mean(axis=-1) for places in row.places] for row in scored]
+    return [row.totals.mean(axis=-1) for row in scored]
+  score.by_prompt, score.render_prompt = True, lambda prompt: prompt
+  return score
 
 
 def length() -> ScoreFn:
@@ -286,7 +312,7 @@ def _with_domains(report, name, per_row, domains):
     report.estimates[f"{name}/average"] = ranking.group_average(per_row, domains)
 
 
-# --- The command.
+# --- As a table.
 
 
 def table_rows(reports: Mapping[str, Report]) -> list[list[str]]:

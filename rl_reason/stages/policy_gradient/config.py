@@ -22,7 +22,7 @@ class Config:
     only the whole distribution.
   credit: how rewards become advantages.
   objective: what is made large, and the KL penalty.
-  update: passes over a rollout, memory, LoRA (a critic's own trunk is trained whole), optimizer.
+  learner: passes over a rollout, memory, LoRA (a critic's own trunk is trained whole), optimizer.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one
     step old (ahead.py). It takes memory for a second copy of the policy, or devices of its own
     (config.rollout_mesh).
@@ -33,7 +33,7 @@ class Config:
   num_steps: int
   rewards: Mapping[str, Any]
   rollout: RolloutSection
-  update: PolicyUpdate
+  learner: PolicyUpdate
   credit: Credit = Credit()
   objective: Objective = Objective()
   staleness: int = 0
@@ -78,18 +78,18 @@ class Config:
     critic = self.credit.critic
     if critic is not None and critic.vtrace and not self.objective.importance_cap:
       raise ValueError(
-          "critic.vtrace weighs tokens by the trainer's policy over the sampler's, and"
+          "credit.critic.vtrace weighs tokens by the trainer's policy over the sampler's, and"
           " objective.importance_cap, its bound, is 0: set objective.importance_cap=1.0, or"
-          " vtrace=False.")
+          " credit.critic.vtrace=False.")
     if self.credit.normalise == "per_sign" and self.objective.mean_over != "token":
       raise ValueError(
-          "normalise='per_sign' makes the mean over tokens one over the tokens of each sign, and"
-          f" mean_over={self.objective.mean_over!r} takes another mean: set"
+          "credit.normalise='per_sign' makes the mean over tokens one over the tokens of each sign,"
+          f" and objective.mean_over={self.objective.mean_over!r} takes another mean: set"
           " objective.mean_over='token'.")
 
   def _check_parts(self) -> None:
     """A rollout is cut into parts of whole groups."""
-    update, prompts = self.update, self.rollout.prompts
+    update, prompts = self.learner, self.rollout.prompts
     if prompts % (update.minibatches * max(1, update.microbatches)):
       raise ValueError(
           f"minibatches * microbatches = {update.minibatches} * {max(1, update.microbatches)} must"
