@@ -13,7 +13,7 @@ project = "rl_reason"
 author = "The rl_reason authors"
 version = release = rl_reason.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "api", "docstrings",
+extensions = ["myst_parser", "sphinx.ext.autodoc", "api", "docstrings",
               "registries", "signatures"]
 exclude_patterns = ["build"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}

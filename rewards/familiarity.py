@@ -19,7 +19,7 @@ from rl_reason.types import Sample
 
 class Familiarity:
   """Reward in {0, 1}: 1 where a reward model's state of the completion is as near to one of the centres of rated responses
-  (probes.Centroids) as most of these are themselves. For `keep_by`: what the model does not know it should not teach.
+  (probes.Centroids) as most of these are themselves. For `credit.keep.by`: what the model does not know it should not teach.
 
   At least half of a step's completions are kept, the nearest ones.
 

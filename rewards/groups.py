@@ -58,8 +58,8 @@ def diversity(samples: Sequence[Sample], *, n: int = 3) -> Float[np.ndarray, "N"
 class OneOfEach:
   """Reward in {0, 1}: 1 for one right and one wrong completion of each group, drawn at random.
 
-  It is 0 throughout a group that has not both. For `keep_by`, with weight 0. The draw depends on the step and the prompt
-  alone.
+  It is 0 throughout a group that has not both. For `credit.keep.by`, with weight 0.
+  The draw depends on the step and the prompt alone.
 
   outcome: a rewards section; a total above 0.5 is right.
   build: given by build_rewards.

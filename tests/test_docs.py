@@ -201,7 +201,7 @@ def has_field(section: type, dotted: str) -> bool:
 def test_fields_that_the_text_names_exist():
   sections = {name: kind.Config for name, kind in STAGES.items()}
   named = {(page.name, m) for page, text in TEXT.items()
-           for m in re.findall(r"`((?:rollout|credit|objective|update|keep)\.[a-z_0-9.]+)", text)}
+           for m in re.findall(r"`((?:rollout|credit|objective|learner|keep)\.[a-z_0-9.]+)", text)}
   assert len(named) > 30
   wrong = [(page, field) for page, field in named
            if not any(has_field(section, field) for section in sections.values())]

@@ -76,7 +76,7 @@ TABLES = {
             "constant": "The learning rate stays what it is.",
             "linear": "The learning rate falls to 0 along a line.",
             "cosine": "The learning rate falls to 0 along half a cosine wave."}),
-    "remat": Table("rl_reason.models.transformer:REMAT_POLICIES", "`update.remat`", arguments=False, words={
+    "remat": Table("rl_reason.models.transformer:REMAT_POLICIES", "`learner.remat`", arguments=False, words={
         "none": "Keeps every activation: fastest, largest.",
         "dots": "Keeps the matrix products and computes the rest again.",
         "full": "Keeps only each layer's input: slowest, smallest."}),

@@ -46,7 +46,7 @@ def pairs(
     scores: Float[Array, "N 2"], labels: PerExample, mask: Bool[Array, "N"],
     *, margin: PerExample | float = 0.0, label_smoothing: float = 0.0,
 ) -> Result:
-  """bradley_terry with the arguments that all REWARD_LOSSES have: labels are the probabilities that side 0 is better."""
+  """Bradley-Terry on pairs, with margins and soft labels: a label is the probability that side 0 is better."""
   return bradley_terry(
       scores[:, 0], scores[:, 1], margin=margin, label_smoothing=label_smoothing, weight=jnp.asarray(mask, jnp.float32),
       soft_label=labels)
