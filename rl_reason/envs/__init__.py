@@ -1,5 +1,4 @@
-"""Environments that answer a policy's turns (rollout.episodes): a config's `environment.source` names one of these.
+"""Holds environments, which answer a policy's turns (rollout.environment).
 
-Each is a function that returns one: a function from episodes to the text that answers the last turn of each, or None.
+A config's `environment.source` names one of them (registry).
 """
-

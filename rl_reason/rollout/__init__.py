@@ -1,4 +1,4 @@
 """Sampling: prompts -> completions with their log-probabilities. `generate` is the entrance."""
 
-__all__ = ["Completions", "Environment", "Episode", "Rollout", "Sampling", "check_sampling", "encode_prompts", "generate",
+__all__ = ["Completions", "Rollout", "Sampling", "check_sampling", "encode_prompts", "generate",
            "make_samples", "play"]
