@@ -35,6 +35,7 @@ from rl_reason.rollout.record import Rollout
 from rl_reason.rollout.samples import make_samples
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import config as config_lib
+from rl_reason.run import process
 from rl_reason.runtime import sharding
 from rl_reason.stages import groups
 from rl_reason.types import Problem
@@ -274,6 +275,17 @@ def test_an_error_of_a_reset_names_the_problem(monkeypatch):
   assert caught.value.__notes__ == ["Raised by the environment 'Counter' at its reset of problem 'three'."]
 
 
+def test_a_command_tells_whose_problem_it_was(monkeypatch):
+  scripted(monkeypatch, ["a."] * 4)
+
+  async def step(state, turn):
+    raise ConnectionError("The server is away.")
+  message = "Error: The server is away. Raised by the environment 'Stepping' at the turn 'a.' of problem 'one'."
+  with pytest.raises(SystemExit) as caught, process.errors_in_one_line():
+    played(bounded(Stepping(step)))
+  assert caught.value.code == message
+
+
 def test_what_is_no_environment():
   with pytest.raises(ValueError, match="environment 'function' is .*, which has no methods `reset` and `step`"):
     bounded(lambda episodes: [])
@@ -422,7 +434,7 @@ class Bonus:
 def test_a_run_one_step_ahead_with_an_environment_that_pays_resumes_to_the_same_bits(monkeypatch, tmp_path):
   monkeypatch.setitem(registry.ENVIRONMENTS, "bonus", Bonus)
   c = config_lib.load("experiments/ppr.py:renorm-tiny")
-  c.stages, c.environment.source, c.evaluation.every = ("rl",), "bonus", 0
+  c.stages, c.environment.source, c.mesh = ("rl",), "bonus", dict(data=1, fsdp=1)
   c.rl.num_steps, c.rl.staleness, c.rl.rewards = 3, 1, dict(environment=1.0)
   c.checkpoint = dict(every=1, keep=10)
 

@@ -28,8 +28,8 @@ class Lookup:
   def reset(self, problem: Problem, seed: int) -> State:
     if "world" not in problem.metadata:
       raise ValueError(
-          f"Problem {problem.id!r} has no \"world\" in its metadata, whose facts could be looked up:"
-          " use problems of the task lookup_problems, or another environment.")
+          f"Problem {problem.id!r} has no \"world\" in its metadata, whose facts could be looked"
+          " up: use problems of the task lookup_problems, or another environment.")
     return {"world": problem.metadata["world"], "turns": 0}
 
   async def step(self, state: State, turn: Turn) -> tuple[list[Message] | None, None, State]:

@@ -51,7 +51,7 @@ class RunningEpisodes:
     self._apart = own < count
     first = jax.process_index() * own if self._apart else 0
     self._problems = {first + i: problems[i // group_size] for i in range(own)}
-    # A seed depends on its row alone. They are drawn for all rows, on every process.
+    # Drawn for the rows of all processes: a row has the same seed wherever it is kept.
     seeds = sharding.fetch(jax.random.bits(fold(rng, "environment"), (count,), np.uint32)).tolist()
     self._states = {i: self._reset(i, seeds[i]) for i in self._problems}
     self._loop = _EventLoop()
@@ -125,8 +125,9 @@ class RunningEpisodes:
     except (TypeError, ValueError, RecursionError) as error:
       raise ValueError(
           f"The environment {self._name!r} has a state that is not JSON, {str(state)[:200]}, in"
-          f" {self._which(row)}: {error}. A checkpoint must be able to hold it: keep finite numbers,"
-          " texts, lists and mappings in it, and all else in the environment itself.") from error
+          f" {self._which(row)}: {error}. A checkpoint must be able to hold it: keep finite"
+          " numbers, texts, lists and mappings in it, and all else in the environment itself."
+      ) from error
 
   def _text(self, row: int, turn: Turn, messages: Sequence[Message]) -> str:
     """Joins the contents of messages."""
@@ -138,8 +139,8 @@ class RunningEpisodes:
       raise ValueError(f"{answered}: give a list of messages, such as"
                        ' [{"role": "tool", "content": text}], or None to end the episode.')
     if any(m["role"] == "assistant" for m in messages):
-      raise ValueError(f"{answered}: the role \"assistant\" is the policy's, whose words are learnt."
-                       " Give another, such as \"tool\" or \"user\".")
+      raise ValueError(f"{answered}: the role \"assistant\" is the policy's, whose words are"
+                       " learnt. Give another, such as \"tool\" or \"user\".")
     if not (text := "".join(m["content"] for m in messages)):
       raise ValueError(f"{answered}: give a text that is not empty, such as an empty block of"
                        " results, or None to end the episode.")

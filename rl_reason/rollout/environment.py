@@ -39,7 +39,7 @@ from typing import Any, Protocol, runtime_checkable, TypeAlias
 from rl_reason.types import Message, Problem
 
 State: TypeAlias = Any  # Plain data, as JSON holds it: it can be saved at any turn.
-Paid: TypeAlias = float | Sequence[float] | None  # For the turn, for each of its tokens, or nothing.
+Paid: TypeAlias = float | Sequence[float] | None  # For the turn, for each token of it, or nothing.
 
 
 @dataclasses.dataclass(frozen=True)

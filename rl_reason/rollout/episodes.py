@@ -195,8 +195,8 @@ def _take_reply(
   ids = tokenizer.encode(reply.text)[:environment.answer_tokens]
   if not ids:
     raise ValueError(
-        f"The environment {environment.name!r} answered {reply.text!r}, of which the tokenizer makes"
-        " no token: two turns would be one. Give another text, or None to end the episode.")
+        f"The environment {environment.name!r} answered {reply.text!r}, of which the tokenizer"
+        " makes no token: two turns would be one. Give another text, or None to end the episode.")
   out.tokens[row, end:end + len(ids)] = ids
   out.observed[row, end:end + len(ids)] = True
   out.lengths[row] += len(ids)
