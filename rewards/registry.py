@@ -18,6 +18,7 @@ from rl_reason.rewards.composition.normalisers import (
     SlidingMinMax,
 )
 from rl_reason.rewards.composition.shaping import bounded, clip, delta, min_form, potential
+from rl_reason.rewards.environment import environment
 from rl_reason.rewards.familiarity import Familiarity
 from rl_reason.rewards.features import FeatureReward
 from rl_reason.rewards.format import (
@@ -50,6 +51,7 @@ REWARDS = {
     "judge_rating": PointwiseJudge,
     "judge_preference": PairwiseJudge,
     "turn_judge": TurnJudge,
+    "environment": environment,
     "learned": Learned,
     "familiarity": Familiarity,
     "feature_reward": FeatureReward,

@@ -137,8 +137,13 @@ class Sample:
   group: the index of the prompt in this step's batch; a group's samples are adjacent.
   step: the training step it was sampled in (0 outside training).
   spans: named [start, end) token ranges of the completion; "turn": the policy's turns, where an environment answers.
-  episode: the texts of turns and of the environment's answers by turns, which joined are the completion; () without one.
   messages: the chat messages whose rendering `prompt` is; () where the problem's prompt is a text.
+  episode: the texts of turns and of the environment's answers alternately, the policy's first;
+    joined they are the completion. () without an environment.
+  environment_rewards: what the environment paid, as (position in completion_tokens, amount).
+
+  With an environment the completion is the whole episode. What the policy itself wrote of it, which
+  is what it may be judged by, is `own_text` and `own_tokens`.
   """
   prompt: str
   completion: str
@@ -151,6 +156,19 @@ class Sample:
   spans: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
   messages: tuple[Message, ...] = ()
   episode: tuple[str, ...] = ()
+  environment_rewards: tuple[tuple[int, float], ...] = ()
+
+  @property
+  def own_text(self) -> str:
+    """Joins the policy's turns, stop strings included; without an environment: the completion."""
+    return "".join(self.episode[::2]) if self.episode else self.completion
+
+  @property
+  def own_tokens(self) -> tuple[int, ...]:
+    """Lists the ids that the policy sampled; without an environment: those of the completion."""
+    if not self.episode:
+      return self.completion_tokens
+    return tuple(i for start, end in self.spans["turn"] for i in self.completion_tokens[start:end])
 
 
 # Rewards: one number per sample, in the order given, or StepRewards (rewards/composition/steps.py). rewards/registry.py lists them.

@@ -9,7 +9,9 @@ In the order of reading:
     prefill.py           reads the prompts, each once for its group
     decode.py            draws tokens for all slots, in chunks without the host
     pages.py             keeps keys and values in pages instead of one stretch per slot
-    episodes.py          several turns with an environment that answers
+    environment.py       who answers a policy's turns: the protocol, and a short form without state
+    asking.py            asks the environments of all running episodes at once
+    episodes.py          several turns of a policy and its environment's answers
     samples.py           completions -> the samples that rewards read
     record.py            a rollout with its rewards, as a checkpoint keeps it
     texts.py             prompts -> texts, for whoever wants a policy as a function

@@ -28,6 +28,8 @@ class Completions:
   lengths: tokens of the completion. truncated: the length limit ended it.
   behaviour_logprobs: nats, under the distribution sampled from. logprobs: at temperature 1, unfiltered. Zero where padded.
   observed: of episodes (rollout.episodes) the tokens that an environment wrote, whose log-probabilities are 0; else None.
+  environment_rewards: of episodes what the environment paid at each of the policy's tokens, NaN
+    where it paid nothing; else None.
   """
   tokens: Int[np.ndarray, "B T"]
   lengths: Int[np.ndarray, "B"]
@@ -35,6 +37,7 @@ class Completions:
   behaviour_logprobs: Float[np.ndarray, "B T"]
   logprobs: Float[np.ndarray, "B T"]
   observed: Bool[np.ndarray, "B T"] | None = None
+  environment_rewards: Float[np.ndarray, "B T"] | None = None
 
   @property
   def sampled(self) -> Bool[np.ndarray, "B T"]:

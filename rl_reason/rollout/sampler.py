@@ -11,7 +11,7 @@ from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import encode_prompts
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.tokenizer import Tokenizer
-from rl_reason.rollout.episodes import Environment, play
+from rl_reason.rollout.episodes import BoundedEnvironment, play
 from rl_reason.rollout.generate import Completions, generate
 from rl_reason.rollout.samples import check_sampling, make_samples
 from rl_reason.rollout.sampling import Sampling
@@ -35,7 +35,7 @@ class Sampler:
   dtype: jnp.dtype
   max_prompt_tokens: int
   prefill_tokens: int = 0
-  environment: Environment | None = None
+  environment: BoundedEnvironment | None = None
 
   def __call__(
       self, params: Params, problems: Sequence[Problem], prompts: Inputs, sampling: Sampling,

@@ -31,8 +31,9 @@ def make_samples(
 ) -> list[Sample]:
   """Completions (these rows of them, or all) as text, beside what they are checked against.
 
-  Text ends before EOS or the first stop string; of episodes, where stop strings end turns, it is whole, and the turns are
-  told apart in Sample.episode and Sample.spans["turn"].
+  Text ends before EOS or the first stop string. Of episodes, where stop strings end turns, it is
+  whole: Sample.episode and Sample.spans["turn"] tell the turns apart, Sample.own_text and
+  Sample.own_tokens are what the policy wrote, Sample.environment_rewards what it was paid for that.
   """
   group_size = len(completions.lengths) // len(problems)
   rows = range(len(completions.lengths)) if rows is None else rows
@@ -41,17 +42,20 @@ def make_samples(
   samples = []
   for i, ids, text in zip(rows, tokens, tokenizer.decode_batch(tokens)):
     problem = problems[i // group_size]
-    episode, spans = (), {}
+    episode, spans, paid = (), {}, ()
     if completions.observed is not None:
       stretches = author_stretches(completions.observed[i, :len(ids)])
       episode = tuple(tokenizer.decode(ids[a:b]) for a, b, _ in stretches)
       text, spans = "".join(episode), {"turn": [(a, b) for a, b, is_observed in stretches if not is_observed]}
+    if completions.environment_rewards is not None:
+      amounts = completions.environment_rewards[i, :len(ids)]
+      paid = tuple((at, float(amounts[at])) for at in np.flatnonzero(~np.isnan(amounts)).tolist())
     ends = [at for at in (text.find(stop) for stop in stop_strings) if at >= 0 and not episode]
     samples.append(Sample(
         prompt=prompts[i // group_size], completion=text[:min(ends)] if ends else text, reference=problem.reference,
         completion_tokens=ids, truncated=bool(completions.truncated[i]), group=i // group_size, step=step,
         metadata=problem.metadata, messages=() if isinstance(problem.prompt, str) else tuple(problem.prompt),
-        spans=spans, episode=episode))
+        spans=spans, episode=episode, environment_rewards=paid))
   return samples
 
 

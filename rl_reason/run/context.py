@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from rl_reason.config import naming
 from rl_reason.envs.registry import ENVIRONMENTS
 from rl_reason.models.sources import POLICIES, Policy, PolicySource
-from rl_reason.rollout.episodes import Environment, EnvironmentSection
+from rl_reason.rollout.episodes import BoundedEnvironment, EnvironmentSection
 from rl_reason.run.config import RunConfig
 from rl_reason.runtime import sharding
 from rl_reason.stages.context import Context
@@ -21,12 +21,16 @@ def make_policy(section: Policy) -> PolicySource:
   return make(**section.args)
 
 
-def make_environment(section: EnvironmentSection) -> Environment:
-  """Makes the environment. Raises: ValueError for an unknown source or argument."""
+def make_environment(section: EnvironmentSection) -> BoundedEnvironment:
+  """Makes the environment.
+
+  Raises: ValueError for an unknown source or argument, and for a source of something else.
+  """
   make = naming.find("environment", section.source, ENVIRONMENTS)
   naming.check_arguments(f"The environment {section.source!r}", make, section.args)
-  return Environment(
-      make(**section.args), section.max_turns, section.turn_tokens, section.answer_tokens)
+  return BoundedEnvironment(
+      make(**section.args), section.max_turns, section.turn_tokens, section.answer_tokens,
+      name=section.source)
 
 
 def make_context(

@@ -34,7 +34,8 @@ def errors_in_one_line():
   except (ValueError, OSError, FloatingPointError, StoppedByMonitor) as error:
     if os.environ.get("RL_REASON_TRACEBACK"):
       raise
-    raise SystemExit(f"Error: {error}") from error
+    # Notes say whose error it is, such as which reward's or environment's.
+    raise SystemExit(" ".join([f"Error: {error}", *getattr(error, "__notes__", ())])) from error
   except jax.errors.JaxRuntimeError as error:
     if os.environ.get("RL_REASON_TRACEBACK") or "RESOURCE_EXHAUSTED" not in str(error):
       raise

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 from rl_reason.models import transformer
 from rl_reason.models.sources import PolicySource
 from rl_reason.rewards.learned import Models
-from rl_reason.rollout.episodes import Environment
+from rl_reason.rollout.episodes import BoundedEnvironment
 from rl_reason.rollout.sampler import Sampler
 from rl_reason.runtime.randomness import fold
 from rl_reason.runtime.sharding import Partitioning
@@ -95,7 +95,7 @@ class Context:
   task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
-  environment: Environment | None = None
+  environment: BoundedEnvironment | None = None
   prefill_tokens: int = 0
   rollout_partitioning: Partitioning | None = None
   earlier: Earlier = NothingEarlier()
