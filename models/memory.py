@@ -1,12 +1,11 @@
-"""Estimates what a forward pass of a model holds in memory.
-"""
+"""Estimates what a forward pass of a model holds in memory."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.models import policy, transformer
 from rl_reason.models.config import ModelConfig
 from rl_reason.runtime.memory import Batch, Part
@@ -28,9 +27,9 @@ def saved_activations(
   completions = array(batch.completions, batch.completion_tokens), array(batch.completions)
   if batch.prompt_tokens:
     logprobs, data = policy.completion_logprobs, (
-        PromptBatch(array(batch.prompts, batch.prompt_tokens), array(batch.prompts)), *completions)
+        Inputs(array(batch.prompts, batch.prompt_tokens), array(batch.prompts)), *completions)
   else:
-    logprobs, data = policy.text_logprobs, (*completions, completions[0])
+    logprobs, data = policy.text_logprobs, (Inputs(*completions), completions[0])
 
   def residuals(params, data):
     _, backward = jax.vjp(lambda params: logprobs(model, params, *data, dtype=dtype, remat=remat), params)
@@ -38,16 +37,16 @@ def saved_activations(
     return [x for x in jax.tree.leaves(backward) if id(x) not in given]
 
   saved = jax.eval_shape(residuals, params, data)
-  return sum(x.size * x.dtype.itemsize for x in saved) / _batch_ways(partitioning, batch.completions)
+  return sum(x.size * x.dtype.itemsize for x in saved) / batch_ways(partitioning, batch.completions)
 
 
-def _logits(model, partitioning, positions, phase, cure) -> Part:
+def logits_part(model, partitioning, positions, phase, cure) -> Part:
   at_once = min(positions * model.vocab_size, max(policy.MAX_LOGITS, model.vocab_size))
-  split = model.vocab_size / _local(model, partitioning).vocab_size * _batch_ways(partitioning, positions)
+  split = model.vocab_size / _local(model, partitioning).vocab_size * batch_ways(partitioning, positions)
   return Part("logits", 4 * LOGITS_COPIES * at_once / split, cure, phase)
 
 
-def _layer_bytes(model: ModelConfig, partitioning: Partitioning, tokens: int, keys: int, dtype: jnp.dtype) -> int:
+def layer_bytes(model: ModelConfig, partitioning: Partitioning, tokens: int, keys: int, dtype: jnp.dtype) -> int:
   """Of one layer without a backward pass, for so many tokens of which each sees `keys`: the residual stream and what is
   added to it, with attention's float32 scores and weights or the feed-forward's three arrays, whichever are larger."""
   local, itemsize = _local(model, partitioning), jnp.dtype(dtype).itemsize
@@ -55,12 +54,12 @@ def _layer_bytes(model: ModelConfig, partitioning: Partitioning, tokens: int, ke
   return 3 * tokens * model.width * itemsize + max(attention, 3 * tokens * local.mlp_hidden * itemsize)
 
 
-def _token_bytes(model: ModelConfig, partitioning: Partitioning, dtype: jnp.dtype) -> int:
+def token_bytes(model: ModelConfig, partitioning: Partitioning, dtype: jnp.dtype) -> int:
   """Of one token's keys and values in all layers."""
   return 2 * model.num_layers * _local(model, partitioning).num_kv_heads * model.head_dim * jnp.dtype(dtype).itemsize
 
 
-def _batch_ways(partitioning: Partitioning, rows: int) -> int:
+def batch_ways(partitioning: Partitioning, rows: int) -> int:
   return rows // partitioning.sharding((rows,), ("batch",)).shard_shape((rows,))[0]
 
 

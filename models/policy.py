@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.reward_model import ResponseBatch
@@ -21,7 +21,7 @@ MAX_LOGITS = 2**24
 def completion_logprobs(
     config: ModelConfig,
     params: Params,
-    prompts: PromptBatch,
+    prompts: Inputs,
     completions: Int[Array, "B T"],
     completion_lengths: Int[Array, "B"],
     *, segments: Int[Array, "B T"] | None = None, temperature: float = 1.0, dtype: jnp.dtype = jnp.float32,
@@ -43,7 +43,7 @@ def completion_logprobs(
 def completion_states(
     config: ModelConfig,
     params: Params,
-    prompts: PromptBatch,
+    prompts: Inputs,
     completions: Int[Array, "B T"],
     completion_lengths: Int[Array, "B"],
     *, segments: Int[Array, "B T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
@@ -62,14 +62,14 @@ def completion_states(
   """
   rows, size = completions.shape
   prompt_hidden, prefix = transformer.forward(
-      config, params, prompts.tokens, prompts.lengths, dtype=dtype, remat=remat)
+      config, params, prompts, dtype=dtype, remat=remat)
   last = jnp.take_along_axis(prompt_hidden, prompts.lengths[:, None, None] - 1, axis=1)
   last = jnp.repeat(last, rows // prompts.tokens.shape[0], axis=0)  # Predicts each completion's first token.
   if size == 1:
     return last
   before = None if segments is None else segments[:, :-1]
   rest, _ = transformer.forward(
-      config, params, completions[:, :-1], completion_lengths, prefix, segments=before, dtype=dtype, remat=remat)
+      config, params, Inputs(completions[:, :-1], completion_lengths), prefix, segments=before, dtype=dtype, remat=remat)
   hidden = jnp.concatenate([last, rest], axis=1)
   if segments is None:
     return hidden
@@ -90,8 +90,7 @@ def response_logprobs(
 def text_logprobs(
     config: ModelConfig,
     params: Params,
-    tokens: Int[Array, "R T"],
-    lengths: Int[Array, "R"],
+    inputs: Inputs,
     targets: Int[Array, "R K"],
     *, segments: Int[Array, "R T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
 ) -> Float[Array, "R K"]:
@@ -99,9 +98,9 @@ def text_logprobs(
 
   Of no meaning, but finite, for the first token of a text and for padding.
   """
-  hidden, _ = transformer.forward(config, params, tokens, lengths, segments=segments, dtype=dtype, remat=remat)
+  hidden, _ = transformer.forward(config, params, inputs, segments=segments, dtype=dtype, remat=remat)
   before = jnp.take_along_axis(hidden, jnp.maximum(targets - 1, 0)[..., None], axis=1)
-  return token_logprobs(config, params, before, jnp.take_along_axis(tokens, targets, axis=1))[0]
+  return token_logprobs(config, params, before, jnp.take_along_axis(inputs.tokens, targets, axis=1))[0]
 
 
 def token_logprobs(

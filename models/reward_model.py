@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.models import heads, transformer
 from rl_reason.models.config import ModelConfig
 from rl_reason.types import Params
@@ -44,7 +44,7 @@ class ResponseBatch:
   owners: per token, 1 + which of its prompt's responses it is part of; 0 where padded.
   segments: as in types.RolloutBatch.
   """
-  prompts: PromptBatch
+  prompts: Inputs
   tokens: Int[Array, "R T"]
   row_lengths: Int[Array, "R"]
   places: Int[Array, "P G K"]
@@ -119,9 +119,9 @@ def states(
   config, trunk = model.config, trunk_of(params)
   options = dict(dtype=dtype, remat=remat, dropout=dropout)
   first, second = jax.random.split(rng) if dropout else (None, None)
-  _, prefix = transformer.forward(config, trunk, batch.prompts.tokens, batch.prompts.lengths, rng=first, **options)
+  _, prefix = transformer.forward(config, trunk, batch.prompts, rng=first, **options)
   hidden, _ = transformer.forward(
-      config, trunk, batch.tokens, batch.row_lengths, prefix, segments=batch.segments, rng=second, **options)
+      config, trunk, Inputs(batch.tokens, batch.row_lengths), prefix, segments=batch.segments, rng=second, **options)
   count, *shape = batch.places.shape
   hidden = hidden.reshape(count, -1, hidden.shape[-1])
   hidden = jnp.take_along_axis(hidden, batch.places.reshape(count, -1, 1), axis=1)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from rl_reason.arrays import Inputs
 from rl_reason.models.attention import (
   apply_rope,
   attention,
@@ -286,8 +287,7 @@ def _declared(config: ModelConfig) -> tuple[Params, Params]:
 def forward(
     config: ModelConfig,
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, "B"],
+    inputs: Inputs,
     prefix: KeyValues | None = None,
     *, segments: Int[Array, "B T"] | None = None, dtype: jnp.dtype = jnp.float32, remat: str = "none",
     kernel: str | None = None, dropout: float = 0.0, rng: PRNGKeyArray | None = None,
@@ -296,7 +296,7 @@ def forward(
 
   Args:
     params: of the model, or with adapters beside them (models.lora).
-    tokens: row b holds `lengths[b]` real tokens; the rest may be anything.
+    inputs: B rows of T tokens. Images need a model with a vision encoder, which this one has not.
     prefix: keys and values that come before, from an earlier call: N rows, of which each serves B / N adjacent rows.
       Positions go on where the prefix's real tokens end. None: the sequences start here.
     segments: rows may hold several sequences that see the prefix and themselves but not each other: per token, the place
@@ -308,7 +308,13 @@ def forward(
     dropout: share of what each layer's attention and feed-forward block add to the stream that is dropped, by `rng`.
 
   Returns: (hidden states after the final norm, keys and values of these tokens for all layers).
+  Raises: ValueError for inputs with images.
   """
+  if inputs.images is not None:
+    raise ValueError(
+        f"The inputs hold images of shape {inputs.images.shape}, and this model has no vision encoder:"
+        " it would not see them. Leave them out, or take a model that reads images.")
+  tokens, lengths = inputs.tokens, inputs.lengths
   start = jnp.zeros((), jnp.int32) if prefix is None else _repeat(prefix.valid.sum(1), tokens.shape[0])[:, None]
   places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
   positions = start + (places if segments is None else places - segments)

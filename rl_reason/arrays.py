@@ -1,5 +1,4 @@
-"""Structures that travel on devices: batches, the learner's state, and their masks.
-"""
+"""Structures that travel on devices: batches, the learner's state, and their masks."""
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
@@ -10,10 +9,16 @@ from rl_reason.types import Params
 
 
 @flax.struct.dataclass
-class PromptBatch:
-  """Tokenised prompts, right-padded: row p holds `lengths[p]` real tokens, the rest is padding of any value."""
-  tokens: Int[Array, "P S"]
-  lengths: Int[Array, "P"]
+class Inputs:
+  """What a forward pass reads: right-padded rows of tokens, and the images that belong to them.
+
+  tokens: row n holds `lengths[n]` real tokens; the rest is padding of any value.
+  lengths: real tokens of each row.
+  images: pixels of each row's images, padded to I of one size, in [0, 1]; None: there are none.
+  """
+  tokens: Int[Array, "N S"]
+  lengths: Int[Array, "N"]
+  images: Float[Array, "N I height width 3"] | None = None
 
 
 @flax.struct.dataclass
@@ -33,7 +38,7 @@ class RolloutBatch:
     where its completion begins. B and T are then those of the rows, and completion_lengths their real tokens.
   observed: None, or true at tokens of a completion that an environment wrote: they are read, and nothing else.
   """
-  prompts: PromptBatch
+  prompts: Inputs
   completions: Int[Array, "B T"]
   completion_lengths: Int[Array, "B"]
   behaviour_logprobs: Float[Array, "B T"]
@@ -55,13 +60,12 @@ class RolloutBatch:
 class TextBatch:
   """What one supervised update reads: whole texts in R right-padded rows, one or several in each.
 
-  tokens, lengths: of the rows; lengths count real tokens.
+  inputs: the rows.
   segments: None, or per token the place in its row where its text begins.
   targets: the places in each row of the tokens that are learnt, as many as `target_lengths` says, then any.
   token_weights: each target's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
   """
-  tokens: Int[Array, "R T"]
-  lengths: Int[Array, "R"]
+  inputs: Inputs
   targets: Int[Array, "R K"]
   target_lengths: Int[Array, "R"]
   token_weights: Float[Array, "R K"]

@@ -61,8 +61,8 @@ def tiny_params(tiny_config, draw_params):
 @pytest.fixture(scope="session")
 def tiny_batch(tiny_config):
   """4 prompts of up to 6 tokens, 2 completions each of up to 5 tokens, as NumPy arrays; zeros where padded."""
-  from rl_reason.losses import token_weights
-  from rl_reason.types import length_mask, PromptBatch, RolloutBatch
+  from rl_reason.arrays import Inputs, length_mask, RolloutBatch
+  from rl_reason.objectives.losses import token_weights
   rng = np.random.RandomState(1)
   prompt_lengths, lengths = np.array([6, 3, 1, 5], np.int32), np.array([5, 2, 1, 5, 3, 4, 5, 1], np.int32)
   mask = np.asarray(length_mask(lengths, 5))
@@ -70,7 +70,7 @@ def tiny_batch(tiny_config):
   def noise(scale):
     return np.where(mask, scale * rng.standard_normal((8, 5)), 0.0).astype(np.float32)
   return RolloutBatch(
-      prompts=PromptBatch(tokens=prompts.astype(np.int32), lengths=prompt_lengths),
+      prompts=Inputs(tokens=prompts.astype(np.int32), lengths=prompt_lengths),
       completions=(rng.randint(0, tiny_config.vocab_size, (8, 5)) * mask).astype(np.int32), completion_lengths=lengths,
       behaviour_logprobs=noise(0.5) - 3 * mask, advantages=noise(1.0), reference_logprobs=noise(0.5) - 3 * mask,
       token_weights=np.asarray(token_weights(mask, mean_over="token", max_tokens=5)))

@@ -8,16 +8,17 @@ import types
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.rollout.generate import Completions
 from rl_reason.rollout.record import Rollout
+from rl_reason.stages.base import StepResult
 from rl_reason.stages.policy_gradient.ahead import Ahead
 
 
 def rollout(index, count=2):
   draw = np.random.RandomState(index)
   return Rollout(
-      index, PromptBatch(draw.randint(0, 9, (1, 3)).astype(np.int32), np.array([3], np.int32)),
+      index, Inputs(draw.randint(0, 9, (1, 3)).astype(np.int32), np.array([3], np.int32)),
       Completions(draw.randint(0, 9, (count, 4)).astype(np.int32), np.full(count, 1 + index, np.int32),
                   np.array([True, False]), draw.rand(count, 4).astype(np.float32), -draw.rand(count, 4).astype(np.float32)),
       draw.rand(count).astype(np.float32), draw.rand(count, 4).astype(np.float32),
@@ -34,7 +35,7 @@ class Halves:
     self.together = False
     self.context = types.SimpleNamespace(
         partitioning=types.SimpleNamespace(use=contextlib.nullcontext), rollout_partitioning=None)
-    self.context.sampler = self.context
+    self.context.on_sampling_devices = self.context
 
   def sample(self, params, problems, index):
     if self.together:
@@ -50,8 +51,9 @@ class Halves:
     if rollout.index == self.fail_learn:
       raise OverflowError("learn")
     self.learnt.append((rollout.index, int(state.params)))
-    return types.SimpleNamespace(params=state.params + 1), {
-        "loss": float(rollout.index), "skipped_in_a_row": float(rollout.index == 0), "tokens": -1.0, "environment_calls": -1.0}
+    return types.SimpleNamespace(params=state.params + 1), StepResult(
+        {"loss": float(rollout.index), "environment_calls": -1.0}, tokens=-1.0,
+        skipped=int(rollout.index == 0), updates=1)
 
   def run(self, steps, num_steps, *, state=None, restore=None, together=()):
     ahead, out = Ahead(self.context, self.sample, self.learn, num_steps), []
@@ -62,36 +64,37 @@ class Halves:
       for index in steps:
         self.together = index in together
         state, result = ahead.step(state, [], index)
-        metrics = result.metrics
-        assert shown == rollout(index).shown and metrics["tokens"] == 2 * (1 + index)
-        assert metrics["environment_calls"] == 3 + index
-        out.append(metrics)
+        assert result.shown == rollout(index).shown and result.tokens == 2 * (1 + index)
+        assert result.metrics["environment_calls"] == 3 + index
+        out.append(result)
       return state, out, ahead.state()
 
 
 def test_each_rollout_comes_from_one_update_before():
   halves = Halves()
   # In the steps between, neither half ends before the other has begun.
-  state, metrics, left = halves.run(range(4), 4, together=(1, 2))
+  state, results, left = halves.run(range(4), 4, together=(1, 2))
+  metrics = [r.metrics for r in results]
   # Rollout 0 is from the start; 1, from before the update on 0, also; then one update each.
   assert halves.sampled == [(0, 0), (1, 0), (2, 1), (3, 2)]
   assert halves.learnt == [(0, 0), (1, 1), (2, 2), (3, 3)] and state.params == 4
-  assert "loss" not in metrics[0] and metrics[0]["skipped_in_a_row"] == 0
+  assert "loss" not in metrics[0] and results[0].skipped == 0
   assert [m["loss"] for m in metrics[1:]] == [0, 1, 3]  # The last step logs its second update.
   assert [m.get("staleness") for m in metrics] == [None, 0, 1, 1]
+  assert [r.updates for r in results] == [0, 1, 1, 2]
   assert left == {"waiting": None}
 
 
 def test_two_steps_count_a_skipped_update_of_either():
-  _, metrics, _ = Halves().run(range(2), 2)
-  assert [m["skipped_in_a_row"] for m in metrics] == [0, 1]  # Update 0 was skipped, as `learn` says, update 1 was not.
+  _, results, _ = Halves().run(range(2), 2)
+  assert [r.skipped for r in results] == [0, 1]  # Update 0 was skipped, as `learn` says, update 1 was not.
 
 
 def test_one_step_is_synchronous():
   halves = Halves()
-  state, [metrics], _ = halves.run(range(1), 1)
+  state, [result], _ = halves.run(range(1), 1)
   assert halves.sampled == halves.learnt == [(0, 0)] and state.params == 1
-  assert metrics["staleness"] == 0 and metrics["loss"] == 0 and metrics["skipped_in_a_row"] == 1
+  assert result.metrics["staleness"] == 0 and result.metrics["loss"] == 0 and result.skipped == 1
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
@@ -108,9 +111,10 @@ def test_a_stopped_run_goes_on_with_the_rollout_that_waits(stop):
 def test_a_finished_run_made_longer_learns_from_each_rollout_once():
   halves = Halves()
   state, _, saved = halves.run(range(2), 2)
-  _, metrics, _ = halves.run(range(2, 4), 4, state=state, restore=saved)
+  _, results, _ = halves.run(range(2, 4), 4, state=state, restore=saved)
   assert halves.learnt == [(0, 0), (1, 1), (2, 2), (3, 3)] and halves.sampled[2:] == [(2, 2), (3, 2)]
-  assert metrics[-1]["staleness"] == 1 and halves.run(range(2, 3), 3, state=state, restore=saved)[1][0]["staleness"] == 0
+  assert results[-1].metrics["staleness"] == 1
+  assert halves.run(range(2, 3), 3, state=state, restore=saved)[1][0].metrics["staleness"] == 0
 
 
 @pytest.mark.parametrize("failing, error, learnt", [
@@ -129,8 +133,9 @@ def test_a_rollout_survives_json_to_the_bit():
   other = Rollout.from_json(json.loads(json.dumps(one.to_json())))
   assert (other.index, other.shown, other.seconds) == (one.index, one.shown, one.seconds)
   def arrays(r):
-    completions = [(name, array) for name, array in vars(r.completions).items() if array is not None]
-    return [*vars(r.prompts).items(), *completions, *r.components.items(), ("scores", r.scores)]
+    given = [(name, array) for x in (r.prompts, r.completions) for name, array in vars(x).items()
+             if array is not None]
+    return [*given, *r.components.items(), ("scores", r.scores)]
   assert [name for name, _ in arrays(one)] == [name for name, _ in arrays(other)]
   for (name, a), (_, b) in zip(arrays(one), arrays(other)):
     assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), name

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.experiments.benchmarks import inputs, learning, run, sampling, shapes, table, work
 from rl_reason.models import pretrained, tokenizer, transformer
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 
 TINY = dict(num_layers=2, width=3, num_heads=2, num_kv_heads=1, head_dim=4, mlp_hidden=5, vocab_size=7)
@@ -56,7 +56,7 @@ def test_eos_is_as_likely_everywhere_as_asked_and_padding_never_comes(model):
 
   @jax.jit
   def probabilities(params):
-    hidden, _ = transformer.forward(config, params, tokens, np.full(4, 60))
+    hidden, _ = transformer.forward(config, params, Inputs(tokens, np.full(4, 60)))
     return jax.nn.softmax(transformer.unembed(config, params, hidden))
   of_eos = probabilities(inputs.make_params(config, 0.08))[..., inputs.EOS]
   np.testing.assert_allclose(of_eos, 0.08, rtol=0.25)  # At every position.
@@ -72,7 +72,7 @@ def test_half_of_the_completions_stop_by_the_share_asked_for(tmp_path):
   first = (tmp_path / "model/prompts.jsonl").read_text().splitlines()[0].split('"')[3]
   row = words.encode_prompt(first)
   assert len(row) == shape["prompt_tokens"] and min(row) > 1 and words.stop_ids == (inputs.EOS,)
-  prompts = PromptBatch(tokens=np.array([row], np.int32), lengths=np.array([len(row)], np.int32))
+  prompts = Inputs(tokens=np.array([row], np.int32), lengths=np.array([len(row)], np.int32))
   lengths = generate(config, pretrained.load(tmp_path / "model"), prompts, Sampling(max_tokens=shape["max_tokens"]),
                      group_size=1024, rng=jax.random.key(0), stop_ids=words.stop_ids).lengths
   assert abs((lengths <= shape["max_tokens"] / 4).mean() - 0.5) < 0.06  # Four standard errors.
@@ -226,6 +226,7 @@ def test_learning_curves_by_hand(tmp_path):
 
 def test_both_learners_are_asked_for_the_same():
   rl = learning.get_config("tiny").rl
-  assert (rl.minibatches, rl.mean_over, rl.kl_in, rl.kl_estimator, rl.kl_coef, rl.normalise, rl.clip_low, rl.clip_high) == (
-      1, "sequence", "loss", "k3", 0.04, "group_std", 0.2, 0.2)
-  assert rl.optimizer.schedule == "constant" and rl.optimizer.warmup_steps == 0
+  assert rl.objective.kl.to_dict() == dict(added_to="loss", estimator="k3", coef=0.04)
+  assert (rl.learner.minibatches, rl.objective.mean_over, rl.credit.normalise) == (1, "sequence", "group_std")
+  assert (rl.objective.clip_low, rl.objective.clip_high) == (0.2, 0.2)
+  assert rl.learner.optimizer.schedule == "constant" and rl.learner.optimizer.warmup_steps == 0

@@ -17,7 +17,7 @@ import pytest
 
 from rl_reason import train as train_lib
 from rl_reason.claims import __main__ as command
-from rl_reason.claims import declaration, dependencies, judgement, measures, plan, results
+from rl_reason.claims import declaration, judgement, measures, plan, results
 from rl_reason.claims import folder as runs
 from rl_reason.claims.judgement import Measured
 from rl_reason.reporting.metrics import MetricWriter, read_metrics
@@ -121,7 +121,7 @@ def test_an_arm_replaces_fields_and_whole_sections(experiment):
   loaded = declaration.load(str(experiment({"a": {**LEARNS, "arms": {**LEARNS["arms"], "learns": dict(overrides={
       "sft.batch_size": 2, "evaluation.rewards": dict(number_answer=0.5), "task.args.min_terms": 2})}}})))
   learns, stays = loaded.configs["a"]["learns"], loaded.configs["a"]["stays"]
-  assert learns.sft.batch_size == 2 and stays.sft.batch_size == 4 and stays.sft.optimizer.learning_rate == 0
+  assert learns.sft.batch_size == 2 and stays.sft.batch_size == 4 and stays.sft.learner.optimizer.learning_rate == 0
   assert learns.evaluation.rewards.to_dict() == {"number_answer": 0.5} and learns.task.args.min_terms == 2
   assert loaded.configs["a"]["learns"].seed == 0
 
@@ -310,62 +310,6 @@ def test_an_interrupted_take_over_is_done_again_and_a_begun_run_keeps_its_own(tm
   assert (mine / "checkpoints/sft/1").read_text() == "further" and lines(mine / "metrics.jsonl") == 2
 
 
-# What a result depends on.
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-  """A package `studio`: train reads tasks and rewards, rewards is a registry of two files."""
-  train = "from studio import rewards, tasks\n\ndef train():\n  return rewards.REWARDS, tasks.x\n"
-  files = {"__init__.py": "", "train.py": train_lib, "tasks.py": "x = 1\n", "plus.py": "def plus():\n  return 1\n",
-           "minus.py": "def minus():\n  return -1\n",
-           "rewards.py": "from studio.minus import minus\nfrom studio.plus import plus\n"
-                         "REWARDS = {\n    'plus': plus,\n    'minus': minus,\n}\n"}
-  (tmp_path / "studio").mkdir()
-  for name, text in files.items():
-    (tmp_path / "studio" / name).write_text(text)
-  monkeypatch.syspath_prepend(tmp_path)
-  # Where an earlier test's package was is forgotten.
-  for name in [n for n in sys.modules if n.partition(".")[0] == "studio"]:
-    monkeypatch.delitem(sys.modules, name)
-  dependencies._file.cache_clear()
-  return tmp_path / "studio"
-
-
-def code(config):
-  return dependencies.code(config, start="studio.train")
-
-
-def test_a_run_depends_on_what_it_imports_and_on_the_entries_that_its_config_names(package):
-  assert set(code({"rl": {"rewards": {"plus": 1.0}}})) == {
-      "studio", "studio.train", "studio.tasks", "studio.rewards", "studio.plus"}
-  assert "studio.minus" in code({"rl": {"rewards": {"easy": {"function": "studio.minus:minus"}}}})
-
-
-def test_comments_docstrings_and_other_entries_change_no_digest_and_code_does(package):
-  config = {"rewards": {"plus": 1.0}}
-  before = code(config)
-  rewards, plus = package / "rewards.py", package / "plus.py"
-  more = rewards.read_text().replace("}", "    'other': other,\n}")
-  rewards.write_text("from studio.a import other\n" + more)
-  plus.write_text('"""One."""\n\n\ndef plus():\n  """Is one."""\n  # Always.\n\n  return 1  # Really.\n')
-  assert code(config) == before
-  plus.write_text("def plus():\n  return 2\n")
-  assert {m for m, d in code(config).items() if before[m] != d} == {"studio.plus"}
-  plus.write_text("def plus():\n  return 1\n")
-  rewards.write_text(rewards.read_text().replace("'plus': plus", "'plus': minus"))
-  assert "studio.minus" in code(config) and code(config)["studio.rewards"] != before["studio.rewards"]
-
-
-def test_a_run_of_the_quickstart_depends_on_its_own_stages_and_rewards():
-  config = declaration.to_json(config_lib.load("experiments/quickstart.py:tiny"))
-  found = dependencies.code(config)
-  assert {"rl_reason.train", "rl_reason.stages.sft", "rl_reason.stages.policy_gradient.stage", "rl_reason.objectives.losses",
-          "rl_reason.rewards.answers", "rl_reason.tasks.worlds.arithmetic", "rl_reason.models.transformer"} <= set(found)
-  assert not {"rl_reason.rewards.format", "rl_reason.tasks.gsm_symbolic", "rl_reason.reporting.plots",
-              "rl_reason.claims.judgement"} & set(found)
-
-
 # Whole claims: real runs, side by side.
 
 FUSSY = '''
@@ -456,7 +400,7 @@ def test_a_claim_that_holds_is_recorded_drawn_and_listed(bench):
   assert record["effects"] == [record["runs"][i]["value"] - record["runs"][i + 1]["value"] for i in (0, 2)]
   assert record["cost"]["updates"] == {"learns": [40, 40], "stays": [40, 40]}
   assert record["test"]["threshold"] == 0.0 and record["configs"]["stays"]["sft"]["optimizer"]["learning_rate"] == 0
-  assert record["code"]["rl_reason.stages.sft"] and record["versions"]["jax"] and record["earlier"] == []
+  assert record["code"]["imitation_loss"] and record["versions"]["jax"] and record["earlier"] == []
   image = (folder / "experiments/results/small/learns.png").read_bytes()
   assert image[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">I", image[16:20]) == (1200,)
   readme = (folder / "README.md").read_text()
@@ -512,11 +456,11 @@ def test_a_result_is_stale_when_the_claim_the_config_or_the_code_changed(bench, 
     assert results.stale(declaration.load(str(file)), "learns") == [
         "learns: sft.batch_size was 4 and is 8", "stays: sft.batch_size was 4 and is 8"]
     file.write_text(original)
-    path.write_text(json.dumps({**json.loads(record), "code": {**json.loads(record)["code"], "rl_reason.objectives.losses": "0"}}))
-    assert results.stale(declaration.load(str(file)), "learns") == ["code of rl_reason.objectives.losses"]
+    path.write_text(json.dumps({**json.loads(record), "code": {**json.loads(record)["code"], "imitation_loss": "0"}}))
+    assert results.stale(declaration.load(str(file)), "learns") == ["code of imitation_loss"]
     assert command.main(["--list", "--stale", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "small/learns" in shown and "code of rl_reason.objectives.losses" in shown and "small/fails" not in shown
+    assert "small/learns" in shown and "code of imitation_loss" in shown and "small/fails" not in shown
     path.write_text(record.replace('"name": "learns"', '"name": "other"'))
     with pytest.raises(ValueError, match="is the record of claim 'other' of 'small', not of 'learns'"):
       results.stale(declaration.load(str(file)), "learns")

@@ -142,4 +142,4 @@ def test_the_experiment_small(tmp_path):
 def test_all_configs_are_sound(name):
   for size in ("", "-tiny", "-full"):
     config, sections = config_lib.check(config_lib.load(f"experiments/clip_delta.py:{name}{size}"))
-    assert config.stages[-1] == "rl" and sections["rl"].critic.lam == 1
+    assert config.stages[-1] == "rl" and sections["rl"].credit.critic.lam == 1

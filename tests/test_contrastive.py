@@ -7,12 +7,12 @@ import pytest
 from test_meta import known, rows, steps
 from test_reward_model import context, section
 
+from rl_reason.arrays import Inputs
 from rl_reason.experiments import preference_strength
 from rl_reason.models import transformer
 from rl_reason.objectives import contrastive
 from rl_reason.objectives.contrastive import Contrastive
 from rl_reason.run import config as config_lib
-from rl_reason.run import context as run
 from rl_reason.stages.reward_model import stage
 
 
@@ -71,7 +71,7 @@ def test_samples_and_their_pairs_by_hand():
 def test_dropout_is_by_its_key_and_of_the_branches(tiny_config, tiny_params):
   tokens, lengths = jnp.arange(12).reshape(2, 6) % 32, jnp.array([6, 4])
   def hidden(rate, seed=0, params=tiny_params):
-    return transformer.forward(tiny_config, params, tokens, lengths, dropout=rate, rng=jax.random.key(seed))[0]
+    return transformer.forward(tiny_config, params, Inputs(tokens, lengths), dropout=rate, rng=jax.random.key(seed))[0]
   np.testing.assert_array_equal(hidden(0.0, 1), hidden(0.0, 2))
   np.testing.assert_array_equal(hidden(0.3, 1), hidden(0.3, 1))
   assert np.abs(hidden(0.3, 1) - hidden(0.3, 2)).max() > 0.1

@@ -6,18 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_policy_gradient import completions, LENGTHS, make_context, one, rollout_of, T
+from test_policy_gradient import (
+  assembler_of,
+  completions,
+  LENGTHS,
+  make_context,
+  one,
+  rollout_of,
+  T,
+)
 
-from rl_reason.arrays import length_mask
+from rl_reason.arrays import Inputs, length_mask
+from rl_reason.config.overrides import replaced
 from rl_reason.learner.optimizers import Optimizer
+from rl_reason.learner.step import Update
 from rl_reason.models import heads, transformer
+from rl_reason.rollout import sampler
 from rl_reason.run import config as run_config
-from rl_reason.run import context as run
-from rl_reason.stages import base
-from rl_reason.stages.policy_gradient import assemble
+from rl_reason.run import earlier
 from rl_reason.stages.policy_gradient import critic as critic_lib
 from rl_reason.stages.policy_gradient import stage as policy_gradient
-from rl_reason.stages.policy_gradient.assemble import critic_values
 from rl_reason.stages.policy_gradient.critic import Critic
 from rl_reason.stages.reward_model import config as reward_model
 from rl_reason.tasks import registry as config_lib
@@ -26,8 +34,9 @@ MASK = np.asarray(length_mask(LENGTHS, T))
 
 
 def with_critic(config, *, importance_cap=0.0, **fields):
-  return dataclasses.replace(
-      config, baseline="none", normalise="none", importance_cap=importance_cap, critic=Critic(**fields))
+  return replaced(config, {
+      "credit.baseline": "none", "credit.normalise": "none", "credit.critic": Critic(**fields),
+      "objective.importance_cap": importance_cap})
 
 
 def constant(samples):
@@ -40,7 +49,7 @@ def uneven(samples):
 
 def with_head(context, config, params, **head):
   """A stage's parameters; the head is given, and a trunk of its own is not the policy's."""
-  critic = critic_lib.init_params(config.critic, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
+  critic = critic_lib.init_params(config.credit.critic, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
   return {"policy": params, "critic": {**critic, "head": {**critic["head"], **head}}}
 
 
@@ -50,7 +59,7 @@ def test_advantages_with_a_constant_value_by_hand(one, completions):
   config, scores = with_critic(config, lam=0.5), (LENGTHS % 5).astype(np.float32)
   with context.partitioning.use():
     params = with_head(context, config, params, output_bias=jnp.array([0.5]))
-    batch, metrics = assemble.assemble(config, context, rollout_of(one, completions, scores), params, None)
+    batch, metrics = assembler_of(config, context)(rollout_of(one, completions, scores), params, None)
   expected = np.where(MASK, (scores - 0.5)[:, None] * 0.5 ** (LENGTHS[:, None] - 1.0 - np.arange(T)), 0)
   np.testing.assert_allclose(batch.advantages, expected, atol=1e-6)
   np.testing.assert_allclose(batch.returns, np.where(MASK, expected + 0.5, 0), atol=1e-6)
@@ -68,7 +77,7 @@ def test_vtrace_by_hand(gap, cap, one, completions):
   sampled = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(gap))
   with context.partitioning.use():
     params = with_head(context, config, params, output_bias=jnp.array([0.5]))
-    batch, metrics = assemble.assemble(config, context, rollout_of(one, sampled, scores), params, None)
+    batch, metrics = assembler_of(config, context)(rollout_of(one, sampled, scores), params, None)
   w, left = min(cap, np.exp(gap)), LENGTHS[:, None] - 1.0 - np.arange(T)
   errors = w * (scores - 0.5)[:, None] * (w / 2) ** left
   np.testing.assert_allclose(batch.returns, np.where(MASK, errors + 0.5, 0), rtol=1e-4, atol=1e-5)
@@ -84,11 +93,12 @@ def test_values_are_of_the_state_before_each_token(trunk, one, completions):
   rollout = rollout_of(one, completions)
   with context.partitioning.use():
     params = with_head(context, config, params, output=jax.random.normal(jax.random.key(0), (model.width, 1)))
-    values, after = critic_values(config, context, rollout, *critic_lib.split(config.critic, params))
+    values, after = assembler_of(config, context)._values(
+        rollout, *critic_lib.split(config.credit.critic, params))
 
     @jax.jit
     def naive(trunk, tokens, length):  # One sequence, without a group.
-      hidden, _ = transformer.forward(model, trunk, tokens[None], length[None])
+      hidden, _ = transformer.forward(model, trunk, Inputs(tokens[None], length[None]))
       return heads.apply(heads.Head(), params["critic"]["head"], hidden[0])[:, 0]
     states = params["policy"] if trunk == "shared" else params["critic"]["trunk"]
     for b in (0, 3, 4, 6, 12):
@@ -107,10 +117,11 @@ def test_a_truncated_completion_ends_or_goes_on(one, completions):
   # V = 0.5, no reward, λ = 0: only the last token's advantage is not 0: −0.5, or γ 0.5 − 0.5 where V goes on.
   context, config, params, _ = one
   for bootstrap, expected in ((False, -0.5), (True, 0.8 * 0.5 - 0.5)):
-    changed = dataclasses.replace(with_critic(config, lam=0.0, bootstrap_truncated=bootstrap), discount=0.8)
+    changed = replaced(
+        with_critic(config, lam=0.0, bootstrap_truncated=bootstrap), {"credit.discount": 0.8})
     with context.partitioning.use():
       stage_params = with_head(context, changed, params, output_bias=jnp.array([0.5]))
-      batch, _ = assemble.assemble(changed, context, rollout_of(one, completions), stage_params, None)
+      batch, _ = assembler_of(changed, context)(rollout_of(one, completions), stage_params, None)
     np.testing.assert_allclose(batch.advantages[4, -1], expected, atol=1e-6)
     np.testing.assert_allclose(batch.advantages[0, 19], -0.5, atol=1e-6)
     np.testing.assert_allclose(batch.advantages[0, :19], 0.8 * 0.5 - 0.5, atol=1e-6)
@@ -123,7 +134,7 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
   config = with_critic(
       config, trunk=trunk, lam=1.0, value_clip=0.0, warmup_steps=40, optimizer=Optimizer(
           learning_rate=0.02, name="sgd", max_grad_norm=0.0))
-  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(sampler, "generate", lambda *args, **kwargs: completions)
   history = []
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
@@ -132,22 +143,22 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
       if i == 40:
         jax.tree.map(np.testing.assert_array_equal, state.params["policy"], params)
       state, result = stage.step(state, problems, i)
-      metrics = result.metrics
-      history.append(metrics)
+      assert result.skipped == 0
+      history.append(result.metrics)
     stage.close()
   assert history[0]["value/mean"] == 0 and history[0]["value/loss"] == pytest.approx(0.7**2 / 2)
   assert history[-1]["value/mean"] == pytest.approx(0.7, abs=0.05) and history[-1]["value/loss"] < 0.01
   assert any(jax.tree.leaves(jax.tree.map(lambda x, y: (x != y).any(), state.params["policy"], params)))
-  assert all(m["skipped_in_a_row"] == 0 and m["logprob_gap"] < 1e-5 for m in history[:41])
+  assert all(m["logprob_gap"] < 1e-5 for m in history[:41])
 
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)
 def test_eight_devices_and_one_train_a_critic_alike(trunk, one, completions, monkeypatch):
-  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
+  monkeypatch.setattr(sampler, "generate", lambda *args, **kwargs: completions)
   def trained(context, config, params):
-    config = dataclasses.replace(
-        with_critic(config, trunk=trunk, hidden=8, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3)),
-        minibatches=2, rewards={"uneven": {"function": f"{__name__}:uneven"}})
+    optimizer = dataclasses.replace(config.learner.optimizer, learning_rate=0.3)
+    config = replaced(with_critic(config, trunk=trunk, hidden=8, optimizer=optimizer), {
+        "learner.minibatches": 2, "rewards": {"uneven": {"function": f"{__name__}:uneven"}}})
     with context.partitioning.use():
       stage = policy_gradient.build(config, context, params, "rl")
       state, metrics = stage.init(), None
@@ -195,6 +206,19 @@ def test_explained_variance_by_hand():
   assert critic_lib.metrics(values, np.ones((1, 4)), np.ones((1, 4), bool))["value/explained_variance"] == 0
 
 
+def context_of(context, sections, **finished):
+  """The context of the last stage of a run whose earlier ones left this."""
+  return Run(None, sections, finished, context).context("rl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(earlier.Stages):
+  """Stages whose folder is a mapping from names to what they left."""
+
+  def finished(self, name):
+    return self.folder[name]
+
+
 @pytest.fixture
 def pipeline(one):
   """(context of a run of two stages with critics, both sections); the second critic's fields are given."""
@@ -203,14 +227,14 @@ def pipeline(one):
     sections = {"first": with_critic(config, hidden=8), "rl": with_critic(config, **fields)}
     with context.partitioning.use():
       finished = with_head(context, sections["first"], params, output_bias=jnp.array([0.25]))
-    return dataclasses.replace(context, sections=sections, finished={"first": finished}.__getitem__), sections, finished
+    return context_of(context, sections, first=finished), sections, finished
   return of
 
 
 def test_a_critic_starts_from_an_earlier_one(pipeline, one):
   context, sections, finished = pipeline(start="first", hidden=8)
   policy_gradient.check(sections["rl"], context, "rl")
-  start = critic_lib.init_params(sections["rl"].critic, context, one[2], "rl")
+  start = critic_lib.init_params(sections["rl"].credit.critic, context, one[2], "rl")
   jax.tree.map(np.testing.assert_array_equal, start, finished["critic"])
 
 
@@ -218,12 +242,13 @@ def test_a_critic_starts_from_a_reward_model_of_its_shape(pipeline):
   context, sections, _ = pipeline(start="judge", hidden=8)
   judge = reward_model.Config(
       kind="reward_model", num_steps=1, batch_size=2, max_response_tokens=8, head_hidden=8,
-      data=config_lib.TaskSection("preferences", {}, {}, {}), optimizer=Optimizer(learning_rate=0.1))
+      data=config_lib.TaskSection("preferences", {}, {}, {}),
+      learner=Update(Optimizer(learning_rate=0.1)))
   sections = {"judge": judge, "rl": sections["rl"]}
-  policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=sections), "rl")
-  wider = {**sections, "judge": dataclasses.replace(judge, head_hidden=16)}
+  policy_gradient.check(sections["rl"], context_of(context, sections), "rl")
+  wider = {"judge": dataclasses.replace(judge, head_hidden=16), "rl": sections["rl"]}
   with pytest.raises(ValueError, match=r"'judge': \['head'\]\['hidden'\] is \(32, 16\) there and \(32, 8\) in the critic"):
-    policy_gradient.check(sections["rl"], dataclasses.replace(context, sections=wider), "rl")
+    policy_gradient.check(sections["rl"], context_of(context, wider), "rl")
 
 
 @pytest.mark.parametrize("fields, message", [
@@ -252,7 +277,7 @@ def test_a_critics_fields_can_be_set_from_the_command_line():
   c = run_config.load("experiments/algorithms.py:ppo_shared-tiny")
   assert c.rl.credit.critic.bootstrap_truncated is False and c.rl.credit.critic.optimizer is None  # Defaults, filled in.
   c.rl.credit.critic.lam = 0.9
-  assert run_config.check(c)[1]["rl"].critic.lam == 0.9
+  assert run_config.check(c)[1]["rl"].credit.critic.lam == 0.9
 
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from test_rewards_judge import Script
 
 from rl_reason import judge
 from rl_reason.batches.responses import encode, with_critiques
+from rl_reason.config.overrides import override
 from rl_reason.evaluation import reward_models
 from rl_reason.judges.critiques import Critiques
 from rl_reason.models.tokenizer import CharacterTokenizer
@@ -135,7 +137,8 @@ def test_a_head_learns_from_what_critiques_tell(context):
   saved = built.resumable["critiques"].state()
   assert len(saved["cache"]) == saved["counts"]["asked"] >= len(texts)
   # The model goes on with critiques, as a scorer too.
-  known = dataclasses.replace(context, sections={"rm": config}, finished=lambda name: state.params)
+  known = dataclasses.replace(context, earlier=types.SimpleNamespace(
+      sections={}, finished=lambda name: state.params))
   scorer = stage.make_scorer(config, known, "rm")
   rows = hidden(size=20, seed=3)
   scored = scorer(scorer.encode_rows([(row.prompt, row.responses) for row in rows]))
@@ -160,24 +163,25 @@ def pipeline():
       critique=dict(generate="critic", template="{prompt}{response}#", marker="#", generate_args=dict(
           sampling=dict(max_tokens=4), max_prompt_tokens=64, batch_size=8)),
       learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3)))
-  c.rl.update(num_steps=2, minibatches=1, kl_coef=0.0, prompts_per_step=2, group_size=4)
+  override(c.rl, {"num_steps": 2, "learner.minibatches": 1, "objective.kl.coef": 0.0,
+                  "rollout.prompts": 2, "rollout.group_size": 4})
   c.rl.rewards = {"quality": {"function": "learned", "args": {"model": "rm"}}}
   return c
 
 
 def test_an_earlier_stage_s_policy_writes_once_it_is_asked(context):
-  run_config, sections = config_lib.check(pipeline())
+  _, sections = config_lib.check(pipeline())
   asked = []
 
-  def policy_at(*names):
+  def policy(*names):
     asked.append(names)
     return context.initial_params()
-  known = dataclasses.replace(context, sections=sections, policy_at=policy_at)
-  written = make_critiques(sections["rm"].critique, known, "rm")
+  known = dataclasses.replace(context, earlier=types.SimpleNamespace(sections=sections, policy=policy))
+  written = make_critiques(sections["rm"].critique, known)
   assert not asked
   assert written([("1=", "7"), ("1=", "7"), ("1=", "1" * 70)])[2] == ""  # Longer than the writer reads.
   written([("2=", "7")])
-  assert asked == [("rm", "critique.generate", "critic")]
+  assert asked == [("critic", "critique.generate")]
   assert written.metrics() | dict(empty=0) == dict(asked=3, cached=1, failed=1, empty=0, unreadable=0)
 
 
@@ -213,10 +217,11 @@ def test_critiques_that_nobody_can_write_are_refused_before_any_stage(critique, 
 def test_critiques_are_read_at_the_end_and_the_writer_takes_memory():
   c = pipeline()
   run_config, sections = config_lib.check(c)
-  known = dataclasses.replace(run.make_context(run_config), sections=sections)
+  known = dataclasses.replace(
+      run.make_context(run_config), earlier=types.SimpleNamespace(sections=sections))
   alone = dataclasses.replace(sections["rm"], critique=critiques_lib.Critique())
   def named(config):
-    return {part.name: part.num_bytes for part in stage.memory(config, known)}
+    return {part.name: part.num_bytes for part in stage.memory(config, known, "rm")}
   with_writer, without = named(sections["rm"]), named(alone)
   assert with_writer["policy that writes critiques"] == memory.sharded_bytes(known.abstract_params)
   assert with_writer.keys() - without.keys() > {"policy that writes critiques", "keys and values of prompts"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_tokenizer import CHATML, ids_of, IM_END, IM_START, model_directory
 
-from rl_reason.arrays import length_mask, PromptBatch
+from rl_reason.arrays import Inputs, length_mask
 from rl_reason.batches import demonstrations, packing
 from rl_reason.models import policy, tokenizer
 from rl_reason.models.tokenizer import CharacterTokenizer
@@ -120,7 +120,7 @@ def examples():
 
 
 def loss_of(config, params, batch):
-  logprobs = policy.text_logprobs(config, params, batch.tokens, batch.lengths, batch.targets, segments=batch.segments)
+  logprobs = policy.text_logprobs(config, params, batch.inputs, batch.targets, segments=batch.segments)
   return losses.imitation_loss(logprobs, batch.target_mask, batch.token_weights)
 
 
@@ -138,9 +138,9 @@ def assert_equal(a, b):
 
 def garbage(batch):
   """The batch with padding of any value."""
-  real = np.asarray(length_mask(batch.lengths, batch.tokens.shape[1]))
-  return batch.replace(tokens=np.where(real, batch.tokens, 31),
-                       targets=np.where(batch.target_mask, batch.targets, batch.tokens.shape[1] - 1))
+  real = np.asarray(length_mask(batch.inputs.lengths, batch.inputs.tokens.shape[1]))
+  return batch.replace(inputs=batch.inputs.replace(tokens=np.where(real, batch.inputs.tokens, 31)),
+                       targets=np.where(batch.target_mask, batch.targets, batch.inputs.tokens.shape[1] - 1))
 
 
 @pytest.mark.parametrize("mean_over", losses.REDUCTIONS)
@@ -162,7 +162,7 @@ def test_whole_texts_equal_completions_after_prompts(value_and_grad, tiny_config
   texts = demonstrations.to_batch(demonstrations.Examples.of(rows, 11), mean_over="token", max_tokens=5)
 
   def loss(params):
-    prompts = PromptBatch(batch.prompts.tokens, batch.prompts.lengths)
+    prompts = Inputs(batch.prompts.tokens, batch.prompts.lengths)
     logprobs, _ = policy.completion_logprobs(
         tiny_config, params, prompts, batch.completions, batch.completion_lengths)
     return losses.imitation_loss(logprobs, batch.completion_mask, batch.token_weights)
@@ -172,5 +172,5 @@ def test_whole_texts_equal_completions_after_prompts(value_and_grad, tiny_config
 def test_logits_are_computed_where_something_is_learnt(examples, monkeypatch):
   monkeypatch.setattr(packing, "SHORTEST", 1)
   batch = demonstrations.to_batch(examples, mean_over="token", max_tokens=9, together=False)
-  assert batch.tokens.shape == (7, 24) and batch.targets.shape == (7, 12)  # The longest solution: 9 of 24, of 12.
+  assert batch.inputs.tokens.shape == (7, 24) and batch.targets.shape == (7, 12)  # The longest solution: 9 of 24, of 12.
   assert batch.targets[2, :9].tolist() == list(range(8, 17)) and batch.target_lengths.tolist() == [4, 2, 9, 1, 8, 3, 5]

@@ -1,12 +1,14 @@
 """Accuracy worked by hand; evaluation of a tiny policy is a function of its parameters and the seed alone."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from rl_reason.evaluation.accuracy import accuracy, check_verifier, evaluate, Evaluation
+from rl_reason.evaluation import accuracy as accuracy_lib
+from rl_reason.evaluation.accuracy import accuracy, check_verifier, Evaluation
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
@@ -66,6 +68,11 @@ def tiny():
     yield context, context.initial_params()
 
 
+def evaluate(section, context, params):
+  return accuracy_lib.evaluate(section, context.sampler, context.task.heldout, params,
+                               rng=functools.partial(context.rng, "evaluation"))
+
+
 def section(**changes):
   return dataclasses.replace(Evaluation(
       rewards={"exact_answer": 1.0}, sampling=Sampling(max_tokens=8), num_problems=10, samples_per_problem=2, batch_size=4),
@@ -118,4 +125,4 @@ def test_other_parameters_are_told_apart(tiny):
 
 def test_a_bad_verifier_is_found_first(tiny):
   with pytest.raises(ValueError, match="Did you mean 'exact_answer'"):
-    check_verifier(section(rewards={"exact_anwser": 1.0}), tiny[0])
+    check_verifier(section(rewards={"exact_anwser": 1.0}), tiny[0].task.heldout)

@@ -12,12 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_reason.arrays import Inputs
 from rl_reason.models import flash_attention as flash
 from rl_reason.models.attention import attention, visible
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.flash_attention import attention_kernel, flash_attention
 from rl_reason.models.transformer import abstract_params, forward
+from rl_reason.runtime import sharding
 from rl_reason.runtime.sharding import make_mesh, Partitioning
+
+
+def axes(sizes):
+  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
+  return dict(zip(sharding.MESH_AXES, sizes))
+
 
 CONFIG = ModelConfig(vocab_size=32, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_hidden=48)
 WINDOW = dataclasses.replace(CONFIG, sliding_window=3)
@@ -132,8 +140,8 @@ COMPLETIONS, LENGTHS = np.random.RandomState(4).randint(0, 32, (8, 5)), np.array
 def model(config, kernel, remat="none"):
   """jitted params -> (hidden states of prompts and completions, gradient of a function of the real ones)."""
   def hidden(params):
-    prompts, prefix = forward(config, params, PROMPTS, PROMPT_LENGTHS, remat=remat, kernel=kernel)
-    completions, _ = forward(config, params, COMPLETIONS, LENGTHS, prefix, remat=remat, kernel=kernel)
+    prompts, prefix = forward(config, params, Inputs(PROMPTS, PROMPT_LENGTHS), remat=remat, kernel=kernel)
+    completions, _ = forward(config, params, Inputs(COMPLETIONS, LENGTHS), prefix, remat=remat, kernel=kernel)
     return [jnp.where((np.arange(x.shape[1]) < lengths[:, None])[..., None], x, 0.0)
             for x, lengths in ((prompts, PROMPT_LENGTHS), (completions, LENGTHS))]
   def loss(params):
@@ -159,7 +167,7 @@ def test_the_model_is_the_same_on_a_mesh(kernel, mesh, draw_params):
   params = draw_params(MIXED)
   expected = model(MIXED, "reference")(params)
   model.cache_clear()
-  with Partitioning(make_mesh(*mesh)).use():
+  with Partitioning(make_mesh(axes(mesh))).use():
     assert_close(model(MIXED, kernel)(params), expected)
   model.cache_clear()  # What was traced here knows this mesh.
 
@@ -181,8 +189,8 @@ def test_splash_holds_no_scores():
   t, s = 2048, 512
   def loss(params, kernel):
     prompts, lengths = np.zeros((4, s), np.int32), np.full(4, s)
-    _, prefix = forward(MIXED, params, prompts, lengths, kernel=kernel)
-    hidden, _ = forward(MIXED, params, np.zeros((8, t), np.int32), np.full(8, t), prefix, kernel=kernel)
+    _, prefix = forward(MIXED, params, Inputs(prompts, lengths), kernel=kernel)
+    hidden, _ = forward(MIXED, params, Inputs(np.zeros((8, t), np.int32), np.full(8, t)), prefix, kernel=kernel)
     return hidden.sum()
   def largest(kernel):
     return largest_intermediate(jax.make_jaxpr(jax.grad(functools.partial(loss, kernel=kernel)))(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.rollout.generate import Completions
 from rl_reason.rollout.record import Rollout
 from rl_reason.stages import groups
@@ -18,7 +18,7 @@ def rollout(number, width=2):
   ids = np.arange(6 * number, 6 * number + 6)  # Told by their tokens.
   tokens = np.repeat(ids[:, None], T, axis=1).astype(np.int32)
   return Rollout(
-      4, PromptBatch(np.full((3, width), number + 1, np.int32), np.full(3, width, np.int32)),
+      4, Inputs(np.full((3, width), number + 1, np.int32), np.full(3, width, np.int32)),
       Completions(tokens, np.full(6, 1 + number, np.int32), np.zeros(6, bool), -tokens / 8, -tokens / 4),
       scores, np.stack([0 * scores, 0 * scores, scores], axis=1), {"right": scores, "length": ids.astype(np.float32)},
       f"shown {number}", {"time/generate": 1.0 + number})

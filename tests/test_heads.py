@@ -32,7 +32,7 @@ def test_a_head_starts_at_zero_learns_and_is_float32(head):
 
 
 def test_a_head_is_split_as_its_axes_say():
-  head, mesh = heads.Head(outputs=2, hidden=8), make_mesh(data=1, fsdp=2, tensor=4)
+  head, mesh = heads.Head(outputs=2, hidden=8), make_mesh(dict(data=1, fsdp=2, tensor=4))
   shardings = Partitioning(mesh).params(heads.abstract_params(head, 16), heads.parameter_axes(head, 16))
   assert tuple(shardings["hidden"].spec) == ("fsdp", "tensor") and tuple(shardings["output"].spec) == ("tensor", None)
 

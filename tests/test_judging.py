@@ -140,4 +140,4 @@ def test_supervised_data_of_its_own_may_not_be_held_out_by_the_run(tmp_path):
 
 def test_the_full_config_is_sound():
   config, sections = config_lib.check(config_lib.load("experiments/rm_r1.py:full"))
-  assert config.stages == ("sft", "rl") and sections["rl"].group_size == 7
+  assert config.stages == ("sft", "rl") and sections["rl"].rollout.group_size == 7

@@ -12,6 +12,7 @@ from test_reward_model import sevens
 
 from rl_reason import judge
 from rl_reason.batches.responses import Layout, READINGS
+from rl_reason.config.overrides import override
 from rl_reason.evaluation import reward_models
 from rl_reason.models.tokenizer import CharacterTokenizer
 from rl_reason.reporting.metrics import read_metrics
@@ -43,7 +44,7 @@ def counter(tokenizer=TOKENIZER, *, scale=1.0, **fields):
   return scorer.Scorer(
       load=lambda: scorer.Loaded(functools.partial(count_sevens, tokenizer, scale), np.array([1.0]), np.array([2.0])),
       tokenizer=tokenizer, layout=Layout(8, 16), max_positions=64,
-      partitioning=Partitioning(make_mesh(data=1, fsdp=1)), **given)
+      partitioning=Partitioning(make_mesh(dict(data=1, fsdp=1))), **given)
 
 
 SCORERS = {"rm": counter(), "double": counter(scale=2.0), "other": counter(SHUFFLED), "ends": counter(reads=("end",)),
@@ -175,8 +176,9 @@ def pipeline():
       kind="reward_model", num_steps=60, batch_size=16, max_response_tokens=16,
       data=dict(source="test_reward_model:sevens", args={}, train=dict(size=200, seed=1), heldout=dict(size=32, seed=2)),
       learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
-  c.rl.update(num_steps=20, minibatches=1, kl_coef=0.0, prompts_per_step=4, group_size=8)
-  c.rl.learner.optimizer = dict(learning_rate=3e-3, schedule="constant")
+  override(c.rl, {
+      "num_steps": 20, "rollout.prompts": 4, "rollout.group_size": 8, "objective.kl.coef": 0.0,
+      "learner.minibatches": 1, "learner.optimizer": dict(learning_rate=3e-3, schedule="constant")})
   c.rl.rewards = {"quality": {"function": "learned", "args": {"model": "rm"}},
                   "maybe": {"function": f"{__name__}:maybe", "weight": 0.0}}
   return c

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from test_train import arrays, deterministic
 
+from rl_reason.config.overrides import override
 from rl_reason.learner import optimizers
 from rl_reason.learner import step as learner
 from rl_reason.models import lora, policy, transformer
 from rl_reason.models.lora import LoRA, MATRICES
 from rl_reason.objectives import losses
 from rl_reason.reporting.metrics import read_metrics
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
@@ -202,7 +203,7 @@ def test_a_run_trains_adapters_and_goes_on_from_the_merged_policy(tmp_path):
   initial, finished = context.initial_params(), stages.finished("sft")
   same = lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
   assert same({name: finished[name] for name in initial}, initial)
-  merged = earlier.trained(context, "sft").policy(finished)
+  merged = stages.trained("sft").policy(finished)
   assert not same(merged, initial) and jax.tree.structure(merged) == jax.tree.structure(last)
   # The second stage began where the first ended.
   nll = [line["nll"] for line in read_metrics(tmp_path) if "nll" in line]
@@ -217,8 +218,10 @@ def short(samples):
 def test_policy_gradients_on_adapters_resume_to_the_same_bits(tmp_path):
   c = make_config(fsdp=1)
   c.stages, c.rl.rewards = ("rl",), {"short": {"function": f"{__name__}:short"}}
-  c.rl.update(num_steps=2, baseline="none", normalise="token_whiten", kl_coef=0.1, importance_cap=2.0, staleness=1)
-  c.rl.learner.lora.rank, c.rl.credit.critic = 2, dict(trunk="shared")
+  override(c.rl, {
+      "num_steps": 2, "staleness": 1, "credit.baseline": "none", "credit.normalise": "token_whiten",
+      "credit.critic": dict(trunk="shared"), "objective.kl.coef": 0.1,
+      "objective.importance_cap": 2.0, "learner.lora.rank": 2})
   train(c, tmp_path / "whole", plain=True)
   shutil.copytree(tmp_path / "whole", tmp_path / "again")
   shutil.rmtree(tmp_path / "again" / "checkpoints" / "rl" / "2")  # Killed with a rollout waiting.
@@ -241,7 +244,7 @@ def test_memory_of_adapters():
   hidden = context.policy.config.mlp_hidden
   trained = 4 * 2 * (4 * (32 + 32) + 3 * (32 + hidden))
   whole = sum(4 * x.size for x in jax.tree.leaves(context.abstract_params))
-  parts = {p.name: p.num_bytes for p in sft.memory(sections["sft"], context)}
+  parts = {p.name: p.num_bytes for p in sft.memory(sections["sft"], context, "sft")}
   assert parts["parameters"] == whole + trained + 4 and parts["gradients"] == trained
   assert 0 <= parts["optimizer"] - 2 * trained < 100
   assert parts["policy with its adapters merged"] == whole

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch, RolloutBatch
+from rl_reason.arrays import Inputs, RolloutBatch
+from rl_reason.config.overrides import replaced
 from rl_reason.learner import memory as learner_memory
 from rl_reason.learner import optimizers
 from rl_reason.learner import step as learner
@@ -29,7 +30,7 @@ MODEL = ModelConfig(vocab_size=64, width=64, num_layers=3, num_heads=4, num_kv_h
 
 
 def partitioning(data=1, fsdp=1, tensor=1):
-  return sharding.Partitioning(sharding.make_mesh(data, fsdp, tensor))
+  return sharding.Partitioning(sharding.make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor)))
 
 
 def abstract(model, places):
@@ -188,7 +189,7 @@ def xla_temporaries(batch, *, microbatches, remat):
   floats = {name: array(jnp.float32, rows, columns)
             for name in ("behaviour_logprobs", "advantages", "reference_logprobs", "token_weights")}
   data = RolloutBatch(
-      prompts=PromptBatch(array(jnp.int32, batch.prompts, batch.prompt_tokens), array(jnp.int32, batch.prompts)),
+      prompts=Inputs(array(jnp.int32, batch.prompts, batch.prompt_tokens), array(jnp.int32, batch.prompts)),
       completions=array(jnp.int32, rows, columns), completion_lengths=array(jnp.int32, rows), **floats)
   state = jax.eval_shape(lambda p: learner.init_state(p, optimizer), transformer.abstract_params(MODEL))
   update = functools.partial(learner.train_step, loss_fn=loss_fn, optimizer=optimizer)
@@ -212,7 +213,7 @@ def test_the_estimate_is_near_what_xla_takes_and_microbatches_save_memory(monkey
 
 def test_the_estimate_of_scoring_is_near_what_xla_takes():
   batch, places = Batch(prompts=4, group_size=4, prompt_tokens=64, completion_tokens=32), partitioning()
-  prompts = PromptBatch(jnp.zeros((4, 64), jnp.int32), jnp.ones(4, jnp.int32))
+  prompts = Inputs(jnp.zeros((4, 64), jnp.int32), jnp.ones(4, jnp.int32))
   scored = policy.score.lower(
       MODEL, transformer.abstract_params(MODEL), prompts, jnp.zeros((16, 32), jnp.int32), jnp.ones(16, jnp.int32))
   estimate = sum(p.num_bytes for p in learner_memory.scoring_parts(MODEL, places, batch, dtype=jnp.float32))
@@ -249,13 +250,13 @@ def test_every_stage_says_what_it_needs():
   config = config_lib.load("experiments/quickstart.py:tiny")
   run_config, sections = config_lib.check(config)
   context = run.make_context(run_config)
-  needed = {name: STAGES[s.kind].memory(s, context) for name, s in sections.items()}
+  needed = {name: STAGES[s.kind].memory(s, context, name) for name, s in sections.items()}
   phases = {name: {p.phase for p in parts} for name, parts in needed.items()}
   assert phases == {"sft": {"", "update", "optimizer step"},
                     "rl": {"", "update", "optimizer step", "reading of prompts for sampling", "sampling", "scoring"}}
   assert all(p.num_bytes > 0 and p.cure for parts in needed.values() for p in parts)
-  without = dataclasses.replace(sections["rl"], kl_coef=0.0)
-  assert "scoring" not in {p.phase for p in STAGES["policy_gradient"].memory(without, context)}
+  without = replaced(sections["rl"], {"objective.kl.coef": 0.0})
+  assert "scoring" not in {p.phase for p in STAGES["policy_gradient"].memory(without, context, "rl")}
 
 
 def test_running_out_of_memory_ends_a_command_with_one_line(monkeypatch):

@@ -1,11 +1,11 @@
 """MetaRM: where the gradient is taken, whose responses move it there, and the experiment that measures it."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from test_reward_model import context, section
 
@@ -14,10 +14,9 @@ from rl_reason.experiments import meta_rm
 from rl_reason.learner import optimizers
 from rl_reason.learner import step as learner
 from rl_reason.objectives import losses, preferences
+from rl_reason.rollout import sampler
 from rl_reason.rollout.generate import Completions
 from rl_reason.run import config as config_lib
-from rl_reason.run import context as run
-from rl_reason.stages import base
 from rl_reason.stages.reward_model import batch as batch_lib
 from rl_reason.stages.reward_model import meta, stage
 from rl_reason.tasks.worlds import attributes
@@ -58,7 +57,9 @@ def test_the_gradient_is_taken_after_the_step_and_applied_before_it(max_norm, st
 
 
 def known(context):
-  return dataclasses.replace(context, policy_at=lambda *names: context.initial_params())
+  earlier = types.SimpleNamespace(
+      policies=lambda: ["initial"], policy=lambda name, field: context.initial_params())
+  return dataclasses.replace(context, earlier=earlier)
 
 
 def steps(context, config, indices, state=None, rows=None):
@@ -104,7 +105,7 @@ def test_responses_end_once_and_are_of_their_update(context, rows, monkeypatch):
     lengths = np.array([3, 2, 1, 3, 3, 2], np.int32)  # Beyond them anything.
     zeros = np.zeros(tokens.shape, np.float32)
     return Completions(tokens, lengths, lengths == 3, zeros, zeros)
-  monkeypatch.setattr(base, "generate", generate)
+  monkeypatch.setattr(sampler, "generate", generate)
   config = section(meta=META)
   sample = meta.Responses(config.meta, known(context), "rm", batch_lib.make_reader(config, context).layout)
   batch = sample(rows[0], 0)
@@ -134,7 +135,7 @@ def test_what_cannot_be_sampled_is_refused(context, change, message):
 
 def test_memory_counts_the_policy_that_answers(context):
   def parts(**change):
-    return {part.name for part in stage.memory(section(**change), context)}
+    return {part.name for part in stage.memory(section(**change), context, "rm")}
   assert "policy that answers" in parts(meta=META) - parts()
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from rl_reason.models.attention import attention, Pages, visible
 from rl_reason.models.transformer import abstract_params, parameter_axes
-from rl_reason.rollout import decode, generate, pages, schedule
+from rl_reason.rollout import decode, pages, schedule
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime.sharding import make_mesh, Partitioning
 
@@ -129,7 +130,7 @@ def test_pages_on_a_mesh(tiny_config, tiny_params, tiny_batch):
     return generate(tiny_config, params, prompts, Sampling(max_tokens=9), group_size=2, rng=jax.random.key(0),
                     stop_ids=[3], chunk_size=4, **kwargs)
   expected = sampled(tiny_params, tiny_batch.prompts)
-  partitioning = Partitioning(make_mesh(2, 2, 2))
+  partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   with partitioning.use():
     out = sampled(jax.device_put(tiny_params, shardings), tiny_batch.prompts, page_tokens=2, prefill_tokens=4)

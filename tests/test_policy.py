@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch, RolloutBatch
+from rl_reason.arrays import Inputs, RolloutBatch
 from rl_reason.learner import optimizers, step
 from rl_reason.models import policy
 from rl_reason.models.config import ModelConfig
@@ -19,7 +19,7 @@ def naive(config, params, batch, temperature):
   """One row at a time without groups or padding; log_softmax over all logits."""
   @jax.jit
   def run(tokens, length):  # One shape, so one program.
-    hidden, _ = forward(config, params, tokens[None], length[None])
+    hidden, _ = forward(config, params, Inputs(tokens[None], length[None]))
     logits = unembed(config, params, hidden[0]) / temperature
     return jax.nn.log_softmax(logits, axis=-1)
   logprobs, entropies = (np.zeros(batch.completions.shape, np.float32) for _ in range(2))
@@ -158,7 +158,7 @@ def test_the_update_never_holds_logits_of_all_positions():
   def of(shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((2, *shape), dtype)
   batch = RolloutBatch(
-      prompts=PromptBatch(tokens=of((2, 16), jnp.int32), lengths=of((2,), jnp.int32)),
+      prompts=Inputs(tokens=of((2, 16), jnp.int32), lengths=of((2,), jnp.int32)),
       completions=of((b, t), jnp.int32), completion_lengths=of((b,), jnp.int32),
       **{k: of((b, t)) for k in ("behaviour_logprobs", "advantages", "reference_logprobs", "token_weights")})
   traced = jax.make_jaxpr(update)(abstract_params(config), batch)

@@ -139,7 +139,7 @@ def test_a_reward_model_without_solutions_has_no_zero():
   with pytest.raises(ValueError, match="Unknown head_init 'ones'"):
     fields.parse(reward_model.Config, {**config.rm.to_dict(), "head_init": "ones"}, "rm")
   checked, sections = config_lib.check(config)
-  context = dataclasses.replace(run.make_context(checked), sections=sections)
+  context = run.make_context(checked)
   bare = [dataclasses.replace(context.task.train[i], solution="") for i in range(4)]
   with pytest.raises(ValueError, match="none of the task's first 256 training problems has a solution in text"):
     stage.check(sections["rm"], dataclasses.replace(context, task=dataclasses.replace(context.task, train=bare)), "rm")

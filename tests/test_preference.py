@@ -1,18 +1,19 @@
 """Preference stages: every loss moves the policy to the better side; the reference is computed once and resumes."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 from test_reward_model import context, sevens
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import pad_rows
 from rl_reason.batches.responses import encode, Layout
 from rl_reason.config import fields as config_lib
+from rl_reason.config.overrides import replaced
 from rl_reason.models import lora, policy
-from rl_reason.run import context as run
 from rl_reason.stages import preference
 from rl_reason.types import Comparison
 
@@ -26,12 +27,12 @@ def unpaired(*, size, seed):
           for i, row in enumerate(rows)]
 
 
-def section(source="test_reward_model:sevens", **fields):
+def section(source="test_reward_model:sevens", lora=None, **fields):
   given = dict(
       kind="preference", num_steps=40, batch_size=16, max_response_tokens=10, max_prompt_tokens=8,
       data=dict(source=source, args={}, train=dict(size=100, seed=1), heldout=dict(size=32, seed=2)),
-      **fields,
-      learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
+      learner=dict(microbatches=1, lora=lora or {}, optimizer=dict(learning_rate=3e-3, warmup_steps=5)),
+      **fields)
   return config_lib.parse(preference.Config, given)
 
 
@@ -92,7 +93,7 @@ def test_log_probabilities_are_those_of_each_response_alone(context, draw_params
   for i, (prompt, responses) in enumerate(texts):
     for g, text in enumerate(responses):
       ids = [*tokenizer.encode(text), tokenizer.eos_id]
-      prompts = PromptBatch(pad_rows([tokenizer.encode_prompt(prompt)], 8), np.array([len(prompt)], np.int32))
+      prompts = Inputs(pad_rows([tokenizer.encode_prompt(prompt)], 8), np.array([len(prompt)], np.int32))
       alone, _ = policy.completion_logprobs(model, params, prompts, np.array([ids]), np.array([len(ids)]))
       np.testing.assert_allclose(sums[i, g], alone.sum(), rtol=1e-5)
 
@@ -140,8 +141,8 @@ def test_the_reference_is_asked_once_for_each_row():
 
 def test_microbatches_change_nothing(context):
   config = section(loss="kto", loss_args=dict(beta=0.5))
-  config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name="sgd", learning_rate=0.3))
-  one, four = (trained(context, dataclasses.replace(config, microbatches=n), steps=2)[-1] for n in (1, 4))
+  config = replaced(config, {"learner.optimizer.name": "sgd", "learner.optimizer.learning_rate": 0.3})
+  one, four = (trained(context, replaced(config, {"learner.microbatches": n}), steps=2)[-1] for n in (1, 4))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, four)
 
 
@@ -151,11 +152,11 @@ def ties(*, size, seed):
 
 @pytest.mark.parametrize("fields, message", [
     (dict(loss="dp"), "Unknown loss 'dp'. Did you mean 'dpo'"), (dict(loss_args=dict(bta=1.0)), "no argument 'bta'"),
-    (dict(loss="kto", batch_size=1, microbatches=0), "batch_size must be at least 2 for 'kto'"),
+    ({"loss": "kto", "batch_size": 1, "learner.microbatches": 0}, "batch_size must be at least 2 for 'kto'"),
 ])
 def test_fields_that_do_not_go_together_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    dataclasses.replace(section(), **fields)
+    replaced(section(), fields)
 
 
 def test_ties_are_named_or_left_out(context):
@@ -172,8 +173,8 @@ def test_the_implicit_reward_scores_text(rank, context):
   with context.partitioning.use():
     start = context.initial_params()
   _, _, _, params = trained(context, config, steps=5)
-  known = dataclasses.replace(
-      context, sections={"dpo": config}, finished=lambda name: params, policy_at=lambda stage, field, value: start)
+  known = dataclasses.replace(context, earlier=types.SimpleNamespace(
+      finished=lambda name: params, policy=lambda name, field: start))
   scorer = preference.make_scorer(config, known, "dpo")
   rows = [scorer.encode("12=", ["77", "1"])]
   scored, = scorer(rows)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.models import sources as config_lib
 from rl_reason.models.transformer import abstract_params
-from rl_reason.rollout import decode, generate, prefill, schedule
+from rl_reason.rollout import decode, prefill, schedule
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import config as run_config
 
@@ -67,10 +68,10 @@ def test_completions_are_the_same(slots, stretch, model, tiny_batch):
 
 
 def test_all_prompts_of_as_many_stretches_share_their_programs(tiny_config, tiny_params):
-  read(tiny_config, tiny_params, PromptBatch(np.ones((3, 5), np.int32), np.array([5, 4, 1], np.int32)), 4)
+  read(tiny_config, tiny_params, Inputs(np.ones((3, 5), np.int32), np.array([5, 4, 1], np.int32)), 4)
   programs = prefill.read_stretch._cache_size(), prefill.end_reading._cache_size()
   for width in (6, 7, 8):
-    read(tiny_config, tiny_params, PromptBatch(np.ones((3, width), np.int32), np.array([width, 1, 2], np.int32)), 4)
+    read(tiny_config, tiny_params, Inputs(np.ones((3, width), np.int32), np.array([width, 1, 2], np.int32)), 4)
   assert (prefill.read_stretch._cache_size(), prefill.end_reading._cache_size()) == programs
 
 
@@ -79,7 +80,7 @@ def test_a_long_prompt_takes_the_memory_of_a_stretch(tiny_config):
   def temporaries(lowered):
     return lowered.compile().memory_analysis().temp_size_in_bytes
   whole = temporaries(prefill.read_whole.lower(
-      tiny_config, params, PromptBatch(np.ones((count, size), np.int32), np.full(count, size)), dtype=np.float32))
+      tiny_config, params, Inputs(np.ones((count, size), np.int32), np.full(count, size)), dtype=np.float32))
   reading = jax.eval_shape(lambda: prefill.begin_reading(tiny_config, count=count, size=size, dtype=np.float32))
   stretch = temporaries(prefill.read_stretch.lower(
       tiny_config, params, reading, np.ones((count, 32), np.int32), np.full(count, size), np.int32(0), dtype=np.float32))
@@ -98,7 +99,7 @@ def test_slots_decode_between_the_stretches_of_the_next_prompts(tiny_config, tin
     monkeypatch.setattr(module, name, call)
   recorded(prefill, "read_stretch"), recorded(decode, "decode_chunk")
   draw = np.random.RandomState(3)
-  prompts = PromptBatch(draw.randint(0, 32, (12, 8)).astype(np.int32), np.full(12, 8, np.int32))
+  prompts = Inputs(draw.randint(0, 32, (12, 8)).astype(np.int32), np.full(12, 8, np.int32))
   out = generate(tiny_config, tiny_params, prompts, Sampling(max_tokens=24), group_size=1, rng=jax.random.key(1),
                  stop_ids=[1, 2], chunk_size=1, slots=4, prefill_tokens=2)
   assert len(set(out.lengths)) > 4

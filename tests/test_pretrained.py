@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rl_reason.arrays import Inputs
 from rl_reason.models import config as configs
 from rl_reason.models import huggingface, pretrained, safetensors_files
 from rl_reason.models.transformer import abstract_params, forward, unembed
@@ -34,7 +35,7 @@ def random_params(config):  # Not init_params, which takes seconds to compile.
 
 def logits_of(config, params, tokens):
   lengths = np.full(tokens.shape[0], tokens.shape[1])
-  return np.asarray(jax.jit(lambda p: unembed(config, p, forward(config, p, tokens, lengths)[0]))(params))
+  return np.asarray(jax.jit(lambda p: unembed(config, p, forward(config, p, Inputs(tokens, lengths))[0]))(params))
 
 
 def assert_same(a, b):
@@ -83,7 +84,7 @@ def test_smollm2_equals_transformers():
   if not data.is_file() or not model.is_file():
     pytest.skip(f"needs {data} and {model} (python -m rl_reason.models.pretrained fetch)")
   config, params = pretrained.read_config(model), pretrained.load(model)
-  run = jax.jit(lambda tokens, n: unembed(config, params, forward(config, params, tokens, n)[0])[0])
+  run = jax.jit(lambda tokens, n: unembed(config, params, forward(config, params, Inputs(tokens, n))[0])[0])
   worst = dict(logprob=0.0, entropy=0.0, logit=0.0)
   with gzip.open(data, "rt") as f:
     rows = [json.loads(line) for line in f]

@@ -178,7 +178,7 @@ def test_experiment_end_to_end_small(tmp_path):
 def test_what_is_not_kept_is_not_learnt_from():
   c = config_lib.load("experiments/probing.py:filter-tiny")
   c.rl.credit.keep.by = "nothing"
-  with pytest.raises(ValueError, match=r"keep_by \(a reward\) 'nothing'"):
+  with pytest.raises(ValueError, match=r"keep.by \(a reward\) 'nothing'"):
     config_lib.check(c)
 
 

@@ -80,7 +80,7 @@ def tiny_run(tmp_path_factory):
   c = config.load("experiments/quickstart.py:tiny")
   # The fields that log more.
   c.unlock()
-  c.rl.update(staleness=1, importance_cap=2.0)
+  c.rl.staleness, c.rl.objective.importance_cap = 1, 2.0
   c.mesh.fsdp = 1
   train.train(c, workdir, plain=True)
   return workdir

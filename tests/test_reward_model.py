@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_reason.arrays import Inputs
 from rl_reason.batches.responses import encode, Encoded, Layout, split_steps
 from rl_reason.config import fields as fields_lib
+from rl_reason.config.overrides import replaced
 from rl_reason.models import heads, reward_model, transformer
 from rl_reason.models.reward_model import RewardModel
 from rl_reason.models.tokenizer import CharacterTokenizer
@@ -64,8 +66,8 @@ def section(kind="pairs", **fields):
       kind="reward_model", num_steps=100, batch_size=16, max_response_tokens=40,
       max_prompt_tokens=8,
       data=dict(source=f"{HERE}:sevens", args=dict(kind=kind), train=dict(size=300, seed=1), heldout=dict(size=48, seed=2)),
-      **fields,
-      learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
+      learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)),
+      **fields)
   return fields_lib.parse(stage.Config, given)
 
 
@@ -116,8 +118,9 @@ def test_a_frozen_trunk_stays_and_microbatches_change_nothing(context):
   _, _, _, params = trained(context, frozen, steps=3)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(params["frozen"]["trunk"]), jax.device_get(start))
   assert np.abs(params["head"]["output"]).max() > 0
-  sgd = dict(optimizer=dataclasses.replace(frozen.optimizer, name="sgd", learning_rate=1.0))
-  one, four = (trained(context, dataclasses.replace(section(), microbatches=n, **sgd), steps=2)[-1] for n in (1, 4))
+  one, four = (trained(context, replaced(section(), {
+      "learner.microbatches": n, "learner.optimizer.name": "sgd",
+      "learner.optimizer.learning_rate": 1.0}), steps=2)[-1] for n in (1, 4))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, four)
 
 
@@ -142,7 +145,7 @@ def test_a_score_is_read_at_the_last_real_token(tiny_config, draw_params):
   for row in rows:
     for response in row.responses:
       text = np.array([row.prompt + response])
-      hidden, _ = transformer.forward(tiny_config, params["trunk"], text, np.array([text.shape[1]]))
+      hidden, _ = transformer.forward(tiny_config, params["trunk"], Inputs(text, np.array([text.shape[1]])))
       alone.append(hidden[0, -1] @ params["head"]["output"] + params["head"]["output_bias"])
   expected = np.array(alone).reshape(2, 2, 1, 2)
 
@@ -201,11 +204,11 @@ def test_text_is_read_where_it_should_be():
     (dict(labels="attributes", loss="regression"), r"labels='attributes' with attributes=\(\)"),
     (dict(loss="step_ranking"), "read='end' reads none of them"),
     (dict(read="step"), "Unknown read 'step'"),
-    (dict(batch_size=16, microbatches=3), "microbatches=3 must divide batch_size=16"),
+    ({"batch_size": 16, "learner.microbatches": 3}, "microbatches=3 must divide batch_size=16"),
 ])
 def test_fields_that_do_not_go_together_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    dataclasses.replace(section(), **fields) if "microbatches" in fields else section(**fields)
+    replaced(section(), fields) if "learner.microbatches" in fields else section(**fields)
 
 
 def bad(*, row, size, seed):

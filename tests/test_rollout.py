@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
+from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import encode_prompts
 from rl_reason.models import policy, transformer
 from rl_reason.models.config import small
 from rl_reason.models.tokenizer import CharacterTokenizer
 from rl_reason.models.transformer import forward, unembed
-from rl_reason.rollout import generate, schedule
-from rl_reason.rollout.generate import Completions
+from rl_reason.rollout import schedule
+from rl_reason.rollout.generate import Completions, generate
 from rl_reason.rollout.samples import check_sampling, make_samples
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.types import Problem
@@ -47,7 +48,7 @@ def same_but_for_rounding(a, b):
 def test_greedy_decoding_equals_a_loop_over_whole_sequences(run, tiny_config, tiny_params, tiny_batch):
   @jax.jit
   def likeliest(tokens, lengths):
-    logits = unembed(tiny_config, tiny_params, forward(tiny_config, tiny_params, tokens, lengths)[0])
+    logits = unembed(tiny_config, tiny_params, forward(tiny_config, tiny_params, Inputs(tokens, lengths))[0])
     last = np.arange(4), lengths - 1
     return logits[last].argmax(-1), jax.nn.log_softmax(logits[last]).max(-1)
   out = run(GREEDY)

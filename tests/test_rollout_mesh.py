@@ -1,34 +1,39 @@
 """Rollouts on devices of their own: the same samples and updates as on the update's, parameters moved once a step."""
 
 import contextlib
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from rl_reason.rollout import generate
+from rl_reason.config.overrides import replaced
+from rl_reason.rollout import sampler
+from rl_reason.rollout.generate import generate
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
-from rl_reason.run import workdir
+from rl_reason.run import earlier, workdir
 from rl_reason.runtime import sharding
-from rl_reason.stages import base
 from rl_reason.stages.policy_gradient import stage as policy_gradient
+
+
+def axes(sizes):
+  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
+  return dict(zip(sharding.MESH_AXES, sizes))
 
 
 @pytest.mark.parametrize("sizes, rollout, updating, sampling", [
     ((1, -1, 1), (2, 1, 1), range(6), (6, 7)), ((1, 2, 1), (1, 1, 2), range(2), (2, 3)), ((1, 1, 1), (1, 1, 1), (0,), (1,)),
     ((2, 2, 1), (4, 1, 1), range(4), range(4, 8))])
 def test_the_rollout_mesh_takes_the_devices_after_the_other(sizes, rollout, updating, sampling):
-  devices, meshes = jax.devices(), sharding.make_meshes(sizes, rollout)
+  devices, meshes = jax.devices(), sharding.make_meshes(axes(sizes), axes(rollout))
   assert [list(mesh.devices.flat) for mesh in meshes] == [[devices[i] for i in own] for own in (updating, sampling)]
-  assert tuple(meshes[1].shape.values()) == rollout
+  assert tuple(meshes[1].shape.values())[:3] == rollout
 
 
 def test_without_sizes_there_is_no_rollout_mesh():
-  mesh, rollout = sharding.make_meshes((1, -1, 1), (0, 1, 1))
-  assert rollout is None and mesh == sharding.make_mesh(1, -1, 1)
+  mesh, rollout = sharding.make_meshes(axes((1, -1, 1)), axes((0, 1, 1)))
+  assert rollout is None and mesh == sharding.make_mesh(dict(data=1, fsdp=-1, tensor=1))
 
 
 @pytest.mark.parametrize("sizes, rollout, message", [
@@ -36,13 +41,13 @@ def test_without_sizes_there_is_no_rollout_mesh():
     ((1, 7, 1), (2, 1, 1), r"mesh data=1, fsdp=7, tensor=1 needs 7 devices, JAX has 8 \(cpu\), of which 6 are left to it")])
 def test_more_devices_than_there_are_are_refused(sizes, rollout, message):
   with pytest.raises(ValueError, match=message):
-    sharding.make_meshes(sizes, rollout)
+    sharding.make_meshes(axes(sizes), axes(rollout))
 
 
 def test_several_processes_are_refused(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(ValueError, match="for one process, and there are 2: set --config.rollout_mesh.data=0"):
-    sharding.make_meshes((1, -1, 1), (2, 1, 1))
+    sharding.make_meshes(axes((1, -1, 1)), axes((2, 1, 1)))
 
 
 def loaded(staleness=1, **sections):
@@ -65,10 +70,11 @@ def make_context(**sections):
   run_config, stages = config_lib.check(loaded(**sections))
   section = stages["rl"]
   # SGD: Adam would blow rounding noise in gradients of about zero up to whole steps.
-  return run.make_context(run_config), dataclasses.replace(
-      section, num_steps=3, minibatches=1, kl_coef=0.1, sampling=dataclasses.replace(section.sampling, max_tokens=12),
-      rewards={"length": {"function": f"{__name__}:length"}},
-      optimizer=dataclasses.replace(section.optimizer, name="sgd", schedule="constant", warmup_steps=0, learning_rate=1.0))
+  return run.make_context(run_config), replaced(section, {
+      "num_steps": 3, "learner.minibatches": 1, "objective.kl.coef": 0.1,
+      "rollout.sampling.max_tokens": 12, "rewards": {"length": {"function": f"{__name__}:length"}},
+      "learner.optimizer.name": "sgd", "learner.optimizer.schedule": "constant",
+      "learner.optimizer.warmup_steps": 0, "learner.optimizer.learning_rate": 1.0})
 
 
 def length(samples):
@@ -83,14 +89,14 @@ def trained(monkeypatch, **sections):
   def recorded(model, params, *args, **kwargs):
     where.append({d for x in jax.tree.leaves(params) for d in x.devices()})
     return generate(model, params, *args, **kwargs)
-  monkeypatch.setattr(base, "generate", recorded)
+  monkeypatch.setattr(sampler, "generate", recorded)
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, context.initial_params(), "rl")
     with contextlib.closing(stage):
       state, told = stage.init(), []
       for index in range(3):
         state, result = stage.step(state, next(stage.data), index)
-        metrics = result.metrics
+        metrics = dict(result.metrics, tokens=result.tokens, skipped=result.skipped)
         waiting = stage.resumable["ahead"].state()["waiting"]
         told.append(({k: v for k, v in metrics.items() if not k.startswith("time/")}, json.dumps(waiting and {
             k: v for k, v in waiting.items() if k not in ("seconds", "metrics")})))
@@ -133,6 +139,6 @@ def test_models_of_learned_rewards_lie_where_completions_are_sampled(tmp_path):
   c.stages = ("rm", "rl")
   run_config, sections = config_lib.check(c)
   stages = earlier.Stages(run_config, sections, workdir.Workdir(tmp_path), run.make_context(run_config))
-  context = stages.run
+  context = stages.context("rl")
   assert list(context.partitioning.mesh.devices.flat) == jax.devices()[:2]
-  assert list(context.scorer("rm", ["rm"]).partitioning.mesh.devices.flat) == jax.devices()[2:4]
+  assert list(context.earlier.scorer("rm").partitioning.mesh.devices.flat) == jax.devices()[2:4]

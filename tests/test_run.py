@@ -1,12 +1,11 @@
 """Which policy each stage of a pipeline starts from."""
 
 import dataclasses
-from types import ModuleType
 
 import pytest
 
 from rl_reason.run import earlier
-from rl_reason.stages.base import Trained
+from rl_reason.stages.base import Kind, Trained
 from rl_reason.stages.context import Context
 from rl_reason.stages.registry import STAGES
 
@@ -21,14 +20,13 @@ class Section:
 def pipeline(monkeypatch):
   """{name: start} -> the starting points; stages whose name begins with "scorer" train no policy."""
   def of(starts):
-    policy, scorer = ModuleType("policy"), ModuleType("scorer")
-    policy.trained = lambda section, context: Trained({})
-    scorer.trained = lambda section, context: Trained({}, policy=None)
-    monkeypatch.setitem(STAGES, "policy", policy)
-    monkeypatch.setitem(STAGES, "scorer", scorer)
+    for kind, left in (("policy", Trained({})), ("scorer", Trained({}, policy=None))):
+      monkeypatch.setitem(STAGES, kind, Kind(
+          Config=Section, build=None, trained=lambda section, context, name, left=left: left))
     sections = {name: Section("scorer" if name.startswith("scorer") else "policy", start) for name, start in starts.items()}
-    return earlier.starting_points(Context(
-        seed=0, policy=None, dtype=None, task=None, max_prompt_tokens=1, partitioning=None, sections=sections))
+    return earlier.Stages(None, sections, None, Context(
+        seed=0, policy=None, dtype=None, task=None, max_prompt_tokens=1,
+        partitioning=None)).starting_points()
   return of
 
 

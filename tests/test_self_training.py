@@ -11,9 +11,11 @@ import pytest
 from test_train import arrays, deterministic
 
 from rl_reason.batches import demonstrations
+from rl_reason.config.overrides import override
 from rl_reason.reporting.metrics import read_metrics
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
+from rl_reason.run import earlier
 from rl_reason.run import workdir as workdir_lib
 from rl_reason.stages.self_training import selection
 from rl_reason.stages.self_training import stage as self_training
@@ -50,7 +52,7 @@ def make_config(reward="short", **fields):
       rollout=dict(prompts=4, group_size=4, sampling=dict(max_tokens=16)),
       keep=dict(thresholds=(0.2,)),
       learner=dict(optimizer=dict(learning_rate=1e-2))))
-  c.star.update(fields)
+  override(c.star, fields)
   return c
 
 
@@ -65,13 +67,13 @@ def make_stage(**fields):
 
 
 def steps(stage, context, state, first, count):
-  """-> (state, metrics of each step, what each left of the state on the host)."""
+  """-> (state, metrics of each step with its tokens, what each left of the state on the host)."""
   history, states = [], []
   with context.partitioning.use():
     for index in range(first, first + count):
       state, result = stage.step(state, next(stage.data), index)
-      metrics = result.metrics
-      history.append(metrics)
+      assert result.skipped == 0
+      history.append({**result.metrics, "tokens": result.tokens})
       states.append(jax.device_get(state.params))
   return state, history, states
 
@@ -89,7 +91,7 @@ def test_a_round_imitates_what_the_reward_picks():
   assert all(c.completion[-1] == 0 for c in pool.candidates)  # Whole, with EOS.
   # Sampling leaves the policy; updates do not.
   assert same(states[0], params) and same(states[1], params) and not same(states[2], params)
-  assert [h["tokens"] > 0 and h["skipped_in_a_row"] == 0 for h in history] == [True] * 4
+  assert [h["tokens"] > 0 for h in history] == [True] * 4
   assert [sorted(h.keys() & {"reward/mean", "solved", "loss", "threshold"}) for h in history] == [
       ["reward/mean", "solved"]] * 2 + [["loss", "threshold"]] * 2
   kept = selection.keep(pool.candidates, threshold=0.2)
@@ -104,7 +106,7 @@ def test_a_round_imitates_what_the_reward_picks():
 
 
 def test_thresholds_rise_over_one_sampled_set():
-  stage, context, section, _, state = make_stage(thresholds=(0.1, 0.3), updates=1)
+  stage, context, section, _, state = make_stage(updates=1, **{"keep.thresholds": (0.1, 0.3)})
   assert section.num_steps == 2 * (2 + 2)
   _, history, _ = steps(stage, context, state, 0, 4)
   lengths = [len(c.completion) for c in selection.keep(stage.resumable["pool"].candidates, threshold=0.0)]
@@ -114,7 +116,7 @@ def test_thresholds_rise_over_one_sampled_set():
 
 
 def test_a_round_with_nothing_to_imitate_leaves_the_policy_and_is_counted():
-  stage, context, _, params, state = make_stage(reward="never", thresholds=(0.5, 1.0))
+  stage, context, _, params, state = make_stage(reward="never", **{"keep.thresholds": (0.5, 1.0)})
   state, history, states = steps(stage, context, state, 0, 8)
   assert all(same(s, params) for s in states) and stage.resumable["pool"].candidates == []
   assert [h.get("kept/empty") for h in history] == [None, None, 1, 1, 2, 2, None, None]
@@ -123,7 +125,8 @@ def test_a_round_with_nothing_to_imitate_leaves_the_policy_and_is_counted():
 
 
 def test_unsolved_problems_are_asked_again_with_the_answer_and_learnt_without():
-  stage, context, section, _, state = make_stage(reward="told", thresholds=(1.0,), hint=";{reference};{prompt}")
+  stage, context, section, _, state = make_stage(
+      reward="told", hint=";{reference};{prompt}", **{"keep.thresholds": (1.0,)})
   _, history, _ = steps(stage, context, state, 0, 3)
   pool = stage.resumable["pool"]
   assert history[0]["solved"] == 0 and history[0]["reward/mean"] == 0 and history[0]["solved_with_hint"] > 0
@@ -146,7 +149,8 @@ def test_hints_go_to_the_unsolved_alone():
 
 
 def test_a_hint_is_not_given_for_solved_problems():
-  stage, context, _, _, state = make_stage(reward="short", thresholds=(0.0,), hint=";{reference};{prompt}")
+  stage, context, _, _, state = make_stage(
+      reward="short", hint=";{reference};{prompt}", **{"keep.thresholds": (0.0,)})
   _, history, _ = steps(stage, context, state, 0, 1)
   assert history[0]["solved"] == 1 and history[0]["solved_with_hint"] == 0
   assert not any(c.hinted for c in stage.resumable["pool"].candidates)
@@ -155,11 +159,11 @@ def test_a_hint_is_not_given_for_solved_problems():
 def test_own_solutions_are_imitated_too():
   # With rewards that keep nothing, one update is a supervised one on the sampled problems' solutions.
   stage, context, section, _, state = make_stage(
-      reward="never", imitate_solutions=True, generation_steps=1, updates=1, sampling=dict(max_tokens=28))
+      reward="never", imitate_solutions=True, generation_steps=1, updates=1,
+      **{"rollout.sampling": dict(max_tokens=28)})
   with context.partitioning.use():
     problems = next(stage.data)
-    state, result = stage.step(state, problems, 0)
-    metrics = result.metrics
+    state, _ = stage.step(state, problems, 0)
     _, history, _ = steps(stage, context, state, 1, 1)
   examples = demonstrations.encode(problems, context.policy.tokenizer, max_prompt_tokens=16, max_completion_tokens=28)
   assert history[0]["tokens"] == examples.learnt.sum() and history[0]["kept/samples"] == 4 and history[0]["kept/share"] == 0
@@ -185,7 +189,8 @@ def test_accumulated_rounds_keep_what_was_there():
 
 
 def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
-  c = make_config(lora=dict(rank=2), per_problem=2, choose="random", balance=True, hint=";{reference};{prompt}")
+  c = make_config(hint=";{reference};{prompt}", **{
+      "learner.lora": dict(rank=2), "keep.per_problem": 2, "keep.choose": "random", "keep.balance": True})
   train(c, tmp_path / "whole", plain=True)
   lines = [line for line in read_metrics(tmp_path / "whole") if "tokens" in line]
   assert [line["step"] for line in lines] == list(range(1, 9)) and ["loss" in line for line in lines] == [
@@ -203,17 +208,18 @@ def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
   # Adapters alone were trained.
   run_config, sections = config_lib.check(c)
   stages = earlier.Stages(run_config, sections, workdir_lib.Workdir(tmp_path / "whole"), run.make_context(run_config))
-  context = stages.run
-  finished, initial = stages.finished("star"), context.initial_params()
+  finished, initial = stages.finished("star"), stages.run.initial_params()
   assert same({name: finished[name] for name in initial}, initial)
   assert np.abs(finished["lora"]["q"]["b"]).max() > 0
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(thresholds=()), r"one or more rising rewards, got \(\)"), (dict(thresholds=(0.5, 0.5)), "rising"),
+    ({"keep.thresholds": ()}, r"one or more rising rewards, got \(\)"),
+    ({"keep.thresholds": (0.5, 0.5)}, "rising"),
     (dict(hint="{prompt}"), "must hold {prompt} and {reference}"), (dict(hint="{prompt}{answer}{reference}"), "KeyError"),
-    (dict(begin="start"), "Unknown begin 'start'"), (dict(choose="worst"), "Unknown choose 'worst'"),
-    (dict(slots=2), "slots must be at least group_size=4"), (dict(microbatches=3), "must divide batch_size=4"),
+    (dict(begin="start"), "Unknown begin 'start'"), ({"keep.choose": "worst"}, "Unknown choose 'worst'"),
+    ({"rollout.slots": 2}, "slots must be at least group_size=4"),
+    ({"learner.microbatches": 3}, "must divide batch_size=4"),
     (dict(updates=0), "updates must be at least 1")])
 def test_fields_that_cannot_work_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
@@ -228,5 +234,5 @@ def test_what_cannot_be_asked_or_imitated_is_found_before_the_run():
     self_training.check(dataclasses.replace(section, hint="{prompt}" + "1" * 10 + "{reference}"), context, "star")
   with pytest.raises(ValueError, match="the limit max_completion_tokens is 16"):
     self_training.check(dataclasses.replace(section, imitate_solutions=True), context, "star")
-  phases = {p.phase for p in self_training.memory(section, context)}
+  phases = {p.phase for p in self_training.memory(section, context, "star")}
   assert phases == {"", "reading of prompts for sampling", "sampling", "update", "optimizer step"}

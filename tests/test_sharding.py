@@ -15,17 +15,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
-import optax
 import pytest
 
 from rl_reason.learner import optimizers, step
 from rl_reason.models import policy
 from rl_reason.models.transformer import abstract_params, parameter_axes
 from rl_reason.objectives import losses
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime import sharding
 from rl_reason.runtime.sharding import DEFAULT_RULES, make_mesh, partition_spec, Partitioning
+
+
+def axes(sizes):
+  """(data, fsdp, tensor) -> a mesh's sizes by axis."""
+  return dict(zip(sharding.MESH_AXES, sizes))
+
 
 GREEDY = Sampling(max_tokens=4, temperature=0.0)
 
@@ -33,10 +38,10 @@ GREEDY = Sampling(max_tokens=4, temperature=0.0)
 # Rules.
 
 def test_partition_spec_by_hand():
-  mesh = dict(data=2, fsdp=4, tensor=2)
+  mesh = dict(data=2, fsdp=4, tensor=2, context=1, expert=1)
   def spec(shape, axes, rules=DEFAULT_RULES):
     return tuple(partition_spec(shape, axes, mesh, rules))
-  assert spec((16, 8), ("batch", "length")) == (("data", "fsdp"), None)
+  assert spec((16, 8), ("batch", "length")) == (("data", "fsdp"), "context")
   assert spec((32, 64), ("embed", "mlp")) == ("fsdp", "tensor")
   assert spec((64, 32), ("mlp", None)) == ("tensor", None)
   # 6 rows: data divides them, data * fsdp = 8 does not. 12 rows: data does, then 8 does not. 4: fsdp, after data, no.
@@ -56,8 +61,8 @@ def test_partition_spec_by_hand():
     ((1, -1, 1), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, 4, -1), (2, 4, 1)), ((1, 1, 1), (1, 1, 1)),
     ((1, 3, 2), (1, 3, 2))])
 def test_meshes(sizes, shape):
-  mesh = make_mesh(*sizes)
-  assert dict(mesh.shape) == dict(zip(sharding.MESH_AXES, shape))
+  mesh = make_mesh(axes(sizes))
+  assert dict(mesh.shape) == {**axes(shape), "context": 1, "expert": 1}
   assert mesh.devices.size == np.prod(shape)
 
 
@@ -67,7 +72,14 @@ def test_meshes(sizes, shape):
     ((16, -1, 1), "multiple of 16")])
 def test_meshes_that_do_not_fit_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
-    make_mesh(*sizes)
+    make_mesh(axes(sizes))
+
+
+def test_axes_have_names_and_a_size_each():
+  assert dict(make_mesh().shape) == {"data": 1, "fsdp": 8, "tensor": 1, "context": 1, "expert": 1}
+  assert make_mesh(dict(context=2, expert=4)).shape["expert"] == 4
+  with pytest.raises(ValueError, match="Unknown mesh axis 'tensr'. Did you mean 'tensor'"):
+    make_mesh(dict(tensr=2))
 
 
 def test_an_absent_accelerator_is_an_error():
@@ -103,7 +115,7 @@ def test_one_process_starts_nothing(monkeypatch):
 # Parameters.
 
 def test_parameters_and_moments_are_split_and_others_whole(tiny_config, tiny_params):
-  partitioning = Partitioning(make_mesh(2, 2, 2))
+  partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   optimizer = optimizers.make_optimizer(optimizers.Optimizer(0.1), 1)
   make = functools.partial(step.init_state, optimizer=optimizer)
@@ -124,8 +136,8 @@ def test_parameters_and_moments_are_split_and_others_whole(tiny_config, tiny_par
 
 def test_places_that_cannot_be_divided_are_listed(tiny_config):
   shapes, axes = abstract_params(tiny_config), parameter_axes(tiny_config)
-  assert not Partitioning(make_mesh(2, 2, 2)).undivided(shapes, axes)
-  lines = Partitioning(make_mesh(1, 2, 4)).undivided(shapes, axes)  # 2 key heads over 4 devices.
+  assert not Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2))).undivided(shapes, axes)
+  lines = Partitioning(make_mesh(dict(data=1, fsdp=2, tensor=4))).undivided(shapes, axes)  # 2 key heads over 4 devices.
   assert lines == [f"layers/{name}: kv_heads=2 over 4 devices" for name in "kv"]
 
 
@@ -162,9 +174,10 @@ def assert_equal_to(expected, params, metrics):
 
 # Of 4 prompts with 2 completions each, 4 microbatches leave 1 prompt and 2 rows for data * fsdp = 4 devices: fsdp
 # splits parameters only. (1, 8, 1): 4 prompts, 8 rows, 8 devices. The two processes below: 2 prompts on 4 devices.
-@pytest.mark.parametrize("mesh, num_microbatches", [((2, 2, 2), 4), ((1, 8, 1), 1)], ids=str)
+# (2, 1, 2, 2): each row is split over two devices of `context` as well.
+@pytest.mark.parametrize("mesh, num_microbatches", [((2, 2, 2), 4), ((1, 8, 1), 1), ((2, 1, 2, 2), 2)], ids=str)
 def test_an_update_is_the_same_on_every_mesh(mesh, num_microbatches, one_device, tiny_config, tiny_params, tiny_batch):
-  partitioning = Partitioning(make_mesh(*mesh))
+  partitioning = Partitioning(make_mesh(axes(mesh)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   update, optimizer = make_update(tiny_config)
   with partitioning.use():
@@ -192,7 +205,7 @@ def test_gradient_of_an_embedding_that_is_looked_up_for_two_rows_on_four_devices
     x = sharding.constrain(x, ("batch", "length", "embed_activation"))
     return jnp.sum(jnp.square(x @ table.T))
   expected = jax.jit(jax.grad(loss))(table, tokens)
-  partitioning = Partitioning(make_mesh(2, 2, 2))
+  partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   with partitioning.use():
     gradient = jax.jit(jax.grad(loss))(
         partitioning.place(table, ("vocab", "embed")), partitioning.place(tokens, ("batch",)))
@@ -209,7 +222,7 @@ def test_mapped_shards_split_a_name_alike_in_all_arguments():
   def run(q, k):
     return sharding.map_shards(attend, (q, k), [("batch", "heads")] * 2, ("batch", "heads"))
   for mesh in ((1, 4, 2), (1, 2, 4)):  # 2 heads on 4 devices stay whole, and so do the 8 that belong to them.
-    with Partitioning(make_mesh(*mesh)).use():
+    with Partitioning(make_mesh(axes(mesh))).use():
       np.testing.assert_allclose(jax.jit(lambda q, k: run(q, k))(q, k), attend(q, k))
   run(q, k)
   assert shapes[::2] == [((1, 4), (1, 1)), ((2, 8), (2, 2)), ((4, 8), (4, 2))]
@@ -222,7 +235,7 @@ def test_without_a_mesh_nothing_is_constrained(tiny_config, tiny_params, tiny_ba
 
 
 def test_generation_is_the_same_on_a_mesh(one_device, tiny_config, tiny_params, tiny_batch):
-  partitioning = Partitioning(make_mesh(2, 2, 2))
+  partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   with partitioning.use():
     completions = generate(
@@ -233,7 +246,7 @@ def test_generation_is_the_same_on_a_mesh(one_device, tiny_config, tiny_params, 
 
 
 def test_generation_with_8_bits_is_the_same_on_a_mesh(tiny_config, tiny_params, tiny_batch):
-  partitioning = Partitioning(make_mesh(2, 2, 2))
+  partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   def sampled(params, prompts):
     return generate(tiny_config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0), stop_ids=(), int8=True)
@@ -247,7 +260,7 @@ def test_generation_with_8_bits_is_the_same_on_a_mesh(tiny_config, tiny_params, 
 # Host arrays.
 
 def test_host_arrays_go_to_devices_and_come_back():
-  partitioning = Partitioning(make_mesh(2, 2, 2))
+  partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   x = np.arange(24.0).reshape(8, 3)
   placed = partitioning.place({"x": x, "n": np.arange(8)}, ("batch",))
   assert placed["x"].sharding.spec == PartitionSpec(("data", "fsdp"), None)
@@ -260,12 +273,12 @@ def test_host_arrays_go_to_devices_and_come_back():
 PROCESS = textwrap.dedent("""
     import pickle, sys
     import jax, numpy as np
-    from rl_reason import sharding
+    from rl_reason.runtime import sharding
     sharding.start_distributed()
     from test_sharding import GREEDY, make_update, microbatched
-    from rl_reason import learner
     from rl_reason.models.transformer import abstract_params, parameter_axes
-    from rl_reason.rollout import generate
+    from rl_reason.learner.step import init_state
+    from rl_reason.rollout.generate import generate
 
     with open(sys.argv[1], "rb") as f:
       config, params, batch = pickle.load(f)
@@ -273,12 +286,12 @@ PROCESS = textwrap.dedent("""
     assert jax.process_count() == 2 and jax.local_device_count() == 2 and jax.device_count() == 4
     assert sharding.is_main_process() == (me == 0)
     try:
-      sharding.make_mesh(1, 2, 1)
+      sharding.make_mesh(dict(data=1, fsdp=2, tensor=1))
     except ValueError as e:
       assert "it must use all" in str(e)
     else:
       raise AssertionError("a mesh that leaves devices out")
-    partitioning = sharding.Partitioning(sharding.make_mesh(data=2, fsdp=-1, tensor=1))
+    partitioning = sharding.Partitioning(sharding.make_mesh(dict(data=2, fsdp=-1, tensor=1)))
     axes = parameter_axes(config)
     shardings = partitioning.params(abstract_params(config), axes)
     update, optimizer = make_update(config)
@@ -286,7 +299,7 @@ PROCESS = textwrap.dedent("""
       params = jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), params, shardings)
       placed = partitioning.place(microbatched(batch, 2), (None, "batch"))
       assert not placed.completions.is_fully_addressable
-      state, metrics = update(learner.init_state(params, optimizer), placed)
+      state, metrics = update(init_state(params, optimizer), placed)
       prompts = partitioning.place(batch.prompts, ("batch",))
       completions = generate(config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0), stop_ids=())
     rows = sharding.gather_rows(np.full((2, 2), me))

@@ -9,7 +9,7 @@ from rl_reason.claims import measures
 from rl_reason.experiments import preference_strength
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
-from rl_reason.run import workdir
+from rl_reason.run import earlier, workdir
 from rl_reason.scorers.strength import Relabel, relabelled, strength
 from rl_reason.stages import voting
 from rl_reason.tasks.registry import load_task
@@ -116,12 +116,11 @@ def test_votes_are_the_members_differences_and_change_the_labels(tmp_path):
   train.train(c, tmp_path, plain=True)
   config, sections = config_lib.check(c)
   stages = earlier.Stages(config, sections, workdir.Workdir(tmp_path), run.make_context(config))
-  context = stages.run
   differences = voting.differences_of(stages.finished("votes"))
   data = sections["votes"].data
   rows = load_task(data.source, data.args, data.train, data.heldout).train
   for m, member in enumerate(("vote0", "vote1")):
-    scorer = context.scorer(member, ("vote0", "vote1"))
+    scorer = stages.scorer(member)
     scored = scorer([scorer.encode(rows[i].prompt, rows[i].responses) for i in range(len(rows))])
     wanted = np.array([s.totals[0, 0] - s.totals[1, 0] for s in scored])
     np.testing.assert_allclose(differences[:, m], wanted, atol=1e-5)
@@ -153,5 +152,5 @@ def test_full_configs_are_sound():
   for name in preference_strength.ARMS:
     config, sections = config_lib.check(config_lib.load(f"experiments/preference_strength.py:{name}-full"))
     assert len(config.stages) == 13 and len(sections["votes"].members) == 10
-    assert sections["rl"].critic.start == "rm" and (sections["rm"].relabel is None) == (preference_strength.ARMS[name] is None)
+    assert sections["rl"].credit.critic.start == "rm" and (sections["rm"].relabel is None) == (preference_strength.ARMS[name] is None)
   assert len(jax.devices()) > 1

@@ -7,11 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_policy_gradient import completions, LENGTHS, one, rollout_of, T
+from test_config import flat
+from test_policy_gradient import (
+  assembler_of,
+  completions,
+  LENGTHS,
+  minibatches,
+  one,
+  rollout_of,
+  T,
+)
 
 from rl_reason import train
-from rl_reason.arrays import length_mask, PromptBatch, RolloutBatch
+from rl_reason.arrays import Inputs, length_mask, RolloutBatch
 from rl_reason.batches import packing
+from rl_reason.config.overrides import override, replaced
 from rl_reason.experiments import oreal
 from rl_reason.learner.optimizers import Optimizer
 from rl_reason.models import heads, policy
@@ -19,13 +29,13 @@ from rl_reason.objectives import advantages, losses
 from rl_reason.reporting import metrics as metrics_lib
 from rl_reason.rewards import groups as rewards
 from rl_reason.rewards.composition import build
+from rl_reason.rollout import sampler
 from rl_reason.run import config as config_lib
 from rl_reason.run import earlier
-from rl_reason.stages import base
-from rl_reason.stages.policy_gradient import assemble, token_reward
 from rl_reason.stages.policy_gradient import critic as critic_lib
 from rl_reason.stages.policy_gradient import stage as policy_gradient
-from rl_reason.stages.policy_gradient.token_reward import TokenReward
+from rl_reason.stages.policy_gradient import token_reward
+from rl_reason.stages.policy_gradient.token_reward import TokenModel
 from rl_reason.types import Sample
 
 
@@ -146,8 +156,9 @@ KEPT = np.array([1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1], bool)  # Compl
 
 def weighed(config, **changes):
   """The section with OREAL's fields."""
-  fields = dict(oreal._PAIRS, token_reward=TokenReward(outcome="answer"), rewards=oreal._rewards("exact_answer"))
-  return dataclasses.replace(config, microbatches=1, **{**fields, **changes})
+  fields = {**flat(oreal._PAIRS), "credit.token_model": TokenModel(outcome="answer"),
+            "rewards": oreal._rewards("exact_answer"), "learner.microbatches": 1}
+  return replaced(config, {**fields, **changes})
 
 
 def test_a_rollouts_loss_is_the_papers(one, completions):
@@ -158,14 +169,14 @@ def test_a_rollouts_loss_is_the_papers(one, completions):
   rollout = dataclasses.replace(rollout_of(one, completions, rewarded), components=dict(
       answer=RIGHT.astype(np.float32), pair=KEPT.astype(np.float32)))
   with context.partitioning.use():
-    companion = critic_lib.init_params(config.token_reward, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
+    companion = critic_lib.init_params(config.credit.token_model, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
     kernel = companion["head"]["output"]
     companion["head"]["output"] = np.random.RandomState(0).standard_normal(kernel.shape).astype(np.float32)
-    batch, told = assemble.assemble(
-        config, context, rollout, {"policy": params, "critic": companion}, jax.tree.map(lambda x: 0.8 * x, params))
+    batch, told = assembler_of(config, context)(
+        rollout, {"policy": params, "critic": companion}, jax.tree.map(lambda x: 0.8 * x, params))
     before = np.asarray(critic_lib.score(
-        model, config.token_reward, None, companion, rollout.prompts, completions.tokens, LENGTHS, None))
-  [minibatch] = assemble.minibatches(batch, config, jax.random.key(0))
+        model, config.credit.token_model, None, companion, rollout.prompts, completions.tokens, LENGTHS, None))
+  [minibatch] = minibatches(batch, config, context, jax.random.key(0))
   np.testing.assert_array_equal(batch.returns[:, 0] > 0, RIGHT)
 
   def theirs(x):
@@ -184,7 +195,7 @@ def test_a_rollouts_loss_is_the_papers(one, completions):
 
   def ours(x):
     return losses.policy_gradient_loss(x, jnp.zeros(mask.shape), minibatch, clip_low=0.2, clip_high=0.2,
-                                       kl_coef=config.kl_coef, kl_estimator=config.kl_estimator)[0]
+                                       kl_coef=config.objective.kl.coef, kl_estimator=config.objective.kl.estimator)[0]
   logprobs = jnp.asarray(completions.behaviour_logprobs)
   expected = jax.grad(theirs)(logprobs)
   np.testing.assert_allclose(jax.grad(ours)(logprobs), expected, atol=1e-6)
@@ -204,9 +215,9 @@ def test_the_token_model_learns_while_the_policy_waits(one, completions, monkeyp
   config = weighed(config, num_steps=12, rewards=dict(
       answer=dict(function=outcome, transforms=(dict(name="clip", offset=0.5),), weight=2.0),
       pair=dict(function="one_of_each", args=dict(outcome={outcome: 1.0}), weight=0.0)))
-  config = dataclasses.replace(config, token_reward=TokenReward(
-      outcome="answer", warmup_steps=10, optimizer=Optimizer(learning_rate=0.02)))
-  monkeypatch.setattr(base, "generate", lambda *args, **kwargs: completions)
+  config = replaced(config, {"credit.token_model": TokenModel(
+      outcome="answer", warmup_steps=10, optimizer=Optimizer(learning_rate=0.02))})
+  monkeypatch.setattr(sampler, "generate", lambda *args, **kwargs: completions)
   history = []
   with context.partitioning.use():
     stage = policy_gradient.build(config, context, params, "rl")
@@ -215,8 +226,7 @@ def test_the_token_model_learns_while_the_policy_waits(one, completions, monkeyp
       if i == 10:
         jax.tree.map(np.testing.assert_array_equal, state.params["policy"], params)
       state, result = stage.step(state, problems, i)
-      metrics = result.metrics
-      history.append(metrics_lib)
+      history.append(result.metrics)
     stage.close()
   assert history[0]["token_reward/positive"] == history[0]["token_reward/negative"] == history[0]["policy_loss"] == 0
   assert history[-1]["token_reward/loss"] < 0.5 * history[0]["token_reward/loss"]
@@ -254,25 +264,26 @@ def test_experiment_end_to_end_small(tmp_path):
   context, companion = stages.run, stages.finished("rl")["critic"]
   assert set(companion) == {"trunk", "head"}
   tokens = np.array([[3, 4, 5, 0]], np.int32)
-  prompts, lengths = PromptBatch(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
-  before = critic_lib.score(context.policy.config, stages.sections["rl"].token_reward, None, companion, prompts, tokens, lengths, None)
+  prompts, lengths = Inputs(np.array([[1, 2, 3]], np.int32), np.array([3], np.int32)), np.array([4], np.int32)
+  before = critic_lib.score(context.policy.config, stages.sections["rl"].credit.token_model, None, companion, prompts, tokens, lengths, None)
   states = policy.completion_states(context.policy.config, companion["trunk"], prompts, tokens, lengths)
   np.testing.assert_allclose(before, heads.apply(heads.Head(), companion["head"], states)[..., 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(token_reward=dict(outcome="anser")), r"token_reward.outcome \(a reward\) 'anser'. Did you mean 'answer'"),
-    (dict(token_reward=dict(outcome="answer", warmup_steps=3)), "token_reward.warmup_steps=3 of num_steps=3"),
-    (dict(token_reward=dict(outcome="answer"), returns="to_go"), "set critic=None and returns='total'"),
-    (dict(mean_over="sequence"), "normalise='per_sign' .* mean_over='sequence' takes another mean: set mean_over='token'"),
-    (dict(negative_weight=-1.0), "negative_weight must be at least 0")])
+    ({"credit.token_model": dict(outcome="anser")},
+     r"credit.token_model.outcome \(a reward\) 'anser'. Did you mean 'answer'"),
+    ({"credit.token_model": dict(outcome="answer", warmup_steps=3)},
+     "credit.token_model.warmup_steps=3 of num_steps=3"),
+    ({"credit.token_model": dict(outcome="answer"), "credit.returns": "to_go"},
+     "set critic=None and returns='total'"),
+    ({"objective.mean_over": "sequence"},
+     "normalise='per_sign' .* mean_over='sequence' takes another mean: set objective.mean_over='token'"),
+    ({"credit.negative_weight": -1.0}, "negative_weight must be at least 0")])
 def test_stages_that_cannot_be(fields, message):
   c = config_lib.load("experiments/oreal.py:full-tiny")
   with c.unlocked():
-    for name, value in fields.items():
-      if name in c.rl:
-        del c.rl[name]
-      c.rl[name] = value
+    override(c.rl, fields)
     with pytest.raises(ValueError, match=message):
       config_lib.check(c)
 

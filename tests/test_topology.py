@@ -130,5 +130,5 @@ def test_the_experiment_small(tmp_path):
 def test_the_full_config_is_sound():
   for name in reward_topology.TOPOLOGIES:
     config, sections = config_lib.check(config_lib.load(f"experiments/reward_topology.py:{name}-full"))
-    assert sections["rl"].critic.start == "rm" and config.stages == ("rm", "rl")
+    assert sections["rl"].credit.critic.start == "rm" and config.stages == ("rm", "rl")
   assert len(jax.devices()) > 1  # That the mesh takes what there is.

@@ -17,11 +17,14 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 import rl_reason
+from rl_reason.config.overrides import override
 from rl_reason.reporting.metrics import read_metrics
 from rl_reason.rewards.composition.monitors import StoppedByMonitor
 from rl_reason.run import config as config_lib
 from rl_reason.run import context as run
+from rl_reason.run import earlier
 from rl_reason.run import workdir as workdir_lib
+from rl_reason.stages.context import Context
 from rl_reason.train import StopRequest, train
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
@@ -254,7 +257,9 @@ def config(user_folder):
   c.unlock()
   c.stages, c.mesh.fsdp, c.evaluation.every, c.rl.num_steps, c.checkpoint.every = ("rl",), 1, 0, 1, 1
   # What the assertions rely on, whatever the experiment is tuned to.
-  c.rl.update(baseline="group_mean", normalise="group_std", minibatches=1, kl_coef=0.01)
+  override(c.rl, {
+      "credit.baseline": "group_mean", "credit.normalise": "group_std", "objective.kl.coef": 0.01,
+      "learner.minibatches": 1})
   c.rl.learner.optimizer.update(learning_rate=3e-4, schedule="constant", warmup_steps=5)
   set_reward(c, "user_module:length")
   return c
@@ -269,25 +274,38 @@ def steps(workdir, stage="rl"):
 
 
 @pytest.mark.parametrize("choices", [
-    dict(baseline="group_mean", normalise="group_std", mean_over="token", kl_in="loss", kl_estimator="k3"),
-    dict(baseline="leave_one_out", normalise="none", mean_over="sequence", kl_in="reward", kl_estimator="k1"),
-    dict(baseline="none", normalise="batch_std", mean_over="fixed_length", kl_in="reward", kl_estimator="k1"),
-    dict(epochs=2, minibatches=2, microbatches=2, kl_estimator="k2", clip_low=0.01, clip_high=0.01, entropy_coef=0.01),
-    dict(objective="gspo", mean_over="sequence", epochs=2, minibatches=2, clip_low=3e-4, clip_high=4e-4, equal_groups="skip"),
-    dict(objective="cispo", returns="to_go", baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k1"),
-    dict(objective="gmpo", mean_over="sequence", equal_groups="resample", max_resamples=1),
-    dict(critic=dict(trunk="separate"), baseline="none", normalise="token_whiten", kl_in="reward", kl_estimator="k2"),
-    dict(critic=dict(trunk="shared", value_coef=0.1), baseline="none", normalise="none", mean_over="sequence"),
+    {"credit.baseline": "group_mean", "credit.normalise": "group_std", "objective.mean_over": "token",
+     "objective.kl.added_to": "loss", "objective.kl.estimator": "k3"},
+    {"credit.baseline": "leave_one_out", "credit.normalise": "none", "objective.mean_over": "sequence",
+     "objective.kl.added_to": "reward", "objective.kl.estimator": "k1"},
+    {"credit.baseline": "none", "credit.normalise": "batch_std", "objective.mean_over": "fixed_length",
+     "objective.kl.added_to": "reward", "objective.kl.estimator": "k1"},
+    {"learner.epochs": 2, "learner.minibatches": 2, "learner.microbatches": 2,
+     "objective.kl.estimator": "k2", "objective.clip_low": 0.01, "objective.clip_high": 0.01,
+     "objective.entropy_coef": 0.01},
+    {"objective.kind": "gspo", "objective.mean_over": "sequence", "learner.epochs": 2,
+     "learner.minibatches": 2, "objective.clip_low": 3e-4, "objective.clip_high": 4e-4,
+     "credit.keep.equal_groups": "skip"},
+    {"objective.kind": "cispo", "credit.returns": "to_go", "credit.baseline": "none",
+     "credit.normalise": "token_whiten", "objective.kl.added_to": "reward",
+     "objective.kl.estimator": "k1"},
+    {"objective.kind": "gmpo", "objective.mean_over": "sequence",
+     "credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 1},
+    {"credit.critic": dict(trunk="separate"), "credit.baseline": "none",
+     "credit.normalise": "token_whiten", "objective.kl.added_to": "reward",
+     "objective.kl.estimator": "k2"},
+    {"credit.critic": dict(trunk="shared", value_coef=0.1), "credit.baseline": "none",
+     "credit.normalise": "none", "objective.mean_over": "sequence"},
 ], ids=lambda choices: "-".join(str(v) for v in choices.values()))
 def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
-  config.rl.update(choices)
+  override(config.rl, choices)
   config.rl.learner.optimizer.warmup_steps, config.rl.objective.kl.coef = 0, 0.1
   assert train(config, tmp_path, plain=True) is not None
   [line] = steps(tmp_path)
   assert all(np.isfinite(v) for k, v in line.items() if k != "stage")
   assert line["logprob_gap"] < 1e-4 and line["grad_norm"] > 0 and line["skipped_in_a_row"] == 0
   assert line["reward/std"] > 0 and line["reward/mine"] == line["reward/mean"]
-  updates = choices.get("epochs", 1) * choices.get("minibatches", 1)
+  updates = choices.get("learner.epochs", 1) * choices.get("learner.minibatches", 1)
   assert arrays(tmp_path / "checkpoints" / "rl" / "1")["['optimizer']['step']"] == updates
   # The first update starts at the reference; later ones have left it, and some ratios leave the narrow bounds.
   assert (line["kl"] > 1e-8) == (updates > 1) and (line["clip_fraction"] > 0) == (updates > 1)
@@ -328,8 +346,7 @@ def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(con
   params = train(config, tmp_path, plain=True)
   run_config, sections = config_lib.check(config)
   stages = earlier.Stages(run_config, sections, workdir_lib.Workdir(tmp_path), run.make_context(run_config))
-  context = stages.run
-  initial, same = context.initial_params(), lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
+  initial, same = stages.run.initial_params(), lambda x, y: all(jax.tree.leaves(jax.tree.map(np.array_equal, x, y)))
   assert same(params, initial) and same(stages.finished("again"), initial) and not same(stages.finished("rl"), initial)
 
 
@@ -347,7 +364,9 @@ def test_eight_devices_compute_what_one_does(config, tmp_path):
 @pytest.fixture
 def ahead(config):
   """Every field that makes rollouts faster, and a reward with a memory; a checkpoint after every step."""
-  config.rl.update(staleness=1, importance_cap=2.0, int8_rollouts=True, slots=8, num_steps=4)
+  override(config.rl, {
+      "staleness": 1, "objective.importance_cap": 2.0, "rollout.int8": True, "rollout.slots": 8,
+      "num_steps": 4})
   config.rl.rewards = {"moody": {"function": "user_module:Moody"}, "calls": {"function": "user_module:Calls", "weight": 0.0}}
   config.checkpoint.keep = 10
   return config
@@ -397,16 +416,18 @@ def test_one_step_ahead_begins_and_ends_as_a_run_without(config, tmp_path):
 
 
 @pytest.mark.parametrize("choices", [
-    dict(equal_groups="resample", max_resamples=6), dict(equal_groups="resample", max_resamples=6, staleness=1),
-    dict(critic=dict(trunk="separate", warmup_steps=1), baseline="none", normalise="token_whiten", kl_in="reward")],
+    {"credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 6},
+    {"credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 6, "staleness": 1},
+    {"credit.critic": dict(trunk="separate", warmup_steps=1), "credit.baseline": "none",
+     "credit.normalise": "token_whiten", "objective.kl.added_to": "reward"}],
     ids=lambda choices: "-".join(choices))
 def test_dynamic_sampling_and_critics_resume_to_the_same_bits(config, tmp_path, choices):
-  config.rl.update(num_steps=4, **choices)
+  override(config.rl, {"num_steps": 4, **choices})
   config.checkpoint.keep = 10
   set_reward(config, "user_module:sometimes")
   train(config, tmp_path / "whole", plain=True)
   lines = steps(tmp_path / "whole")
-  if "equal_groups" in choices:  # More prompts were needed, and found.
+  if "credit.keep.equal_groups" in choices:  # More prompts were needed, and found.
     assert 1 <= max(line["resample/rounds"] for line in lines) <= 6
     assert all(0 < line["resample/kept"] <= 1 and line["grad_norm"] > 0 for line in lines)
   else:
@@ -511,7 +532,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_
 ])
 def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monkeypatch, changes, message):
   # Also what only the second stage needs: nobody should learn of it after the first one's hours.
-  monkeypatch.setattr(run, "initial_params", lambda context: pytest.fail("the parameters were made"))
+  monkeypatch.setattr(Context, "initial_params", lambda self: pytest.fail("the parameters were made"))
   good = config.copy_and_resolve_references()
   config.stages = ("sft", "rl")
   for field, value in changes.items():
@@ -535,7 +556,7 @@ def test_another_runs_folder_is_refused_and_a_changed_detail_is_told(config, tmp
   assert notes == []
   config.rl.learner.optimizer.learning_rate = 0.5
   folder.claim(config, notes.append)
-  assert notes == ["Resuming with a changed config: rl.optimizer.learning_rate was 0.0003 and is 0.5."]
+  assert notes == ["Resuming with a changed config: rl.learner.optimizer.learning_rate was 0.0003 and is 0.5."]
   before = (tmp_path / "run" / "config.json").read_bytes()
   config.seed, config.policy.args.width = 1, 64
   with pytest.raises(ValueError, match="another run: policy.args.width was 32 and is 64, seed was 0 and is 1. Nothing was touched"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_reason.arrays import Inputs
 from rl_reason.models import transformer
 from rl_reason.models.attention import attention, rope_frequencies, Sharing, visible
 from rl_reason.models.config import ModelConfig, RopeScaling, small
@@ -124,8 +125,8 @@ def plain_rows():
 def grouped(config, remat="none"):
   """jitted (params, prompts, completions) -> hidden states of prompts and of completions, and the prompts' keys."""
   def run(params, prompts, completions):
-    prompt_hidden, prefix = forward(config, params, prompts, PROMPT_LENGTHS, remat=remat)
-    hidden, _ = forward(config, params, completions, LENGTHS, prefix, remat=remat)
+    prompt_hidden, prefix = forward(config, params, Inputs(prompts, PROMPT_LENGTHS), remat=remat)
+    hidden, _ = forward(config, params, Inputs(completions, LENGTHS), prefix, remat=remat)
     return prompt_hidden, hidden, prefix
   return jax.jit(run)
 
@@ -164,12 +165,12 @@ def test_grouped_and_plain_layouts_agree_in_values_and_gradients(draw_params):
   weights *= (np.arange(5) < LENGTHS[:, None])[..., None]
 
   def loss_grouped(params):
-    _, prefix = forward(RICH, params, PROMPTS, PROMPT_LENGTHS)
-    hidden, _ = forward(RICH, params, COMPLETIONS, LENGTHS, prefix)
+    _, prefix = forward(RICH, params, Inputs(PROMPTS, PROMPT_LENGTHS))
+    hidden, _ = forward(RICH, params, Inputs(COMPLETIONS, LENGTHS), prefix)
     return jnp.sum(weights * hidden)
 
   def loss_plain(params):
-    hidden, _ = forward(RICH, params, rows, lengths)
+    hidden, _ = forward(RICH, params, Inputs(rows, lengths))
     start = np.repeat(PROMPT_LENGTHS, 3)
     own = jnp.take_along_axis(hidden, (start[:, None] + np.arange(5))[..., None], axis=1)
     return jnp.sum(weights * own)
@@ -345,7 +346,7 @@ def test_eight_bits_by_hand():
 def test_rematerialisation_changes_no_gradient(draw_params):
   params = draw_params(BASE)
   def loss(params, remat):
-    hidden, _ = forward(BASE, params, COMPLETIONS, LENGTHS, remat=remat)
+    hidden, _ = forward(BASE, params, Inputs(COMPLETIONS, LENGTHS), remat=remat)
     return jnp.sum(jnp.square(hidden) * jnp.arange(32))
   expected, *others = jax.jit(lambda p: [jax.grad(loss)(p, remat) for remat in ("none", "dots", "full")])(params)
   for grads in others:
@@ -356,7 +357,7 @@ def test_rematerialisation_keeps_less(draw_params):
   # What a layer scan hands to the backward pass: "full" keeps each layer's input alone, "none" also its products.
   params = draw_params(BASE)
   def kept(remat):
-    loss = lambda p: jnp.sum(forward(BASE, p, COMPLETIONS, LENGTHS, remat=remat)[0])
+    loss = lambda p: jnp.sum(forward(BASE, p, Inputs(COMPLETIONS, LENGTHS), remat=remat)[0])
     _, vjp = jax.eval_shape(lambda p: jax.vjp(loss, p), params)
     return sum(x.size for x in jax.tree.leaves(vjp))
   assert kept("full") < kept("dots") < kept("none")
@@ -382,10 +383,10 @@ def test_initial_parameters():
 
 def test_bfloat16_is_close_and_logits_stay_float32(draw_params):
   params = draw_params(BASE)
-  run = jax.jit(lambda p: forward(BASE, p, COMPLETIONS, LENGTHS, dtype=jnp.bfloat16)[0])
+  run = jax.jit(lambda p: forward(BASE, p, Inputs(COMPLETIONS, LENGTHS), dtype=jnp.bfloat16)[0])
   hidden = run(params)
   assert hidden.dtype == jnp.bfloat16 and unembed(BASE, params, hidden).dtype == jnp.float32
-  exact = jax.jit(lambda p: forward(BASE, p, COMPLETIONS, LENGTHS)[0])(params)
+  exact = jax.jit(lambda p: forward(BASE, p, Inputs(COMPLETIONS, LENGTHS))[0])(params)
   np.testing.assert_allclose(np.asarray(hidden, np.float32)[0], exact[0], atol=0.1)
 
 
@@ -408,3 +409,9 @@ def test_small_config_by_hand():
   assert (config.num_heads, config.num_kv_heads, config.head_dim, config.mlp_hidden) == (3, 3, 32, 256)
   with pytest.raises(ValueError, match="num_heads=5 must divide width=96"):
     small(100, width=96, num_layers=3, num_heads=5)
+
+
+def test_images_are_refused_by_a_model_that_cannot_see():
+  images = np.zeros((2, 1, 4, 4, 3), np.float32)
+  with pytest.raises(ValueError, match=r"images of shape \(2, 1, 4, 4, 3\), and this model has no vision encoder"):
+    forward(BASE, None, Inputs(np.ones((2, 3), np.int32), np.full(2, 3), images))

@@ -25,6 +25,7 @@ import tokenizers
 from tokenizers import models as tokenizer_models
 from tokenizers import pre_tokenizers
 
+from rl_reason.arrays import Inputs
 from rl_reason.experiments.benchmarks import shapes
 from rl_reason.models import pretrained, transformer
 from rl_reason.models.config import ModelConfig
@@ -66,7 +67,7 @@ def make_params(config: ModelConfig, eos_probability: float, seed: int = 0) -> P
 
   # The rest of the stream moves the norm a little: h₀ and the other tokens' log-sum-exp are measured, not derived.
   tokens = rng.integers(2, config.vocab_size, (4, 32))
-  hidden, _ = transformer.forward(config, params, tokens, np.full(4, 32))
+  hidden, _ = transformer.forward(config, params, Inputs(tokens, np.full(4, 32)))
   first = float(np.mean(hidden[..., 0]))
   params["embedding"][PAD, 0] = _NEVER / first
   eos_logit = _NEVER

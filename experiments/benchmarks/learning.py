@@ -17,6 +17,7 @@ held-out pass@1 -0.012 (-0.082 to 0.057): 0.853, 0.821, 0.948 against 0.839, 0.8
 import argparse
 from collections.abc import Mapping, Sequence
 import contextlib
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -27,6 +28,7 @@ from matplotlib import figure
 import ml_collections
 import numpy as np
 
+from rl_reason.config.overrides import override
 from rl_reason.evaluation import estimates
 from rl_reason.evaluation.accuracy import evaluate
 from rl_reason.experiments import algorithms
@@ -44,15 +46,17 @@ from rl_reason.train import train
 
 SYSTEMS = {"ours": "rl_reason", "trl": "TRL"}
 # What TRL's defaults have otherwise: one update a rollout, and schedules that count their steps differently.
-SAME = dict(minibatches=1, optimizer=dict(learning_rate=2e-4, schedule="constant", warmup_steps=0, args=dict(
-    weight_decay=0.0)))
+SAME = {
+    "learner.minibatches": 1,
+    "learner.optimizer": dict(learning_rate=2e-4, schedule="constant", warmup_steps=0,
+                              args=dict(weight_decay=0.0)),
+}
 
 
 def get_config(size: str = "full") -> ml_collections.ConfigDict:
   c = algorithms.get_config("grpo" if size == "full" else f"grpo-{size}")
   c.evaluation.every = 0
-  for name, value in SAME.items():
-    c.rl[name] = ml_collections.ConfigDict(value) if isinstance(value, Mapping) else value
+  override(c.rl, SAME)
   return c
 
 
@@ -73,14 +77,17 @@ def compare(config: ml_collections.ConfigDict, folder: Path, python: Path) -> di
     # The policy that both start from, and the prompts in the order in which our stage takes them.
     pretrained.save(warm, context.policy.config, stages.finished("sft"))
     context.policy.tokenizer.save(warm)
-    batches = pipeline.batches(context.task.train, batch_size=rl.prompts_per_step, seed=context.stream_seed("rl", "data"))
+    batches = pipeline.batches(context.task.train, batch_size=rl.rollout.prompts,
+                               seed=context.stream_seed("rl", "data"))
     with (warm / "prompts.jsonl").open("w") as file:
       for problem in itertools.chain.from_iterable(itertools.islice(batches, rl.num_steps)):
         file.write(json.dumps(dict(prompt=problem.prompt, reference=problem.reference)) + "\n")
     write(warm / "settings.json", dict(
-        num_steps=rl.num_steps, prompts=rl.prompts_per_step, completions=rl.group_size, max_tokens=rl.sampling.max_tokens,
-        temperature=rl.sampling.temperature, kl_coef=rl.kl_coef, clip=rl.clip_high,
-        learning_rate=rl.optimizer.learning_rate, max_grad_norm=rl.optimizer.max_grad_norm, seed=checked.seed))
+        num_steps=rl.num_steps, prompts=rl.rollout.prompts, completions=rl.rollout.group_size,
+        max_tokens=rl.rollout.sampling.max_tokens, temperature=rl.rollout.sampling.temperature,
+        kl_coef=rl.objective.kl.coef, clip=rl.objective.clip_high,
+        learning_rate=rl.learner.optimizer.learning_rate,
+        max_grad_norm=rl.learner.optimizer.max_grad_norm, seed=checked.seed))
     with (folder / "trl.log").open("w") as log:
       status = subprocess.run(
           [str(python), str(HERE / "learning_trl.py"), str(warm), str(folder / "trl")], stdin=subprocess.DEVNULL, stdout=log,
@@ -89,7 +96,9 @@ def compare(config: ml_collections.ConfigDict, folder: Path, python: Path) -> di
       raise SystemExit(f"TRL ended with status {status}; {folder / 'trl.log'} says why.")
   with context.partitioning.use():
     params = pretrained.load(after, shardings=context.param_shardings)
-    judged = evaluate(checked.evaluation, context, params, report=say).metrics
+    judged = evaluate(
+        checked.evaluation, context.sampler, context.task.heldout, params,
+        rng=functools.partial(context.rng, "evaluation"), report=say).metrics
   lines = [m for m in read_metrics(folder / "ours") if m["stage"] == "rl"]
   return {
       "ours": {"reward": [m["reward/mean"] for m in lines if "reward/mean" in m],

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.experiments.benchmarks import inputs, shapes
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 
 
@@ -44,7 +44,7 @@ def measure(settings: Settings, model: Mapping[str, Any] = shapes.SMALL, *, roun
   config = inputs.model_config({**model, "max_positions": settings.prompt_tokens + settings.max_tokens})
   params = jax.device_put(inputs.make_params(config, inputs.hazard(dict(stop_half_by=0.25, max_tokens=settings.max_tokens))))
   rng = np.random.default_rng(0)
-  prompts = PromptBatch(rng.integers(2, config.vocab_size, (settings.prompts, settings.prompt_tokens), np.int32),
+  prompts = Inputs(rng.integers(2, config.vocab_size, (settings.prompts, settings.prompt_tokens), np.int32),
                         np.full(settings.prompts, settings.prompt_tokens, np.int32))
   seconds, grown = [], []
   for _ in range(1 + rounds):

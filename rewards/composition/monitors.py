@@ -120,11 +120,11 @@ MONITORS: dict[str, Kind] = {
         length_drift, {"length": "completion/length"}, 2.0, 20,
         "Completions are that many times as long, or as short, as in the first steps: the reward pays for length itself,"
         " or for stopping at once.",
-        "look at samples/; add overlong_penalty or relative_length, or raise kl_coef"),
+        "look at samples/; add overlong_penalty or relative_length, or raise objective.kl.coef"),
     "repetition": Kind(
         repetition, {"share": "completion/repetition"}, 0.3, 10,
         "This share of 4-grams repeats an earlier one of the same completion: the policy loops.",
-        "look at samples/; clip or lower the reward that rises with it, or raise kl_coef"),
+        "look at samples/; clip or lower the reward that rises with it, or raise objective.kl.coef"),
     "divergence": Kind(
         divergence, {"learned": "", "verifier": ""}, 1.0, 20,
         "The learned reward rises while the verifier falls: the policy finds what the reward model likes and not what is"
@@ -137,15 +137,15 @@ MONITORS: dict[str, Kind] = {
     "rate_collapse": Kind(
         rate_collapse, {"rate": ""}, 0.5, 10,
         "That share of the base rate is gone: the policy has nearly stopped giving this prediction.",
-        "lower the penalty for the mistake that it avoids, or raise kl_coef, and go back to an earlier checkpoint"),
+        "lower the penalty for the mistake that it avoids, or raise objective.kl.coef, and go back to an earlier checkpoint"),
     "vanishing": Kind(
         vanishing, {"value": ""}, 0.0, 5,
         "In no step of the window did it reach `least`, below which it has no effect; of token_reward/positive or /negative:"
         " the token model is sure of nothing, and the policy learns from noise or not at all.",
-        "let the model behind it learn longer (token_reward.warmup_steps), faster, or from more completions"),
+        "let the model behind it learn longer (credit.token_model.warmup_steps), faster, or from more completions"),
 }
 ACTIONS = ("warn", "stop")
-_TOTALS = ("mean", "std", "equal_groups")  # "reward/..." metrics that are no component's: stages/policy_gradient.py.
+_TOTALS = ("mean", "std", "equal_groups")  # "reward/..." metrics that are no component's: stages/groups.py.
 FIELDS = ("monitor", "threshold", "window", "action", "args")
 
 

@@ -11,7 +11,7 @@ import flax.struct
 from jaxtyping import Bool, Int
 import numpy as np
 
-from rl_reason.arrays import length_mask, TextBatch
+from rl_reason.arrays import Inputs, length_mask, TextBatch
 from rl_reason.batches.packing import Packing, row_size
 from rl_reason.batches.prompts import encode_prompts, pad_rows
 from rl_reason.models.tokenizer import Tokenizer
@@ -126,6 +126,6 @@ def to_batch(
   # Places of learnt tokens first: logits exist nowhere else.
   targets = np.argsort(~learnt, axis=1, kind="stable")[:, :row_size(counts, rows.size)].astype(np.int32)
   return TextBatch(
-      tokens=rows.pack(examples.tokens), lengths=rows.row_lengths, segments=rows.segments, targets=targets,
+      inputs=Inputs(rows.pack(examples.tokens), rows.row_lengths), segments=rows.segments, targets=targets,
       target_lengths=counts, token_weights=np.where(
           length_mask(counts, targets.shape[1]), np.take_along_axis(weights, targets, axis=1), 0.0).astype(np.float32))

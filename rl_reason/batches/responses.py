@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool
 import numpy as np
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.batches import packing
 from rl_reason.batches.prompts import pad_rows
 from rl_reason.judges.critiques import Critiques
@@ -168,7 +168,7 @@ class Layout:
         places[p, g, :len(at)] = (rooms.row[i] - p * per_prompt) * rooms.size + rooms.start[i] + np.array(at)
         mask[p, g, :len(at)] = True
     longest = max(len(r.prompt) for r in rows)
-    prompts = PromptBatch(
+    prompts = Inputs(
         pad_rows([r.prompt for r in rows], min(-(-longest // self.bucket) * self.bucket, self.max_prompt_tokens)),
         np.array([len(r.prompt) for r in rows], np.int32))
     return ResponseBatch(prompts, rooms.pack(tokens), rooms.row_lengths, places, rooms.pack(owners), rooms.segments), mask

@@ -5,16 +5,18 @@
     python -m rl_reason.claims --stale     # Those whose config or code changed since, or that were never measured.
     python -m rl_reason.claims --list      # What there is, and what changed.
     python -m rl_reason.claims experiments/NAME.py:tiny    # A rehearsal, with this argument for every arm's config.
+    python -m rl_reason.claims --canary    # Rehearses every arm: are the last losses those in the records?
 
-The same command continues what was stopped. Results are in experiments/results/, a rehearsal's in its workdir.
+The same command continues what was stopped, but for --canary, whose runs are not kept. Results are in experiments/results/, a rehearsal's in its workdir.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 import sys
+import tempfile
 
-from rl_reason.claims import declaration, judgement, plan, results, runs
+from rl_reason.claims import canary, declaration, judgement, plan, results, runs
 from rl_reason.claims.declaration import Experiment
 from rl_reason.config.checks import at_least, one_of
 from rl_reason.reporting.progress import Progress
@@ -57,8 +59,28 @@ def measure(
   return True
 
 
+def rehearse(
+    chosen: Sequence[tuple[Experiment, Sequence[str]]], progress: Progress, *, jobs: int | None = None, store: bool = False,
+) -> int:
+  """Rehearses these claims, an experiment at a time, and compares. Returns the exit status."""
+  good = True
+  for experiment, names in chosen:
+    with tempfile.TemporaryDirectory() as workdir:
+      now = canary.rehearse(experiment, names, jobs, progress, Path(workdir))
+    if now is None:
+      progress.note("Stopped: the experiments before this one are compared.")
+      return 130
+    for name in names:
+      good &= canary.check(experiment, name, now[name], progress, store=store)
+  return int(not good)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit status: 1 if a claim has no verdict, for runs are missing or cannot be compared; 130 if stopped."""
+  """Returns the exit status: 130 if it was stopped.
+
+  1 if a claim has no verdict, for runs are missing or cannot be compared; with --canary, if an
+  arm computes other losses than those in the record.
+  """
   parser = argparse.ArgumentParser(
       prog="python -m rl_reason.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("experiments", nargs="*", metavar="experiments/NAME.py[:argument]")
@@ -69,19 +91,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--all", action="store_true", help="every experiment that states a claim")
   parser.add_argument("--stale", action="store_true", help="only claims whose config or code changed since the result")
   parser.add_argument("--list", action="store_true", help="show the claims and their results, run nothing")
+  parser.add_argument("--canary", action="store_true", help=(
+      "rehearse every arm and compare its last losses with the record's, or store them where it has none"))
+  parser.add_argument("--store", action="store_true", help="with --canary: store the losses in place of the record's")
   args = parser.parse_args(argv)
   with errors_in_one_line():
     if args.seeds is not None:
       at_least(2, seeds=args.seeds)
     if args.jobs is not None:
       at_least(1, jobs=args.jobs)
-    chosen = _choose(args.experiments, all_of_them=args.all or not args.experiments and (args.list or args.stale))
+    chosen = _choose(args.experiments, all_of_them=
+                     args.all or not args.experiments and (args.list or args.stale or args.canary))
     known = {name for experiment, _ in chosen for name in experiment.claims}
     for name in args.claim or ():
       one_of(sorted(known), claim=name)
     todo = [(e, [n for n in e.claims if n in (args.claim or e.claims) and (not args.stale or results.stale(e, n))], argument)
             for e, argument in chosen]
+    if args.store and not args.canary:
+      raise ValueError("--store stores the losses of rehearsals, and without --canary there are none: add --canary.")
     with Progress(seconds_between_lines=10.0) as progress:
+      if args.canary:
+        return rehearse([(e, names) for e, names, _ in todo if names], progress, jobs=args.jobs, store=args.store)
       if args.list:
         progress.table("Claims", ["claim", "verdict", "measured", "changed since"], [
             _line(e, name) for e, names, _ in todo for name in names])

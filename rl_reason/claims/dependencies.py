@@ -1,102 +1,164 @@
-"""Which code a run depends on, and its digests: by them a result is known to be stale.
+"""Says which code a run depends on, by digests: a result is stale when they are no longer the same.
 
-Counted are the modules that a run imports, from rl_reason.train on, but of a registry (REWARDS, STAGES, SOURCES, ...) only
-the entries that the config names: else every new reward would make every result stale. Not counted are what only shows a
-run, comments, docstrings and blank lines. What a claim's result could depend on, and is not counted: the libraries below,
-whose versions are recorded, and files of data, which a config names by path.
+Counted is each definition (a function, a class or a value at a module's top) that a run's entry
+point reaches by name, directly or through others. The digests do not depend on places: what only
+moves, or is imported in another way, makes nothing stale.
+
+  - Of a registry such as REWARDS = {"key": function, ...} only the entries that the config names
+    are counted: else every new reward would make every result stale.
+  - Of a module that is used as a value, as the stages in STAGES are, the definitions are counted
+    whose names are used as attributes somewhere: `build` for `STAGES[kind].build(...)`.
+  - What a module does when it is imported, beside defining names, is counted once one of its
+    definitions is.
+  - Modules that only show a run (sources.SHOWS) are not counted.
+
+A result could also depend on the libraries below, whose versions a record holds, and on files of
+data, which a config names by path. Neither is counted.
 """
 
-import ast
 from collections.abc import Iterable, Mapping, Sequence
-import dataclasses
-import functools
-import hashlib
-import importlib.util
-import io
-import json
-from pathlib import Path
-import tokenize
 from typing import Any
 
-# What shows a run or refuses it, and cannot change its numbers.
-SHOWS = tuple(f"rl_reason.{name}" for name in (
-    "compilation", "memory", "plots", "profiling", "progress", "report"))
+from rl_reason.claims import sources as sources_lib
+from rl_reason.claims.definitions import Definition, Module
+from rl_reason.claims.sources import digest
+from rl_reason.claims.syntax import PATH, Piece
+
+START = "rl_reason.train:main"
+STATEMENTS = "(statements)"  # The entry of what modules do when they are imported.
 
 
-def digest(content: Any) -> str:
-  """12 hexadecimal digits of anything that JSON holds."""
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def code(config: Mapping[str, Any], functions: Iterable[str] = (), start: str = "rl_reason.train") -> dict[str, str]:
-  """Module -> digest, of the modules that a run with this config depends on.
+def code(
+    config: Any, functions: Iterable[str] = (), start: Sequence[str] = (START,),
+) -> dict[str, str]:
+  """Digests the definitions that a run with this config depends on.
 
   Args:
-    config: as JSON holds it. Every string and key in it may name an entry of a registry, or be a dotted path.
-    functions: dotted paths beside the config, e.g. a claim's metric.
+    config: one or several, as JSON holds them. Every string and key in it may name an entry of a
+      registry, or be the dotted path of a function.
+    functions: further names and paths, e.g. of a claim's metric.
+    start: dotted paths of the functions that the run begins with; a module's name stands for all
+      of its definitions.
+
+  Returns: a definition's name without its module -> digest. Definitions of the same name share an
+    entry.
+  Raises: ValueError if there is no such start.
   """
   names = frozenset(_names(config)) | frozenset(functions)
-  own = {n.partition(":")[0] for n in names if ":" in n and n.partition(":")[0].replace(".", "").isidentifier()}
-  packages = {module.partition(".")[0] for module in ("rl_reason", start, *own)}
-  found, waiting = {}, [start, *sorted(own)]
-  while waiting:
-    module = waiting.pop()
-    file = None if module in found or module in SHOWS else _file(module)
-    if file is None:
-      continue
-    found[module], imports = read(file, names)
-    # A name that is imported from a package may be a module of it, and a module's package is run with it.
-    waiting += [m for i in imports for m in (i, i.rpartition(".")[0]) if m.partition(".")[0] in packages]
-  return dict(sorted(found.items()))
+  paths = sorted(n for n in names if PATH.fullmatch(n))
+  tops = {p.partition(":")[0].partition(".")[0] for p in ("rl_reason", *start, *paths)}
+  reach = _Reach(sources_lib.of_packages(tops), names)
+  for path in start:
+    if not reach.begin(path):
+      raise ValueError(
+          f"A run starts with {path!r}, and there is no such function or module, so what a result"
+          " depends on cannot be told. Correct the path; if the function has moved, in START of"
+          " rl_reason/claims/dependencies.py or MEASURING of results.py.")
+  for path in paths:
+    reach.begin(path)
+  return reach.digests()
 
 
-def read(file: Path, names: frozenset[str]) -> tuple[str, list[str]]:
-  """(digest of a file's code, dotted names that it imports), of registries only the entries in `names`."""
-  parsed = _parse(file, file.stat().st_mtime_ns)
-  chosen = [(key, shown) for key, shown, _ in parsed.entries if key in names]
-  left = {root for key, _, root in parsed.entries if key not in names}
-  left -= parsed.used | {root for key, _, root in parsed.entries if key in names}
-  return digest([parsed.text, chosen]), [dotted for alias, dotted in parsed.imports if alias not in left]
+class _Reach:
+  """The definitions that a run reaches.
 
+  referring: a definition -> the names of those that refer to it, once for each.
+  chosen: a registry -> the entries that are counted, by key.
+  """
 
-@dataclasses.dataclass(frozen=True)
-class _Parsed:
-  """text: code without comments, docstrings, imports and registries. entries: (key, value, the name that it begins with) of
-  all registries. used: names in the code outside of them. imports: (name here, dotted name)."""
-  text: str
-  entries: Sequence[tuple[str, str, str]]
-  used: frozenset[str]
-  imports: Sequence[tuple[str, str]]
+  def __init__(self, sources: sources_lib.Sources, names: frozenset[str]):
+    self.sources, self.names = sources, names
+    self.referring: dict[Definition, list[str]] = {}
+    self.chosen: dict[Definition, dict[str, Piece]] = {}
+    self._modules: dict[Module, None] = {}  # Used as values. A dict: in order.
+    self._begun: dict[Module, None] = {}  # Of which a definition is reached.
+    self._attributes: set[str] = set()
+    self._waiting: list[Definition] = []
 
+  def begin(self, path: str) -> bool:
+    """Reaches a function by its path, or all definitions of a module. False if there is none."""
+    target = self.sources.target(path)
+    if isinstance(target.found, Module):
+      for definition in (*target.found.definitions.values(), *target.found.fallbacks.values()):
+        self._add(definition)
+    elif target.found is not None and target.counted:
+      self._add(target.found)
+    self._finish()
+    return target.found is not None
 
-@functools.lru_cache(maxsize=None)
-def _parse(file: Path, modified: int) -> _Parsed:
-  """Args: modified: when the file was, so that a changed one is read again."""
-  del modified
-  source = file.read_text(encoding="utf-8")
-  tree = ast.parse(source)
-  dropped, entries, used, imports = set(), [], set(), []
-  for statement in tree.body:
-    registry = _registry(statement)
-    entries += [(key, ast.unparse(value), _root(value)) for key, value in registry.items()]
-    if registry:
-      dropped |= _lines(statement)
+  def digests(self) -> dict[str, str]:
+    """One for each name.
+
+    Where definitions share a name, it also says who refers to which: code that now imports the
+    other one depends on other code.
+    """
+    by_name: dict[str, dict[str, list[str]]] = {}
+    for definition, referring in self.referring.items():
+      chosen = self.chosen.get(definition)
+      own = self.sources.digest(definition) if chosen is None else digest(
+          sorted([key, self.sources.digest_piece(piece)] for key, piece in chosen.items()))
+      by_name.setdefault(definition.name, {}).setdefault(own, []).extend(referring)
+    found = {
+        name: next(iter(same)) if len(same) == 1 else digest(
+            sorted([own, sorted(referring)] for own, referring in same.items()))
+        for name, same in by_name.items()}
+    statements = {self.sources.digest_piece(module.read(s))
+                  for module in self._begun for s in module.statements}
+    return dict(sorted(found.items())) | (
+        {STATEMENTS: digest(sorted(statements))} if statements else {})
+
+  def _finish(self) -> None:
+    """Follows what waits, and then what modules that are used as values are asked for."""
+    while self._waiting:
+      while self._waiting:
+        self._enter(self._waiting.pop())
+      for module in list(self._modules):
+        # A package's own names are also those that it takes from its modules.
+        names = {*module.definitions, *(module.imports if module.is_package else ())}
+        for name in sorted(names & self._attributes):
+          target = self.sources.target(f"{module.name}:{name}")
+          if isinstance(target.found, Definition) and target.counted:
+            self._add(target.found)
+
+  def _add(self, definition: Definition) -> None:
+    if definition not in self.referring:
+      self.referring[definition] = []
+      self._waiting.append(definition)
+
+  def _enter(self, definition: Definition) -> None:
+    if definition.module not in self._begun:
+      self._begun[definition.module] = None
+      for statement in definition.module.statements:
+        self._follow(definition.module.read(statement), STATEMENTS)
+    if self.sources.entries(definition):
+      self.chosen.setdefault(definition, {})
+      self._choose(definition, self.names)
     else:
-      used |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
-  for node in ast.walk(tree):
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-      dropped |= _lines(node)
-      prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-      imports += [(alias.asname or alias.name, prefix + alias.name) for alias in node.names]
-    elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-      if ast.get_docstring(node, clean=False) is not None:
-        dropped |= _lines(node.body[0])
-  lines = source.splitlines()
-  for token in tokenize.generate_tokens(io.StringIO(source).readline):
-    if token.type == tokenize.COMMENT:
-      lines[token.start[0] - 1] = lines[token.start[0] - 1][:token.start[1]]
-  text = [line.rstrip() for number, line in enumerate(lines, 1) if number not in dropped and line.strip()]
-  return _Parsed("\n".join(text), entries, frozenset(used), imports)
+      self._follow(self.sources.piece(definition), definition.name)
+
+  def _choose(self, registry: Definition, keys: Iterable[str]) -> None:
+    entries, chosen = self.sources.entries(registry), self.chosen.setdefault(registry, {})
+    for key in sorted({*entries}.intersection(keys) - {*chosen}):
+      chosen[key] = entries[key]
+      self._follow(entries[key], registry.name)
+
+  def _follow(self, piece: Piece, name: str) -> None:
+    self._attributes |= piece.attributes
+    words, registries = set(piece.strings), []
+    for target in self.sources.references(piece):
+      self._attributes.update(target.text.split(".")[1:])
+      if isinstance(target.found, Module):
+        self._modules[target.found] = None
+      else:
+        self._add(target.found)
+        self.referring[target.found].append(name)
+        if self.sources.entries(target.found):
+          registries.append(target.found)
+        elif target.found.kind == "value":
+          words |= self.sources.piece(target.found).strings
+    # Code names entries too: LABELS[LABELS_OF_LOSS.get(loss, "scores")].
+    for registry in registries:
+      self._choose(registry, words)
 
 
 def _names(config: Any) -> Iterable[str]:
@@ -109,35 +171,3 @@ def _names(config: Any) -> Iterable[str]:
   elif isinstance(config, (list, tuple)):
     for value in config:
       yield from _names(value)
-
-
-@functools.cache
-def _file(module: str) -> Path | None:
-  """The module's source; None for what is no module, such as a function's name, or has no source."""
-  try:
-    spec = importlib.util.find_spec(module)
-  except (ImportError, AttributeError, ValueError):
-    return None
-  return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
-
-
-def _registry(node: ast.stmt) -> dict[str, ast.expr]:
-  """The entries of NAME = {"key": function, ...} at the top of a module, else {}."""
-  targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-  if not (len(targets) == 1 and isinstance(targets[0], ast.Name) and targets[0].id.isupper()
-          and isinstance(node.value, ast.Dict)):
-    return {}
-  keys, values = node.value.keys, node.value.values
-  plain = all(isinstance(k, ast.Constant) and isinstance(k.value, str) for k in keys) and all(
-      isinstance(v, (ast.Name, ast.Attribute)) for v in values)
-  return {k.value: v for k, v in zip(keys, values)} if plain else {}
-
-
-def _root(value: ast.expr) -> str:
-  while isinstance(value, ast.Attribute):
-    value = value.value
-  return value.id if isinstance(value, ast.Name) else ""
-
-
-def _lines(node: ast.AST) -> set[int]:
-  return set(range(node.lineno, node.end_lineno + 1))

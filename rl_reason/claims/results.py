@@ -17,6 +17,9 @@ from rl_reason.run.workdir import Workdir
 
 COLUMNS = ("claim", "of", "compared", "effect (95 %)", "threshold", "could have seen", "verdict", "measured")
 BEGIN, END = "<!-- claims: generated, do not edit -->", "<!-- /claims -->"
+# Where a run's numbers come from, beside the claim's metric functions.
+MEASURING = ("rl_reason.claims.measures:measure", "rl_reason.claims.measures:totals")
+WRITTEN = ("README.md", "experiments/results")  # What measuring a claim writes itself.
 RUNNING = ("checkpoint", "logging", "mesh")  # Sections that say how a run is run, not what it does.
 
 
@@ -42,14 +45,15 @@ def read(experiment: Experiment, name: str) -> dict[str, Any] | None:
 
 
 def state(experiment: Experiment, name: str) -> dict[str, Any]:
-  """What decides about the result, as it is now: test (the declaration), configs by arm, code (module -> digest)."""
+  """Returns what decides about the result, as it is now.
+
+  test: the declaration. configs: by arm. code: definition -> digest, of all arms together.
+  """
   claim = experiment.claims[name]
   configs = {arm: to_json(config) for arm, config in experiment.configs[name].items()}
-  code = {}
-  for config in configs.values():
-    code |= dependencies.code(config)
   functions = [metric.function for metric in (claim.metric, *claim.also.values())]
-  code |= dependencies.code({}, functions, start="rl_reason.claims.measures")
+  code = dependencies.code(
+      list(configs.values()), functions, start=(dependencies.START, *MEASURING))
   return {"test": claim.test(), "configs": {k: _what(c) for k, c in configs.items()}, "code": code}
 
 
@@ -64,6 +68,8 @@ def record(
   claim, now, before = experiment.claims[name], state(experiment, name), read(experiment, name)
   versions = next((json.loads(p.read_text()) for r in planned if (p := r.folder / "versions.json").exists()), {})
   verdict = judgement.judge(claim, measured, seeds)
+  # The losses of rehearsals, of this very code and these configs, or none: see canary.py.
+  kept = before and "canary" in before and all(before[k] == now[k] for k in ("configs", "code"))
   return {
       "experiment": experiment.name, "name": name, "verdict": verdict.verdict, "reason": verdict.reason,
       "claim": {k: v for k, v in to_json(claim).items() if k != "arms"}, "seeds": seeds, **now,
@@ -74,10 +80,11 @@ def record(
       "runs": to_json([*measured]), "earlier": _earlier(before, now, seeds),
       # Stages that runs share are counted once.
       "seconds": round(sum(map(runs.seconds, {folder for run in planned for folder in runs.lineage(run.folder)}))),
-      "commit": provenance.commit(root, beside=("README.md", "experiments/results")),
+      "commit": provenance.commit(root, beside=WRITTEN),
       "command": " ".join(["python -m rl_reason.claims", *map(shlex.quote, sys.argv[1:])]),
       "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-      "machine": provenance.machine(versions.get("device", "cpu")), "versions": versions}
+      "machine": provenance.machine(versions.get("device", "cpu")), "versions": versions,
+      **({"canary": before["canary"]} if kept else {})}
 
 
 def write(experiment: Experiment, name: str, content: Mapping[str, Any], where: Path | None = None) -> Path:
@@ -92,8 +99,9 @@ def stale(experiment: Experiment, name: str) -> list[str]:
   if before is None:
     return ["never measured"]
   now = state(experiment, name)
-  modules = sorted(m for m in {*before["code"], *now["code"]} if before["code"].get(m) != now["code"].get(m))
-  return [*_changes(before, now), *(f"code of {m}" for m in modules)]
+  changed = sorted(
+      k for k in {*before["code"], *now["code"]} if before["code"].get(k) != now["code"].get(k))
+  return [*_changes(before, now), *(f"code of {k}" for k in changed)]
 
 
 def shorten(changes: Sequence[str]) -> str:

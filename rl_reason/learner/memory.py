@@ -7,11 +7,11 @@ from rl_reason.arrays import LearnerState
 from rl_reason.models import lora
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.memory import (
-  _batch_ways,
-  _layer_bytes,
-  _logits,
-  _token_bytes,
+  batch_ways,
+  layer_bytes,
+  logits_part,
   saved_activations,
+  token_bytes,
 )
 from rl_reason.runtime.memory import Batch, Part, sharded_bytes
 from rl_reason.runtime.sharding import Partitioning
@@ -46,7 +46,7 @@ def update_parts(
   if remat != "full":
     cure += ", set remat='full'" if remat == "dots" else ", set remat='dots' or 'full'"
   return [Part("activations", saved + everything / model.num_layers, cure, "update"),
-          _logits(model, partitioning, batch.completions * batch.completion_tokens, "update", "raise microbatches")]
+          logits_part(model, partitioning, batch.completions * batch.completion_tokens, "update", "raise microbatches")]
 
 
 def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype) -> list[Part]:
@@ -54,8 +54,8 @@ def scoring_parts(model: ModelConfig, partitioning: Partitioning, batch: Batch, 
   arrays are there at a time."""
   cure = "raise microbatches"
   tokens = batch.completions * batch.completion_tokens
-  layer = _layer_bytes(model, partitioning, tokens, batch.prompt_tokens + batch.completion_tokens, dtype)
-  prompts = _token_bytes(model, partitioning, dtype) * batch.prompts * batch.prompt_tokens
-  return [Part("activations of scoring", (layer + prompts) / _batch_ways(partitioning, batch.completions),
+  layer = layer_bytes(model, partitioning, tokens, batch.prompt_tokens + batch.completion_tokens, dtype)
+  prompts = token_bytes(model, partitioning, dtype) * batch.prompts * batch.prompt_tokens
+  return [Part("activations of scoring", (layer + prompts) / batch_ways(partitioning, batch.completions),
                cure, "scoring"),
-          _logits(model, partitioning, tokens, "scoring", cure)]
+          logits_part(model, partitioning, tokens, "scoring", cure)]

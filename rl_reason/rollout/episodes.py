@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Int, PRNGKeyArray
 import numpy as np
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import pad_rows
 from rl_reason.config.checks import at_least
 from rl_reason.models.config import ModelConfig
@@ -29,7 +29,7 @@ from rl_reason.types import Params, Problem
 class EnvironmentSection:
   """Who answers what a policy writes, wherever completions are sampled: they become episodes (rollout.episodes).
 
-  source: a name in envs.ENVIRONMENTS or the dotted path of a function that returns one; args: its arguments.
+  source: a name in envs.registry.ENVIRONMENTS or the dotted path of a function that returns one; args: its arguments.
   max_turns, turn_tokens, answer_tokens: rollout.episodes.Environment. A `sampling` section's max_tokens is a whole episode's
     and its stop strings end turns.
   """
@@ -80,7 +80,7 @@ class Environment:
 
 
 def play(
-    config: ModelConfig, params: Params, prompts: PromptBatch, sampling: Sampling, *, environment: Environment,
+    config: ModelConfig, params: Params, prompts: Inputs, sampling: Sampling, *, environment: Environment,
     problems: Sequence[Problem], tokenizer: Tokenizer, group_size: int, rng: PRNGKeyArray, slots: int = 0,
     on_finished: Callable[[Completions, Int[np.ndarray, "N"]], None] | None = None, **options: Any,
 ) -> Completions:
@@ -111,7 +111,7 @@ def play(
       contexts = [texts[i] + out.tokens[i, :out.lengths[i]].tolist() for i in going]
       contexts += contexts[:1] * (_few_sizes(len(going), len(texts)) - len(going))
       width = prompts.tokens.shape[1] + turn * (environment.turn_tokens + environment.answer_tokens)
-      read, size = PromptBatch(pad_rows(contexts, width), np.array(list(map(len, contexts)), np.int32)), 1
+      read, size = Inputs(pad_rows(contexts, width), np.array(list(map(len, contexts)), np.int32)), 1
     else:
       read, size = prompts, group_size
     options["slots"] = min(slots, len(read.lengths) * size)

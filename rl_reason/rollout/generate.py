@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import numpy as np
 
-from rl_reason.arrays import PromptBatch, sampled_mask
+from rl_reason.arrays import Inputs, sampled_mask
 from rl_reason.models.attention import Sharing
 from rl_reason.models.config import ModelConfig
 from rl_reason.rollout import decode
@@ -45,7 +45,7 @@ class Completions:
 def generate(
     config: ModelConfig,
     params: Params,
-    prompts: PromptBatch,
+    prompts: Inputs,
     sampling: Sampling,
     *,
     group_size: int,
@@ -160,7 +160,7 @@ def blank_completions(count: int, size: int) -> Completions:
       behaviour_logprobs=np.zeros((count, size), np.float32), logprobs=np.zeros((count, size), np.float32))
 
 
-def _rows(prompts: PromptBatch, groups: Int[np.ndarray, "N"]) -> PromptBatch:
+def _rows(prompts: Inputs, groups: Int[np.ndarray, "N"]) -> Inputs:
   return jax.tree.map(lambda x: x[groups], prompts)
 
 

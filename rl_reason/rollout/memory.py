@@ -1,5 +1,4 @@
-"""Estimates what sampling holds in memory.
-"""
+"""Estimates what sampling holds in memory."""
 
 import dataclasses
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from rl_reason.models import transformer
 from rl_reason.models.config import ModelConfig
-from rl_reason.models.memory import _batch_ways, _layer_bytes, _logits, _token_bytes
+from rl_reason.models.memory import batch_ways, layer_bytes, logits_part, token_bytes
 from rl_reason.rollout.pages import pool_sizes
 from rl_reason.rollout.schedule import capacity, CHUNK_TOKENS, Schedule
 from rl_reason.runtime.memory import Batch, Part, sharded_bytes
@@ -31,7 +30,7 @@ def rollout_parts(
   dtype = jnp.dtype(dtype)
   schedule = Schedule(batch.prompts, batch.group_size, slots)
   completions, prompts = schedule.num_slots, len(schedule.groups)
-  ways, token = _batch_ways(partitioning, completions), _token_bytes(model, partitioning, dtype)
+  ways, token = batch_ways(partitioning, completions), token_bytes(model, partitioning, dtype)
   weights = sharded_bytes(params) * dtype.itemsize / 4
   if int8:  # A byte and not `itemsize` for each of these float32 numbers, and a float32 scale per output.
     for name, inputs in transformer.INPUT_AXES.items():
@@ -48,8 +47,8 @@ def rollout_parts(
 
   def reading(rows, phase):
     """One layer's arrays, and the keys and values that `Prompts` will hold once more."""
-    taken = _layer_bytes(model, partitioning, rows * stretch, room + (stretch if prefill_tokens else 0), dtype)
-    return Part("reading of prompts", (taken + token * rows * room) / _batch_ways(partitioning, rows),
+    taken = layer_bytes(model, partitioning, rows * stretch, room + (stretch if prefill_tokens else 0), dtype)
+    return Part("reading of prompts", (taken + token * rows * room) / batch_ways(partitioning, rows),
                 "lower config.prefill_tokens" if prefill_tokens else "set config.prefill_tokens", phase)
   cache = Part("keys and values of prompts", token * prompts * room / ways, f"lower max_prompt_tokens; {cure}", phase)
   beginning = f"reading of prompts for {phase}"
@@ -59,7 +58,7 @@ def rollout_parts(
       cache,
       Part("keys and values of completions", token * (completions * chunk + past) / ways,
            f"lower sampling.max_tokens; {cure}", phase),
-      _logits(model, partitioning, completions, phase, cure),
+      logits_part(model, partitioning, completions, phase, cure),
       *([reading(max(1, prompts // 4), phase)] if prompts < batch.prompts else []),  # As generate reads them.
       reading(prompts, beginning), dataclasses.replace(cache, phase=beginning),
   ]

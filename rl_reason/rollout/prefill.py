@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.models import transformer
 from rl_reason.models.attention import KeyValues
 from rl_reason.models.config import ModelConfig
@@ -35,7 +35,7 @@ class Reading:
 
 
 def read_prompts(
-    config: ModelConfig, params: Params, prompts: PromptBatch, *, stretch: int, dtype: jnp.dtype) -> Iterator[Prompts | None]:
+    config: ModelConfig, params: Params, prompts: Inputs, *, stretch: int, dtype: jnp.dtype) -> Iterator[Prompts | None]:
   """Reads prompts, a stretch at a time: yields None after each stretch but the last, then what was read.
 
   Args:
@@ -60,8 +60,8 @@ def read_prompts(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def read_whole(config: ModelConfig, params: Params, prompts: PromptBatch, *, dtype: jnp.dtype) -> Prompts:
-  hidden, prefix = transformer.forward(config, params, prompts.tokens, prompts.lengths, dtype=dtype)
+def read_whole(config: ModelConfig, params: Params, prompts: Inputs, *, dtype: jnp.dtype) -> Prompts:
+  hidden, prefix = transformer.forward(config, params, prompts, dtype=dtype)
   last = jnp.take_along_axis(hidden, prompts.lengths[:, None, None] - 1, axis=1)[:, 0]
   return Prompts([(prefix.k[i], prefix.v[i]) for i in range(config.num_layers)], prompts.lengths, last)
 
@@ -91,7 +91,7 @@ def read_stretch(
   own = jnp.clip(lengths - start, 0, stretch)
   # cuDNN's rows have a query for every key, so that each stretch would cost as much as the whole; here they have a score.
   cudnn = attention_kernel(config, dtype, stretch, jax.devices()[0]) == "cudnn"
-  hidden, new = transformer.forward(config, params, tokens, own, before, dtype=dtype, kernel="reference" if cudnn else None)
+  hidden, new = transformer.forward(config, params, Inputs(tokens, own), before, dtype=dtype, kernel="reference" if cudnn else None)
   last = jnp.take_along_axis(hidden, jnp.maximum(own - 1, 0)[:, None, None], axis=1)[:, 0]
 
   def put(cache, new, axis):

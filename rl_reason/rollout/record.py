@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Float, Int
 import numpy as np
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.rollout.generate import blank_completions, Completions
 
 
@@ -23,7 +23,7 @@ class Rollout:
     rewards tell of themselves.
   """
   index: int
-  prompts: PromptBatch
+  prompts: Inputs
   completions: Completions
   scores: Float[np.ndarray, "B"]
   rewards: Float[np.ndarray, "B T"]
@@ -60,7 +60,7 @@ class Rollout:
         completions, lengths=np.array(shape["lengths"], np.int32),
         observed=np.zeros(completions.tokens.shape, bool) if shape["observed"] else None)
     return cls(
-        index, PromptBatch(np.zeros(prompts, np.int32), np.zeros(prompts[0], np.int32)), completions,
+        index, Inputs(np.zeros(prompts, np.int32), np.zeros(prompts[0], np.int32)), completions,
         scores=np.zeros(count, np.float32), rewards=np.zeros(completions.tokens.shape, np.float32), components={})
 
   @classmethod
@@ -88,7 +88,7 @@ class Rollout:
   def from_json(cls, data: Mapping[str, Any]) -> "Rollout":
     def arrays(part):
       return {name: _from_json(array) for name, array in part.items()}
-    return cls(data["index"], PromptBatch(**arrays(data["prompts"])), Completions(**arrays(data["completions"])),
+    return cls(data["index"], Inputs(**arrays(data["prompts"])), Completions(**arrays(data["completions"])),
                _from_json(data["scores"]), _from_json(data["rewards"]), arrays(data["components"]), data["shown"],
                data["seconds"], data["metrics"])
 

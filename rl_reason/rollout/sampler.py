@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import encode_prompts
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ class Sampler:
   environment: Environment | None = None
 
   def __call__(
-      self, params: Params, problems: Sequence[Problem], prompts: PromptBatch, sampling: Sampling,
+      self, params: Params, problems: Sequence[Problem], prompts: Inputs, sampling: Sampling,
       **options: Any,
   ) -> Completions:
     """Samples completions, in turns where there is an environment.
@@ -58,7 +58,7 @@ class Sampler:
     return generate(*given, stop_ids=self.tokenizer.stop_ids, decode_text=self.tokenizer.decode,
                     **options)
 
-  def encode(self, problems: Sequence[Problem], *, bucket: int | None = None) -> PromptBatch:
+  def encode(self, problems: Sequence[Problem], *, bucket: int | None = None) -> Inputs:
     """Encodes this process's prompts.
 
     Args:
@@ -68,7 +68,7 @@ class Sampler:
     return encode_prompts(problems, self.tokenizer, max_tokens=self.max_prompt_tokens,
                           bucket=self.prompt_bucket if bucket is None else bucket)
 
-  def encode_everywhere(self, problems: Sequence[Problem]) -> PromptBatch:
+  def encode_everywhere(self, problems: Sequence[Problem]) -> Inputs:
     """Encodes the prompts of all processes, each of which gives its own: the same on every one."""
     return jax.tree.map(sharding.gather_rows, self.encode(problems))
 

@@ -68,7 +68,6 @@ def _partitionings(
     config: RunConfig) -> tuple[sharding.Partitioning, sharding.Partitioning | None]:
   """Makes (the devices that update, those that only sample, if there are any)."""
   sharding.check_platform(config.mesh.platform)
-  mesh, rollout_mesh = sharding.make_meshes(*(
-      (section.data, section.fsdp, section.tensor) for section in (config.mesh, config.rollout_mesh)))
+  mesh, rollout_mesh = sharding.make_meshes(config.mesh.sizes, config.rollout_mesh.sizes)
   rules = tuple((dict(sharding.DEFAULT_RULES) | dict(config.sharding_rules)).items())
   return sharding.Partitioning(mesh, rules), rollout_mesh and sharding.Partitioning(rollout_mesh, rules)

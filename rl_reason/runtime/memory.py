@@ -79,7 +79,7 @@ def exhausted(error: Exception) -> str:
   """What to do about XLA's RESOURCE_EXHAUSTED, in one line; the estimate had hoped for less."""
   told = str(error).strip().splitlines()[0][:200]
   return (f"A device ran out of memory ({told}). What was saved stays: the same command continues from it, with smaller"
-          " steps: raise microbatches, set remat='dots' or 'full', lower prompts_per_step, group_size, batch_size or"
+          " steps: raise microbatches, set remat='dots' or 'full', lower rollout.prompts, rollout.group_size, batch_size or"
           " sampling.max_tokens, set policy.dtype='bfloat16', or use more devices (mesh.fsdp).")
 
 

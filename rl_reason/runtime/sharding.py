@@ -17,44 +17,80 @@ import numpy as np
 import optax
 
 from rl_reason.arrays import LearnerState
-from rl_reason.config.checks import at_least
+from rl_reason.config.checks import at_least, one_of
 from rl_reason.types import Params
+
+MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSection:
-  """Devices: sizes of the mesh axes, one may be -1 (those that remain); `platform` asks for "gpu" or "tpu" if not ""."""
+  """The devices of a run: a size for each axis of the mesh. One may be -1, the devices that remain.
+
+  data: copies of the model that share out a batch.
+  fsdp: parts of the batch and of the parameters, which are gathered where they are needed.
+  tensor: parts of each matrix, head or feature.
+  context: parts of each sequence.
+  expert: parts of the experts of each layer.
+  platform: "gpu" or "tpu" if the run must not start without one; "": any.
+  """
   data: int = 1
   fsdp: int = -1
   tensor: int = 1
+  context: int = 1
+  expert: int = 1
   platform: str = ""
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    return {axis: getattr(self, axis) for axis in MESH_AXES}
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutMesh:
-  """Devices that sample while those of `mesh` update, in stages with staleness=1: sizes of the mesh axes, none -1.
+  """Devices that sample while those of `mesh` update, in stages with staleness=1.
 
-  It takes their product of devices after those of `mesh`, whose -1 leaves them. 0: none of their own. `data` copies the
-  policy to each device, `tensor` splits its matrices; with `fsdp` each token would gather them anew.
+  It takes the product of its sizes of devices after those of `mesh`, whose -1 leaves them.
+
+  data: copies of the policy; 0: there are no devices of their own.
+  fsdp: with it each token would gather the parameters anew.
+  tensor: parts of each matrix.
+  context: parts of each sequence.
+  expert: parts of the experts of each layer.
   """
   data: int = 0
   fsdp: int = 1
   tensor: int = 1
+  context: int = 1
+  expert: int = 1
 
   def __post_init__(self):
-    at_least(0, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+    at_least(0, **self.sizes)
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    return {axis: getattr(self, axis) for axis in MESH_AXES}
 
   @property
   def size(self) -> int:
-    return self.data * self.fsdp * self.tensor
+    return math.prod(self.sizes.values())
 
-MESH_AXES = ("data", "fsdp", "tensor")
+
 Rules = Sequence[tuple[str, str | Sequence[str] | None]]
 
-# Batches are split over data and fsdp, parameters over fsdp and tensor. Names without a rule stay whole.
+# The one table of logical axis -> mesh axes. Names without a rule stay whole.
 DEFAULT_RULES: Rules = (
-    ("batch", ("data", "fsdp")), ("embed", "fsdp"), ("vocab", "tensor"), ("heads", "tensor"), ("kv_heads", "tensor"),
-    ("mlp", "tensor"))
+    # Batches are split over data and fsdp, and each row of them over context.
+    ("batch", ("data", "fsdp")),
+    ("length", "context"),
+    # Parameters are split over fsdp and tensor, and those of experts over expert.
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("experts", "expert"),
+)
 
 
 def start_distributed(environment: Mapping[str, str] = os.environ) -> None:
@@ -85,52 +121,76 @@ def check_platform(asked: str) -> None:
                      " or set --config.mesh.platform=''.")
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A device mesh; one of the sizes may be -1: the devices that remain.
+def make_mesh(
+    sizes: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Makes a device mesh with all of MESH_AXES.
 
   Args:
+    sizes: axis -> size, at least 1; one may be -1, the devices that remain. An axis that is not
+      named has size 1. None: all devices, on fsdp.
     devices: the first of which it takes; None: all that JAX has.
-  Raises: ValueError if the sizes do not fit the devices there are.
+  Raises: ValueError for an unknown axis, or if the sizes do not fit the devices there are.
   """
-  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor)))
+  given = {"fsdp": -1} if sizes is None else dict(sizes)
+  for axis in given:
+    one_of(MESH_AXES, **{"mesh axis": axis})
+  sizes = {axis: given.get(axis, 1) for axis in MESH_AXES}
   left = "" if devices is None else f", of which {len(devices)} are left to it"
   devices = jax.devices() if devices is None else devices
-  text = ", ".join(f"{k}={v}" for k, v in sizes.items())
+  text = _text(given)
   if list(sizes.values()).count(-1) > 1 or any(v < 1 and v != -1 for v in sizes.values()):
-    raise ValueError(f"Mesh sizes must be at least 1, one of them may be -1 (the devices that remain); got {text}.")
-  known = int(np.prod([v for v in sizes.values() if v != -1]))
+    raise ValueError("Mesh sizes must be at least 1, one of them may be -1 (the devices that remain);"
+                     f" got {text}.")
+  known = math.prod(v for v in sizes.values() if v != -1)
   if known > len(devices) or (-1 in sizes.values() and len(devices) % known):
-    raise ValueError(f"The mesh {text} needs {'a multiple of ' if -1 in sizes.values() else ''}{known} devices, JAX has"
-                     f" {jax.device_count()} ({devices[0].platform}){left}: lower a size with --config.mesh.<axis>=...")
+    multiple = "a multiple of " if -1 in sizes.values() else ""
+    raise ValueError(
+        f"The mesh {text} needs {multiple}{known} devices, JAX has {jax.device_count()}"
+        f" ({devices[0].platform}){left}: lower a size with --config.mesh.<axis>=...")
   shape = tuple(len(devices) // known if v == -1 else v for v in sizes.values())
-  count = int(np.prod(shape))
+  count = math.prod(shape)
   if count < len(devices) and jax.process_count() > 1:
-    raise ValueError(f"The mesh {text} uses {count} of {len(devices)} devices: with several processes it must use all.")
-  # Auto: the compiler places what no rule names. Explicit axes would refuse linen's logical constraints.
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:count])
+    raise ValueError(f"The mesh {text} uses {count} of {len(devices)} devices: with several"
+                     " processes it must use all.")
+  # Auto: the compiler places what no rule names. Explicit axes would refuse linen's logical
+  # constraints.
+  return jax.make_mesh(
+      shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:count])
 
 
-def make_meshes(sizes: Sequence[int], rollout_sizes: Sequence[int]) -> tuple[Mesh, Mesh | None]:
-  """(the mesh that updates, one of other devices that samples meanwhile or, where a rollout size is 0, None).
+def make_meshes(
+    sizes: Mapping[str, int], rollout_sizes: Mapping[str, int]) -> tuple[Mesh, Mesh | None]:
+  """Makes the mesh that updates, and one of other devices that samples meanwhile.
 
   Args:
-    sizes: of make_mesh. rollout_sizes: the same for the devices after them, all known.
-  Raises: ValueError if they do not fit the devices there are, and for several processes, each of which would have to hold
-    devices of both.
+    sizes: of make_mesh.
+    rollout_sizes: the same for the devices after them, all known; with a 0 there is no such mesh.
+  Raises: ValueError if they do not fit the devices there are, and for several processes, each of
+    which would have to hold devices of both.
   """
-  count = int(np.prod(rollout_sizes))
+  count = math.prod(rollout_sizes.values())
   if not count:
-    return make_mesh(*sizes), None
-  text = ", ".join(f"{k}={v}" for k, v in zip(MESH_AXES, rollout_sizes))
+    return make_mesh(sizes), None
+  text = _text(rollout_sizes)
   if jax.process_count() > 1:
-    raise ValueError(f"The rollout mesh {text} is for one process, and there are {jax.process_count()}: set"
-                     " --config.rollout_mesh.data=0, and staleness=0 in the stages.")
+    raise ValueError(
+        f"The rollout mesh {text} is for one process, and there are {jax.process_count()}: set"
+        " --config.rollout_mesh.data=0, and staleness=0 in the stages.")
   devices = jax.devices()
   if count >= len(devices):
-    raise ValueError(f"The rollout mesh {text} takes {count} devices, and the mesh that updates at least one more; JAX has"
-                     f" {len(devices)} ({devices[0].platform}): lower a size with --config.rollout_mesh.<axis>=...")
-  mesh = make_mesh(*sizes, devices=devices[:-count])
-  return mesh, make_mesh(*rollout_sizes, devices=devices[mesh.size:mesh.size + count])
+    raise ValueError(
+        f"The rollout mesh {text} takes {count} devices, and the mesh that updates at least one"
+        f" more; JAX has {len(devices)} ({devices[0].platform}): lower a size with"
+        " --config.rollout_mesh.<axis>=...")
+  mesh = make_mesh(sizes, devices=devices[:-count])
+  return mesh, make_mesh(rollout_sizes, devices=devices[mesh.size:mesh.size + count])
+
+
+def _text(sizes: Mapping[str, int]) -> str:
+  """Names the sizes, without those of axes that are rarely set."""
+  shown = {k: v for k, v in sizes.items() if v != 1 or k in ("data", "fsdp", "tensor")}
+  return ", ".join(f"{k}={v}" for k, v in shown.items())
 
 
 def partition_spec(

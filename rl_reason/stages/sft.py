@@ -35,7 +35,7 @@ class Config:
   learner: memory, LoRA, optimizer (learner.step.Update).
   mean_over: token, sequence or fixed_length (losses.token_weights).
   data: problems with solutions in place of the run's task; none of the run's held-out prompts may be among them.
-  start: the stage whose policy it starts from (run.starting_points).
+  start: the stage whose policy it starts from (run.earlier).
   """
   kind: str
   num_steps: int
@@ -140,7 +140,7 @@ def imitation_update(
 
   def loss_fn(params, batch):
     logprobs = policy.text_logprobs(
-        model, params, batch.tokens, batch.lengths, batch.targets, segments=batch.segments, dtype=context.dtype,
+        model, params, batch.inputs, batch.targets, segments=batch.segments, dtype=context.dtype,
         remat=section.remat)
     return losses.imitation_loss(logprobs, batch.target_mask, batch.token_weights)
 
@@ -161,7 +161,7 @@ def update_memory(
     context: Context, state_shape: LearnerState, section: Update, *, batch_size: int,
     max_completion_tokens: int,
 ) -> list[memory_lib.Part]:
-  """What a device holds for `make_update`."""
+  """Estimates what a device holds for `imitation_update`."""
   parts = section.microbatches or _microbatches(context, batch_size, max_completion_tokens)
   batch = memory_lib.Batch(batch_size // parts, 1, 0, context.max_prompt_tokens + max_completion_tokens)
   return learner_memory.learner_parts(state_shape, microbatches=parts) + learner_memory.update_parts(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rl_reason.models import policy, pretrained
-from rl_reason.rollout import generate
+from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import filter_logits, Sampling
 
 torch = pytest.importorskip("torch")

@@ -9,6 +9,7 @@ from make_reference_values import CASES
 import numpy as np
 import pytest
 
+from rl_reason.arrays import Inputs
 from rl_reason.models import pretrained
 from rl_reason.models.transformer import forward, unembed
 
@@ -35,7 +36,7 @@ def perturb(model):
 def our_logits(config, params, tokens, dtype=jnp.float32):
   tokens = jnp.asarray(tokens)
   lengths = jnp.full(tokens.shape[0], tokens.shape[1])
-  return np.asarray(jax.jit(lambda p: unembed(config, p, forward(config, p, tokens, lengths, dtype=dtype)[0]))(params))
+  return np.asarray(jax.jit(lambda p: unembed(config, p, forward(config, p, Inputs(tokens, lengths), dtype=dtype)[0]))(params))
 
 
 def their_logits(model, tokens):
@@ -64,7 +65,7 @@ def test_logits_and_greedy_tokens_agree_and_our_files_load_there(name, tmp_path)
   greedy = model.generate(torch.tensor(prompt), max_new_tokens=16, do_sample=False, use_cache=True).numpy()
   padded = np.zeros_like(greedy)
   padded[:, :6] = prompt
-  step = jax.jit(lambda tokens, n: unembed(config, params, forward(config, params, tokens, n)[0]).argmax(-1))
+  step = jax.jit(lambda tokens, n: unembed(config, params, forward(config, params, Inputs(tokens, n))[0]).argmax(-1))
   for i in range(6, padded.shape[1]):
     padded[:, i] = np.asarray(step(padded, np.full(2, i)))[:, i - 1]
   np.testing.assert_array_equal(padded, greedy)

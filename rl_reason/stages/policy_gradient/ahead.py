@@ -22,8 +22,8 @@ class Ahead:
   rollouts and updates as in a synchronous run. Logged as `staleness`: the rollouts that were learnt from between
   sampling and learning. The rollout that waits belongs into a checkpoint (`state`, `restore`).
 
-  The policy's parameters are moved once per step to the devices that sample (Context.sampler) or, where those update too,
-  copied.
+  The policy's parameters are moved once per step to the devices that sample (Context.on_sampling_devices) or, where those
+  update too, copied.
   """
 
   def __init__(

@@ -78,13 +78,13 @@ class Config:
     critic = self.credit.critic
     if critic is not None and critic.vtrace and not self.objective.importance_cap:
       raise ValueError(
-          "critic.vtrace weighs tokens by the trainer's policy over the sampler's, and"
+          "credit.critic.vtrace weighs tokens by the trainer's policy over the sampler's, and"
           " objective.importance_cap, its bound, is 0: set objective.importance_cap=1.0, or"
-          " vtrace=False.")
+          " credit.critic.vtrace=False.")
     if self.credit.normalise == "per_sign" and self.objective.mean_over != "token":
       raise ValueError(
-          "normalise='per_sign' makes the mean over tokens one over the tokens of each sign, and"
-          f" mean_over={self.objective.mean_over!r} takes another mean: set"
+          "credit.normalise='per_sign' makes the mean over tokens one over the tokens of each sign,"
+          f" and objective.mean_over={self.objective.mean_over!r} takes another mean: set"
           " objective.mean_over='token'.")
 
   def _check_parts(self) -> None:

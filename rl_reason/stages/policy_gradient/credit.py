@@ -115,12 +115,13 @@ class Credit:
 
   def check_rewards(self, rewards: Mapping[str, object]) -> None:
     """Raises: ValueError for rewards that are named here and not among the stage's."""
-    named = {"keep.by (a reward)": self.keep.by, "keep.equal_by (a reward)": self.keep.equal_by}
+    named = {"credit.keep.by (a reward)": self.keep.by,
+             "credit.keep.equal_by (a reward)": self.keep.equal_by}
     for field, name in named.items():
       if name:
         one_of(rewards, **{field: name})
     if self.token_model is not None:
-      one_of(rewards, **{"token_model.outcome (a reward)": self.token_model.outcome})
+      one_of(rewards, **{"credit.token_model.outcome (a reward)": self.token_model.outcome})
 
   def check_group(self, group_size: int, prompts: int) -> None:
     """Raises: ValueError for what needs more completions than a step has."""

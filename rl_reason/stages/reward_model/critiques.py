@@ -8,6 +8,7 @@ import jax
 
 from rl_reason.config import naming
 from rl_reason.config.checks import one_of
+from rl_reason.judges.asked import GENERATORS
 from rl_reason.judges.critiques import Critiques, MARKER, TEMPLATE
 from rl_reason.rollout import memory as rollout_memory
 from rl_reason.rollout.sampling import Sampling
@@ -20,7 +21,7 @@ from rl_reason.stages.context import Context
 class Critique:
   """A critique of each response is written first, and the head scores prompt, response and critique.
 
-  generate: who writes it: an earlier stage that trains a policy, or "initial"; a name in rewards.judge.GENERATORS or a
+  generate: who writes it: an earlier stage that trains a policy, or "initial"; a name in judges.asked.GENERATORS or a
     dotted path, as for a judge. "": nobody, the head reads responses alone.
   generate_args: of a policy of this run its `sampling` (fields of rollout.Sampling) and what else PolicyTexts takes
     (max_prompt_tokens, batch_size, chat, seed); else what `generate` takes.
@@ -44,9 +45,9 @@ def check(section: Critique, context: Context) -> None:
   if jax.process_count() > 1:
     raise ValueError(f"critique.generate={section.generate!r}: processes could get different critiques of one response. Use"
                      " one process, or generate=''.")
-  if section.generate in context.earlier.sections:
-    one_of(context.earlier.policies(),
-           **{"critique.generate (an earlier stage that trains a policy)": section.generate})
+  if ":" not in section.generate:
+    one_of([*context.earlier.policies(), *GENERATORS], **{
+        "critique.generate (an earlier stage that trains a policy, or a model)": section.generate})
   make_critiques(section, context)
   context.policy.tokenizer.encode(section.marker)
 

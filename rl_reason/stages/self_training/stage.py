@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rl_reason.arrays import PromptBatch
+from rl_reason.arrays import Inputs
 from rl_reason.batches import demonstrations
 from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.prompts import encode_prompts
@@ -266,12 +266,12 @@ def with_hint(problem: Problem, hint: str) -> Problem:
   return dataclasses.replace(problem, prompt=(*before, {**last, "content": fill(last["content"])}))
 
 
-def _encoded(context: Context, problems: Sequence[Problem]) -> PromptBatch:
+def _encoded(context: Context, problems: Sequence[Problem]) -> Inputs:
   """All processes' prompts."""
   return context.sampler.encode_everywhere(problems)
 
 
-def _rows(prompts: PromptBatch) -> list[tuple[int, ...]]:
+def _rows(prompts: Inputs) -> list[tuple[int, ...]]:
   """Their token ids."""
   return [tuple(row[:n].tolist()) for row, n in zip(prompts.tokens, prompts.lengths)]
 
