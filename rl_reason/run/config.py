@@ -192,7 +192,8 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
     kind = config[name].get("kind", "")
     sections[name] = config_lib.parse(
         find_kind(kind, f"config.{name}.kind").Config, config[name], f"config.{name}")
-    if run_config.task is None and getattr(sections[name], "data", None) is None:
+    has_problems = run_config.task is not None or getattr(sections[name], "data", None) is not None
+    if find_kind(kind).takes_problems and not has_problems:
       raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
   if run_config.rollout_mesh.size and not any(find_kind(section.kind).samples_ahead(section) for section in sections.values()):
     raise ValueError(f"config.rollout_mesh sets {run_config.rollout_mesh.size} devices apart, and no stage samples while"

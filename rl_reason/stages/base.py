@@ -125,6 +125,7 @@ class Kind:
   memory: what a device needs to run it.
   make_scorer: a Scorer of the finished stage, for learned rewards; None: its model cannot score.
   samples_ahead: (section) -> whether it samples while another step updates.
+  takes_problems: whether it needs a source of them: the run's task, or its section's `data`.
   """
   Config: type
   build: Callable[..., Stage]
@@ -133,6 +134,7 @@ class Kind:
   memory: Callable[..., list[Part]] = lambda section, context, name: []
   make_scorer: Callable[..., Scorer] | None = None
   samples_ahead: Callable[[Any], bool] = lambda section: False
+  takes_problems: bool = True
 
   @property
   def scores(self) -> bool:

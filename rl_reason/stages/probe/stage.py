@@ -171,4 +171,5 @@ def _replicated(context: Context) -> jax.sharding.Sharding:
   return jax.sharding.NamedSharding(context.partitioning.mesh, jax.sharding.PartitionSpec())
 
 
-KIND = Kind(Config=Config, memory=memory, trained=trained, build=build)
+# What a function needs of a task it finds in the context, or makes itself.
+KIND = Kind(Config=Config, memory=memory, trained=trained, build=build, takes_problems=False)
