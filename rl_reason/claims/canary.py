@@ -114,8 +114,8 @@ def to_json(now: Mapping[str, Rehearsal], commit: str) -> dict[str, Any]:
   for arm, rehearsal in now.items():
     if rehearsal.error:
       raise ValueError(
-          f"The rehearsal of arm {arm!r} failed ({rehearsal.error}), so it has no loss that could be"
-          " stored. Run the experiment's tiny config with rl_reason.train to see why.")
+          f"The rehearsal of arm {arm!r} failed ({rehearsal.error}), so there is no loss that could"
+          " be stored. Run the experiment's tiny config with rl_reason.train to see why.")
   versions = dict(next(iter(now.values())).versions)
   return {"losses": {arm: dict(rehearsal.losses) for arm, rehearsal in now.items()},
           "versions": versions,
