@@ -122,6 +122,13 @@ def test_a_copied_tree_runs_without_installation(tree, tmp_path):
   assert process.stdout.split() == list(map(str, files)), process.stderr
 
 
+def test_a_copied_tree_knows_its_version(tree, tmp_path, arguments):
+  # Whatever distribution of the library is installed, if any.
+  process = run("from rl_reason.run import workdir; print(workdir.versions()['rl_reason'])",
+                cwd=tmp_path, path=tree)
+  assert process.stdout.split() == [arguments["version"]], process.stderr
+
+
 # A wheel.
 
 
@@ -145,6 +152,11 @@ def test_a_wheel_holds_one_import_name_and_every_module(wheel, arguments):
               for name, file in modules(arguments).items()}
   held = {str(path.relative_to(wheel)) for path in (wheel / "rl_reason").rglob("*") if path.is_file()}
   assert held == expected | {"rl_reason/py.typed"}
+
+
+def test_a_wheel_brings_the_command(wheel, arguments):
+  scripts = (wheel / f"rl_reason-{arguments['version']}.dist-info/entry_points.txt").read_text()
+  assert scripts.split() == ["[console_scripts]", "rl-reason", "=", "rl_reason.__main__:main"]
 
 
 def test_every_module_of_a_wheel_imports_and_none_brings_tensorflow_or_torch(wheel, arguments, tmp_path):
