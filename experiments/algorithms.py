@@ -78,7 +78,7 @@ ALGORITHMS = {
     "gspo": dict(
         credit=dict(baseline="group_mean", normalise="group_std"),
         objective=dict(kind="gspo", mean_over="sequence", clip_low=3e-4, clip_high=4e-4),
-        update=dict(minibatches=4)),
+        learner=dict(minibatches=4)),
     # MiniMax 2025, arXiv:2506.13585: a bounded weight in place of clipping, below unbounded; the
     # paper does not say how far above, here weights up to 5.
     "cispo": dict(

@@ -46,14 +46,14 @@ def get_config(size: str = "small") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 350, batch_size=8 if tiny else 64,
       max_completion_tokens=28,
-      update=dict(optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20)))
+      learner=dict(optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20)))
   c.rl = dict(
       kind="policy_gradient", num_steps=3 if tiny else 40, rewards=dict(exact_answer=1.0),
       rollout=dict(
           prompts=4 if tiny else 32, group_size=4 if tiny else 8,
           sampling=dict(max_tokens=16 if tiny else 22)),
       credit=dict(baseline="leave_one_out"),
-      update=dict(optimizer=dict(learning_rate=2e-4, warmup_steps=5)))
+      learner=dict(optimizer=dict(learning_rate=2e-4, warmup_steps=5)))
   c.evaluation = dict(
       rewards=dict(exact_answer=1.0), num_problems=8 if tiny else 100, samples_per_problem=2 if tiny else 4,
       batch_size=8 if tiny else 100, sampling=dict(max_tokens=16 if tiny else 22))

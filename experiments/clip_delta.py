@@ -125,14 +125,14 @@ def get_config(argument: str = "clip_delta") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 900, batch_size=8 if tiny else 128,
       max_completion_tokens=12,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 50)))
   if name == "orm":
     c.orm = dict(
         kind="reward_model", num_steps=2 if tiny else 400, batch_size=8 if tiny else 128,
         max_response_tokens=12, loss="binary", heldout_rows=16 if tiny else 256,
         data=dict(source="labelled_sums", args=dict(seed=0), train=train, heldout=dict(heldout, careless=0.12, idle=0.12)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   c.rl = dict(
       kind="policy_gradient", num_steps=2 if tiny else 120,
@@ -142,7 +142,7 @@ def get_config(argument: str = "clip_delta") -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=2e-3, warmup_steps=1 if tiny else 5))),
       objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.02)),
-      update=dict(optimizer=dict(learning_rate=1e-3, warmup_steps=1 if tiny else 5)))
+      learner=dict(optimizer=dict(learning_rate=1e-3, warmup_steps=1 if tiny else 5)))
   c.rl.rewards.steps = dict(function=f"{_MODULE}:num_steps", weight=0.0)
   c.evaluation = dict(
       rewards=dict(exact_answer=1.0), num_problems=16 if tiny else 256, samples_per_problem=2 if tiny else 4, every=0,
@@ -182,7 +182,7 @@ def _full(name: str) -> ConfigDict:
             source="comparisons", args=dict(format="math_shepherd" if steps else "ratings", bad_rows="drop"),
             train=dict(path=f"{model[0]}.jsonl", rows=":98%"), heldout=dict(path=f"{model[0]}.jsonl", rows="98%:")),
         **dict(labels="steps", read="steps", aggregate="min") if steps else {},
-        update=dict(
+        learner=dict(
             remat="full", optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=100)))
   # Probabilities from logits; a response with a score that is not finite earns 0 and is counted.
   process = dict(function="learned", args=dict(model="prm", per="step", on_nan="zero"), transforms=("bounded",))
@@ -193,7 +193,7 @@ def _full(name: str) -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=5e-6))),
       objective=dict(kl=dict(added_to="reward", estimator="k1", coef=0.05)),
-      update=dict(minibatches=8, remat="full", optimizer=dict(learning_rate=1e-6)))
+      learner=dict(minibatches=8, remat="full", optimizer=dict(learning_rate=1e-6)))
   if model:
     c.rl.rewards.process.weight = 0.1
   c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=20, sampling=dict(max_tokens=2048))

@@ -191,7 +191,7 @@ def get_config(argument: str = "features") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 400, batch_size=8 if tiny else 32,
       max_completion_tokens=MAX_TOKENS,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   # Five passes over few pairs, one over many: without a validation set for each, our guess.
   for stage, pairs, steps in (("rm_few", FEW, 147), ("rm_many", MANY, 617)):
@@ -201,7 +201,7 @@ def get_config(argument: str = "features") -> ConfigDict:
         heldout_rows=16 if tiny else 2000, data=dict(
             source="review_pairs", args=dict(seed=seed), train=dict(part="train", size=40 if tiny else pairs),
             heldout=dict(part="heldout", size=16 if tiny else 2000, noise=0.0)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   by_features = dict(function="feature_reward", args=dict(
       scorers=dict(expert=dict(function=f"{_MODULE}:scores", several=reviews.NAMES)),
@@ -214,7 +214,7 @@ def get_config(argument: str = "features") -> ConfigDict:
       rollout=dict(prompts=4 if tiny else 16, group_size=8, sampling=dict(max_tokens=MAX_TOKENS)),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(mean_over="token", kl=dict(coef=0.05, estimator="k3")),
-      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+      learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   # The ideal summary, letter by letter; what it is worth otherwise is logged in training.
   c.evaluation = dict(rewards=dict(rouge=dict(function=f"{_MODULE}:rouge_l")), num_problems=16 if tiny else 100,
                       batch_size=16 if tiny else 100, sampling=dict(max_tokens=MAX_TOKENS))
@@ -251,7 +251,7 @@ def _full() -> ConfigDict:
                 train=dict(path="prompt_opin_summ.jsonl", rows=":98%"), heldout=dict(path="prompt_opin_summ.jsonl", rows="98%:"))
   c.sft = dict(
       kind="sft", num_steps=1000, batch_size=64, max_completion_tokens=128,
-      update=dict(
+      learner=dict(
           remat="full", optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=30)))
   c.rl = dict(
       kind="policy_gradient", num_steps=500,
@@ -262,7 +262,7 @@ def _full() -> ConfigDict:
       credit=dict(
           baseline="none", normalise="token_whiten", critic=dict(trunk="shared", lam=0.95)),
       objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.05)),
-      update=dict(epochs=4, remat="full", optimizer=dict(learning_rate=1e-5)))
+      learner=dict(epochs=4, remat="full", optimizer=dict(learning_rate=1e-5)))
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=128))
   c.mesh = dict(fsdp=-1)

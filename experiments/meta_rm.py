@@ -31,7 +31,6 @@ tried on these seeds.
 """
 
 from collections.abc import Sequence
-import functools
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -39,14 +38,14 @@ import numpy as np
 
 from rl_reason.claims import measures
 from rl_reason.config import naming
+from rl_reason.config.overrides import sized
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.run import earlier
+from rl_reason.stages.probe.stage import Probe
 from rl_reason.tasks.worlds.attributes import attribute_responses, LENGTH, LETTERS, Utility
 from rl_reason.types import Sample
 
 _MODULE = "rl_reason.experiments.meta_rm"
 ARMS = ("vanilla", "meta")
-PAIRS = 1000  # Of the policy's responses, for evaluations.
 
 
 def _own(name: str, **args) -> dict:
@@ -81,75 +80,101 @@ def short(samples: Sequence[Sample]) -> np.ndarray:
   return np.array([len(s.completion) != LENGTH for s in samples], np.float32)
 
 
+def fresh_pairs(probe: Probe, *, policy: str, pairs: int = 1000) -> dict[str, np.ndarray]:
+  """Samples pairs of responses from a policy, and scores them with the stage `again`.
+
+  Returns: "utilities" and "scores", both [pairs, 2].
+  """
+  source = attribute_responses(size=2 * pairs, world=probe.context.seed, part="heldout")
+  samples, _ = probe.sample([source[i] for i in range(2 * pairs)], Sampling(max_tokens=LENGTH),
+                            policy=policy, slots=500)
+  scores = probe.scorer("again").totals([(s.prompt, s.completion) for s in samples])
+  return {"utilities": true_utility(samples).reshape(-1, 2), "scores": scores.reshape(-1, 2)}
+
+
 def accuracy(folder: Path, *, of: str) -> float:
-  """How often the last reward model prefers the one of greater utility, of fresh pairs of a stage's responses; ties are left
-  out."""
-  utilities, scores = _judged(folder, of)
-  gaps = utilities[:, 0] - utilities[:, 1]
-  right = np.sign(gaps) == np.sign(scores[:, 0] - scores[:, 1])
+  """How often the last reward model prefers the response of greater utility; ties are left out.
+
+  Args:
+    of: the stage whose policy wrote the pairs.
+  """
+  found = measures.arrays(folder, "after", f"pairs_of_{of}")
+  gaps = found["utilities"][:, 0] - found["utilities"][:, 1]
+  right = np.sign(gaps) == np.sign(found["scores"][:, 0] - found["scores"][:, 1])
   return float(right[gaps != 0].mean())
 
 
 def utility(folder: Path, *, of: str) -> float:
-  """Mean, of a stage's responses."""
-  return float(_judged(folder, of)[0].mean())
+  """Mean utility of a stage's responses."""
+  return float(measures.arrays(folder, "after", f"pairs_of_{of}")["utilities"].mean())
 
 
 def score_std(folder: Path, *, of: str) -> float:
-  return float(_judged(folder, of)[1].std())
+  """Standard deviation of the last reward model's scores of a stage's responses."""
+  return float(measures.arrays(folder, "after", f"pairs_of_{of}")["scores"].std())
 
 
-@functools.lru_cache(maxsize=None)  # For several metrics.
-def _judged(folder: Path, stage: str) -> tuple[np.ndarray, np.ndarray]:
-  """(utilities, scores of the stage `again`) [PAIRS, 2] of the responses of the policy after a stage."""
-  source = attribute_responses(size=2 * PAIRS, world=measures.config(folder)["seed"], part="heldout")
-  samples, _ = earlier.complete(
-      f"{folder}:{stage}", [source[i] for i in range(2 * PAIRS)], Sampling(max_tokens=LENGTH), slots=500)
-  scores = earlier.scorer_of_run(f"{folder}:again").totals([(s.prompt, s.completion) for s in samples])
-  return true_utility(samples).reshape(-1, 2), scores.reshape(-1, 2)
+# What makes it run in seconds, by field.
+TINY = {
+    "policy.args.width": 32, "policy.args.num_layers": 1, "policy.args.num_heads": 2,
+    "task.train.size": 64, "task.heldout.size": 16,
+    "sft.num_steps": 2, "sft.batch_size": 8, "sft.learner.optimizer.warmup_steps": 1,
+    **{f"{model}.{field}": value for model in ("rm", "again") for field, value in {
+        "num_steps": 2, "batch_size": 8, "heldout_rows": 16, "data.train.size": 40,
+        "data.heldout.size": 16, "learner.optimizer.warmup_steps": 1}.items()},
+    "rl.num_steps": 2, "rl.rollout.prompts": 2, "rl.rollout.group_size": 4,
+    "rl.learner.optimizer.warmup_steps": 1,
+    **{f"after.functions.pairs_of_{stage}.args.pairs": 20 for stage in ("sft", "rl")},
+    "evaluation.num_problems": 16, "evaluation.batch_size": 16,
+}
 
 
 def get_config(argument: str = "meta") -> ConfigDict:
   name, size = naming.arm_and_size(argument, ARMS, whole="full")
   if not name:
     return _full()
-  tiny = size == "tiny"
-  c = ConfigDict(dict(seed=0, max_prompt_tokens=2, stages=("sft", "rm", "rl", "again")))
+  c = ConfigDict(dict(seed=0, max_prompt_tokens=2, stages=("sft", "rm", "rl", "again", "after")))
   c.policy = dict(source="small", args=dict(
-      characters="=" + LETTERS, width=32 if tiny else 96, num_layers=1 if tiny else 3, num_heads=2 if tiny else 4))
+      characters="=" + LETTERS, width=96, num_layers=3, num_heads=4))
   world = dict(world=c.get_ref("seed"))  # The seed is the world's, too.
-  c.task = dict(source="attribute_responses", args=world, train=dict(part="train", size=64 if tiny else 4000),
-                heldout=dict(part="heldout", size=16 if tiny else 256))
+  c.task = dict(source="attribute_responses", args=world, train=dict(part="train", size=4000),
+                heldout=dict(part="heldout", size=256))
   c.sft = dict(
-      kind="sft", num_steps=2 if tiny else 200, batch_size=8 if tiny else 64,
-      max_completion_tokens=LENGTH + 1,
-      update=dict(
-          optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
+      kind="sft", num_steps=200, batch_size=64, max_completion_tokens=LENGTH + 1,
+      learner=dict(optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=20)))
+
+  # The first reward model, and the policy that it moves.
   model = dict(
-      kind="reward_model", start="sft", num_steps=2 if tiny else 250,
-      batch_size=8 if tiny else 16, max_response_tokens=LENGTH + 1,
-      heldout_rows=16 if tiny else 1000, zero="solutions", data=dict(
+      kind="reward_model", start="sft", num_steps=250, batch_size=16,
+      max_response_tokens=LENGTH + 1, heldout_rows=1000, zero="solutions",
+      data=dict(
           source="attribute_pairs", args=dict(world, contexts=True),
-          train=dict(part="train", size=40 if tiny else 4000, wrong=0.2, ties=0.2),
-          heldout=dict(part="heldout", size=16 if tiny else 1000)),
-      update=dict(
-          optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01))))
+          train=dict(part="train", size=4000, wrong=0.2, ties=0.2),
+          heldout=dict(part="heldout", size=1000)),
+      learner=dict(optimizer=dict(
+          learning_rate=1e-3, schedule="cosine", warmup_steps=20, args=dict(weight_decay=0.01))))
   sampling = dict(max_tokens=LENGTH)
   c.rl = dict(
-      kind="policy_gradient", start="sft", num_steps=2 if tiny else 100, rewards=dict(
+      kind="policy_gradient", start="sft", num_steps=100,
+      rewards=dict(
           learned=dict(args=dict(model="rm"), gate=dict(component="short", below=0.5)),
           short=dict(function=f"{_MODULE}:short", weight=-5.0)),
-      rollout=dict(prompts=2 if tiny else 8, group_size=4 if tiny else 16, sampling=sampling),
+      rollout=dict(prompts=8, group_size=16, sampling=sampling),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(kl=dict(coef=0.05, estimator="k3")),
-      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+      learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=5)))
+
+  # The second one, which may look at that policy's responses; what each makes of fresh pairs.
   meta = dict(policy="rl", sampling=sampling, prompts=4, responses=4, step_size=0.1)
   c.rm, c.again = model, dict(model, meta=meta if name == "meta" else None)
+  c.after = dict(kind="probe", functions={
+      f"pairs_of_{stage}": dict(function=f"{_MODULE}:fresh_pairs", args=dict(policy=stage))
+      for stage in ("sft", "rl")})
   c.evaluation = dict(
-      rewards=dict(true_utility=dict(function=f"{_MODULE}:true_utility")), num_problems=16 if tiny else 256,
-      batch_size=16 if tiny else 256, sampling=sampling)
+      rewards=dict(true_utility=dict(function=f"{_MODULE}:true_utility")), num_problems=256,
+      batch_size=256, sampling=sampling)
   c.checkpoint = dict(every=1000, keep=1)
-  return c
+  return sized(c, size, tiny=TINY)
 
 
 def _full() -> ConfigDict:
@@ -163,7 +188,7 @@ def _full() -> ConfigDict:
       bad_rows="drop", data=dict(
           source="comparisons", args=dict(format="hh_rlhf", bad_rows="drop"),
           train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"), heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:")),
-      update=dict(
+      learner=dict(
           remat="full",
           optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6))))
   sampling = dict(max_tokens=512, temperature=0.8)
@@ -177,7 +202,7 @@ def _full() -> ConfigDict:
             baseline="none", normalise="token_whiten",
             critic=dict(trunk="separate", start=model, optimizer=dict(learning_rate=1.5e-6))),
         objective=dict(kl=dict(coef=0.05, added_to="reward", estimator="k1")),
-        update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
+        learner=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   c.rl, c.rl_again = rl("rm", "initial"), rl("again", "rl")
   c.again = dict(c.rm, start="initial", meta=dict(
       policy="rl", sampling=sampling, prompts=8, responses=4, step_size=5e-6))

@@ -209,14 +209,14 @@ def get_config(argument: str = "full") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 700, batch_size=8 if tiny else 64,
       max_completion_tokens=MAX_TOKENS,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   c.rl = dict(
       kind="policy_gradient", num_steps=3 if tiny else 100, rewards=_rewards("exact_answer"),
       rollout=dict(
           prompts=4 if tiny else 16, group_size=GROUP, sampling=dict(max_tokens=MAX_TOKENS)),
       objective=dict(mean_over="token", kl=dict(estimator="k3")),
-      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+      learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   c.rl.update(ARMS[name])
   if tiny and name == "full":
     c.rl.credit.token_model.warmup_steps = 1
@@ -247,7 +247,7 @@ def _full() -> ConfigDict:
       rollout=dict(
           prompts=64, group_size=16, slots=256, page_tokens=256, sampling=dict(max_tokens=14_000)),
       objective=dict(mean_over="token", kl=dict(estimator="k3")),
-      update=dict(
+      learner=dict(
           remat="full",
           optimizer=dict(learning_rate=5e-7, schedule="cosine", warmup_steps=10, args=dict(weight_decay=0.01))))
   c.rl.monitors = {f"{name}_shares": dict(monitor="vanishing", args=dict(value=f"token_reward/{name}"))

@@ -138,7 +138,7 @@ def get_config(argument: str = "renorm") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 500, batch_size=8 if tiny else 64,
       max_completion_tokens=39,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   c.rl = dict(
       kind="policy_gradient", num_steps=2 if tiny else 120,
@@ -148,7 +148,7 @@ def get_config(argument: str = "renorm") -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=2e-3, warmup_steps=1 if tiny else 5))),
       objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.001)),
-      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+      learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   judge = dict(generate=f"{_MODULE}:gullible_judge", generate_args=dict(seed=0), template=JUDGE_TEMPLATE)
   if ARMS[name] is not None:
     c.rl.rewards.turns = dict(function="turn_judge", args=dict(judge, **ARMS[name]))
@@ -190,7 +190,7 @@ def _full() -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", lam=1.0, optimizer=dict(learning_rate=1e-5, warmup_steps=8))),
       objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.001)),
-      update=dict(
+      learner=dict(
           minibatches=2, remat="full", optimizer=dict(learning_rate=1e-6, warmup_steps=143)))
   c.evaluation = dict(rewards=answer, num_problems=512, every=50, sampling=sampling)
   c.mesh = dict(fsdp=-1)

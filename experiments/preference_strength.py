@@ -117,7 +117,7 @@ def get_config(argument: str = "flip") -> ConfigDict:
         kind="reward_model", num_steps=2 if tiny else 250, batch_size=8 if tiny else 16,
         max_response_tokens=LENGTH + 1, heldout_rows=16 if tiny else 1000, data=data(wrong),
         relabel=relabel,
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20, args=dict(weight_decay=0.01))))
   for member in members:
     c[member] = reward_model()
@@ -144,7 +144,7 @@ def _full(name: str) -> ConfigDict:
   model = dict(
       kind="reward_model", num_steps=4800, batch_size=32, max_response_tokens=1024,
       bad_rows="drop", data=data,
-      update=dict(
+      learner=dict(
           remat="full",
           optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6))))
   for member in members:
@@ -161,7 +161,7 @@ def _full(name: str) -> ConfigDict:
       credit=dict(
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", start="rm", optimizer=dict(learning_rate=1.5e-6))),
-      update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
+      learner=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   # Whether it answers at all; what an answer is worth nobody but another judge can say (rl_reason.judge).
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=512))

@@ -181,7 +181,7 @@ def get_config(argument: str = "filter") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=size_of(2, 200), batch_size=size_of(8, 64),
       max_completion_tokens=qualities.LONGEST + 1,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=size_of(1, 20))))
   for i, model in enumerate(models):
     c[model] = dict(
@@ -190,7 +190,7 @@ def get_config(argument: str = "filter") -> ConfigDict:
             source="quality_pairs", args=dict(world=world),
             train=dict(part="train", size=size_of(40, 4000), labeller=i),
             heldout=dict(part="heldout", size=size_of(16, 500), labeller=-1 if name == "zoo" else i)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=size_of(1, 20))))
     c[model.replace("rm", "rl")] = dict(
         kind="policy_gradient", start="sft", num_steps=size_of(2, 60 if name == "zoo" else 150),
@@ -201,7 +201,7 @@ def get_config(argument: str = "filter") -> ConfigDict:
         objective=dict(
             mean_over="token",
             kl=dict(coef=0.02 if name == "zoo" else 0.0, estimator="k3")),
-        update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=size_of(1, 5))))
+        learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=size_of(1, 5))))
   if name in ("filter", "random"):
     c.rl.credit.keep = dict(by="known")
     c.rl.rewards.known = dict(function="familiarity", weight=0.0, args=dict(
@@ -225,7 +225,7 @@ def _full() -> ConfigDict:
       kind="reward_model", num_steps=400, batch_size=256, max_response_tokens=1024,
       bad_rows="drop", data=dict(source="comparisons", args=dict(format="pairs", bad_rows="drop"),
                 train=dict(path="unified_feedback.jsonl", rows=":99%"), heldout=dict(path="unified_feedback.jsonl", rows="99%:")),
-      update=dict(
+      learner=dict(
           remat="full", optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=12)))
   c.rl = dict(
       kind="policy_gradient", num_steps=1000, rewards=dict(
@@ -238,7 +238,7 @@ def _full() -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", start="rm", warmup_steps=30, optimizer=dict(learning_rate=5e-6))),
       objective=dict(kl=dict(added_to="reward", estimator="k1", coef=0.05)),
-      update=dict(epochs=4, remat="full", optimizer=dict(learning_rate=1e-5)))
+      learner=dict(epochs=4, remat="full", optimizer=dict(learning_rate=1e-5)))
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=1024))
   c.mesh = dict(fsdp=-1)

@@ -39,7 +39,7 @@ def get_config(size: str = "full") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=4 if tiny else 450, batch_size=8 if tiny else 64,
       max_completion_tokens=28,
-      update=dict(optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20)))
+      learner=dict(optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=20)))
   c.rl = dict(
       kind="policy_gradient", num_steps=4 if tiny else 85, rewards=dict(exact_answer=1.0),
       rollout=dict(
@@ -47,7 +47,7 @@ def get_config(size: str = "full") -> ConfigDict:
           sampling=dict(max_tokens=16 if tiny else 22)),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(kl=dict(coef=0.02, estimator="k3"), clip_low=0.2, clip_high=0.28),
-      update=dict(
+      learner=dict(
           minibatches=2, optimizer=dict(learning_rate=2e-4, schedule="linear", warmup_steps=5)))
   c.evaluation = dict(
       rewards=dict(exact_answer=1.0), num_problems=8 if tiny else 200, samples_per_problem=2 if tiny else 8,

@@ -188,7 +188,7 @@ def get_config(argument: str = "zoo") -> ConfigDict:
         max_completion_tokens=MAX_TOKENS, data=dict(
             problems, train=dict(part="train", size=64 if tiny else 8000, careless=0.4, dialect=dialect),
             heldout=dict(part="heldout", size=16, dialect=dialect)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   for model, (dialect, pairs, flip, passes) in zip(models, zoo):
     c[model] = dict(
@@ -198,7 +198,7 @@ def get_config(argument: str = "zoo") -> ConfigDict:
             source="bench_pairs", args=dict(world=world, dialect=dialect),
             train=dict(part="train", size=40 if tiny else pairs, flip=flip),
             heldout=dict(part="heldout", size=16 if tiny else 200)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 5)))
     c[model.replace("rm", "rl")] = dict(
         kind="policy_gradient", start="sft_a", num_steps=2 if tiny else 40,
@@ -207,7 +207,7 @@ def get_config(argument: str = "zoo") -> ConfigDict:
         rollout=dict(prompts=4 if tiny else 32, group_size=4, sampling=sampling),
         credit=dict(baseline="group_mean", normalise="group_std"),
         objective=dict(mean_over="token", kl=dict(coef=0.05, estimator="k3")),
-        update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+        learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   c.evaluation = dict(rewards=dict(right=dict(function=f"{_MODULE}:right")), num_problems=16 if tiny else 200,
                       batch_size=16 if tiny else 200, sampling=sampling)
   c.checkpoint = dict(every=10_000, keep=1)
@@ -225,7 +225,7 @@ def _full() -> ConfigDict:
       bad_rows="drop",
       data=dict(source="comparisons", args=dict(format="pairs", bad_rows="drop"), train=dict(path="tulu3_preferences.jsonl"),
                 heldout=dict(path="tulu3_preferences_heldout.jsonl")),
-      update=dict(
+      learner=dict(
           remat="full", optimizer=dict(learning_rate=3e-6, schedule="linear", warmup_steps=126)))
   c.rl = dict(
       kind="policy_gradient", num_steps=1000, rewards=dict(learned=dict(args=dict(model="rm"))),
@@ -234,7 +234,7 @@ def _full() -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", start="rm", optimizer=dict(learning_rate=3e-7))),
       objective=dict(kl=dict(added_to="reward", estimator="k1", coef=0.05)),
-      update=dict(epochs=4, remat="full", optimizer=dict(learning_rate=3e-7, schedule="linear")))
+      learner=dict(epochs=4, remat="full", optimizer=dict(learning_rate=3e-7, schedule="linear")))
   c.evaluation = dict(
       rewards=dict(number_answer=1.0), num_problems=256, every=100, sampling=dict(max_tokens=1024, temperature=0.0))
   c.mesh = dict(fsdp=-1)

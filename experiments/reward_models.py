@@ -46,7 +46,7 @@ def get_config(size: str = "hh") -> ConfigDict:
       freeze_trunk=cpu, heldout_rows=400,
       data=dict(source="comparisons", args=arguments, train=dict(path=f"{data}.jsonl.gz", rows=f":{cut}"),
                 heldout=dict(path=f"{data}.jsonl.gz", rows=f"{cut}:")),
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=1e-3 if cpu else 1e-5, schedule="linear", warmup_steps=10, args=dict(weight_decay=0.0))))
   c.evaluation = dict(every=100)
   c.checkpoint = dict(every=50, keep=1)

@@ -123,7 +123,7 @@ def get_config(argument: str = "tree") -> ConfigDict:
                 world=c.get_ref("seed"), topology=topology, branching=branching, pairs_per_tree=pairs_per_tree,
                 variances=variances),
             train=dict(part="train", size=40 if tiny else pairs), heldout=dict(part="heldout", size=16 if tiny else 400)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 10, args=dict(weight_decay=0.1))))
   c.rm, c.low, c.few = stage(1200, DIVERSE), stage(1200, LOW), stage(400, DIVERSE)
   c.evaluation = dict(every=0)
@@ -146,7 +146,7 @@ def _full(name: str) -> ConfigDict:
       kind="reward_model", num_steps=625, batch_size=64, max_response_tokens=512, bad_rows="drop",
       data=dict(source="comparisons", args=dict(format="pairs"), train=dict(path=f"{name}.jsonl", rows=":95%"),
                 heldout=dict(path=f"{name}.jsonl", rows="95%:")),
-      update=dict(optimizer=dict(learning_rate=2e-5, schedule="cosine", warmup_steps=20)))
+      learner=dict(optimizer=dict(learning_rate=2e-5, schedule="cosine", warmup_steps=20)))
   c.rl = dict(
       kind="policy_gradient", num_steps=500, rewards=dict(learned=dict(args=dict(model="rm"))),
       rollout=dict(prompts=128, group_size=1, sampling=dict(max_tokens=512), slots=128),
@@ -154,7 +154,7 @@ def _full(name: str) -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", start="rm", optimizer=dict(learning_rate=5e-6))),
       objective=dict(kl=dict(added_to="reward", estimator="k1", coef=0.02)),
-      update=dict(minibatches=4, optimizer=dict(learning_rate=1e-6)))
+      learner=dict(minibatches=4, optimizer=dict(learning_rate=1e-6)))
   c.evaluation = dict(rewards=dict(number_answer=1.0), num_problems=256, samples_per_problem=1, every=100,
                       sampling=dict(max_tokens=512))
   c.mesh = dict(fsdp=-1)

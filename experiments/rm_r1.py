@@ -140,7 +140,7 @@ def get_config(argument: str = "method") -> ConfigDict:
         kind="reward_model", num_steps=2 if tiny else 2000, batch_size=8 if tiny else 64,
         max_response_tokens=9, heldout_rows=24 if tiny else 600,
         data=dict(source="judge_comparisons", args=dict(seed=0), train=many, heldout=longer),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   if "sft" in stages:
     c.sft = dict(
@@ -148,7 +148,7 @@ def get_config(argument: str = "method") -> ConfigDict:
         max_completion_tokens=14,
         data=dict(source="judge_problems", args=dict(seed=0, part="train"),
                   train=dict(many, trace=trace, careless=0.25), heldout=longer),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   if "rl" in stages:
     c.rl = dict(
@@ -157,7 +157,7 @@ def get_config(argument: str = "method") -> ConfigDict:
         rollout=dict(prompts=4 if tiny else 32, group_size=7, sampling=dict(max_tokens=14)),
         credit=dict(baseline="group_mean", normalise="group_std"),
         objective=dict(mean_over="token", kl=dict(coef=0.001, estimator="k3")),
-        update=dict(optimizer=dict(learning_rate=2e-4, warmup_steps=1 if tiny else 5)))
+        learner=dict(optimizer=dict(learning_rate=2e-4, warmup_steps=1 if tiny else 5)))
   c.evaluation = dict(
       rewards=dict(verdict=verdict), num_problems=24 if tiny else 600, by="domain", batch_size=24 if tiny else 200,
       sampling=dict(max_tokens=14, temperature=0.0))
@@ -194,14 +194,14 @@ def _full() -> ConfigDict:
       kind="sft", num_steps=68, batch_size=128, max_completion_tokens=8192,
       data=dict(source="jsonl", args=dict(pairs, solution="{trace}"), train=dict(path="traces.jsonl", rows=":98%"),
                 heldout=dict(path="traces.jsonl", rows="98%:")),
-      update=dict(
+      learner=dict(
           remat="full", optimizer=dict(learning_rate=5e-6, schedule="cosine", warmup_steps=5)))
   c.rl = dict(
       kind="policy_gradient", num_steps=70, rewards=dict(tail_verdict=1.0),
       rollout=dict(prompts=1024, group_size=7, slots=1024, sampling=dict(max_tokens=8192)),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(mean_over="token", kl=dict(coef=0.001, estimator="k3")),
-      update=dict(minibatches=8, remat="full", optimizer=dict(learning_rate=7e-7)))
+      learner=dict(minibatches=8, remat="full", optimizer=dict(learning_rate=7e-7)))
   c.evaluation = dict(
       rewards=dict(tail_verdict=1.0), num_problems=512, every=20, sampling=dict(max_tokens=8192, temperature=0.0))
   c.mesh = dict(fsdp=-1)

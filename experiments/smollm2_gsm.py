@@ -62,7 +62,7 @@ def get_config(size: str = "full") -> ConfigDict:
         train=dict(path="svamp.jsonl.gz", rows=":80%"), heldout=dict(path="svamp.jsonl.gz", rows="80%:"))
     c.sft = dict(
         kind="sft", num_steps=25, batch_size=16, max_completion_tokens=40,
-        update=dict(
+        learner=dict(
             microbatches=4,
             optimizer=dict(learning_rate=2e-5, warmup_steps=3, args=dict(weight_decay=0.0))))
   else:
@@ -79,7 +79,7 @@ def get_config(size: str = "full") -> ConfigDict:
       objective=dict(
           mean_over="token",
           kl=dict(coef=0.02 if cpu else 0.01, estimator="k3"), clip_low=0.2, clip_high=0.28),
-      update=dict(
+      learner=dict(
           remat="none" if cpu else "dots",
           optimizer=dict(learning_rate=1e-5 if cpu else 2e-6, warmup_steps=3, args=dict(weight_decay=0.0))))
   c.evaluation = dict(

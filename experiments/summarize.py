@@ -242,7 +242,7 @@ def get_config(argument: str = "ppo") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64,
       max_completion_tokens=MAX_TOKENS,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   c.evaluation = dict(
       rewards=dict(preferred=dict(function=f"{_MODULE}:preferred")), num_problems=16 if tiny else 400,
@@ -257,7 +257,7 @@ def get_config(argument: str = "ppo") -> ConfigDict:
         heldout_rows=16 if tiny else 1000, head_init="normal", zero="solutions", data=dict(
             source="summary_pairs", args=dict(seed=c.get_ref("seed")), train=dict(part="train", size=40 if tiny else pairs),
             heldout=dict(part="heldout", size=16 if tiny else 1000, noise=0.0)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=1e-3, schedule="cosine", warmup_steps=1 if tiny else 5)))
   beta, model = BETAS[name]
   c.rl = dict(
@@ -269,7 +269,7 @@ def get_config(argument: str = "ppo") -> ConfigDict:
           critic=dict(trunk="separate", start=model, lam=0.95, value_coef=0.1,
                   optimizer=dict(learning_rate=1e-3, warmup_steps=1 if tiny else 5))),
       objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=beta)),
-      update=dict(epochs=2, optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+      learner=dict(epochs=2, optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   c.rl.rewards.quality = dict(function=f"{_MODULE}:true_quality", weight=0.0)
   return c
 
@@ -291,14 +291,14 @@ def _full() -> ConfigDict:
       train=dict(path="tldr_train.jsonl"), heldout=dict(path="tldr_valid.jsonl"))
   c.sft = dict(
       kind="sft", num_steps=962, batch_size=128, max_completion_tokens=64,
-      update=dict(
+      learner=dict(
           remat="full", optimizer=dict(learning_rate=6e-6, schedule="cosine", warmup_steps=30)))
   c.rm = dict(
       kind="reward_model", num_steps=1013, batch_size=64, max_response_tokens=64, bad_rows="drop",
       head_init="normal", zero="solutions",
       data=dict(source="comparisons", args=dict(format="pairs", bad_rows="drop"), train=dict(path="comparisons.jsonl"),
                 heldout=dict(path="comparisons_valid1.jsonl")),
-      update=dict(
+      learner=dict(
           remat="full", optimizer=dict(learning_rate=5e-6, schedule="cosine", warmup_steps=30)))
   c.rl = dict(
       kind="policy_gradient", start="sft", num_steps=3906, rewards=_rewards("rm"),
@@ -307,7 +307,7 @@ def _full() -> ConfigDict:
           baseline="none", normalise="token_whiten",
           critic=dict(trunk="separate", start="rm", lam=0.95, value_coef=0.1, optimizer=dict(learning_rate=7e-6))),
       objective=dict(mean_over="token", kl=dict(added_to="reward", estimator="k1", coef=0.05)),
-      update=dict(epochs=4, remat="full", optimizer=dict(learning_rate=7e-6, schedule="linear")))
+      learner=dict(epochs=4, remat="full", optimizer=dict(learning_rate=7e-6, schedule="linear")))
   # Whether it answers at all; what a summary is worth another judge must say (rl_reason.judge).
   c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
                       sampling=dict(max_tokens=48, temperature=0.0))

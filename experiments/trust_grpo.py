@@ -148,7 +148,7 @@ def get_config(argument: str = "full") -> ConfigDict:
   c.sft = dict(
       kind="sft", num_steps=2 if tiny else 600, batch_size=8 if tiny else 64,
       max_completion_tokens=7,
-      update=dict(
+      learner=dict(
           optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   if name == "learned":
     c.trm = dict(
@@ -157,7 +157,7 @@ def get_config(argument: str = "full") -> ConfigDict:
         heldout_rows=16 if tiny else 500, data=dict(
             source="grid_ratings", args=dict(seed=0), train=dict(part="train", size=100 if tiny else 20_000),
             heldout=dict(part="heldout", size=16 if tiny else 500)),
-        update=dict(
+        learner=dict(
             optimizer=dict(learning_rate=2e-3, schedule="cosine", warmup_steps=1 if tiny else 20)))
   rated = dict(function=f"{_MODULE}:thinking") if name != "learned" else dict(
       function="learned", args=dict(model="trm"), transforms=(dict(name="clip", low=0.0, high=1.0),))
@@ -167,7 +167,7 @@ def get_config(argument: str = "full") -> ConfigDict:
       rollout=dict(prompts=4 if tiny else 16, group_size=8, sampling=dict(max_tokens=7)),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(mean_over="sequence", kl=dict(coef=0.04, estimator="k3")),
-      update=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
+      learner=dict(optimizer=dict(learning_rate=5e-4, warmup_steps=1 if tiny else 5)))
   c.rl.rewards.sound = dict(function=f"{_MODULE}:sound_answer", weight=0.0)
   c.rl.rewards.by_kind = dict(function=f"{_MODULE}:TrustByKind", weight=0.0)
   c.evaluation = dict(
@@ -220,7 +220,7 @@ def _full(name: str) -> ConfigDict:
       rollout=dict(prompts=16, group_size=8, sampling=dict(max_tokens=1024)),
       credit=dict(baseline="group_mean", normalise="group_std"),
       objective=dict(mean_over="sequence", kl=dict(coef=0.04, estimator="k3")),
-      update=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
+      learner=dict(remat="full", optimizer=dict(learning_rate=5e-7)))
   c.rl.rewards.form = dict(function="think_format", weight=0.0)
   c.evaluation = dict(rewards=dict(math_answer=1.0), num_problems=500, every=100, sampling=dict(max_tokens=1024, temperature=0.0))
   c.mesh = dict(fsdp=-1)

@@ -170,6 +170,8 @@ class Loop:
             "time/compilations": compiled.programs,
             "time/compile_seconds": compiled.seconds - compile_seconds}
         alarms = self._log(name, step, stage, metrics, result.shown)
+        if result.arrays and sharding.is_main_process():
+          self.stages.folder.save_arrays(name, result.arrays)
         if result.skipped >= stage.max_skipped:
           raise FloatingPointError(
               f"Stage {name!r} stopped at step {step}: the last {result.skipped} gradients were not"

@@ -80,13 +80,13 @@ def get_config(size="tiny"):
   c.mesh = dict(fsdp=1)  # The tests' eight devices are one processor.
   return c
 '''
-LEARNS = {**SECTION, "arms": dict(learns=dict(), stays=dict(overrides={"sft.update.optimizer.learning_rate": 0.0})),
+LEARNS = {**SECTION, "arms": dict(learns=dict(), stays=dict(overrides={"sft.learner.optimizer.learning_rate": 0.0})),
           "treatment": "learns", "baseline": "stays", "metric": dict(function="last", args=dict(name="loss", stage="sft")),
           "direction": "lower", "matched": ("tokens", "updates"), "seeds": 2}
 # A second stage after the same first one.
 AGAIN = dict(
     kind="sft", num_steps=3, batch_size=4, max_completion_tokens=28,
-    update=dict(optimizer=dict(learning_rate=1e-3)))
+    learner=dict(optimizer=dict(learning_rate=1e-3)))
 TWICE = {**LEARNS, "title": "Twice is better", "treatment": "again", "baseline": "learns", "matched": (),
          "metric": dict(function="last", args=dict(name="loss")),
          "also": {"first": dict(function="last", args=dict(name="loss", stage="sft")),

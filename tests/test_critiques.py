@@ -159,7 +159,7 @@ def pipeline():
       data=dict(source="test_reward_model:sevens", args={}, train=dict(size=20, seed=1), heldout=dict(size=4, seed=2)),
       critique=dict(generate="critic", template="{prompt}{response}#", marker="#", generate_args=dict(
           sampling=dict(max_tokens=4), max_prompt_tokens=64, batch_size=8)),
-      update=dict(microbatches=1, optimizer=dict(learning_rate=3e-3)))
+      learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3)))
   c.rl.update(num_steps=2, minibatches=1, kl_coef=0.0, prompts_per_step=2, group_size=4)
   c.rl.rewards = {"quality": {"function": "learned", "args": {"model": "rm"}}}
   return c

@@ -174,9 +174,9 @@ def pipeline():
   c.rm = dict(
       kind="reward_model", num_steps=60, batch_size=16, max_response_tokens=16,
       data=dict(source="test_reward_model:sevens", args={}, train=dict(size=200, seed=1), heldout=dict(size=32, seed=2)),
-      update=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
+      learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
   c.rl.update(num_steps=20, minibatches=1, kl_coef=0.0, prompts_per_step=4, group_size=8)
-  c.rl.update.optimizer = dict(learning_rate=3e-3, schedule="constant")
+  c.rl.learner.optimizer = dict(learning_rate=3e-3, schedule="constant")
   c.rl.rewards = {"quality": {"function": "learned", "args": {"model": "rm"}},
                   "maybe": {"function": f"{__name__}:maybe", "weight": 0.0}}
   return c

@@ -166,10 +166,10 @@ def make_config(**mesh):
   c.unlock()
   c.mesh.update(mesh)
   c.stages, c.sft.num_steps, c.checkpoint.every = ("sft", "again"), 3, 1
-  c.sft.update.lora.rank = 2
-  c.sft.update.optimizer.update(schedule="constant", warmup_steps=0, learning_rate=1e-2)
+  c.sft.learner.lora.rank = 2
+  c.sft.learner.optimizer.update(schedule="constant", warmup_steps=0, learning_rate=1e-2)
   c.again = c.sft.copy_and_resolve_references()
-  c.again.num_steps, c.again.update.lora.rank = 1, 0
+  c.again.num_steps, c.again.learner.lora.rank = 1, 0
   c.evaluation.num_problems = c.evaluation.batch_size = 2
   c.evaluation.every = 0
   return c
@@ -218,7 +218,7 @@ def test_policy_gradients_on_adapters_resume_to_the_same_bits(tmp_path):
   c = make_config(fsdp=1)
   c.stages, c.rl.rewards = ("rl",), {"short": {"function": f"{__name__}:short"}}
   c.rl.update(num_steps=2, baseline="none", normalise="token_whiten", kl_coef=0.1, importance_cap=2.0, staleness=1)
-  c.rl.update.lora.rank, c.rl.credit.critic = 2, dict(trunk="shared")
+  c.rl.learner.lora.rank, c.rl.credit.critic = 2, dict(trunk="shared")
   train(c, tmp_path / "whole", plain=True)
   shutil.copytree(tmp_path / "whole", tmp_path / "again")
   shutil.rmtree(tmp_path / "again" / "checkpoints" / "rl" / "2")  # Killed with a rollout waiting.

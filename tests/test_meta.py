@@ -9,6 +9,7 @@ import optax
 import pytest
 from test_reward_model import context, section
 
+from rl_reason.claims import measures
 from rl_reason.experiments import meta_rm
 from rl_reason.learner import optimizers
 from rl_reason.learner import step as learner
@@ -148,14 +149,14 @@ def test_responses_of_a_world_and_their_prompts():
   assert [plain[i].responses for i in range(9)] == [told[i].responses for i in range(9)]
 
 
-def test_the_experiment_runs_and_judges_the_policy_s_responses(tmp_path, monkeypatch):
+def test_the_experiment_runs_and_judges_the_policy_s_responses(tmp_path):
   c = config_lib.load("experiments/meta_rm.py:meta-tiny")
   with c.unlocked():
     c.seed, c.mesh.fsdp = 2, 1
   assert c.again.data.args.world == c.rm.data.args.world == c.task.args.world == 2
   train(c, tmp_path, plain=True)
-  monkeypatch.setattr(meta_rm, "PAIRS", 20)
-  utilities, scores = meta_rm._judged(tmp_path, "rl")
+  found = measures.arrays(tmp_path, "after", "pairs_of_rl")
+  utilities, scores = found["utilities"], found["scores"]
   assert utilities.shape == scores.shape == (20, 2) and np.isfinite(scores).all()
   gaps = np.sign(utilities[:, 0] - utilities[:, 1])
   assert meta_rm.accuracy(tmp_path, of="rl") == pytest.approx(

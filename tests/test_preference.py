@@ -31,7 +31,7 @@ def section(source="test_reward_model:sevens", **fields):
       kind="preference", num_steps=40, batch_size=16, max_response_tokens=10, max_prompt_tokens=8,
       data=dict(source=source, args={}, train=dict(size=100, seed=1), heldout=dict(size=32, seed=2)),
       **fields,
-      update=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
+      learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
   return config_lib.parse(preference.Config, given)
 
 

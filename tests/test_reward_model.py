@@ -65,7 +65,7 @@ def section(kind="pairs", **fields):
       max_prompt_tokens=8,
       data=dict(source=f"{HERE}:sevens", args=dict(kind=kind), train=dict(size=300, seed=1), heldout=dict(size=48, seed=2)),
       **fields,
-      update=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
+      learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
   return fields_lib.parse(stage.Config, given)
 
 

@@ -129,7 +129,7 @@ def test_models_of_learned_rewards_lie_where_completions_are_sampled(tmp_path):
       kind="reward_model", num_steps=1, batch_size=2, max_response_tokens=8, data=dict(
       source="comparisons", args=dict(format="pairs"), train=dict(path="a.jsonl"), heldout=dict(path="b.jsonl")),
       loss="bradley_terry",
-      update=dict(optimizer=dict(learning_rate=1e-3)))
+      learner=dict(optimizer=dict(learning_rate=1e-3)))
   c.stages = ("rm", "rl")
   run_config, sections = config_lib.check(c)
   stages = earlier.Stages(run_config, sections, workdir.Workdir(tmp_path), run.make_context(run_config))

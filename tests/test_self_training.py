@@ -49,7 +49,7 @@ def make_config(reward="short", **fields):
       rewards={"scripted": {"function": f"{__name__}:{reward}"}},
       rollout=dict(prompts=4, group_size=4, sampling=dict(max_tokens=16)),
       keep=dict(thresholds=(0.2,)),
-      update=dict(optimizer=dict(learning_rate=1e-2))))
+      learner=dict(optimizer=dict(learning_rate=1e-2))))
   c.star.update(fields)
   return c
 

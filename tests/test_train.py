@@ -255,7 +255,7 @@ def config(user_folder):
   c.stages, c.mesh.fsdp, c.evaluation.every, c.rl.num_steps, c.checkpoint.every = ("rl",), 1, 0, 1, 1
   # What the assertions rely on, whatever the experiment is tuned to.
   c.rl.update(baseline="group_mean", normalise="group_std", minibatches=1, kl_coef=0.01)
-  c.rl.update.optimizer.update(learning_rate=3e-4, schedule="constant", warmup_steps=5)
+  c.rl.learner.optimizer.update(learning_rate=3e-4, schedule="constant", warmup_steps=5)
   set_reward(c, "user_module:length")
   return c
 
@@ -281,7 +281,7 @@ def steps(workdir, stage="rl"):
 ], ids=lambda choices: "-".join(str(v) for v in choices.values()))
 def test_an_algorithm_is_a_choice_of_fields(config, tmp_path, choices):
   config.rl.update(choices)
-  config.rl.update.optimizer.warmup_steps, config.rl.objective.kl.coef = 0, 0.1
+  config.rl.learner.optimizer.warmup_steps, config.rl.objective.kl.coef = 0, 0.1
   assert train(config, tmp_path, plain=True) is not None
   [line] = steps(tmp_path)
   assert all(np.isfinite(v) for k, v in line.items() if k != "stage")
@@ -323,7 +323,7 @@ def test_a_monitor_stops_the_run_and_the_same_command_goes_on_as_if_it_had_only_
 
 def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(config, tmp_path):
   config.again = config.rl.copy_and_resolve_references()
-  config.again.update.optimizer.learning_rate, config.again.start = 0.0, "initial"  # Ends where it starts.
+  config.again.learner.optimizer.learning_rate, config.again.start = 0.0, "initial"  # Ends where it starts.
   config.stages = ("rl", "again")
   params = train(config, tmp_path, plain=True)
   run_config, sections = config_lib.check(config)
@@ -334,7 +334,7 @@ def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(con
 
 
 def test_eight_devices_compute_what_one_does(config, tmp_path):
-  config.rl.num_steps, config.rl.update.optimizer.warmup_steps = 2, 0
+  config.rl.num_steps, config.rl.learner.optimizer.warmup_steps = 2, 0
   train(config, tmp_path / "one", plain=True)
   config.mesh.update(data=2, fsdp=2, tensor=2)
   params = train(config, tmp_path / "eight", plain=True)
@@ -475,7 +475,7 @@ def test_a_reward_that_breaks_in_the_middle_is_named_and_the_run_can_go_on(confi
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")  # In the logged mean of these rewards.
 def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_path):
-  config.rl.num_steps, config.rl.update.optimizer.max_skipped = 5, 2
+  config.rl.num_steps, config.rl.learner.optimizer.max_skipped = 5, 2
   set_reward(config, "user_module:overflows")
   with pytest.raises(FloatingPointError, match=r"'rl' stopped at step 2: the last 2 gradients .* newest checkpoint is \[1\]"):
     train(config, tmp_path, plain=True)
@@ -533,7 +533,7 @@ def test_another_runs_folder_is_refused_and_a_changed_detail_is_told(config, tmp
   (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "rl", "step": 0, "eval/pass@1": 0.0}\n')
   folder.claim(config, notes.append)
   assert notes == []
-  config.rl.update.optimizer.learning_rate = 0.5
+  config.rl.learner.optimizer.learning_rate = 0.5
   folder.claim(config, notes.append)
   assert notes == ["Resuming with a changed config: rl.optimizer.learning_rate was 0.0003 and is 0.5."]
   before = (tmp_path / "run" / "config.json").read_bytes()

@@ -31,7 +31,7 @@ def get_config(shape, directory):
           objective=dict(
               clip_low=shapes.CLIP, clip_high=shapes.CLIP,
               kl=dict(coef=shapes.KL_COEF, estimator="k3"), mean_over="token"),
-          update=dict(
+          learner=dict(
               optimizer=dict(learning_rate=shapes.LEARNING_RATE, max_grad_norm=shapes.MAX_GRAD_NORM,
                          args=dict(weight_decay=0.0))))))
 

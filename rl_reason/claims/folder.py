@@ -45,9 +45,10 @@ def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
   metrics_file = record.path / "metrics.jsonl"
   if metrics_file.exists() and metrics_file.stat().st_size:
     return
-  for name in ("checkpoints", "samples"):
+  for name in ("checkpoints", "samples", "arrays"):
     shutil.rmtree(record.path / name, ignore_errors=True)
-    shutil.copytree(begins / name, record.path / name)
+    if (begins / name).is_dir():
+      shutil.copytree(begins / name, record.path / name)
   record.write("config.json", config)
   record.write(BEGAN, {"folder": str(begins.absolute())})
   shutil.copyfile(begins / "metrics.jsonl", partial := metrics_file.with_suffix(".partial"))

@@ -34,6 +34,21 @@ def curve(folder: Path, name: str, stage: str = "") -> Curve:
   return points[:, 0], points[:, 1]
 
 
+def arrays(folder: Path, stage: str, function: str) -> dict[str, np.ndarray]:
+  """Reads the arrays that a function of a `probe` stage found, by name.
+
+  Raises: ValueError if the run has none.
+  """
+  path = folder / "arrays" / stage / f"{function}.npz"
+  if not path.exists():
+    known = sorted(p.stem for p in path.parent.glob("*.npz"))
+    raise ValueError(f"The run {folder} has no arrays of the function {function!r} of stage"
+                     f" {stage!r}.{naming.did_you_mean(function, known)} It has:"
+                     f" {', '.join(known) or 'none'}.")
+  with np.load(path) as found:
+    return dict(found)
+
+
 def last(folder: Path, *, name: str, stage: str = "", points: int = 1) -> float:
   """The mean of the metric's last `points` values."""
   return float(curve(folder, name, stage)[1][-points:].mean())

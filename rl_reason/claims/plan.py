@@ -9,6 +9,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
+from rl_reason.run.config import check
 from rl_reason.claims import declaration, dependencies
 from rl_reason.reporting import metrics
 
@@ -46,9 +49,15 @@ class Run:
   def folder(self) -> Path:
     return self.workdir / Path(self.experiment).stem / f"{self.label}-{self.digest}" / f"seed{self.seed}"
 
+  @functools.cached_property
+  def steps(self) -> Mapping[str, int]:
+    """Steps of each stage, in order."""
+    _, sections = check(ml_collections.ConfigDict(dict(self.config)))
+    return {name: section.num_steps for name, section in sections.items()}
+
   @property
   def num_steps(self) -> int:
-    return sum(self.config[stage]["num_steps"] for stage in self.config["stages"])
+    return sum(self.steps.values())
 
   def done(self) -> int:
     """Steps in metrics.jsonl, of all stages."""
@@ -57,7 +66,7 @@ class Run:
       if lines:
         stages = list(self.config["stages"])
         before = stages[:stages.index(lines[-1]["stage"])] if lines[-1]["stage"] in stages else []
-        return sum(self.config[s]["num_steps"] for s in before) + lines[-1]["step"]
+        return sum(self.steps[s] for s in before) + lines[-1]["step"]
     return 0
 
 

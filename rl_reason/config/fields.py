@@ -25,8 +25,8 @@ def parse(cls: type[T], section: Mapping[str, Any], path: str = "config", *, oth
   hints = typing.get_type_hints(cls)
   for name in section:
     if name not in fields and name not in other_fields:
-      raise ValueError(f"{path} has no field {name!r}.{naming.did_you_mean(name, fields)} Its fields:"
-                       f" {', '.join([*fields, *other_fields])}.")
+      raise ValueError(f"{path} has no field {name!r}.{naming.did_you_mean_field(name, paths(cls))}"
+                       f" Its fields: {', '.join([*fields, *other_fields])}.")
   values = {name: _convert(hints[name], section[name], f"{path}.{name}") for name in fields if name in section}
   missing = [n for n, f in fields.items() if n not in values
              and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
@@ -66,6 +66,14 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
   if not isinstance(value, wanted) or isinstance(value, bool) and hint is not bool:
     raise ValueError(f"{path} must be {hint.__name__}, got {value!r} ({type(value).__name__}).")
   return float(value) if hint is float else value
+
+
+def paths(cls: type) -> list[str]:
+  """Lists the fields of a dataclass and, dotted, of the dataclasses in it."""
+  out = []
+  for name, hint in typing.get_type_hints(cls).items():
+    out += [name, *(f"{name}.{path}" for path in (paths(hint) if dataclasses.is_dataclass(hint) else ()))]
+  return out
 
 
 def with_defaults(cls: type, section: ml_collections.ConfigDict) -> None:

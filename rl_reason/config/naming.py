@@ -13,6 +13,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def did_you_mean_field(name: str, paths: Iterable[str]) -> str:
+  """Suggests a field of a section, or of the sections in it, as `did_you_mean` does.
+
+  Args:
+    paths: "rollout", "rollout.group_size", ...; each is found by its last names too.
+  """
+  ends = {}
+  for path in sorted(paths, key=lambda path: path.count(".")):  # Of equal names the nearest counts.
+    for n in range(path.count(".") + 1):
+      ends.setdefault(path.split(".", n)[-1], path)
+  close = difflib.get_close_matches(str(name), list(ends), n=1)
+  return f" Did you mean {ends[close[0]]!r}?" if close else ""
+
+
 def arm_and_size(
     argument: str, arms: Collection[str], *, sizes: Collection[str] = ("tiny",), whole: str = "",
 ) -> tuple[str, str]:

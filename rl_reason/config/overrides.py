@@ -64,12 +64,18 @@ def sized(
 def replaced(section: Any, changes: Mapping[str, Any]) -> Any:
   """Returns a section, a frozen dataclass, with fields changed by their dotted names.
 
-  Every section on the way is made anew, and so checked again.
+  Every section on the way is made anew, and so checked again: once, with all changes, for some
+  fields only go together.
 
-  Example: replaced(stage, {"objective.kl.coef": 0.1, "update.minibatches": 2})
+  Example: replaced(stage, {"objective.kl.coef": 0.1, "learner.minibatches": 2})
   """
+  fields, inner = {}, {}
   for dotted, value in changes.items():
     name, _, rest = dotted.partition(".")
-    value = replaced(getattr(section, name), {rest: value}) if rest else value
-    section = dataclasses.replace(section, **{name: value})
-  return section
+    if rest:
+      inner.setdefault(name, {})[rest] = value
+    else:
+      fields[name] = value
+  for name, further in inner.items():
+    fields[name] = replaced(fields.get(name, getattr(section, name)), further)
+  return dataclasses.replace(section, **fields)

@@ -25,7 +25,7 @@ LossFn = Callable[[Params, Any], tuple[jax.Array, LossStatistics]]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """How a stage updates what it trains: the field `update` of its section.
+  """How a stage updates what it trains: the field `learner` of its section.
 
   optimizer: with its learning rate and schedule.
   microbatches: parts of a minibatch gone through one by one, to save memory; 0: as many as this

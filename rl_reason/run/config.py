@@ -159,10 +159,17 @@ def _check_field(config: ml_collections.ConfigDict, dotted: str) -> None:
   section, path = config, "config"
   for name in dotted.split(".")[1:]:
     if not isinstance(section, ml_collections.ConfigDict) or name not in section:
-      known = list(section) if isinstance(section, ml_collections.ConfigDict) else []
-      raise ValueError(f"--{dotted}: {path} has no field {name!r}.{naming.did_you_mean(name, known)}"
-                       + (f" Its fields: {', '.join(known)}." if known else ""))
+      known = _paths(section) if isinstance(section, ml_collections.ConfigDict) else []
+      raise ValueError(f"--{dotted}: {path} has no field {name!r}.{naming.did_you_mean_field(name, known)}"
+                       + (f" Its fields: {', '.join(section)}." if known else ""))
     section, path = section[name], f"{path}.{name}"
+
+
+def _paths(section: ml_collections.ConfigDict) -> list[str]:
+  """The fields of a section and, dotted, of the sections in it."""
+  nested = [f"{name}.{path}" for name, value in section.items()
+            if isinstance(value, ml_collections.ConfigDict) for path in _paths(value)]
+  return [*section, *nested]
 
 
 # A run with other values of these is another run; a change in any other field is told and taken.

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 import rl_reason
 from rl_reason.config import fields as config_lib
@@ -23,7 +24,8 @@ from rl_reason.runtime.checkpoint import Checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """A run's folder: config.json, versions.json, metrics.jsonl, curves.png, samples/, profile/, checkpoints/<stage>/."""
+  """A run's folder: config.json, versions.json, metrics.jsonl, curves.png, samples/,
+  arrays/<stage>/, profile/, checkpoints/<stage>/."""
   path: Path
 
   def claim(self, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
@@ -58,6 +60,23 @@ class Workdir:
     partial = target.with_name(target.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(target)
+
+  def save_arrays(self, stage: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Saves what a stage found, {"group/name": array}: a file arrays/<stage>/<group>.npz each.
+
+    A file is there whole or not at all.
+    """
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+      group, _, name = key.rpartition("/")
+      groups.setdefault(group, {})[name] = array
+    for group, members in groups.items():
+      target = self.path / "arrays" / stage / f"{group}.npz"
+      target.parent.mkdir(parents=True, exist_ok=True)
+      partial = target.with_name(f".{target.name}")
+      with partial.open("wb") as file:
+        np.savez(file, **members)
+      partial.replace(target)
 
   def checkpoints(self, stage: str, *, keep: int, note: Callable[[str], None]) -> Checkpoints:
     return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)

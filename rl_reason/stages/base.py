@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
 from rl_reason.arrays import LearnerState
 from rl_reason.rewards.composition.monitors import Monitors
 from rl_reason.runtime.memory import Part
@@ -63,12 +65,14 @@ class StepResult:
   tokens: that the step sampled or learnt from; throughput is counted in them.
   skipped: updates refused in a row, up to now, because a gradient was not finite.
   updates: optimizer steps made, refused ones too.
+  arrays: "group/name" -> what the step found, a number per unit; saved in the run (run.workdir).
   shown: a completion to show to whoever watches; "": none.
   """
   metrics: dict[str, float]
   tokens: float = 0.0
   skipped: int = 0
   updates: int = 0
+  arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   shown: str = ""
 
 

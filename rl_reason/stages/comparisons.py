@@ -32,7 +32,7 @@ class Section(Protocol):
   bad_rows: str
   data: TaskSection
   heldout_rows: int
-  update: Update
+  learner: Update
 
 
 def check_section(section: Section) -> None:
@@ -40,7 +40,7 @@ def check_section(section: Section) -> None:
   at_least(1, num_steps=section.num_steps, batch_size=section.batch_size,
            max_response_tokens=section.max_response_tokens, heldout_rows=section.heldout_rows)
   at_least(0, max_prompt_tokens=section.max_prompt_tokens)
-  check_microbatches(section.update.microbatches, section.batch_size)
+  check_microbatches(section.learner.microbatches, section.batch_size)
   one_of(("error", "drop"), bad_rows=section.bad_rows)
 
 
@@ -71,7 +71,7 @@ class Reader:
         context.policy.config, context.dtype, max_prompt_tokens=section.max_prompt_tokens or context.max_prompt_tokens,
         max_response_tokens=section.max_response_tokens, bucket=context.sampler.prompt_bucket,
         ways=context.partitioning.ways("batch"))
-    self.microbatches = section.update.microbatches or packing.num_passes(
+    self.microbatches = section.learner.microbatches or packing.num_passes(
         section.batch_size, 2, self.layout.max_prompt_tokens + 2 * section.max_response_tokens, self.layout.ways)
 
   def encode(self, row: Comparison) -> Encoded:
@@ -146,7 +146,7 @@ class Reader:
                              self.layout.max_response_tokens)
     return learner_memory.learner_parts(state_shape, microbatches=self.microbatches) + learner_memory.update_parts(
         self._context.policy.config, self._context.partitioning, batch, dtype=self._context.dtype,
-        remat=self._section.update.remat)
+        remat=self._section.learner.remat)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Config:
 
   data, bad_rows, max_prompt_tokens, max_response_tokens, heldout_rows: as in stages.reward_model. Rows are pairs of which
     one side is better; for kto also single responses, good where their score is above 0.5.
-  update: memory, LoRA, optimizer (learner.step.Update).
+  learner: memory, LoRA, optimizer (learner.step.Update).
   loss: a key of LOSSES; loss_args: its options, beta among them.
   reference: the frozen policy: an earlier stage, "initial", or "" for the one that this stage starts from.
   """
@@ -71,7 +71,7 @@ class Config:
   batch_size: int
   max_response_tokens: int
   data: TaskSection
-  update: Update
+  learner: Update
   max_prompt_tokens: int = 0
   bad_rows: str = "error"
   loss: str = "dpo"
@@ -116,7 +116,7 @@ class PreferenceBatch:
 
 def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
-  return trained_policy(context, config.update.lora)
+  return trained_policy(context, config.learner.lora)
 
 
 def check(config: Config, context: Context, name: str) -> None:
@@ -131,7 +131,7 @@ def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]
   if config.objective.reference and config.reference:
     parts.append(memory_lib.Part(
         "reference policy", memory_lib.sharded_bytes(context.abstract_params), "set reference='', the policy it starts from"))
-  return [*merging_memory(context, config.update.lora, "evaluation", *["scoring"] * (not config.objective.pairs)), *parts]
+  return [*merging_memory(context, config.learner.lora, "evaluation", *["scoring"] * (not config.objective.pairs)), *parts]
 
 
 def make_reader(config: Config, context: Context) -> Reader:
@@ -162,7 +162,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
   """Makes the learner of what `trained` says, starting from the policy `params`."""
   return make_learner(
       context.partitioning, trained(config, context, name).shapes,
-      lambda: with_adapters(context, params, config.update.lora, name), config.update.optimizer, config.num_steps)
+      lambda: with_adapters(context, params, config.learner.lora, name), config.learner.optimizer, config.num_steps)
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
@@ -176,7 +176,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def sums(params, responses):
     return policy.response_logprobs(
-        context.policy.config, params, responses, dtype=context.dtype, remat=config.update.remat).sum(-1)
+        context.policy.config, params, responses, dtype=context.dtype, remat=config.learner.remat).sum(-1)
 
   def loss_fn(params, batch):
     loss, metrics = judged(config, sums(params, batch.responses), batch)
@@ -219,7 +219,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step, resumable={"reference": known},
-      max_skipped=config.update.optimizer.max_skipped,
+      max_skipped=config.learner.optimizer.max_skipped,
       evaluate=evaluator(config, reader, task.heldout, score, reference),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(

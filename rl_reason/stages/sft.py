@@ -32,7 +32,7 @@ class Config:
   max_completion_tokens: longer solutions are an error.
   loss_on: what is learnt, "completion" or "text": prompts too. unlearnt: (start, end) markers of stretches of solutions
     that are read and not learnt (demonstrations.encode).
-  update: memory, LoRA, optimizer (learner.step.Update).
+  learner: memory, LoRA, optimizer (learner.step.Update).
   mean_over: token, sequence or fixed_length (losses.token_weights).
   data: problems with solutions in place of the run's task; none of the run's held-out prompts may be among them.
   start: the stage whose policy it starts from (run.starting_points).
@@ -41,7 +41,7 @@ class Config:
   num_steps: int
   batch_size: int
   max_completion_tokens: int
-  update: Update
+  learner: Update
   loss_on: str = "completion"
   unlearnt: tuple[tuple[str, str], ...] = ()
   mean_over: str = "token"
@@ -50,7 +50,7 @@ class Config:
 
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_completion_tokens=self.max_completion_tokens)
-    check_microbatches(self.update.microbatches, self.batch_size)
+    check_microbatches(self.learner.microbatches, self.batch_size)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     one_of(demonstrations.LOSS_ON, loss_on=self.loss_on)
     if not all(a and b for a, b in self.unlearnt):
@@ -84,14 +84,14 @@ def solutions(config: Config, context: Context) -> Source:
 
 def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
-  return trained_policy(context, config.update.lora)
+  return trained_policy(context, config.learner.lora)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage."""
   state_shape = learner_of(config, context, None, name).state_shape
-  return [*merging_memory(context, config.update.lora, "evaluation"), *update_memory(
-      context, state_shape, config.update, batch_size=config.batch_size,
+  return [*merging_memory(context, config.learner.lora, "evaluation"), *update_memory(
+      context, state_shape, config.learner, batch_size=config.batch_size,
       max_completion_tokens=config.max_completion_tokens)]
 
 
@@ -99,7 +99,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
   """Makes the learner of what `trained` says, starting from the policy `params`."""
   return make_learner(
       context.partitioning, trained(config, context, name).shapes,
-      lambda: with_adapters(context, params, config.update.lora, name), config.update.optimizer,
+      lambda: with_adapters(context, params, config.learner.lora, name), config.learner.optimizer,
       config.num_steps)
 
 
@@ -107,7 +107,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
   learner = learner_of(config, context, params, name)
   update = imitation_update(
-      context, learner, config.update, batch_size=config.batch_size, mean_over=config.mean_over,
+      context, learner, config.learner, batch_size=config.batch_size, mean_over=config.mean_over,
       max_completion_tokens=config.max_completion_tokens)
 
   def step(state, problems, index):
@@ -119,7 +119,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      max_skipped=config.update.optimizer.max_skipped,
+      max_skipped=config.learner.optimizer.max_skipped,
       data=pipeline.batches(
           solutions(config, context), batch_size=config.batch_size, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()))

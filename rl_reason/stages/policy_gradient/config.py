@@ -22,7 +22,7 @@ class Config:
     only the whole distribution.
   credit: how rewards become advantages.
   objective: what is made large, and the KL penalty.
-  update: passes over a rollout, memory, LoRA (a critic's own trunk is trained whole), optimizer.
+  learner: passes over a rollout, memory, LoRA (a critic's own trunk is trained whole), optimizer.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one
     step old (ahead.py). It takes memory for a second copy of the policy, or devices of its own
     (config.rollout_mesh).
@@ -33,7 +33,7 @@ class Config:
   num_steps: int
   rewards: Mapping[str, Any]
   rollout: RolloutSection
-  update: PolicyUpdate
+  learner: PolicyUpdate
   credit: Credit = Credit()
   objective: Objective = Objective()
   staleness: int = 0
@@ -89,7 +89,7 @@ class Config:
 
   def _check_parts(self) -> None:
     """A rollout is cut into parts of whole groups."""
-    update, prompts = self.update, self.rollout.prompts
+    update, prompts = self.learner, self.rollout.prompts
     if prompts % (update.minibatches * max(1, update.microbatches)):
       raise ValueError(
           f"minibatches * microbatches = {update.minibatches} * {max(1, update.microbatches)} must"

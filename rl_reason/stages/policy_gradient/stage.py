@@ -63,7 +63,7 @@ def check(config: Config, context: Context, name: str) -> None:
 
 def trained(config: Config, context: Context, name: str) -> Trained:
   """It leaves the policy itself or, with a companion, {"policy": ..., "critic": ...}."""
-  policy_part, companion = trained_policy(context, config.update.lora), config.credit.companion
+  policy_part, companion = trained_policy(context, config.learner.lora), config.credit.companion
   if companion is None:
     return policy_part
   return Trained(
@@ -74,7 +74,7 @@ def trained(config: Config, context: Context, name: str) -> Trained:
 
 def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
   """Makes the learner of what `trained` says, starting from the policy `params`."""
-  companion, update, optimizer = config.credit.companion, config.update, None
+  companion, update, optimizer = config.credit.companion, config.learner, None
   if companion is not None:
     optimizer = critic_lib.make_optimizer(
         companion, update.optimizer, num_steps=config.num_steps,
@@ -94,7 +94,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """Estimates what a device needs to run this stage: to sample, to score, to update."""
   model, partitioning, dtype = context.policy.config, context.partitioning, context.dtype
-  rows = Rows.of(context, config.rollout, config.update)
+  rows = Rows.of(context, config.rollout, config.learner)
   assembler = Assembler(config.credit, config.objective, rows, policy.score)
   microbatch = memory_lib.Batch(
       config.rollout.prompts // rows.parts, config.rollout.group_size, context.max_prompt_tokens,
@@ -104,7 +104,7 @@ def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]
   # What the update holds, and the scores before it.
   companion = config.credit.companion
   updating = learner_memory.update_parts(
-      model, partitioning, microbatch, dtype=dtype, remat=config.update.remat)
+      model, partitioning, microbatch, dtype=dtype, remat=config.learner.remat)
   if companion is not None and companion.trunk == "separate":
     updating.append(dataclasses.replace(updating[0], name="activations of the critic"))
   scoring = []
@@ -112,7 +112,7 @@ def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]
     scoring = learner_memory.scoring_parts(model, partitioning, microbatch, dtype=dtype)
   merged = ["evaluation", "sampling"] + ["scoring"] * assembler.scores_acting
   return [
-      *merging_memory(context, config.update.lora, *merged),
+      *merging_memory(context, config.learner.lora, *merged),
       *learner_memory.learner_parts(
           state_shape, microbatches=rows.update.microbatches, start=context.abstract_params),
       *_sampling_memory(config, context),
@@ -146,9 +146,9 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     params: where the policy starts and, where a KL penalty is asked for, the frozen reference.
   """
   learner = learner_of(config, context, params, name)
-  rows = Rows.of(context, config.rollout, config.update)
+  rows = Rows.of(context, config.rollout, config.learner)
   loss = Loss(context.policy.config, context.dtype, config.objective, config.credit,
-              config.rollout.sampling.temperature, config.update.remat)
+              config.rollout.sampling.temperature, config.learner.remat)
   programs = Programs(
       score=compilation.Program(policy.score, within=context.partitioning.use),
       update=compilation.Program(make_update(learner, loss), within=context.partitioning.use),
@@ -177,7 +177,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, data=data,
       step=ahead.step if ahead else parts.step,
       resumable={"rewards": parts.rewards, **({"ahead": ahead} if ahead else {})},
-      max_skipped=config.update.optimizer.max_skipped,
+      max_skipped=config.learner.optimizer.max_skipped,
       monitors=build_monitors(config.monitors, rewards=config.rewards), close=close)
 
 

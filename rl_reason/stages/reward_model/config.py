@@ -47,7 +47,7 @@ class Config:
   contrastive: a Contrastive: a further loss on the features of pairs, seen twice with dropout; None: none, and no dropout.
   meta: a Meta: gradients are taken where the model tells a policy's new responses further apart; None: where it is.
   heldout_rows: rows that are evaluated at most.
-  update: memory and optimizer (learner.step.Update); its lora must be off, for all is trained.
+  learner: memory and optimizer (learner.step.Update); its lora must be off, for all is trained.
   start: the stage whose policy the decoder starts from (run.earlier).
   """
   kind: str
@@ -55,7 +55,7 @@ class Config:
   batch_size: int
   max_response_tokens: int
   data: TaskSection
-  update: Update
+  learner: Update
   max_prompt_tokens: int = 0
   bad_rows: str = "error"
   loss: str = "bradley_terry"
@@ -79,8 +79,8 @@ class Config:
 
   def __post_init__(self):
     comparisons.check_section(self)
-    if self.update.lora.rank:
-      raise ValueError(f"update.lora.rank={self.update.lora.rank}: a reward model has no adapters. Set"
+    if self.learner.lora.rank:
+      raise ValueError(f"learner.lora.rank={self.learner.lora.rank}: a reward model has no adapters. Set"
                        " lora.rank=0, or freeze_trunk=True to train the head alone.")
     at_least(0, head_hidden=self.head_hidden, levels=self.levels)
     one_of(READINGS, read=self.read)

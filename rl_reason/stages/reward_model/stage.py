@@ -81,7 +81,7 @@ def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]
 def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
   """Makes the learner of what `trained` says, starting from the decoder and head `params`."""
   return make_learner(context.partitioning, trained(config, context, name).shapes, params,
-                      config.update.optimizer, config.num_steps)
+                      config.learner.optimizer, config.num_steps)
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
@@ -95,7 +95,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   learner = learner_of(config, context, initial, name)
 
   def forward(params, batch):
-    return reward_model.scores(model, params, batch.responses, dtype=context.dtype, remat=config.update.remat)
+    return reward_model.scores(model, params, batch.responses, dtype=context.dtype, remat=config.learner.remat)
 
   def two_views(params, batch, rng):
     """(loss per example, metrics per example, scores of the first view), of the pairs and of what their features add."""
@@ -103,7 +103,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
     def view(key):
       states = reward_model.states(
-          model, params, batch.responses, dtype=context.dtype, remat=config.update.remat, dropout=section.dropout, rng=key)
+          model, params, batch.responses, dtype=context.dtype, remat=config.learner.remat, dropout=section.dropout, rng=key)
       scores = reward_model.scores_of(model, params, states)
       loss, metrics, _ = examples(config, model, params, batch, scores)
       return scores, contrastive.samples(states[:, :, 0], section.on), (loss, metrics)
@@ -132,7 +132,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def ascend(responses, *params):
     def scores(params):
-      return reward_model.scores(model, params, responses, dtype=context.dtype, remat=config.update.remat)[:, :, 0]
+      return reward_model.scores(model, params, responses, dtype=context.dtype, remat=config.learner.remat)[:, :, 0]
     return meta_lib.ascend(config.meta, scores, *params)
 
   def finish(state, metrics):
@@ -166,7 +166,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      resumable={"critiques": critiques} if critiques else {}, max_skipped=config.update.optimizer.max_skipped,
+      resumable={"critiques": critiques} if critiques else {}, max_skipped=config.learner.optimizer.max_skipped,
       evaluate=evaluator(config, context, model, reader, task.heldout, forward),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))

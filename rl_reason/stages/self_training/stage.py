@@ -57,7 +57,7 @@ class Config:
   batch_size: kept completions per update.
   rollout: how completions are sampled.
   rewards: what they earn (rewards.composition.build).
-  update: memory, LoRA, optimizer (learner.step.Update).
+  learner: memory, LoRA, optimizer (learner.step.Update).
   keep: which completions are imitated. Those that the length limit cut are never kept: imitating
     them teaches not to end.
   begin: "current": a round's updates go on from the policy that sampled; "initial": from the one
@@ -77,7 +77,7 @@ class Config:
   batch_size: int
   rollout: RolloutSection
   rewards: Mapping[str, Any]
-  update: Update
+  learner: Update
   keep: Keep = Keep()
   begin: str = "current"
   accumulate: bool = False
@@ -89,7 +89,7 @@ class Config:
   def __post_init__(self):
     at_least(1, num_rounds=self.num_rounds, generation_steps=self.generation_steps,
              updates=self.updates, batch_size=self.batch_size)
-    check_microbatches(self.update.microbatches, self.batch_size)
+    check_microbatches(self.learner.microbatches, self.batch_size)
     one_of(BEGINNINGS, begin=self.begin)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     if self.hint:
@@ -131,17 +131,17 @@ def check(config: Config, context: Context, name: str) -> None:
 
 def trained(config: Config, context: Context, name: str) -> Trained:
   """The policy itself."""
-  return trained_policy(context, config.update.lora)
+  return trained_policy(context, config.learner.lora)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """What a device needs to run this stage: to sample, to update."""
   state_shape = learner_of(config, context, None, name).state_shape
   return [
-      *merging_memory(context, config.update.lora, "evaluation", "sampling"),
+      *merging_memory(context, config.learner.lora, "evaluation", "sampling"),
       *sampling_memory(config.rollout, context),
       *sft.update_memory(
-          context, state_shape, config.update, batch_size=config.batch_size,
+          context, state_shape, config.learner, batch_size=config.batch_size,
           max_completion_tokens=config.rollout.sampling.max_tokens)]
 
 
@@ -149,7 +149,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
   """Makes the learner of what `trained` says, starting from the policy `params`."""
   return make_learner(
       context.partitioning, trained(config, context, name).shapes,
-      lambda: with_adapters(context, params, config.update.lora, name), config.update.optimizer,
+      lambda: with_adapters(context, params, config.learner.lora, name), config.learner.optimizer,
       _num_updates(config))
 
 
@@ -157,7 +157,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Samples problems of the task's training half in rounds, and learns from its own completions of them."""
   learner = learner_of(config, context, params, name)
   update = sft.imitation_update(
-      context, learner, config.update, batch_size=config.batch_size, mean_over=config.mean_over,
+      context, learner, config.learner, batch_size=config.batch_size, mean_over=config.mean_over,
       max_completion_tokens=config.rollout.sampling.max_tokens)
   rewards = build_rewards(config.rewards, models=context.models)
   pool = selection.Pool()
@@ -231,7 +231,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      max_skipped=config.update.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
+      max_skipped=config.learner.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
       data=Rounds(pipeline.batches(
           context.task.train, batch_size=config.rollout.prompts, seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()), config))

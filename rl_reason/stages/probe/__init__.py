@@ -1,0 +1,1 @@
+"""Runs named functions of what earlier stages made. It trains nothing."""
