@@ -5,7 +5,7 @@ r"""Is a thinking reward that lies about some questions made harmless by trust a
     ... :full-tiny      # Seconds; the tests run it.      ... :full-full     # Qwen2.5-7B-Instruct, MATH, your judge of thinking.
 
 SophiaVL-R1 (Fan et al. 2025, arXiv:2505.17018): beside its answer a completion is paid for its thinking, which a model rates as a
-whole. In a group where wrong answers have the better ratings these are trusted less, by exp(mu_c - mu_w) (rewards.groups.group_trust),
+whole. In a group where wrong answers have the better ratings these are trusted less, by exp(mu_c - mu_w) (rewards.composition.trust.group_trust),
 and their weight, 0.3 at first, decays as exp(-step / steps). No completion more is sampled.
 
 Small (rl_reason/tasks/grids.py): count the cells of a colour, row by row. For three colours the rating is the share of rows that are

@@ -1,5 +1,4 @@
-"""Estimates what a forward pass of a model holds in memory.
-"""
+"""Estimates what a forward pass of a model holds in memory."""
 
 import dataclasses
 

@@ -218,7 +218,7 @@ def math_answer(
   \boxed{}. Pairs (answer, reference) that occur more than once in a call are checked once.
 
   Args:
-    timeout_seconds: wall-clock limit of one check; a later one scores 0 and is counted (`workers.failure_counts`). On a
+    timeout_seconds: wall-clock limit of one check; a later one scores 0 and is counted (`sandbox.pool.failure_counts`). On a
       machine so loaded that ordinary checks come near the limit the reward is not reproducible: raise it. Ordinary
       checks take milliseconds.
     num_workers: processes; None takes one per usable core, at most 8.

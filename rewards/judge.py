@@ -3,9 +3,8 @@
     judge = PairwiseJudge("my_package.mine:judge_texts", votes=3)
     judge.score([("2+2?", ("4", "5"))])   # [array([1., 0.])]
 
-`generate` is the model: a function from prompts to texts, a dotted path to one or to what makes one, or a name in
-GENERATORS. What it writes is data: what cannot be read as a verdict is an abstention, counted, never an error. A policy
-of this library is `rl_reason.rollout.texts:policy_texts` with its `generate_args`.
+`generate` is the model (judges.asked). What it writes is data: what cannot be read as a verdict is an abstention,
+counted, never an error.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Learned:
   """Range (-inf, inf): what reward models think of a completion, as a whole or of its steps or tokens.
 
   A model reads the prompt and the completion's text with its own tokenizer, EOS after it also where the limit cut it; one
-  that was trained with critiques has one of each completion written first (stages.critiques).
+  that was trained with critiques has one of each completion written first (judges.critiques).
 
   Args:
     model: a stage of this run that comes before, the workdir of another run ("path", or "path:stage"), or several.

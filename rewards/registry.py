@@ -1,4 +1,7 @@
 """Lists the rewards and transforms that a config may name.
+
+It imports every file of rewards; only composition/build.py imports it. A reward that is made of other
+rewards is handed what builds them (composition/builder.py).
 """
 
 from rl_reason.rewards.answers import (
@@ -29,7 +32,7 @@ from rl_reason.rewards.judge import PairwiseJudge, PointwiseJudge
 from rl_reason.rewards.learned import Learned
 from rl_reason.rewards.turns import TurnJudge
 
-# The list and the registry: what a config may name. Each function's first docstring line gives its range.
+# The rewards. Each function's first docstring line gives its range.
 REWARDS = {
     "exact_answer": exact_answer,
     "exact_match": exact_match,
@@ -51,7 +54,6 @@ REWARDS = {
     "familiarity": Familiarity,
     "feature_reward": FeatureReward,
 }
-
 
 # What a config may do to a component's values.
 TRANSFORMS = {

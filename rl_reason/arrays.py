@@ -1,5 +1,4 @@
-"""Structures that travel on devices: batches, the learner's state, and their masks.
-"""
+"""Structures that travel on devices: batches, the learner's state, and their masks."""
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int

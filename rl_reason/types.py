@@ -1,4 +1,4 @@
-"""The few structures that travel between rooms: problems, comparisons, samples, device batches, the learner's state."""
+"""The few structures that travel between rooms on the host: problems, comparisons, samples. They need no JAX."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -153,7 +153,7 @@ class Sample:
   episode: tuple[str, ...] = ()
 
 
-# Rewards: one number per sample, in the order given, or rewards.StepRewards. See rewards/__init__.py for the list.
+# Rewards: one number per sample, in the order given, or StepRewards (rewards/composition/steps.py). rewards/registry.py lists them.
 RewardFn: TypeAlias = Callable[[Sequence[Sample]], Float[np.ndarray, "N"]]
 
 

@@ -61,8 +61,8 @@ def tiny_params(tiny_config, draw_params):
 @pytest.fixture(scope="session")
 def tiny_batch(tiny_config):
   """4 prompts of up to 6 tokens, 2 completions each of up to 5 tokens, as NumPy arrays; zeros where padded."""
-  from rl_reason.losses import token_weights
-  from rl_reason.types import length_mask, PromptBatch, RolloutBatch
+  from rl_reason.arrays import length_mask, PromptBatch, RolloutBatch
+  from rl_reason.objectives.losses import token_weights
   rng = np.random.RandomState(1)
   prompt_lengths, lengths = np.array([6, 3, 1, 5], np.int32), np.array([5, 2, 1, 5, 3, 4, 5, 1], np.int32)
   mask = np.asarray(length_mask(lengths, 5))

@@ -1,8 +1,8 @@
 """Builds rewards for a reward that is made of rewards.
 
 Such a reward (groups.OneOfEach, turns.TurnJudge, features.FeatureReward, or one of yours) cannot
-import `build_rewards`: that imports the registry, which imports the reward. It has a parameter `build`
-instead, and `build_rewards` hands it a Builder:
+import `build_rewards`: that imports the registry, which imports the reward. It has a parameter
+`build` instead, and `build_rewards` hands it a Builder:
 
     class Best:
       def __init__(self, *, outcome, build: Builder):
@@ -26,8 +26,8 @@ class Builder:
     "package.module:function"; a class is made with `args`, and its object needs no more of them.
     Errors call it by `kind` ("feature scorer") and `what` ("The feature scorer 'fluent'").
 
-  Both raise ValueError as `build_rewards` does. What they build gets no `models`, and nobody saves its
-  state: a learned reward, or one that remembers, is a component of its own.
+  Both raise ValueError as `build_rewards` does. What they build gets no `models`, and nobody saves
+  its state: a learned reward, or one that remembers, is a component of its own.
   """
   rewards: Callable[[Mapping[str, Any]], RewardSet]
   reward: Callable[[str, str, str, Mapping[str, Any]], tuple[Callable[..., Any], Mapping[str, Any]]]

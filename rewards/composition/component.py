@@ -1,5 +1,4 @@
-"""Describes one component of a reward: its function, weight, transforms, gate and trust.
-"""
+"""Describes one component of a reward: its function, weight, transforms, gate and trust."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True)
 class Trust:
-  """How far a component is believed, group by group: by whether it tells right from wrong (groups.group_trust).
+  """How far a component is believed, group by group: by whether it tells right from wrong (trust.group_trust).
 
   component: another one, whose raw value of at least `right` says that a sample is right; where its gate is closed none is.
   least: trust goes no lower in a group that has right and wrong samples; 1: only groups that have not both are left out.

@@ -145,7 +145,7 @@ MONITORS: dict[str, Kind] = {
         "let the model behind it learn longer (token_reward.warmup_steps), faster, or from more completions"),
 }
 ACTIONS = ("warn", "stop")
-_TOTALS = ("mean", "std", "equal_groups")  # "reward/..." metrics that are no component's: stages/policy_gradient.py.
+_TOTALS = ("mean", "std", "equal_groups")  # "reward/..." metrics that are no component's: stages/groups.py.
 FIELDS = ("monitor", "threshold", "window", "action", "args")
 
 

@@ -4,7 +4,8 @@
     total, components = rewards(samples)
 
 What a component's function returns is its raw value. It goes through the component's transforms, counts where the gate is
-open, and is weighed by the schedule of the training step: that is its share of the total.
+open, and is weighed by the schedule of the training step: that is its share of the total. `token_rewards` lays the total
+out over a completion's tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Scores(NamedTuple):
   total: the sum of all shares. components: each component's raw values; of one that is per step, their sums.
   shaped: the shares of the components that are transformed, gated or scheduled.
   steps: None or, where a component is per step, the shares of all such components at the tokens they are paid at
-    (steps.token_rewards).
+    (token_rewards).
   trusts: of the components with one, how far each sample's group believes them.
   """
   total: Float[np.ndarray, "N"]
@@ -205,16 +206,6 @@ class RewardSet:
     pool.close_shared_pools()
 
 
-def _totals(output: Float[np.ndarray, "N"] | StepRewards) -> Float[np.ndarray, "N"]:
-  return output.totals if isinstance(output, StepRewards) else output
-
-
-def _scaled(output: Float[np.ndarray, "N"] | StepRewards, factors) -> Float[np.ndarray, "N"] | StepRewards:
-  if isinstance(output, StepRewards):
-    return StepRewards([v * factor for v, factor in zip(output.values, factors, strict=True)], output.ends)
-  return output * factors
-
-
 def token_rewards(scores: Scores, lengths: Int[np.ndarray, "B"], size: int) -> Float[np.ndarray, "B size"]:
   """Rewards per completion token, for methods that give credit along a completion (a critic, returns per step).
 
@@ -240,3 +231,13 @@ def token_rewards(scores: Scores, lengths: Int[np.ndarray, "B"], size: int) -> F
     rest = rest - scores.steps.totals
   rewards[np.arange(len(lengths)), np.maximum(lengths, 1) - 1] += rest
   return rewards.astype(np.float32)
+
+
+def _totals(output: Float[np.ndarray, "N"] | StepRewards) -> Float[np.ndarray, "N"]:
+  return output.totals if isinstance(output, StepRewards) else output
+
+
+def _scaled(output: Float[np.ndarray, "N"] | StepRewards, factors) -> Float[np.ndarray, "N"] | StepRewards:
+  if isinstance(output, StepRewards):
+    return StepRewards([v * factor for v, factor in zip(output.values, factors, strict=True)], output.ends)
+  return output * factors

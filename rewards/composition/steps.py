@@ -1,4 +1,4 @@
-"""Rewards of a completion's parts: what a reward returns that judges steps, and rewards per token."""
+"""Holds rewards of a completion's parts: what a reward returns that judges steps or tokens."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Finds how far a group's samples support a component.
-"""
+"""Finds the groups among samples, and how far a component is to be believed in each of them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Turns prompts into right-padded token arrays.
-"""
+"""Turns prompts into right-padded token arrays."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,4 @@
-"""Checks single values of a config, with errors that name the value.
-"""
+"""Checks single values of a config, with errors that name the value."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,5 +1,4 @@
-"""Parses a section of a config into its dataclass, and compares two configs.
-"""
+"""Parses a section of a config into its dataclass, and compares two configs."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses

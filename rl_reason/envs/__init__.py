@@ -1,5 +1,6 @@
-"""Environments that answer a policy's turns (rollout.episodes): a config's `environment.source` names one of these.
+"""Answers a policy's turns, in episodes (rollout.episodes).
 
-Each is a function that returns one: a function from episodes to the text that answers the last turn of each, or None.
+A config names one in `environment.source`: a name in registry.py, or a dotted path. It is a
+function that returns a function: from episodes to the text that answers the last turn of each, or
+None where the episode is over.
 """
-

@@ -1,5 +1,4 @@
-"""Lists the environments that a config may name.
-"""
+"""Lists the environments that a config may name."""
 
 from rl_reason.envs import lookup, search
 

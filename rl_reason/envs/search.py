@@ -5,7 +5,7 @@ import http.client
 import re
 
 from rl_reason.rollout.episodes import Episode
-from rl_reason.runtime.http import post_json
+from rl_reason.runtime.http_client import post_json
 
 _SEARCH = re.compile(r"<search>(.*?)</search>", re.DOTALL)
 
@@ -22,7 +22,7 @@ def search(
 
   Args:
     url: e.g. "http://localhost:8000/retrieve". passage_characters: of a passage, at most.
-    timeout_seconds, retries, pause_seconds: rewards.chat_endpoint.post_json.
+    timeout_seconds, retries, pause_seconds: runtime.http_client.post_json.
   Raises: ValueError for arguments; of the environment, ConnectionError where the server fails for good: nothing can be
     learnt from searches that nobody answers.
   """

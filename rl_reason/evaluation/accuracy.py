@@ -1,5 +1,4 @@
-"""Measures how often a policy is right on held-out problems: pass@1, pass@k, maj@k.
-"""
+"""Measures how often a policy is right on held-out problems: pass@1, pass@k, maj@k."""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib

@@ -1,4 +1,8 @@
-"""Measures how well scores rank responses of known quality.
+"""Measures how well scores rank responses of known quality, beside a length-only and a random scorer.
+
+    report = judge(score, comparisons)   # `score`: any function from (prompt, response) texts to numbers.
+
+`python -m rl_reason.judge` does so for a scorer that is named.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +91,7 @@ def judge_beside_baselines(
           "random": judge(random(), comparisons)}
 
 
-# --- Scorers that a command may name.
+# --- The scorers beside it.
 
 
 def length() -> ScoreFn:
@@ -286,7 +290,7 @@ def _with_domains(report, name, per_row, domains):
     report.estimates[f"{name}/average"] = ranking.group_average(per_row, domains)
 
 
-# --- The command.
+# --- As a table.
 
 
 def table_rows(reports: Mapping[str, Report]) -> list[list[str]]:

@@ -1,4 +1,7 @@
 """Asks a model in words, and remembers its answers.
+
+The model, `generate`, is a function from prompts to texts, a dotted path to one or to what makes one, or a name in
+GENERATORS. A policy of this library is `rl_reason.rollout.texts:policy_texts` with its `generate_args`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from rl_reason.judges.chat_endpoint import ChatEndpoint
 # Prompts -> texts, None for one that failed; or, with label_logits, (prompts, labels) -> log-probabilities [N, labels].
 Generate = Callable[..., Sequence[Any]]
 
-
 # Name -> a class or function whose keyword arguments are `generate_args`, and that returns a Generate.
 GENERATORS: dict[str, Callable[..., Generate]] = {
     "chat_endpoint": ChatEndpoint,  # An OpenAI-compatible server.
@@ -30,7 +32,7 @@ GENERATORS: dict[str, Callable[..., Generate]] = {
 class AskedModel:
   """Asks a model and keeps its answers: what judges and critiques share.
 
-  generate, generate_args: the model, see the module; arguments if it is named.
+  generate: the model, as said above. generate_args: its arguments, if it is named.
   template: of the prompt; `system` is not part of it: put it first.
   votes: times that each prompt is asked (self-consistency); the model should sample if it is more than 1.
   label_logits: the verdict is read from the log-probabilities of labels after the prompt, not from text.

@@ -9,7 +9,7 @@ import math
 import os
 from typing import Any
 
-from rl_reason.runtime.http import post_json
+from rl_reason.runtime.http_client import post_json
 
 
 class ChatEndpoint:

@@ -1,5 +1,4 @@
-"""Reads verdicts and ratings from a judge's text.
-"""
+"""Reads verdicts and ratings from a judge's text."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from rl_reason.types import Params, Problem
 class EnvironmentSection:
   """Who answers what a policy writes, wherever completions are sampled: they become episodes (rollout.episodes).
 
-  source: a name in envs.ENVIRONMENTS or the dotted path of a function that returns one; args: its arguments.
+  source: a name in envs.registry.ENVIRONMENTS or the dotted path of a function that returns one; args: its arguments.
   max_turns, turn_tokens, answer_tokens: rollout.episodes.Environment. A `sampling` section's max_tokens is a whole episode's
     and its stop strings end turns.
   """

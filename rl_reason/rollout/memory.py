@@ -1,5 +1,4 @@
-"""Estimates what sampling holds in memory.
-"""
+"""Estimates what sampling holds in memory."""
 
 import dataclasses
 

@@ -1,5 +1,4 @@
-"""Turns completions into the samples that rewards read, and checks how they are drawn.
-"""
+"""Turns completions into the samples that rewards read, and checks how they are drawn."""
 
 from collections.abc import Sequence
 

@@ -80,7 +80,7 @@ class PolicyTexts:
 
 def policy_texts(
     *, source: str, args: Mapping[str, Any], sampling: Mapping[str, Any], seed: int = 0, **keywords) -> PolicyTexts:
-  """PolicyTexts of a policy by its name in models.sources.POLICIES; `sampling` are fields of rollout.Sampling."""
+  """PolicyTexts of a policy by its name in models.sources.POLICIES; `sampling` are fields of rollout.sampling.Sampling."""
   make = naming.find("policy source", source, POLICIES)
   naming.check_arguments(f"The policy source {source!r}", make, args)
   naming.check_arguments("sampling", Sampling, sampling)

@@ -1,5 +1,4 @@
-"""Folds random keys from (seed, names), so that no key has to be saved.
-"""
+"""Folds random keys from (seed, names), so that no key has to be saved."""
 
 import jax
 from jaxtyping import PRNGKeyArray

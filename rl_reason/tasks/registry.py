@@ -1,5 +1,4 @@
-"""Lists the sources of problems that a config may name, and loads a task from one.
-"""
+"""Lists the sources of problems that a config may name, and loads a task from one."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -26,7 +25,7 @@ from rl_reason.types import Comparison, Source, Task
 
 @dataclasses.dataclass(frozen=True)
 class TaskSection:
-  """Problems: a name in tasks.SOURCES or a dotted path, its arguments, and those of each half (they win over `args`)."""
+  """Problems: a name in SOURCES or a dotted path, its arguments, and those of each half (they win over `args`)."""
   source: str
   args: Mapping[str, Any]
   train: Mapping[str, Any]

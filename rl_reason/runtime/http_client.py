@@ -1,5 +1,4 @@
-"""Posts JSON over HTTP with limits and retries.
-"""
+"""Posts JSON over HTTP with limits and retries."""
 
 from __future__ import annotations
 
