@@ -2,7 +2,7 @@ r"""Imitation, a reward model from comparisons, PPO with a KL penalty; and what 
 
     python -m rl_reason.claims experiments/summarize.py
     python -m rl_reason.train --config=experiments/summarize.py:ppo --workdir=runs/summarize
-    ... :ppo-tiny      # Seconds; the tests run it.      ... :full     # 6.9B, Reddit TL;DR.
+    ... :ppo-tiny      # Seconds; the tests run it.      ... :full     # 6.7B, Reddit TL;DR.
 
 Stiennon et al. 2020, "Learning to summarize from human feedback", arXiv:2009.01325. A reward model learns from pairs of
 summaries which people prefer; a policy that imitates references is then trained with PPO on r - beta log(policy /
@@ -14,6 +14,8 @@ known. Labels follow it with noise, 10 % are a coin's. Arms: `ppo` (beta 0.05, a
 `beta_001`, `beta_0`; `beta_0_few`: beta 0 and a model of 500 pairs; `sft_large`: imitation alone, four times as large.
 In all but the last the same stages come first: imitation, and reward models of 500, 2,000 and 8,000 pairs. "Preferred":
 truly better than the reference, a tie is a loss.
+
+`:full` starts from Llama-2-7B, which is of the size of the paper's 6.7B model; that one was not published.
 
 Inferred in the card: most hyper-parameters, clip, value coefficient, -1 for a summary without an end, the task and all
 thresholds. Where we depart from it: eight facts for twelve and four named for five; the references' writer likes what
@@ -282,9 +284,9 @@ def _rewards(model: str) -> dict:
 
 
 def _full() -> ConfigDict:
-  """The paper's numbers for 6.7B: TL;DR's 123,169 references, 64,832 comparisons, a million episodes."""
+  """The paper's numbers for 6.7B, here Llama-2-7B: TL;DR's 123,169 references, 64,832 comparisons, a million episodes."""
   c = ConfigDict(dict(seed=0, max_prompt_tokens=512, stages=("sft", "rm", "rl")))
-  c.policy = dict(source="pretrained", args=dict(path="pythia-6.9b"), dtype="bfloat16")
+  c.policy = dict(source="pretrained", args=dict(path="llama2-7b"), dtype="bfloat16")
   c.task = dict(
       source="jsonl", args=dict(prompt="SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:",
                                 reference="{summary}", solution=" {summary}", id="{id}"),
