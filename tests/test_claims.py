@@ -317,7 +317,7 @@ def test_an_interrupted_take_over_is_done_again_and_a_begun_run_keeps_its_own(tm
 def package(tmp_path, monkeypatch):
   """A package `studio`: train reads tasks and rewards, rewards is a registry of two files."""
   train = "from studio import rewards, tasks\n\ndef train():\n  return rewards.REWARDS, tasks.x\n"
-  files = {"__init__.py": "", "train.py": train_lib, "tasks.py": "x = 1\n", "plus.py": "def plus():\n  return 1\n",
+  files = {"__init__.py": "", "train.py": train, "tasks.py": "x = 1\n", "plus.py": "def plus():\n  return 1\n",
            "minus.py": "def minus():\n  return -1\n",
            "rewards.py": "from studio.minus import minus\nfrom studio.plus import plus\n"
                          "REWARDS = {\n    'plus': plus,\n    'minus': minus,\n}\n"}

@@ -159,7 +159,6 @@ def test_own_solutions_are_imitated_too():
   with context.partitioning.use():
     problems = next(stage.data)
     state, result = stage.step(state, problems, 0)
-    metrics = result.metrics
     _, history, _ = steps(stage, context, state, 1, 1)
   examples = demonstrations.encode(problems, context.policy.tokenizer, max_prompt_tokens=16, max_completion_tokens=28)
   assert history[0]["tokens"] == examples.learnt.sum() and history[0]["kept/samples"] == 4 and history[0]["kept/share"] == 0

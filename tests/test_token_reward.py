@@ -215,8 +215,7 @@ def test_the_token_model_learns_while_the_policy_waits(one, completions, monkeyp
       if i == 10:
         jax.tree.map(np.testing.assert_array_equal, state.params["policy"], params)
       state, result = stage.step(state, problems, i)
-      metrics = result.metrics
-      history.append(metrics_lib)
+      history.append(result.metrics)
     stage.close()
   assert history[0]["token_reward/positive"] == history[0]["token_reward/negative"] == history[0]["policy_loss"] == 0
   assert history[-1]["token_reward/loss"] < 0.5 * history[0]["token_reward/loss"]

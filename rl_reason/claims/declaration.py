@@ -20,8 +20,8 @@ import ml_collections
 
 from rl_reason.claims import measures
 from rl_reason.config import fields, naming
-from rl_reason.config.overrides import override
 from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.overrides import override
 from rl_reason.run import config as config_lib
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import ml_collections
 
-from rl_reason.run.config import check
 from rl_reason.claims import declaration, dependencies
 from rl_reason.reporting import metrics
+from rl_reason.run.config import check
 
 
 @dataclasses.dataclass(frozen=True)
