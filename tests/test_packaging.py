@@ -3,6 +3,7 @@
 import ast
 import os
 from pathlib import Path
+import re
 import runpy
 import shutil
 import subprocess
@@ -96,6 +97,13 @@ def test_requirements_are_the_core_and_no_accelerator_or_peer_is_among_them(argu
   names = {line.partition(">=")[0] for line in arguments["install_requires"]}
   assert {"jax", "flax"} <= names  # A plain jax: the [cuda13] and [tpu] of it are extras.
   assert not {"torch", "tensorflow", "transformers", "trl"} & {name.partition("[")[0] for name in names}
+
+
+def test_the_changes_and_the_citation_name_this_version(arguments):
+  changes = (ROOT / "docs/CHANGELOG.md").read_text()
+  assert re.search(r"^## (.+)$", changes, re.MULTILINE).group(1) == arguments["version"]
+  citation = (ROOT / "docs/CITATION.cff").read_text()
+  assert re.search(r"^version: (.+)$", citation, re.MULTILINE).group(1) == arguments["version"]
 
 
 def test_no_module_imports_torch_or_tensorflow(arguments):
