@@ -143,7 +143,7 @@ def attention(
     weights = jnp.exp(scores - top)
     out = jnp.matmul(weights.astype(v.dtype).reshape(n, kv_heads, -1, size), v, preferred_element_type=jnp.float32)
 
-    def per_query(x, n=n, sharing=sharing, shape=shape):  # [N K (G T R) X] -> [B T H X]
+    def per_query(x, sharing=sharing, shape=shape):  # [N K (G T R) X] -> [B T H X]
       x = x.reshape(*shape, -1).transpose(0, 2, 3, 1, 4, 5).reshape(-1, t, h, x.shape[-1])
       return x[sharing.places] if isinstance(sharing, Sharing) else x
     found = per_query(top), per_query(weights.sum(-1, keepdims=True)), per_query(out)

@@ -260,8 +260,8 @@ def correlation_within_rows(scores: Sequence[Sequence[float]], lengths: Sequence
   differs.
   """
   scores = [np.asarray(s, np.float64) - np.mean(s) for s in scores]
-  lengths = [np.asarray(l, np.float64) - np.mean(l) for l in lengths]
-  sums = np.array([[s @ l, s @ s, l @ l] for s, l in zip(scores, lengths)])
+  lengths = [np.asarray(n, np.float64) - np.mean(n) for n in lengths]
+  sums = np.array([[s @ n, s @ s, n @ n] for s, n in zip(scores, lengths)])
 
   def correlation(i):
     product, a, b = sums[i].sum(axis=0)

@@ -151,8 +151,8 @@ def _judge_rankings(score, rows: list[Comparison], report: Report) -> None:
   pairs = ranking.make_pairs(labels)
   with np.errstate(invalid="ignore"):
     differences = pairs.differences(scores)
-  report.counts["tied"] = sum(len(set(l)) == 1 for l in labels)
-  strict = [i for i, l in enumerate(labels) if len(set(l)) > 1]
+  report.counts["tied"] = sum(len(set(row)) == 1 for row in labels)
+  strict = [i for i, row in enumerate(labels) if len(set(row)) > 1]
   if strict:
     credit = ranking.pair_credit(differences)
     _with_domains(report, "accuracy", pairs.row_means(credit), domains[strict])

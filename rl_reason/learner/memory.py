@@ -37,7 +37,7 @@ def learner_parts(state: LearnerState, *, microbatches: int, start: Params | Non
 
 
 def update_parts(
-    model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, remat: str, temperature: float = 1.0,
+    model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype, remat: str,
 ) -> list[Part]:
   """Activations of one microbatch: what the forward pass saves, and what one layer's backward pass makes of it."""
   everything = saved_activations(model, partitioning, batch, dtype=dtype, remat="none")

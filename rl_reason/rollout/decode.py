@@ -103,9 +103,9 @@ def start(
   return Slots(ids, prompt_rows, jnp.zeros((b,), jnp.int32), prompts.hidden[prompt_rows], done, past)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity"))
+@functools.partial(jax.jit, static_argnames="capacity")
 def arrange(
-    config: ModelConfig, slots: Slots, chunk: Chunk, prompts: Prompts, source: Int[Array, "A"], new: Bool[Array, "A"],
+    slots: Slots, chunk: Chunk, prompts: Prompts, source: Int[Array, "A"], new: Bool[Array, "A"],
     ids: Int[Array, "A"], prompt_rows: Int[Array, "A"], done: Bool[Array, "A"], *, capacity: int,
 ) -> Slots:
   """The slots after a chunk: moved together, with new completions in free ones.

@@ -146,7 +146,7 @@ def generate(
     going_on = schedule.ids[schedule.active]
     if table is None:
       longest = int(out.lengths[going_on].max(initial=0))
-      state = decode.arrange(config, state, chunk, *slots_to_be, capacity=capacity(longest, chunk_size))
+      state = decode.arrange(state, chunk, *slots_to_be, capacity=capacity(longest, chunk_size))
     else:
       table.release(ids[ended])
       pool, state = state.past, decode.move(state.replace(past=[]), *slots_to_be)

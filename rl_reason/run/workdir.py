@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
+import rl_reason
 from rl_reason.config import fields as config_lib
 from rl_reason.run.config import IDENTITY
 from rl_reason.runtime import sharding
@@ -87,10 +88,12 @@ def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 def versions() -> dict[str, str]:
   """What the run ran on."""
-  packages = ("rl_reason", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-  found = {}
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+  # Of the code that runs: a copied tree has no installed distribution, or an older one's.
+  found = {"rl_reason": rl_reason.__version__}
   for name in packages:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[name] = importlib.metadata.version(name)
-  return {"python": sys.version.split()[0], "platform": platform.platform(), "device": str(jax.devices()[0].device_kind),
-          "devices": str(jax.device_count()), **found}
+  return {
+      "python": sys.version.split()[0], "platform": platform.platform(),
+      "device": str(jax.devices()[0].device_kind), "devices": str(jax.device_count()), **found}

@@ -317,7 +317,8 @@ class StepLabels(RowFormat):
     if len(texts) != len(labels):
       raise ValueError(f"{len(texts)} steps in {self.steps!r} have {len(labels)} labels in {self.labels!r}: give each one,"
                        " or null.")
-    return solution(texts, [float(l) if isinstance(l, bool) else l for l in labels], self.separator)
+    numbers = [float(label) if isinstance(label, bool) else label for label in labels]
+    return solution(texts, numbers, self.separator)
 
 
 @dataclasses.dataclass(frozen=True)

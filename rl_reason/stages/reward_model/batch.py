@@ -62,7 +62,8 @@ def make_batch(config: Config, reader: Reader, rows: list[Comparison], microbatc
   return packing.split_microbatches(batch, microbatches)
 
 
-def examples(config: Config, model: RewardModel, params: Params, batch: ComparisonBatch, scores: Float[Array, "P G K A"]):
+def examples(
+    config: Config, params: Params, batch: ComparisonBatch, scores: Float[Array, "P G K A"]):
   """(loss per example, metrics per example, the responses' scores [P G A]): examples as batch.weights counts them."""
   kind, (count, size) = config.kind_of_labels, batch.places_mask.shape[:2]
   per_response = reward_model.aggregate(scores, batch.places_mask, how=config.aggregate)

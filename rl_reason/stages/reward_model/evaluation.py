@@ -9,7 +9,6 @@ from jaxtyping import Float
 import numpy as np
 
 from rl_reason.evaluation import reward_models
-from rl_reason.models.reward_model import RewardModel
 from rl_reason.runtime import sharding
 from rl_reason.stages import comparisons
 from rl_reason.stages.base import Evaluate, first_rows
@@ -20,12 +19,13 @@ from rl_reason.stages.reward_model.config import Config
 from rl_reason.types import Comparison, Source
 
 
-def evaluator(config: Config, context: Context, model: RewardModel, reader: Reader, heldout: Source, forward) -> Evaluate:
+def evaluator(
+    config: Config, context: Context, reader: Reader, heldout: Source, forward) -> Evaluate:
   """Parameters -> the loss and its own measures on held-out rows; where these compare responses, all that rl_reason.judge
   tells, beside a length-only and a random scorer."""
   @jax.jit
   def measure(params, batch):
-    return examples(config, model, params, batch, forward(params, batch))
+    return examples(config, params, batch, forward(params, batch))
 
   def evaluate(params):
     rows = first_rows(heldout, config.heldout_rows)

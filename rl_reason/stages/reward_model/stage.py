@@ -105,7 +105,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       states = reward_model.states(
           model, params, batch.responses, dtype=context.dtype, remat=config.learner.remat, dropout=section.dropout, rng=key)
       scores = reward_model.scores_of(model, params, states)
-      loss, metrics, _ = examples(config, model, params, batch, scores)
+      loss, metrics, _ = examples(config, params, batch, scores)
       return scores, contrastive.samples(states[:, :, 0], section.on), (loss, metrics)
     (scores, one, found), (_, other, found_again) = map(view, jax.random.split(rng))
     apart, told = contrastive.loss(section, one, other, params["head"].get("prototypes"))
@@ -114,7 +114,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   def one_view(params, batch):
     scores = forward(params, batch)
-    loss, metrics, _ = examples(config, model, params, batch, scores)
+    loss, metrics, _ = examples(config, params, batch, scores)
     return loss, metrics, scores
 
   def loss_fn(params, batch, rng=None):
@@ -167,7 +167,7 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
       resumable={"critiques": critiques} if critiques else {}, max_skipped=config.learner.optimizer.max_skipped,
-      evaluate=evaluator(config, context, model, reader, task.heldout, forward),
+      evaluate=evaluator(config, context, reader, task.heldout, forward),
       # Every process reads all rows: they are laid out together.
       data=pipeline.batches(task.train, batch_size=config.batch_size, seed=context.stream_seed(name, "data")))
 
