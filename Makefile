@@ -28,7 +28,7 @@ learning-curves: .venv-bench-trl/installed .venv/installed ## Train with GRPO he
 	@.venv/bin/python -m rl_reason.experiments.benchmarks.learning $(ARGS)
 
 docs: .venv/installed-docs ## Build the documentation, with the API reference: docs/build.
-	@JAX_PLATFORMS=cpu .venv/bin/python -m sphinx -b html -q -W --keep-going docs docs/build
+	@JAX_PLATFORMS=cpu .venv/bin/python -m sphinx -b html -E -a -q -W --keep-going docs docs/build
 	@echo "Open docs/build/index.html."
 
 clean: ## Remove the environments and what was built; runs/ stays.

@@ -11,7 +11,6 @@ import rl_reason  # noqa: E402
 
 project = "rl_reason"
 author = "The rl_reason authors"
-copyright = "Apache-2.0"
 version = release = rl_reason.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "api", "docstrings",
@@ -37,5 +36,8 @@ nitpicky = False  # Annotations name jax, numpy and typing, whose pages are not 
 
 html_theme = "furo"
 html_title = "rl_reason"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False

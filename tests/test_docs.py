@@ -90,7 +90,7 @@ def short_run(tmp_path_factory):
 
 def test_own_data_reward_and_model_run(short_run):
   assert {line["step"] for line in short_run} == {0, 1, 2}
-  assert "reward/echo" in short_run[1]
+  assert any("reward/echo" in line for line in short_run)
 
 
 @pytest.mark.slow
@@ -307,8 +307,9 @@ def test_docstrings_become_markup_that_cannot_break():
 
 def test_signatures_are_short():
   shortened = extension("signatures").shortened
-  assert shortened("(x: ~jaxlib._jax.Array, c: ~a.b.Credit = Credit(keep=Keep(by='')), y: str = 'a.b')") == (
-      "(x: Array, c: Credit = Credit(), y: str = 'a.b')")
+  # Our own modules stay behind "~", which hides them and keeps the link.
+  signature = "(x: ~jaxlib._jax.Array, c: ~rl_reason.b.Credit = Credit(keep=Keep(by='')), y: str = 'a.b')"
+  assert shortened(signature) == "(x: Array, c: ~rl_reason.b.Credit = Credit(), y: str = 'a.b')"
 
 
 def test_every_room_has_a_page_of_the_reference():

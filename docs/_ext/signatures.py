@@ -8,20 +8,25 @@ def shortened(signature: str) -> str:
   # Strings stay as they are.
   parts = re.split(r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", signature)
   for i in range(0, len(parts), 2):
-    parts[i] = re.sub(r"~?(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", parts[i])
-    parts[i] = parts[i].replace("~", "").replace("<factory>", "...")
+    parts[i] = re.sub(r"~?((?:[A-Za-z_]\w*\.)+)(?=[A-Za-z_])", _module, parts[i])
+    parts[i] = parts[i].replace("<factory>", "...")
   return _without_fields("".join(parts))
+
+
+def _module(match: re.Match[str]) -> str:
+  """Our own modules stay, for links, and "~" hides them; of others nothing is left."""
+  return f"~{match[1]}" if match[1].startswith("rl_reason.") else ""
 
 
 def _without_fields(signature: str) -> str:
   """`= Credit(returns='total', ...)` becomes `= Credit()`: the class has an entry of its own."""
   out, rest = "", signature
-  while found := re.search(r"= ([A-Z]\w*)\(", rest):
+  while found := re.search(r"= ((?:~[\w.]*\.)?[A-Z]\w*)\(", rest):
     depth, end = 1, found.end()
     while depth and end < len(rest):
       depth += {"(": 1, ")": -1}.get(rest[end], 0)
       end += 1
-    out += rest[:found.end()] + ")"
+    out += rest[:found.start(1)] + found[1].rpartition(".")[2] + "()"
     rest = rest[end:]
   return out + rest
 
