@@ -1,6 +1,7 @@
-"""Imported as `rl_reason.models`; see the README's map for what is in each file."""
+"""Holds the models, imported as `rl_reason.models`; the README's map says what each file has."""
 
 if __name__ == "models":
   raise ImportError(
-      "This folder is the package rl_reason.models: write `from rl_reason import models`. The bare name `models` would give every"
-      " module in it a second copy, and would clash with any other package called models.")
+      "This folder is the package rl_reason.models: write `from rl_reason import models`. The bare"
+      " name `models` would give every module in it a second copy, and would clash with any other"
+      " package called models.")
