@@ -105,7 +105,7 @@ def batch_ways(partitioning: Partitioning, rows: int) -> int:
 
 
 def _local(model: ModelConfig, partitioning: Partitioning) -> ModelConfig:
-  """Returns the model whose activations are one device's share of heads, features and vocabulary."""
+  """Returns the model with one device's share of heads, features and vocabulary."""
   def share(count, axis):
     return partitioning.sharding((count,), (axis,)).shard_shape((count,))[0]
   kv_heads = share(model.num_kv_heads, "kv_heads")
