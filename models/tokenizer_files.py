@@ -217,8 +217,8 @@ class _PreTokenizer:
   nfc: bool = False
 
 
-# Expressions of several models. Each alternative is a kind of word: contractions, letters, digits, other
-# marks, white space.
+# Expressions of several models. Each alternative is a kind of word: contractions, letters, digits,
+# other marks, white space.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
