@@ -39,6 +39,10 @@ def read(experiment: Experiment, name: str) -> dict[str, Any] | None:
     of = record["experiment"], record["name"], record["verdict"], record["test"], record["configs"], record["code"]
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is no record of a claim ({type(error).__name__}: {error}). Restore or delete it.") from error
+  if any(key.startswith("rl_reason.") for key in record["code"]):
+    raise ValueError(
+        f"{path} is a record of rl_reason before 0.2.0: it holds a digest of each module, where now"
+        " each definition has one. Measure the claim again in another folder, or delete the record.")
   if of[:2] != (experiment.name, name):
     raise ValueError(f"{path} is the record of claim {of[1]!r} of {of[0]!r}, not of {name!r} of {experiment.name!r}: it was"
                      " copied or renamed. Restore or delete it.")

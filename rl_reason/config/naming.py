@@ -6,6 +6,8 @@ import importlib
 import inspect
 from typing import Any
 
+from rl_reason.config.moved import moved_module
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
   """" Did you mean 'x'?", or "" if nothing known is close."""
@@ -62,10 +64,17 @@ def find(what: str, name: str, registry: Mapping[str, Any], *, of: type | None =
   except ModuleNotFoundError as error:
     if error.name and not (module_name + ".").startswith(error.name + "."):
       raise  # The module is there; what it imports is not.
-    raise ValueError(f"The {what} {name!r}: there is no module {module_name!r}. Install it, put its folder on PYTHONPATH,"
-                     " or correct the path.") from error
+    if moved := moved_module(module_name, attribute):
+      raise ValueError(f"The {what} {name!r}: {module_name} moved in rl_reason 0.2.0. Write"
+                       f" {moved}:{attribute}.") from error
+    raise ValueError(
+        f"The {what} {name!r}: there is no module {module_name!r}. Install it, put its folder on"
+        " PYTHONPATH, or correct the path.") from error
   found = getattr(module, attribute, None)
   if not (callable(found) if of is None else isinstance(found, of)):
+    if moved := moved_module(module_name, attribute):
+      raise ValueError(f"The {what} {name!r}: {attribute} left {module_name} in rl_reason 0.2.0."
+                       f" Write {moved}:{attribute}.")
     public = [n for n in vars(module) if not n.startswith("_")]
     raise ValueError(f"The {what} {name!r}: module {module_name!r} has no {'function or class' if of is None else of.__name__}"
                      f" {attribute!r}."

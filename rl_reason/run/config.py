@@ -19,6 +19,7 @@ from rl_reason.config.checks import at_least
 from rl_reason.evaluation.accuracy import Evaluation
 from rl_reason.models.sources import Policy
 from rl_reason.rollout.episodes import EnvironmentSection
+from rl_reason.run.layout import check_layout, FIELDS
 from rl_reason.runtime.checkpoint import Checkpointing
 from rl_reason.runtime.profiling import Profile
 from rl_reason.runtime.sharding import MeshSection, RolloutMesh
@@ -158,6 +159,9 @@ def define_flag(argv: Sequence[str]) -> tuple[flags.FlagHolder, list[str]]:
 def _check_field(config: ml_collections.ConfigDict, dotted: str) -> None:
   section, path = config, "config"
   for name in dotted.split(".")[1:]:
+    kind = section.get("kind", "") if isinstance(section, ml_collections.ConfigDict) else ""
+    if (moved := FIELDS.get(kind, {}).get(name)) and name not in section:
+      raise ValueError(f"--{dotted}: {path}.{name} is {path}.{moved} since rl_reason 0.2.0.")
     if not isinstance(section, ml_collections.ConfigDict) or name not in section:
       known = _paths(section) if isinstance(section, ml_collections.ConfigDict) else []
       raise ValueError(f"--{dotted}: {path} has no field {name!r}.{naming.did_you_mean_field(name, known)}"
@@ -181,6 +185,7 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
 
   Raises: ValueError that names the field, before any device work.
   """
+  check_layout(config, "The config")
   stages = tuple(config.get("stages", ()))
   # A stage's section may stand unused, so that --config.stages can leave stages out.
   unused = [n for n in config if isinstance(config[n], ml_collections.ConfigDict) and "kind" in config[n]]

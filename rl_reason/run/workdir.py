@@ -18,6 +18,7 @@ import numpy as np
 import rl_reason
 from rl_reason.config import fields as config_lib
 from rl_reason.run.config import IDENTITY
+from rl_reason.run.layout import check_layout
 from rl_reason.runtime import sharding
 from rl_reason.runtime.checkpoint import Checkpoints
 
@@ -37,6 +38,7 @@ class Workdir:
     saved, metrics = self.path / "config.json", self.path / "metrics.jsonl"
     begun = metrics.exists() and metrics.stat().st_size > 0  # A config that failed before its first line claims nothing.
     if saved.exists() and begun:
+      check_layout(json.loads(saved.read_text()), f"Nothing was touched: the run in {self.path}")
       changed = config_lib.changes(json.loads(saved.read_text()), resolved)
       other = {k: v for k, v in changed.items() if k.split(".")[0] in IDENTITY or k.endswith(".kind")}
       if other:
