@@ -258,7 +258,7 @@ def bench_records(*, size: int, world: int) -> BenchRecords:
 
 
 def _check(size: int, part: str, dialect: str, **shares: float) -> None:
-  """Raises: ValueError for arguments out of range."""
+  """Checks the arguments. Raises: ValueError for values out of range."""
   at_least(1, size=size)
   one_of(("train", "heldout"), part=part)
   one_of(DIALECTS, dialect=dialect)

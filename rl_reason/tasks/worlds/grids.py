@@ -19,12 +19,13 @@ from rl_reason.types import Comparison, Problem
 
 COLOURS, EMPTY, ROWS = "rgbyw", ".", 4
 CHARACTERS = f"0123456789{COLOURS}{EMPTY}?=#"
-_FORM = re.compile(r"([0-9]{4})#([0-9])")
+_FORM = re.compile(r"([0-9]{4})#([0-9])")  # A completion: four counts, the marker, the sum.
 _TRIES = 1000
 
 
 def row_counts(prompt: str) -> str:
   """Returns the right thinking for a prompt: the cells of each row that have the colour."""
+  # A prompt is sixteen cells, "?", the colour and "=".
   cells, colour = prompt[:ROWS * ROWS], prompt[-2]
   return "".join(str(cells[i:i + ROWS].count(colour)) for i in range(0, len(cells), ROWS))
 
@@ -96,6 +97,7 @@ class GridRatings(Generated):
     # How many counts the model likes: those that are right or, where it is wrong, those that are 0.
     wanted = index % (ROWS + 1)
     liked = "0" * ROWS if problem.metadata["kind"] == "unreliable" else row_counts(problem.prompt)
+    # These rows get the count that it likes, the others any other count.
     places = draws.sample(range(ROWS), wanted)
     thinking = "".join(
         n if i in places else draws.choice([c for c in "01234" if c != n])

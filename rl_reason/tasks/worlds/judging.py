@@ -92,6 +92,7 @@ class _Items(Generated):
     """Draws a pair of a reasoning question: the state at the end and another state."""
     moves = "".join(
         draws.choice("abcdef") for _ in range(draws.between(self.min_moves, self.max_moves)))
+    # The right answer is the last state; a coin says which of the two is shown first.
     way = states(moves)
     wrong, right = draws.choice([s for s in STATES.values() if s != way[-1]]), draws.below(2)
     answers = (way[-1], wrong) if right == 0 else (wrong, way[-1])
@@ -102,6 +103,7 @@ class _Items(Generated):
     """Draws a pair of texts of different points."""
     first, second = draws.sample(LETTERS, 2)
     criteria = f"{first}{draws.between(1, 3)}{second}{draws.between(1, 3)}"
+    # Texts of equal points are drawn again: neither would be right.
     while True:
       answers = tuple("".join(draws.choice(LETTERS) for _ in range(8)) for _ in range(2))
       scores = [points(criteria, a) for a in answers]
@@ -121,6 +123,7 @@ class JudgeProblems(_Items):
     verdict, work = item.right, item.work
     # A stream of its own: the pairs do not change with `trace` or `careless`.
     draws = Draws("careless judge", self.seed, self.part, index)
+    # The trace: of noise, with a slip, or right.
     if self.trace == "random":
       work, verdict = "".join(draws.choice([*STATES.values()]) for _ in work), draws.below(2)
     elif self.trace != "none" and draws.uniform() < self.careless:
@@ -201,7 +204,7 @@ def judge_comparisons(
 
 
 def _check(size: int, part: str, min_moves: int, max_moves: int, **shares: Any) -> None:
-  """Raises: ValueError for arguments out of range."""
+  """Checks the arguments. Raises: ValueError for values out of range."""
   at_least(1, size=size, min_moves=min_moves)
   one_of(("train", "heldout", "all"), part=part)
   if max_moves < min_moves:

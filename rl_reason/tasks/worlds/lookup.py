@@ -21,6 +21,7 @@ from rl_reason.types import Problem
 ENTITIES, RELATIONS = string.ascii_lowercase, "ABCDEF"
 CHARACTERS = f"{ENTITIES}{RELATIONS}012=?.()!"
 SEARCH = re.compile(r"[0-2]\?([a-z])([A-F])\.")  # A whole turn that looks a fact up.
+# Entity, relation, and the entity that it leads to.
 DOCUMENT = re.compile(r"\(([a-z])([A-F])([a-z])\)")
 _TRIES = 1000
 
@@ -78,10 +79,12 @@ class LookupProblems(Generated):
     asks for an entity that nobody named.
     """
     entity, left, texts = prompt[0], prompt[1:-1], []
+    # One turn is kept for the answer.
     for turn in range(self.max_turns - 1):
       slip = draws.choice(("stop", "again", "wrong")) if draws.uniform() < self.careless else ""
       if not left or slip == "stop" and turn:
         break
+      # What to ask: the next relation of the entity that is known, or what a slip makes of it.
       query = entity + left[0]
       if slip == "again":
         query = prompt[:2]

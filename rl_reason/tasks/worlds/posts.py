@@ -19,6 +19,7 @@ from rl_reason.types import Comparison, Problem
 
 KEYS, MOST = "abcdefgh", 4
 CHARACTERS = f"{KEYS}0123456789="
+# What a fact of each key is worth in a summary.
 IMPORTANCE = dict.fromkeys(KEYS, 0.1) | {"c": 3.0, "f": 2.0, "h": 2.0}
 _FACT = re.compile(r"[a-h][0-9]|.", re.DOTALL)
 
@@ -76,7 +77,8 @@ def attempt(draws: Draws, post: str) -> str:
   """Writes a worse summary: a reference with some facts lost, made false, repeated or exchanged."""
   out, known = [], facts(post.removesuffix("="))
   for fact in facts(reference(draws, post)):
-    # Of all facts 0.15 are lost, 0.15 made false, 0.1 repeated, 0.15 exchanged for any other.
+    # Shares: 0.15 of facts are lost, 0.15 made false, 0.1 replaced by the one before (if there is
+    # one), 0.15 exchanged for any fact of the post.
     kind = draws.uniform()
     if kind < 0.15:
       continue
@@ -108,6 +110,7 @@ class SummaryPairs(Generated):
   def row(self, index: int) -> Comparison:
     draws = Draws("summaries", self.seed, self.part, index)
     post, pair = random_post(draws), ("", "")
+    # Two different summaries of the post, three in ten of them references.
     while pair[0] == pair[1]:
       pair = tuple((reference if draws.uniform() < 0.3 else attempt)(draws, post) for _ in range(2))
     # Label the pair: P(first is better) = σ(gap), and a coin in place of some labels.

@@ -62,6 +62,7 @@ def labeller(world: int, index: int) -> tuple[tuple[float, ...], float]:
   standard deviation of what is added to the worth of each response of a pair, 0.5 to 4.
   """
   draws = Draws("labeller", world, index)
+  # The noise is uniform on a logarithmic scale.
   kept = set(draws.sample(range(len(NAMES)), draws.between(2, len(NAMES))))
   return tuple(w if i in kept else 0.0 for i, w in enumerate(GOLD)), 0.5 * 8 ** draws.uniform()
 
@@ -172,6 +173,6 @@ def rated_responses(*, size: int, world: int, part: str = "train") -> RatedRespo
 
 
 def _check(size: int, part: str) -> None:
-  """Raises: ValueError for arguments out of range."""
+  """Checks the arguments. Raises: ValueError for values out of range."""
   at_least(1, size=size)
   one_of(("train", "heldout"), part=part)

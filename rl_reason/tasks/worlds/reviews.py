@@ -22,6 +22,7 @@ ASPECTS, FILLER, MOST, REVIEWS = "abcdefgh", ".", 12, 8
 CHARACTERS = f"{ASPECTS}{ASPECTS.upper()}{FILLER}|="
 NAMES = ("aspect_coverage", "faithfulness", "opinion_coverage", "conciseness", "relevance",
          "no_hallucination", "language")
+# What each feature counts in `utility`.
 WEIGHTS = (0.8, 1.2, 1.0, 0.4, 0.3, 1.5, 0.3)
 
 
@@ -47,17 +48,25 @@ def features(prompt: str, summary: str) -> tuple[float, ...]:
   opinions = [c for c in text if c.isalpha()]
   if not opinions or not right:
     return (0.0,) * len(NAMES)
+  # How often reviews have each opinion, which aspects are named, and which right opinions are said.
   mentions = Counter(c for c in prompt if c.isalpha())
   named = {c.lower() for c in opinions}
   said = {a: right[a] for a in right if right[a] in opinions}
   in_order = [x.lower() < y.lower() for x, y in zip(opinions, opinions[1:])]
   return (
+      # Coverage: aspects that are named, of those mentioned.
       len(named & set(right)) / len(right),
+      # Faithfulness: opinions that most reviews share.
       sum(right.get(c.lower()) == c for c in opinions) / len(opinions),
+      # Opinion coverage: the same as coverage, weighed by how many reviews say it.
       sum(mentions[o] for o in said.values()) / sum(mentions[o] for o in right.values()),
+      # Conciseness: nothing is said twice.
       len(set(opinions)) / len(opinions),
+      # Relevance: no filler.
       len(opinions) / len(text),
+      # No hallucination: only aspects that reviews mention.
       sum(c.lower() in right for c in opinions) / len(opinions),
+      # Language: neighbours are in alphabetical order.
       sum(in_order) / len(in_order) if in_order else 1.0)
 
 
@@ -90,6 +99,7 @@ def candidate(draws: Draws, prompt: str) -> str:
   Opinions are lost, turned round, put in another order or repeated; inventions and filler come in.
   """
   out: list[str] = []
+  # One rate of damage for the whole summary, so that summaries differ in quality.
   damage = draws.uniform() * 0.4
   for opinion in ideal(prompt):
     if draws.uniform() < damage:
@@ -126,6 +136,7 @@ class ReviewPairs(Generated):
 
   def row(self, index: int) -> Comparison:
     draws, gap = Draws("review pairs", self.seed, self.part, index), 0.0
+    # Pairs of equal utility have no better one: they are drawn again.
     while gap == 0.0:
       prompt = random_prompt(draws)
       pair = candidate(draws, prompt), candidate(draws, prompt)

@@ -47,6 +47,8 @@ def step_values(prompt: str, work: str, *, modulus: int, after_slip: float = 0.1
   """
   expected, place, values, value = right_sums(prompt, modulus), 0, [], 1.0
   for step in work:
+    # An idle step takes no place among the sums. Past the last sum nothing is expected, so that
+    # whatever stands there is wrong.
     if step != IDLE:
       value = value if expected[place:place + 1] == step else after_slip
       place += 1
@@ -73,6 +75,7 @@ class RunningSums(Generated):
     right, shift, work = right_sums(prompt, self.modulus), 0, ""
     # A stream of its own: the prompts do not change with `careless` or `idle`.
     slips = Draws("careless sums", self.seed, self.part, index)
+    # Write the sums, each perhaps after an idle step. `shift` is how far the work is off.
     for total in right:
       work += IDLE * (slips.uniform() < self.idle)
       if slips.uniform() < self.careless:
