@@ -95,6 +95,7 @@ class ModelConfig:
                  "mlp_hidden"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+    # Shapes that no tensor can have.
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
           f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}: each key head"
@@ -102,6 +103,7 @@ class ModelConfig:
     if self.head_dim % 2:
       raise ValueError(
           f"head_dim must be even, got {self.head_dim}: rotary embedding turns pairs of features.")
+    # Unknown or contradictory settings.
     if self.activation not in ("silu", "gelu"):
       raise ValueError(f"Unknown activation {self.activation!r}: silu or gelu.")
     if self.local_layers and len(self.local_layers) != self.num_layers:

@@ -354,7 +354,7 @@ class File:
         config.tied_embeddings and name == "lm_head.weight")
 
   def check_readable(self, name: str) -> None:
-    """Raises: ValueError for a tensor that is quantised in a way that cannot be read."""
+    """Checks that a tensor can be read. Raises: ValueError if its type is not in _TYPES."""
     kind = self._tensors[name].kind
     if kind not in _TYPES:
       known = {int(x): x.name for x in gguf.GGMLQuantizationType}

@@ -57,6 +57,7 @@ class _Layers(nn.Module):
       x = nn.silu(
           linear("hidden", x, self.head.hidden, nn.initializers.lecun_normal(), ("embed", "mlp")))
       inputs = "mlp"
+    # The last layer starts as `init` says; its outputs are too few to be split over devices.
     normal = nn.initializers.normal((x.shape[-1] + 1) ** -0.5)
     last = nn.initializers.zeros if self.head.init == "zero" else normal
     return linear("output", x, self.head.outputs, last, (inputs, None))

@@ -92,6 +92,7 @@ def parameter_axes(config: ModelConfig, lora: LoRA) -> Params:
   return {"lora": adapters, "lora_scale": PartitionSpec()} if lora.rank else {}
 
 
+# A product with a matrix sums over its input axes: one for most, heads and features for "o".
 def _split(name, axes):
   """Splits the axes of a stacked matrix into layers, inputs and outputs."""
   inputs = transformer.INPUT_AXES[name]

@@ -110,7 +110,8 @@ def _local(model: ModelConfig, partitioning: Partitioning) -> ModelConfig:
     return partitioning.sharding((count,), (axis,)).shard_shape((count,))[0]
   kv_heads = share(model.num_kv_heads, "kv_heads")
   heads = share(model.num_heads, "heads")
-  # A config's query heads are a multiple of its key heads; query heads may be split further.
+  # A config's query heads are a multiple of its key heads; query heads may be split over
+  # more devices than these.
   return dataclasses.replace(
       model, num_kv_heads=kv_heads, num_heads=max(heads, kv_heads) if heads % kv_heads else heads,
       mlp_hidden=share(model.mlp_hidden, "mlp"), vocab_size=share(model.vocab_size, "vocab"))

@@ -166,8 +166,8 @@ def token_logprobs(
     return jax.tree.map(lambda x: x.reshape(tokens.shape), found)
 
   b, t = tokens.shape
-  # Choose the stretches: as few as the limit allows, and of even size, so that of 128 positions
-  # with a limit of 42 there are 4 times 32 and not 3 times 42 and a rest of 2.
+  # Choose the stretches: as few as the limit allows, and of even size. Of 128 positions with a
+  # limit of 42 they are 4 times 32, and not 4 times 42 with padding at the end.
   size = max(1, min(t, max_logits // (b * config.vocab_size)))
   if size == t:
     return project(hidden, tokens)

@@ -157,7 +157,7 @@ class Directory:
         config.tied_embeddings and name == "lm_head.weight")
 
   def check_readable(self, name: str) -> None:
-    """Raises: ValueError for a tensor that is stored in a type that cannot be read."""
+    """Checks that a tensor can be read. Raises: ValueError for other types than _DTYPES."""
     tensor = self._tensors[name]
     if tensor.dtype not in _DTYPES:
       raise ValueError(

@@ -65,8 +65,10 @@ def from_files(
 
   Raises: ValueError where `layers` is out of range; errors of pretrained.load and tokenizer.load.
   """
+  # A name of `fetch`, unless a file or folder here has it.
   if path in pretrained.FETCHABLE and not Path(path).exists():
     path = pretrained.fetch(path)
+  # The architecture, with fewer layers where that is asked for.
   config = pretrained.read_config(path)
   if not 0 <= layers <= config.num_layers:
     raise ValueError(

@@ -33,6 +33,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments {argv[1:]}: every setting is a --flag.")
   arguments, splits = _json_object("args", _ARGS.value), _json_object("splits", _SPLITS.value)
+  # All arguments are checked before any file is read, and all files before the set is written.
   sources = registry.load_splits(_SOURCE.value, arguments, splits)
   folder = prepared.prepare(_NAME.value, sources, _DATA_DIR.value, _VERSION.value)
   print(f"{folder}: "
