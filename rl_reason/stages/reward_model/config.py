@@ -103,9 +103,9 @@ class Config:
     one_of(("", "solutions"), zero=self.zero)
     if self.zero and (self.read != "end" or self.levels):
       raise ValueError(
-          f"zero={self.zero!r} with read={self.read!r} and levels={self.levels}:"
-          " whole solutions can be worth 0, on a scale that has no levels of its own. Set read='end'"
-          " and a loss without levels, or zero=''.")
+          f"zero={self.zero!r} with read={self.read!r} and levels={self.levels}: whole solutions"
+          " can be worth 0, on a scale that has no levels of its own. Set read='end' and a loss"
+          " without levels, or zero=''.")
     if self.labels:
       one_of(label_kinds.LABELS, labels=self.labels)
     given, wanted = set(self.loss_args) & {"margin", "thresholds"}, self._options
