@@ -13,7 +13,7 @@ def environment(samples: Sequence[Sample]) -> StepRewards:
 
   What is paid for a turn stands at the turn's last token (rollout.environment.Environment.step).
 
-  Raises: ValueError for samples that are no episodes: nobody pays them.
+  Raises: ValueError for samples that are no episodes: no environment pays them.
   """
   for sample in samples:
     if not sample.episode:

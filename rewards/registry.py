@@ -1,7 +1,7 @@
 """Lists the rewards and transforms that a config may name.
 
-It imports every file of rewards; only composition/build.py imports it. A reward that is made of other
-rewards is handed what builds them (composition/builder.py).
+It imports every file of rewards; only composition/build.py imports it. A reward that is made of
+other rewards is handed what builds them (composition/builder.py).
 """
 
 from rl_reason.rewards.answers import (

@@ -1,4 +1,4 @@
-"""What a stage is given: what is the same for all stages of a run, and what it may ask of earlier ones."""
+"""Holds what a stage is given: its run, and what it may ask of earlier stages."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -28,7 +28,10 @@ class Earlier(Protocol):
   sections: Mapping[str, Any]
 
   def trained(self, name: str) -> Trained:
-    """Returns what an earlier stage leaves, without reading it. Raises: ValueError if it is none."""
+    """Describes what an earlier stage leaves, without reading it.
+
+    Raises: ValueError if there is no such stage.
+    """
 
   def policies(self) -> list[str]:
     """Lists what a policy may be called here: "initial", and the earlier stages that train one."""
@@ -67,7 +70,8 @@ class NothingEarlier:
     raise ValueError(f"There is no stage {name!r}: this stage is not part of a run.")
 
   def policy(self, name: str, field: str = "start") -> Params:
-    raise ValueError(f"{field}={name!r} names a policy of a run, and this stage is not part of one.")
+    raise ValueError(
+        f"{field}={name!r} names a policy of a run, and this stage is not part of one.")
 
   def scorer(self, name: str) -> Scorer:
     raise ValueError(f"{name!r} names a model of a run, and this stage is not part of one.")

@@ -1,4 +1,7 @@
-"""The loss of a policy_gradient stage: log-probabilities and advantages of a microbatch -> one number."""
+"""Computes the loss of a policy_gradient stage.
+
+Log-probabilities and advantages of a microbatch become one number.
+"""
 
 import dataclasses
 

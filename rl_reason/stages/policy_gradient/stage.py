@@ -54,7 +54,8 @@ def check(config: Config, context: Context, name: str) -> None:
     raise ValueError(
         f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could"
         " start them in different orders and wait for each other for ever: give sampling devices of"
-        " its own with --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one device.")
+        " its own with --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one"
+        " device.")
   with contextlib.closing(build_rewards(config.rewards, models=context.models)) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.credit.companion is not None:
@@ -159,7 +160,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       seed=context.stream_seed(name, "data"), process_index=jax.process_index(),
       process_count=jax.process_count())
   parts = PolicyGradient(
-      config, context, name, learner, Assembler(config.credit, config.objective, rows, programs.score),
+      config, context, name, learner,
+      Assembler(config.credit, config.objective, rows, programs.score),
       programs, build_rewards(config.rewards, models=context.models), data,
       policy_of=trained(config, context, name).policy,
       reference=params if config.objective.kl.coef else None)

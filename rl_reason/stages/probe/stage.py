@@ -52,7 +52,7 @@ class Config:
     return len(self.functions)
 
   def function(self, name: str) -> tuple[Callable[..., Mapping[str, Any]], dict[str, Any]]:
-    """Finds one of the functions and its arguments. Raises: ValueError for what cannot be called."""
+    """Finds a function and its arguments. Raises: ValueError for what cannot be called."""
     entry = self.functions[name]
     entry = {"function": entry} if isinstance(entry, str) else dict(entry)
     path, args = entry.pop("function", name), dict(entry.pop("args", {}))
@@ -100,7 +100,7 @@ class Probe:
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """It leaves the number of functions that were run; what they found is in the run's folder."""
+  """Describes the number of functions that were run; what they found is in the run's folder."""
   del config, name
   return Trained({"done": jax.ShapeDtypeStruct((), jnp.int32, sharding=_replicated(context))},
                  policy=None)
@@ -109,7 +109,8 @@ def trained(config: Config, context: Context, name: str) -> Trained:
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
   """Estimates what a device needs for sure: the policy. What a function does is its own affair."""
   del config, name
-  return [memory_lib.Part("policy that is probed", memory_lib.sharded_bytes(context.abstract_params),
+  return [memory_lib.Part(
+      "policy that is probed", memory_lib.sharded_bytes(context.abstract_params),
                           "spread it over more devices with mesh.fsdp or mesh.tensor")]
 
 

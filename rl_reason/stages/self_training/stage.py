@@ -1,13 +1,19 @@
-"""Self-training: a policy samples, rewards judge, and it imitates what is good of its own, round after round.
+"""Self-training: a policy samples, rewards judge, and the policy imitates its own good completions.
 
-    generate -> score -> keep (threshold, distinct, so many per problem) -> imitate
+This goes on round after round:
+
+    generate -> score -> keep (threshold, distinct, n per problem) -> imitate
 
 What the papers do is a choice of fields:
 
-    rejection sampling (RFT, arXiv:2308.01825)   num_rounds=1, distinct, imitate_solutions
-    expert iteration (arXiv:1705.08439)          several rounds, begin="current", accumulate
-    STaR (arXiv:2203.14465)                      begin="initial", per_problem=1, hint: rationalisation of the unsolved
-    ReST (arXiv:2308.08998)                      rising thresholds: improve steps on one grown set; imitate_solutions
+    rejection sampling (RFT, arXiv:2308.01825)
+        num_rounds=1, distinct, imitate_solutions
+    expert iteration (arXiv:1705.08439)
+        several rounds, begin="current", accumulate
+    STaR (arXiv:2203.14465)
+        begin="initial", per_problem=1, hint: rationalisation of the unsolved
+    ReST (arXiv:2308.08998)
+        rising thresholds: improve steps on one grown set; imitate_solutions
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,26 +53,27 @@ BEGINNINGS = ("current", "initial")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Rounds of generating and imitating.
+  """The section of a self_training stage: rounds of generating and imitating.
 
   In all there are num_rounds * (generation_steps + len(keep.thresholds) * updates) steps.
 
-  num_rounds: of generating and imitating.
+  num_rounds: rounds of generating and imitating.
   generation_steps: batches of problems that a round samples, as `rollout` says.
-  updates: that a round makes per threshold.
+  updates: updates that a round makes per threshold.
   batch_size: kept completions per update.
   rollout: how completions are sampled.
-  rewards: what they earn (rewards.composition.build).
+  rewards: what completions earn (rewards.composition.build).
   learner: memory, LoRA, optimizer (learner.step.Update).
   keep: which completions are imitated. Those that the length limit cut are never kept: imitating
     them teaches not to end.
-  begin: "current": a round's updates go on from the policy that sampled; "initial": from the one
+  begin: "current": a round's updates go on from the policy that sampled; "initial": from the policy
     that this stage starts from.
-  accumulate: what earlier rounds kept is imitated too.
-  imitate_solutions: the sampled problems' own solutions are imitated too, whatever the threshold.
-  hint: asks again, for problems of which no completion reaches the lowest threshold, with a prompt
-    made from {prompt} and {reference}; what is kept of that is imitated after the prompt without
-    hint (STaR's rationalisation). "": does not.
+  accumulate: whether what earlier rounds kept is imitated too.
+  imitate_solutions: whether the sampled problems' own solutions are imitated too, whatever the
+    threshold.
+  hint: a prompt made from {prompt} and {reference}, with which the problems are asked again of
+    which no completion reaches the lowest threshold. What is kept of that is imitated after the
+    prompt without hint (STaR's rationalisation). "": they are not asked again.
   mean_over: token, sequence or fixed_length (losses.token_weights).
   start: the stage whose policy it starts from (run.earlier).
   """
@@ -113,16 +120,23 @@ class Config:
 
 
 def check(config: Config, context: Context, name: str) -> None:
-  """Raises: ValueError for what sampling and rewards cannot use, hints that make prompts too long, missing solutions."""
+  """Tries the first problems.
+
+  Raises: ValueError for what sampling and rewards cannot use, for hints that make prompts too long,
+    and for missing solutions.
+  """
   tokenizer = context.policy.tokenizer
-  check_sampling(config.rollout.sampling, context.policy.config, tokenizer, max_prompt_tokens=context.max_prompt_tokens)
+  check_sampling(config.rollout.sampling, context.policy.config, tokenizer,
+                 max_prompt_tokens=context.max_prompt_tokens)
   if context.environment is not None:
-    raise ValueError("A self_training stage imitates whole completions, and with config.environment they hold an"
-                     " environment's words too: leave the environment out, or train with policy_gradient.")
+    raise ValueError(
+        "A self_training stage imitates whole completions, and with config.environment they hold an"
+        " environment's words too: leave the environment out, or train with policy_gradient.")
   problems = first_rows(context.task.train)
   encode_prompts(problems, tokenizer, max_tokens=context.max_prompt_tokens)
   if config.hint:
-    encode_prompts([with_hint(p, config.hint) for p in problems], tokenizer, max_tokens=context.max_prompt_tokens)
+    encode_prompts([with_hint(p, config.hint) for p in problems], tokenizer,
+                   max_tokens=context.max_prompt_tokens)
   if config.imitate_solutions:
     _solutions(config, context, problems)
   with contextlib.closing(build_rewards(config.rewards, models=context.models)) as rewards:
@@ -130,12 +144,12 @@ def check(config: Config, context: Context, name: str) -> None:
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """The policy itself."""
+  """Describes the policy, which is what the stage leaves."""
   return trained_policy(context, config.learner.lora)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
-  """What a device needs to run this stage: to sample, to update."""
+  """Estimates what a device needs to run this stage: to sample, to update."""
   state_shape = learner_of(config, context, None, name).state_shape
   return [
       *merging_memory(context, config.learner.lora, "evaluation", "sampling"),
@@ -154,7 +168,10 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  """Samples problems of the task's training half in rounds, and learns from its own completions of them."""
+  """Builds the stage. It samples problems of the task's training half in rounds.
+
+  Then it learns from its own completions of them.
+  """
   learner = learner_of(config, context, params, name)
   update = sft.imitation_update(
       context, learner, config.learner, batch_size=config.batch_size, mean_over=config.mean_over,
@@ -167,63 +184,88 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     params, lowest = lora_lib.merge(state.params), config.keep.thresholds[0]
 
     def sample(problems, stream):
-      return sample_rollout(config.rollout, context, params, problems, rewards, index=index, rng=context.rng(name, stream, index))
+      return sample_rollout(config.rollout, context, params, problems, rewards, index=index,
+                            rng=context.rng(name, stream, index))
 
-    def reached(scores):
+    def reached(scores):  # Per problem, whether one of its completions reaches the threshold.
       return (scores.reshape(-1, config.rollout.group_size) >= lowest).any(axis=1)
+    # Completions and their rewards.
     rollout = sample(problems, "rollout")
     prompts, solved = _rows(rollout.prompts), reached(rollout.scores)
     pool.add(prompts, rollout.completions, rollout.scores, lowest)
-    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()), **rollout.seconds}
+    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()),
+               **rollout.seconds}
+
+    # The unsolved problems again, with a hint.
     if config.hint:
       first = jax.process_index() * len(problems)
-      unsolved = [p for p, is_solved in zip(problems, solved[first:first + len(problems)]) if not is_solved]
+      unsolved = [p for p, is_solved in zip(problems, solved[first:first + len(problems)])
+                  if not is_solved]
       rationalised = np.zeros(len(solved), bool)
+      # Every process must sample, or none: sampling is one program over all of them.
       if sharding.any_process(bool(unsolved)):
-        # As many as were asked the first time, so that one program serves both: filled up with any, which do not count.
+        # As many as were asked the first time, so that one program serves both. They are filled up
+        # with any problems, which do not count.
         asked = (unsolved + list(problems))[:len(problems)]
-        counts = np.repeat(sharding.gather_rows(np.arange(len(problems)) < len(unsolved)), config.rollout.group_size)
+        counts = np.repeat(
+            sharding.gather_rows(np.arange(len(problems)) < len(unsolved)),
+            config.rollout.group_size)
         hinted = [with_hint(p, config.hint) for p in asked]
         second = sample(hinted, "hint")
         scores = np.where(counts, second.scores, -np.inf)
+        # Imitated after the prompts without hint, which the policy will be asked.
         pool.add(_rows(_encoded(context, asked)), second.completions, scores, lowest, hinted=True)
         rationalised, spent = reached(scores), {**groups.metrics(second), **second.seconds}
         # What the fill-ups cost was spent, too.
-        metrics |= {key: metrics[key] + spent[key] for key in ("tokens", "environment_calls", *second.seconds)}
+        metrics |= {key: metrics[key] + spent[key]
+                    for key in ("tokens", "environment_calls", *second.seconds)}
       metrics["solved_with_hint"] = float(rationalised.mean())
+
+    # The problems' own solutions.
     if config.imitate_solutions:
-      pool.add_examples(prompts, jax.tree.map(sharding.gather_rows, _solutions(config, context, problems)))
+      pool.add_examples(
+          prompts, jax.tree.map(sharding.gather_rows, _solutions(config, context, problems)))
     tokens = metrics.pop("tokens")
     return StepResult({"round": index // config.steps_per_round + 1.0, **metrics}, tokens=tokens,
                       shown=rollout.shown)
 
   @functools.lru_cache(maxsize=1)
   def kept(round_index, phase) -> list[selection.Candidate]:
-    """What these updates imitate. Complete once a round has sampled, and the same after a restart."""
+    """Selects what these updates imitate.
+
+    It is complete once a round has sampled, and the same after a restart.
+    """
     return selection.keep(
-        pool.candidates, threshold=config.keep.thresholds[phase], per_problem=config.keep.per_problem, choose=config.keep.choose,
+        pool.candidates, threshold=config.keep.thresholds[phase],
+        per_problem=config.keep.per_problem, choose=config.keep.choose,
         distinct=config.keep.distinct, seed=context.stream_seed(name, "keep", round_index, phase))
 
   def step(state, problems, index):
     round_index, within = divmod(index, config.steps_per_round)
+    # The first steps of a round sample.
     if within == 0 and not config.accumulate:
       pool.clear()
     if within < config.generation_steps:
       return state, collect(state, problems, index)
+    # The others imitate what is kept, with one threshold after the other.
     phase, number = divmod(within - config.generation_steps, config.updates)
     chosen = kept(round_index, phase)
     if not chosen and number == 0:
       pool.empty += 1
-    metrics = {"round": round_index + 1.0, "threshold": config.keep.thresholds[phase], "kept/samples": float(len(chosen)),
-               "kept/problems": float(len({c.prompt for c in chosen})),
-               "kept/share": sum(c.score < np.inf for c in chosen) / max(1, pool.sampled), "kept/empty": float(pool.empty)}
-    if not chosen:  # Nothing to imitate: the policy stays as it is, and the next round samples anew.
+    metrics = {
+        "round": round_index + 1.0, "threshold": config.keep.thresholds[phase],
+        "kept/samples": float(len(chosen)),
+        "kept/problems": float(len({c.prompt for c in chosen})),
+        "kept/share": sum(c.score < np.inf for c in chosen) / max(1, pool.sampled),
+        "kept/empty": float(pool.empty)}
+    if not chosen:  # Nothing to imitate: the policy stays as it is; the next round samples anew.
       return state, StepResult(metrics)
     if config.begin == "initial" and phase == 0 and number == 0:
       state = learner.init()
     started = time.perf_counter()
     seed = context.stream_seed(name, "order", round_index, phase)
-    batch = selection.draw(chosen, number * config.batch_size, config.batch_size, balance=config.keep.balance, seed=seed)
+    batch = selection.draw(chosen, number * config.batch_size, config.batch_size,
+                           balance=config.keep.balance, seed=seed)
     state, result = update(state, selection.to_examples(
         batch, context.max_prompt_tokens + config.rollout.sampling.max_tokens))
     metrics |= {**result.metrics, "time/update": time.perf_counter() - started}
@@ -231,14 +273,16 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      max_skipped=config.learner.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
+      max_skipped=config.learner.optimizer.max_skipped,
+      resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
       data=Rounds(pipeline.batches(
-          context.task.train, batch_size=config.rollout.prompts, seed=context.stream_seed(name, "data"),
+          context.task.train, batch_size=config.rollout.prompts,
+          seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()), config))
 
 
 class Rounds(Iterator):
-  """Problems for the steps that sample, an empty list for those that imitate."""
+  """Yields problems for the steps that sample, and an empty list for those that imitate."""
 
   def __init__(self, batches: Batches, config: Config):
     self._batches, self._config, self._step = batches, config, 0
@@ -257,7 +301,7 @@ class Rounds(Iterator):
 
 
 def with_hint(problem: Problem, hint: str) -> Problem:
-  """The problem with its answer in the prompt; of messages, in the last one."""
+  """Puts the answer into a problem's prompt; of messages, into the last one."""
   def fill(text):
     return hint.format(prompt=text, reference=problem.reference)
   if isinstance(problem.prompt, str):
@@ -267,12 +311,12 @@ def with_hint(problem: Problem, hint: str) -> Problem:
 
 
 def _encoded(context: Context, problems: Sequence[Problem]) -> Inputs:
-  """All processes' prompts."""
+  """Encodes all processes' prompts."""
   return context.sampler.encode_everywhere(problems)
 
 
 def _rows(prompts: Inputs) -> list[tuple[int, ...]]:
-  """Their token ids."""
+  """Lists the token ids of each prompt."""
   return [tuple(row[:n].tolist()) for row, n in zip(prompts.tokens, prompts.lengths)]
 
 
@@ -283,8 +327,12 @@ def _solutions(config: Config, context: Context, problems: Sequence[Problem]) ->
 
 
 def _num_updates(config: Config) -> int:
-  """Over which the learning rate follows its schedule: those of a round where each begins anew."""
-  return len(config.keep.thresholds) * config.updates * (1 if config.begin == "initial" else config.num_rounds)
+  """Counts the updates over which the learning rate follows its schedule.
+
+  They are those of one round where each round begins anew.
+  """
+  return len(config.keep.thresholds) * config.updates * (
+      1 if config.begin == "initial" else config.num_rounds)
 
 
 KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build)
