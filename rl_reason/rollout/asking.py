@@ -32,7 +32,7 @@ class Reply:
 class RunningEpisodes:
   """Keeps the states of a rollout's episodes, and steps them.
 
-  Each process keeps and steps the episodes of its own problems; all are told of all replies.
+  Each process keeps and steps the episodes of its own problems. Every process receives all replies.
   """
 
   def __init__(
@@ -41,10 +41,13 @@ class RunningEpisodes:
     """Resets the environment for every episode of this process.
 
     Args:
-      name: of the environment, for errors.
-      problems: of all episodes, or this process's part of them, as many on each process.
-      count: episodes of all processes.
-      rng: of the rollout, the same on every process.
+      environment: answers the turns.
+      name: name of the environment, for errors.
+      problems: the problems of all episodes, or this process's part of them; then every process has
+        the same number of problems.
+      group_size: episodes per problem.
+      count: number of episodes of all processes.
+      rng: random key of the rollout, the same on every process.
     """
     self._environment, self._name = environment, name
     own = len(problems) * group_size
@@ -57,18 +60,22 @@ class RunningEpisodes:
     self._loop = _EventLoop()
 
   def __contains__(self, row: int) -> bool:
-    """Whether this process keeps the episode."""
+    """Tells whether this process keeps the episode."""
     return row in self._problems
 
   def step(self, turns: Mapping[int, Turn]) -> dict[int, Reply]:
     """Steps this process's episodes at the same time, by row.
 
-    Every process must call it, also without turns of its own.
+    Every process must call this method, even a process that has no turns of its own.
 
-    Returns: the replies to these and to the other processes' turns.
-    Raises: what the environment raises, with a note that names it and the problem; ValueError for a
-      step that does not return what Environment.step says.
+    Args:
+      turns: the turn of each row that goes on.
+
+    Returns: the replies to these turns and to the turns of the other processes, by row.
+    Raises: what the environment raises, with a note that names the environment and the problem;
+      ValueError for a step that does not return what Environment.step says.
     """
+    # This process's own episodes.
     results = self._loop.run(self._together(turns)) if turns else []
     replies = {}
     for (i, turn), result in zip(turns.items(), results, strict=True):
@@ -76,6 +83,7 @@ class RunningEpisodes:
         self._note(result, i, f"the turn {turn.text[:80]!r}")
         raise result
       replies[i] = self._read(i, turn, result)
+    # The other processes' episodes: everyone must know which episodes go on.
     if not self._apart:
       return replies
     own = [(i, reply.text, reply.paid) for i, reply in replies.items()]
@@ -83,11 +91,11 @@ class RunningEpisodes:
             for part in sharding.gather_objects(own) for i, text, paid in part}
 
   def close(self) -> None:
-    """Ends whatever steps have left running."""
+    """Ends the tasks that steps have left running."""
     self._loop.close()
 
   async def _together(self, turns: Mapping[int, Turn]) -> list[Any]:
-    # All end before an error is raised: which one it is then does not depend on their speed.
+    # All steps end before an error is raised, so which error is raised does not depend on speed.
     return await asyncio.gather(
         *(self._step(self._states[i], turn) for i, turn in turns.items()), return_exceptions=True)
 
@@ -99,6 +107,7 @@ class RunningEpisodes:
     return await found
 
   def _reset(self, row: int, seed: int) -> State:
+    """Returns an episode's first state, as JSON holds it."""
     problem = self._problems[row]
     try:
       state = self._environment.reset(problem, seed)
@@ -114,12 +123,13 @@ class RunningEpisodes:
           f"The environment {self._name!r} returned {str(result)[:200]!r} of a step: it must return"
           " (messages or None, rewards, state).")
     messages, paid, state = result
+    # The answer to a final turn is dropped, because no one would read it.
     self._states[row] = self._plain(row, state)
     text = None if turn.final or messages is None else self._text(row, turn, messages)
     return Reply(text, self._paid(row, turn, paid))
 
   def _plain(self, row: int, state: State) -> State:
-    """Gives the state as JSON gives it back, which is what a checkpoint would."""
+    """Returns the state after a round trip through JSON, as a checkpoint would restore it."""
     try:
       return json.loads(json.dumps(state, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
@@ -130,7 +140,7 @@ class RunningEpisodes:
       ) from error
 
   def _text(self, row: int, turn: Turn, messages: Sequence[Message]) -> str:
-    """Joins the contents of messages."""
+    """Joins the contents of messages. Raises: ValueError for messages that cannot be an answer."""
     answered = (f"The environment {self._name!r} answered {str(messages)[:200]} to"
                 f" {turn.text[:80]!r} ({self._which(row)})")
     if not isinstance(messages, (list, tuple)) or not all(
@@ -147,15 +157,15 @@ class RunningEpisodes:
     return text
 
   def _paid(self, row: int, turn: Turn, paid: Paid) -> tuple[tuple[int, float], ...]:
-    """Finds the places of what a step pays."""
+    """Lists (position in the turn, amount) of what a step pays. One number is paid at the end."""
     if paid is None:
       return ()
     size = len(turn.token_ids)
     try:
       values = np.asarray(paid)
-    except ValueError:  # Lists of several lengths.
+    except ValueError:  # Lists of different lengths make no array; "" fails the check below.
       values = np.array("")
-    with np.errstate(over="ignore"):  # What float32 cannot hold is not finite.
+    with np.errstate(over="ignore"):  # A number too large for float32 becomes infinite, and fails.
       values = values.astype(np.float32) if values.dtype.kind in "fiu" else np.float32(np.nan)
     if values.shape not in ((), (size,)) or not np.isfinite(values).all():
       raise ValueError(
@@ -175,9 +185,10 @@ class RunningEpisodes:
 
 
 class _EventLoop:
-  """Runs coroutines for code that is none.
+  """Runs coroutines for code that is not a coroutine itself.
 
-  The loop has a thread of its own: a notebook's loop runs in the caller's, which can run no second.
+  The loop has its own thread. A notebook already runs a loop in the caller's thread, and a thread
+  cannot run a second one.
   """
 
   def __init__(self):
@@ -187,10 +198,11 @@ class _EventLoop:
     self._thread.start()
 
   def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Runs a coroutine in the loop's thread, and waits for its result."""
     future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
     try:
       return future.result()
-    except BaseException:  # Such as an interrupt of the thread that waits here.
+    except BaseException:  # For example a keyboard interrupt of the thread that waits here.
       future.cancel()
       raise
 

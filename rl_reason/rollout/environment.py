@@ -1,7 +1,7 @@
 '''Says what an environment is: it has a state, reads a policy's turns and answers them.
 
 An environment is any object with the two methods of `Environment`. This one is a game of guessing:
-
+An environment is any object with the two methods of `Environment`. This example is a guessing game:
     class Guess:
       """Answers guesses of a digit with "higher" or "lower", and pays for the right one."""
 
@@ -38,19 +38,19 @@ from typing import Any, Protocol, runtime_checkable, TypeAlias
 
 from rl_reason.types import Message, Problem
 
-State: TypeAlias = Any  # Plain data, as JSON holds it: it can be saved at any turn.
-Paid: TypeAlias = float | Sequence[float] | None  # For the turn, for each token of it, or nothing.
+State: TypeAlias = Any  # Plain data, as JSON holds it, so that it can be saved at any turn.
+Paid: TypeAlias = float | Sequence[float] | None  # For the turn, for each token, or nothing.
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """Holds what a policy wrote at a time.
+  """Holds what a policy wrote in one turn.
 
-  text: its text, a stop string included. It may be empty, or be anything else.
+  text: text of the turn, a stop string included. It may be empty, or be anything else.
   token_ids: the sampled ids, EOS included where it was sampled.
   tool_calls: calls of tools that a chat template's parser found in the text; `play` parses none.
-  final: no other turn follows, for this one was cut off or is the last that is allowed. An answer
-    would not be read.
+  final: true where no other turn follows, because this turn was cut off or is the last allowed one.
+    An answer to a final turn would not be read.
   """
   text: str
   token_ids: tuple[int, ...]
@@ -62,18 +62,19 @@ class Turn:
 class Environment(Protocol):
   """Answers the turns of a policy's episodes.
 
-  One object serves all episodes, of training and of evaluations. So what belongs to one episode
-  stands in its state: plain data as JSON holds it. A step is given what JSON makes of the state
-  (a tuple is a list, a key is a text), so it is the same before and after a checkpoint.
+  One object serves all episodes, of training and of evaluations. So everything that is part of one
+  episode is kept in the episode's state, which is plain data as JSON holds it. A step is given what
+  JSON makes of the state (a tuple is a list, a key is a text). So the state is the same before and
+  after a checkpoint.
   """
 
   def reset(self, problem: Problem, seed: int) -> State:
     """Begins an episode.
 
     Args:
-      problem: what the policy was given.
-      seed: in [0, 2^32), for whatever is drawn in the episode. It depends on the run's seed, the
-        training step and the completion: each member of a group has its own.
+      problem: the problem that the policy was given.
+      seed: seed in [0, 2^32) for everything that is drawn in the episode. The seed depends on the
+        run's seed, the training step and the completion: each member of a group has its own.
     Returns: the state before the first turn.
     """
 
@@ -81,26 +82,28 @@ class Environment(Protocol):
       self, state: State, turn: Turn) -> tuple[Sequence[Message] | None, Paid, State]:
     """Reads a turn, and answers it or ends the episode.
 
-    It is called after every turn, also after one that is final. Steps of many episodes run at the
-    same time, and wait for each other only where they `await`.
+    It is called after every turn, also after a final one. Steps of many episodes run at the same
+    time, and wait for each other only where they `await`.
 
     Args:
-      state: as the step before left it. It must not be changed in place.
-    Returns: messages, what is paid, and the state after the turn.
-      messages: {"role": ..., "content": text}, whose contents stand in the policy's context, joined
-        as they are. No role is "assistant": that is the policy's. None ends the episode.
+      state: the state that the step before returned. It must not be changed in place.
+      turn: what the policy wrote.
+    Returns: (messages, what is paid, the state after the turn).
+      messages: {"role": ..., "content": text}. Their contents are joined as they are, and become
+        part of the policy's context. No role is "assistant": that role is the policy's. None ends
+        the episode.
       what is paid: a number, paid at the turn's last token; or one number for each of its tokens;
-        or None. The reward `environment` hands it to the stage.
+        or None. The reward `environment` passes these numbers to the stage.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Stateless:
-  """Answers by the turn alone.
+  """Answers a turn by its text alone, without a state.
 
-  answer: the text of a turn -> its answer, or None where the episode is over. It is not asked about
-    a turn that is final.
-  role: of the messages.
+  answer: text of a turn -> its answer, or None where the episode is over. It is not called for a
+    final turn.
+  role: role of the messages.
   """
   answer: Callable[[str], str | None]
   role: str = "tool"

@@ -1,7 +1,7 @@
 """Samples episodes of several turns: the policy writes, an environment answers, the policy goes on.
 
-What an environment is stands in rollout.environment. Turns of all running episodes are sampled
-together, then all are answered together (rollout.asking); between turns a context is read anew.
+rollout.environment says what an environment is. The turns of all running episodes are sampled
+together, and then all are answered together (rollout.asking). Between turns a context is read anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,15 +28,16 @@ from rl_reason.types import Params, Problem
 
 @dataclasses.dataclass(frozen=True)
 class EnvironmentSection:
-  """Names who answers what a policy writes, wherever completions are sampled: they are episodes.
+  """Names who answers the policy's turns, wherever completions are sampled; they are then episodes.
 
-  A `sampling` section's max_tokens is then a whole episode's, and its stop strings end turns.
+  With it, the max_tokens of a `sampling` section is the length of a whole episode, and the stop
+  strings end turns.
 
   source: a name in envs.ENVIRONMENTS, or the dotted path of a class or function that makes an
     environment (rollout.environment).
-  max_turns: of the policy in an episode, at least 2.
-  turn_tokens: of each turn at most; a turn that is cut off is the last.
-  answer_tokens: of each answer, whose further tokens are dropped.
+  max_turns: most turns of the policy in an episode, at least 2.
+  turn_tokens: most tokens of each turn; a turn that is cut off is the last.
+  answer_tokens: most tokens of each answer; further tokens are dropped.
   args: arguments of the source.
   """
   source: str
@@ -55,10 +56,12 @@ class BoundedEnvironment:
   """Holds an environment and the limits of its episodes.
 
   environment: who answers a policy's turns.
-  max_turns, turn_tokens, answer_tokens: as in EnvironmentSection.
-  name: of the environment, for errors; "": its class's.
+  max_turns: as in EnvironmentSection.
+  turn_tokens: as in EnvironmentSection.
+  answer_tokens: as in EnvironmentSection.
+  name: name of the environment, for errors; "": the name of its class.
 
-  Raises: ValueError for what is no environment.
+  Raises: ValueError for an object that is not an environment.
   """
   environment: Environment
   max_turns: int
@@ -77,7 +80,7 @@ class BoundedEnvironment:
 
   @property
   def max_tokens(self) -> int:
-    """Tokens of a whole episode at most, the answers included."""
+    """Returns the most tokens of a whole episode, the answers included."""
     return self.max_turns * self.turn_tokens + (self.max_turns - 1) * self.answer_tokens
 
   def check(self, sampling: Sampling, where: str) -> None:
@@ -95,23 +98,31 @@ def play(
     group_size: int, rng: PRNGKeyArray, slots: int = 0,
     on_finished: Callable[[Completions, Int[np.ndarray, "N"]], None] | None = None, **options: Any,
 ) -> Completions:
-  """Samples as `generate` does, in turns.
+  """Samples completions as `generate` does, but in turns.
 
   Completions hold the policy's turns and, marked as `observed`, the environment's answers. A
-  completion ends with a turn of the policy's, and is truncated if that turn is. Which random
-  numbers a later turn gets depends on which episodes go on.
+  completion ends with a turn of the policy, and is truncated if that turn is. Which random numbers
+  a later turn gets depends on which episodes go on.
 
   Args:
-    sampling: max_tokens is a whole episode's.
-    environment: its answers, and what it pays.
-    problems: of all prompts, or this process's part of them, as many on each process: each steps
-      its own.
-    rng: also of the environment's seeds, one for each completion.
-    on_finished: called between turns.
-    options: these and others: as in `generate`.
+    config: architecture of the policy.
+    params: parameters of the policy.
+    prompts: the problems, encoded.
+    sampling: how tokens are drawn; its max_tokens is the length of a whole episode.
+    environment: the environment, which answers and pays, and its limits.
+    problems: the problems of all prompts, or this process's part of them; then every process has
+      the same number of problems, and steps the episodes of its own.
+    tokenizer: tokenizer of the policy.
+    group_size: completions per prompt.
+    rng: random key, also of the environment's seeds, one for each completion.
+    slots: as in `generate`.
+    on_finished: as in `generate`, but called between turns.
+    options: further arguments, as in `generate`.
 
-  Raises: as RunningEpisodes.step; ValueError for an answer that has no tokens.
+  Returns: Completions, as `generate` does, with `observed` and `environment_rewards`.
+  Raises: what RunningEpisodes.step raises; ValueError for an answer that has no tokens.
   """
+  # The prompts as lists of tokens, one per completion, and blank completions.
   prompts = jax.tree.map(sharding.fetch, prompts)
   texts = [row[:n].tolist() for row, n in zip(prompts.tokens, prompts.lengths)
            for _ in range(group_size)]
@@ -126,10 +137,13 @@ def play(
   going = np.arange(len(texts))
   with contextlib.closing(episodes):
     for turn in range(environment.max_turns):
-      # A turn of all episodes that go on: at first the groups share their prompts.
+      # 1. Sample one turn of all episodes that go on. In the first turn the groups share their
+      # prompts; later each episode has a context of its own, in a group of one.
       if turn:
         contexts = [texts[i] + out.tokens[i, :out.lengths[i]].tolist() for i in going]
+        # Rows are filled up with the first context, so that few numbers of rows are compiled.
         contexts += contexts[:1] * (_few_sizes(len(going), len(texts)) - len(going))
+        # The longest context that this turn may have: one width, and so one program, per turn.
         width = (prompts.tokens.shape[1]
                  + turn * (environment.turn_tokens + environment.answer_tokens))
         lengths = np.array(list(map(len, contexts)), np.int32)
@@ -141,7 +155,7 @@ def play(
                          rng=jax.random.fold_in(rng, turn), **options)
       _append(out, going, sampled)
 
-      # What the environment makes of them, and who goes on.
+      # 2. Ask the environment for its replies, and see which episodes go on.
       replies = episodes.step(dict(_own_turns(
           going, sampled, tokenizer, episodes, last=turn + 1 == environment.max_turns)))
       for row, turn_tokens in zip(going.tolist(), sampled.lengths):
@@ -158,7 +172,7 @@ def play(
 def _own_turns(
     rows: Int[np.ndarray, "N"], sampled: Completions, tokenizer: Tokenizer,
     episodes: RunningEpisodes, *, last: bool):
-  """Yields (row, turn) of this process's episodes."""
+  """Yields (row, turn) of this process's episodes; `last`: the turn is the last allowed one."""
   for row, tokens, n, cut in zip(
       rows.tolist(), sampled.tokens, sampled.lengths, sampled.truncated):
     if row in episodes:
@@ -167,14 +181,14 @@ def _own_turns(
 
 
 def _few_sizes(count: int, most: int) -> int:
-  """`most`, or a half, a quarter ... of it: at least `count`. Each number of rows is a program."""
+  """Returns `most`, or a half, a quarter ... of it, at least `count`: each size is a program."""
   while (half := -(-most // 2)) >= max(count, 8):
     most = half
   return most
 
 
 def _append(out: Completions, rows: np.ndarray, turn: Completions) -> None:
-  """Appends a turn to the completions `rows`, in place."""
+  """Appends the policy's turn to the completions `rows`, in place."""
   for k, i in enumerate(rows):
     begin, n = out.lengths[i], turn.lengths[k]
     for name in ("tokens", "behaviour_logprobs", "logprobs"):
@@ -186,7 +200,7 @@ def _append(out: Completions, rows: np.ndarray, turn: Completions) -> None:
 def _take_reply(
     out: Completions, row: int, turn_tokens: int, reply: Reply, tokenizer: Tokenizer,
     environment: BoundedEnvironment) -> None:
-  """Appends an answer to a completion as far as there is room, and notes what is paid, in place."""
+  """Appends an answer to a completion, up to answer_tokens, and records what is paid, in place."""
   end = out.lengths[row]
   for position, amount in reply.paid:
     out.environment_rewards[row, end - turn_tokens + position] = amount
