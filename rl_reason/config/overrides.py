@@ -1,4 +1,4 @@
-"""Changes fields of a config by dotted names: for the sizes of an experiment, the arms of a claim."""
+"""Changes fields of a config by dotted names: for sizes of an experiment and arms of a claim."""
 
 from collections.abc import Mapping
 import dataclasses
