@@ -48,11 +48,9 @@ def train(
 
   Returns: what the last stage made, which is its parameters if it trains, or None if a signal
     stopped the run early.
-  Raises:
-    ValueError or OSError: before any device work, for what cannot work.
-    FloatingPointError: if gradients stay non-finite.
-    StoppedByMonitor: if a monitor stops the run.
-    OSError: if a checkpoint cannot be written. What was saved before stays whole.
+  Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if
+    gradients stay non-finite; StoppedByMonitor if a monitor stops the run; OSError if a checkpoint
+    cannot be written. What was saved stays whole.
   """
   # ---- The config --------------------------------------------------------------------------------
   # All fields are checked here. A mistake in a late stage must not be found after hours of an early
@@ -85,7 +83,7 @@ def train(
 
     # ---- Memory: whether each stage fits into the devices ----------------------------------------
     # The estimate is made before any program is compiled: a stage that needs more is an error now,
-    # and not out of memory later. Evaluations take place while a stage's state is there (`between`).
+    # and not out of memory later. Evaluations take place while a stage's state is there: `between`.
     partitionings = filter(None, [context.partitioning, context.rollout_partitioning])
     available = memory.device_memory(*partitionings)
     for name in sections:
@@ -157,10 +155,9 @@ class Loop:
       name: of the stage.
       stage: what was built from its section.
     Returns: what the stage made (stages.base.made), or None if a signal asked to stop.
-    Raises:
-      ValueError: if the checkpoint does not fit the stage, or later stages have started from it.
-      FloatingPointError: if `stage.max_skipped` gradients in a row were not finite.
-      StoppedByMonitor: if a monitor stops the run; the step is saved.
+    Raises: ValueError if the checkpoint does not fit the stage, or later stages have started from
+      it; FloatingPointError if `stage.max_skipped` gradients in a row were not finite;
+      StoppedByMonitor if a monitor stops the run, whose step is saved.
     """
     checkpointing, evaluation, compiled = (
         self.config.checkpoint, self.config.evaluation, compilation.compilations())
