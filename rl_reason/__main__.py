@@ -1,7 +1,7 @@
 """Starts a command by its name: `rl-reason train ...` is `python -m rl_reason.train ...`.
 
     rl-reason                 # Lists the commands.
-    rl-reason doctor          # Says whether all that is needed is here.
+    rl-reason doctor          # Reports whether everything that is needed is installed.
 
 This file imports neither JAX nor anything that does, so that `rl-reason doctor` can look at an
 installation in which JAX is missing or broken.
@@ -13,7 +13,8 @@ import sys
 
 from rl_reason.config import naming
 
-# Name -> (module, what it does). tests/test_commands.py holds every door to this list.
+# Name -> (module, what it does). tests/test_commands.py checks that every module with a command
+# line is in this list.
 COMMANDS = {
     "train": ("rl_reason.train", "trains a policy as a config says, or continues a run"),
     "evaluate": ("rl_reason.evaluate", "measures how often a run's policy is right"),
@@ -36,7 +37,13 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-  """Runs a command as `python -m` would. Returns the exit status where no command ran."""
+  """Runs a command as `python -m` would.
+
+  Args:
+    argv: the command's name and its arguments; None: those of the process.
+  Returns: the exit status where no command ran: 0 after the list of commands, 2 for an unknown
+    name.
+  """
   name, *rest = (sys.argv[1:] if argv is None else list(argv)) or [""]
   if name in ("", "-h", "--help", "help"):
     print(usage())
@@ -47,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return 2
   module, _ = COMMANDS[name]
   sys.argv = [module, *rest]
-  # The doors parse sys.argv and run under `if __name__ == "__main__"`, as with python -m.
+  # The commands parse sys.argv, and run under `if __name__ == "__main__"`, as with python -m.
   runpy.run_module(module, run_name="__main__", alter_sys=True)
   return 0
 

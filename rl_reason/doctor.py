@@ -1,14 +1,15 @@
-"""Says what of an installation is missing, and what to do about it.
+"""Reports what an installation lacks, and what to do about it.
 
     python -m rl_reason.doctor            # Or: rl-reason doctor
     python -m rl_reason.doctor --json     # The same for a bug report.
 
 The exit status is 1 if something is missing that is needed. Everything here imports the standard
-library alone. What may be broken is tried in processes of its own: a JAX that cannot be imported,
+library only. What may be broken is tried in processes of its own: a JAX that cannot be imported,
 or a plugin that ends its process or hangs, becomes a line of the report.
 """
 
-from __future__ import annotations  # Also an older Python can read this file, and is told so.
+# With it a Python that is too old can still read this file, and report that it is too old.
+from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,12 +31,12 @@ from rl_reason.reporting import provenance
 from rl_reason.sandbox import pool
 
 OLDEST_PYTHON = (3, 11)
-# The modules of packages whose import name is not their own.
+# Package -> module, where the name to import is not the package's.
 IMPORT_NAMES = {
     "absl-py": "absl",
     "orbax-checkpoint": "orbax.checkpoint",
 }
-# Extra of setup.py -> the packages of which one must be there, and what it is for.
+# Extra of setup.py -> (packages, one of which must be installed; what the extra is for).
 EXTRAS = {
     "cuda": (("jax-cuda13-plugin", "jax-cuda12-plugin"), "NVIDIA GPUs"),
     "tpu": (("libtpu",), "TPUs"),
@@ -44,8 +45,9 @@ EXTRAS = {
 }
 GIB = 1024**3
 
-# The probe's program: imports the modules it is given, then asks JAX for its devices. It prints
-# a JSON object a line, and one before each step, so that a step which ends the process is known.
+# The probe's program: it imports the modules that it is given, then asks JAX for its devices. It
+# prints one JSON object a line, and one before each step, so that a step which ends the process is
+# known.
 _PROBE = r"""
 import importlib, json, sys
 sys.path[:], modules = json.loads(sys.argv[1]), json.loads(sys.argv[2])
@@ -86,11 +88,12 @@ attempt("cache", cache)
 class Finding:
   """One line of the report.
 
-  section: the heading it stands under.
+  section: the heading that the line stands under.
   name: what was looked at.
   value: what was found.
-  status: "ok"; "look", where something optional is absent or odd; "missing", where it is needed.
-  cure: what to do, where it is not "ok".
+  status: "ok"; "look" if something optional is absent or odd; "missing" if something is absent that
+    is needed.
+  cure: what to do, where the status is not "ok".
   """
   section: str
   name: str
@@ -100,7 +103,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-  """Looks at everything, one finding at a time: the slow looks take seconds."""
+  """Looks at everything, and yields each finding at once: some looks take seconds."""
   root = checkout()
   probed = probe([needed.module for needed in requirements(root)])
   for look in (
@@ -119,26 +122,36 @@ def examine() -> Iterator[Finding]:
 
 
 def checkout() -> Path | None:
-  """The root of the checkout or copied tree that this file belongs to; None in a wheel."""
+  """Finds the root of the checkout or copied tree that this file is part of; None in a wheel."""
   root = Path(__file__).resolve().parents[1]
   return root if (root / "setup.py").is_file() and (root / "requirements.txt").is_file() else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Requirement:
-  """A line of requirements.txt: package[extra]>=oldest."""
+  """A line of requirements.txt: package[extra]>=oldest.
+
+  line: the whole line, as pip takes it.
+  package: the package's name, without extras.
+  oldest: the oldest version that is enough.
+  """
   line: str
   package: str
   oldest: str
 
   @property
   def module(self) -> str:
-    """The name it is imported by."""
+    """The name that it is imported by."""
     return IMPORT_NAMES.get(self.package, self.package.replace("-", "_"))
 
 
 def requirements(root: Path | None) -> list[Requirement]:
-  """What the library needs to run: of the checkout or copied tree, else of the installed package."""
+  """Lists what the library needs to run.
+
+  Args:
+    root: of the checkout or copied tree; None: the installed package's metadata are read.
+  Returns: the requirements, without those of extras; [] if they are not known.
+  """
   if root is not None:
     lines = (root / "requirements.txt").read_text().splitlines()
   else:
@@ -156,7 +169,7 @@ def requirements(root: Path | None) -> list[Requirement]:
 
 
 def installed(package: str) -> str | None:
-  """The installed version, or None."""
+  """Returns a package's installed version, or None."""
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
@@ -164,11 +177,20 @@ def installed(package: str) -> str | None:
 
 
 def as_numbers(version: str) -> tuple[int, ...]:
-  """The numbers a version begins with: (0, 12, 0) of "0.12.0rc1"; enough to compare with >=."""
+  """Returns the numbers that a version begins with: "0.12.0rc1" gives (0, 12, 0).
+
+  That is enough to compare versions with >=.
+  """
   return tuple(int(n) for n in re.match(r"[\d.]*", version).group().split(".") if n)
 
 
 def look_at_versions(root: Path | None, probed: dict[str, Any]) -> Iterator[Finding]:
+  """Looks at the versions of Python and of every package, and whether each can be imported.
+
+  Args:
+    root: as in `requirements`.
+    probed: what `probe` found.
+  """
   here = "Versions"
   python = platform.python_version()
   wanted = ".".join(map(str, OLDEST_PYTHON))
@@ -200,8 +222,13 @@ def look_at_versions(root: Path | None, probed: dict[str, Any]) -> Iterator[Find
 def probe(modules: Sequence[str], *, timeout_seconds: float = 300.0) -> dict[str, Any]:
   """Tries imports and devices in a process of its own.
 
-  Returns: for each module, "devices" and "cache": {"value": ...} or {"error": text}. Steps after
-    one that ended the process, or hung, are tried in another process without it.
+  A step that ends the process, or hangs, is an error. The steps after it are tried in another
+  process, without it.
+
+  Args:
+    modules: what to import.
+    timeout_seconds: for each process.
+  Returns: for each module, "devices" and "cache": {"value": ...} or {"error": text}.
   """
   found: dict[str, Any] = {}
   left = list(modules)
@@ -214,6 +241,7 @@ def probe(modules: Sequence[str], *, timeout_seconds: float = 300.0) -> dict[str
 
 
 def _probe_once(modules: Sequence[str], found: dict[str, Any], timeout_seconds: float) -> None:
+  """Runs the probe's program once, and adds to `found` the steps that it came to."""
   # The same import path as here, however the library was installed.
   root = str(Path(__file__).resolve().parents[1])
   program = _PROBE
@@ -222,7 +250,7 @@ def _probe_once(modules: Sequence[str], found: dict[str, Any], timeout_seconds: 
   try:
     process = subprocess.run(
         [sys.executable, "-c", program, json.dumps([*sys.path, root]), json.dumps(list(modules))],
-        # Else a look at a GPU would take most of its memory for a moment.
+        # Otherwise the probe would take most of a GPU's memory for a moment.
         env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_seconds)
     output, end = process.stdout, f"it ended its process with status {process.returncode}"
@@ -231,12 +259,14 @@ def _probe_once(modules: Sequence[str], found: dict[str, Any], timeout_seconds: 
   except subprocess.TimeoutExpired as error:
     output, end = error.stdout or b"", f"it did not end within {timeout_seconds:.0f} s"
     output = output.decode(errors="replace") if isinstance(output, bytes) else output
+
+  # A step that began and has no end is the one that ended the process.
   current = None
   for line in output.splitlines():
     try:
       message = json.loads(line)
     except ValueError:
-      continue  # Cut off.
+      continue  # The line was cut off when the process ended.
     if "begin" in message:
       current = message["begin"]
     else:
@@ -250,6 +280,7 @@ def _probe_once(modules: Sequence[str], found: dict[str, Any], timeout_seconds: 
 
 
 def look_at_devices(probed: dict[str, Any]) -> Iterator[Finding]:
+  """Looks at the devices that JAX sees, and at accelerators here that JAX does not use."""
   here = "Devices that JAX sees"
   for name in ("JAX_PLATFORMS", "XLA_FLAGS"):
     if os.environ.get(name):
@@ -258,11 +289,14 @@ def look_at_devices(probed: dict[str, Any]) -> Iterator[Finding]:
   if "error" in trial:
     cure = "see the first thing that is missing above"
     if "error" not in probed.get("jax", {"error": ""}):
-      cure = ("unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu to work without the accelerator; a plugin"
-              " must be of jaxlib's own version: python -m pip install --upgrade \"jax[cuda13]\" or"
-              " \"jax[tpu]\"")
+      cure = ("unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu to work without the accelerator; a"
+              " plugin must be of jaxlib's own version: python -m pip install --upgrade"
+              " \"jax[cuda13]\" or \"jax[tpu]\"")
     yield Finding(here, "devices", trial["error"], "missing", cure)
     return
+
+  # One line for each kind of device. An accelerator that the system has and JAX does not use is
+  # worth a look: a run would silently train on the CPU.
   kinds: dict[tuple, int] = {}
   for device in trial["value"]:
     key = device["platform"], device["kind"], device["bytes"]
@@ -278,6 +312,7 @@ def look_at_devices(probed: dict[str, Any]) -> Iterator[Finding]:
 
 
 def look_at_machine() -> Iterator[Finding]:
+  """Looks at the processor, cores, memory and operating system."""
   machine = provenance.machine("cpu")
   yield Finding("Machine", "processor", machine["cpu"])
   yield Finding("Machine", "cores", f"{machine['cores']} may be used")
@@ -289,19 +324,22 @@ def look_at_machine() -> Iterator[Finding]:
 
 
 def pip_command(root: Path | None, extra: str) -> str:
-  """How to install an extra into the environment that runs this."""
+  """Returns the command that installs an extra into the environment that runs this."""
   return f"python -m pip install \"{'.' if root else 'rl_reason'}[{extra}]\""
 
 
 def look_at_extras(root: Path | None) -> Iterator[Finding]:
+  """Looks at which extras of setup.py are installed."""
   for extra, (packages, purpose) in EXTRAS.items():
     found = [f"{package} {version}" for package in packages if (version := installed(package))]
-    # An extra that is absent is no fault: its line says how to get it, for whoever wants it.
+    # An extra that is absent is no fault; its line states the command that installs it.
     value = found[0] if found else f"not installed: {pip_command(root, extra)}"
     yield Finding("Extras", f"{extra}, for {purpose}", value)
 
 
 def look_at_folders(probed: dict[str, Any]) -> Iterator[Finding]:
+  """Looks at whether compiled programs and temporary files can be written."""
+  # Compiled programs.
   here, name = "Folders", "compiled programs"
   trial = probed.get("cache", {"error": ""})
   if "error" in trial:
@@ -313,9 +351,12 @@ def look_at_folders(probed: dict[str, Any]) -> Iterator[Finding]:
     yield Finding(here, name, f"{trial['value']}, which is not tried")
   else:
     error, text = writable(Path(trial["value"]))
-    yield Finding(here, name, text, "look" if error else "ok",
-                  "set RL_REASON_CACHE or JAX_COMPILATION_CACHE_DIR to a folder that can be written; until"
-                  " then every run compiles anew" if error else "")
+    yield Finding(
+        here, name, text, "look" if error else "ok",
+        "set RL_REASON_CACHE or JAX_COMPILATION_CACHE_DIR to a folder that can be written; until"
+        " then every run compiles anew" if error else "")
+
+  # Temporary files. gettempdir itself raises where no folder can be written.
   try:
     folder = Path(tempfile.gettempdir())
     error, text = writable(folder)
@@ -326,7 +367,10 @@ def look_at_folders(probed: dict[str, Any]) -> Iterator[Finding]:
 
 
 def writable(folder: Path) -> tuple[bool, str]:
-  """(whether it fails, what to say): writes into the folder, or where it would be made."""
+  """Tries to write into a folder, or into the one where it would be made.
+
+  Returns: (whether that fails, a text for the report).
+  """
   there = folder
   while not there.exists() and there != there.parent:
     there = there.parent
@@ -336,11 +380,18 @@ def writable(folder: Path) -> tuple[bool, str]:
     free = shutil.disk_usage(there).free / GIB
   except OSError as error:
     return True, f"{folder} cannot be written: {error}"
-  return False, f"{folder} can be {'written' if there == folder else 'made'}, {free:.1f} GiB are free"
+  return (
+      False,
+      f"{folder} can be {'written' if there == folder else 'made'}, {free:.1f} GiB are free")
 
 
 def try_limits(item: dict[str, str]) -> dict[str, Any]:
-  """In a worker: meets a limit of the sandbox, or says which memory limit it has."""
+  """Meets a limit of the sandbox, or returns the memory limit in bytes. It runs in a worker.
+
+  Args:
+    item: {"do": "wait"} is to be ended after the time limit, {"do": "allocate"} at the memory
+      limit; anything else returns at once.
+  """
   import resource
   import time
   if item["do"] == "wait":
@@ -351,6 +402,7 @@ def try_limits(item: dict[str, str]) -> dict[str, Any]:
 
 
 def look_at_sandbox() -> Iterator[Finding]:
+  """Looks at whether worker processes start, and whether their time and memory limits work."""
   here = "Sandbox"
   try:
     workers = pool.WorkerPool("rl_reason.doctor:try_limits", num_workers=1, timeout_seconds=2.0)
@@ -370,11 +422,13 @@ def look_at_sandbox() -> Iterator[Finding]:
     yield Finding(here, "memory limit", f"{settings['memory'] / GIB:.0f} GiB a worker, enforced")
   else:
     yield Finding(here, "memory limit", "is not enforced", "look",
-                  "checks of very large texts can fill the memory; macOS has no such limit, Linux has")
+                  "checks of very large texts can fill the memory; macOS has no such limit, Linux"
+                  " has")
   yield from _look_at_math()
 
 
 def _look_at_math() -> Iterator[Finding]:
+  """Looks at whether math-verify judges a right and a wrong answer as it should."""
   here, name = "Sandbox", "math-verify in a worker"
   try:
     workers = pool.WorkerPool(
@@ -395,15 +449,18 @@ def _look_at_math() -> Iterator[Finding]:
 
 
 def _first_line(error: Exception) -> str:
-  """The message's start and, where a worker's traceback is in it, that one's last line."""
+  """Returns an error's first line, and the last line where a worker's traceback is in it."""
   first, *rest = str(error).strip().splitlines() or [type(error).__name__]
   return f"{first} {rest[-1]}" if rest else first
 
 
 def look_at_checkout(root: Path | None) -> Iterator[Finding]:
+  """Looks at the commit of the checkout, and whether files were changed since."""
   # A copied tree may lie within another project's checkout, whose commit is not ours.
   if root is not None and (root / ".git").exists():
-    commit = provenance.commit(root) or "not known: git is not installed, or does not trust the folder"
+    commit = (
+        provenance.commit(root)
+        or "not known: git is not installed, or does not trust the folder")
     yield Finding("Checkout", "commit", commit + ", with changes" * commit.endswith("+"))
 
 
@@ -411,7 +468,10 @@ def look_at_checkout(root: Path | None) -> Iterator[Finding]:
 
 
 def report(findings: Iterable[Finding]) -> list[Finding]:
-  """Prints each finding when it is there, then what is missing with its cure."""
+  """Prints each finding as soon as it is there, and at the end what is missing, with the cures.
+
+  Returns: the findings.
+  """
   section, seen = "", []
   for finding in findings:
     if finding.section != section:
@@ -425,6 +485,7 @@ def report(findings: Iterable[Finding]) -> list[Finding]:
       print(f"\n{title}")
       for finding in lines:
         print(f"   {finding.name}: {finding.cure}.")
+      # Where several packages are missing, one command installs all.
       if status == "missing" and sum(f.cure.startswith("python -m pip") for f in lines) > 1:
         root = checkout()
         print("   All packages at once: python -m pip install --upgrade"
@@ -435,11 +496,12 @@ def report(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def missing(findings: Iterable[Finding]) -> list[Finding]:
+  """Lists the findings of what is missing and needed."""
   return [finding for finding in findings if finding.status == "missing"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit status."""
+  """Prints the report, or one JSON object. Returns the exit status: 1 if something is missing."""
   parser = argparse.ArgumentParser(
       prog="rl-reason doctor", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)

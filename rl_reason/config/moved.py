@@ -1,6 +1,6 @@
-"""Where modules and definitions are since version 0.2.0, for errors about their old names.
+"""Lists where modules and definitions are since version 0.2.0, for errors about their old names.
 
-Nothing is found by its old name: whatever asks for one is answered with the new one.
+Nothing is found by its old name: an error about an old name states the new one.
 """
 
 from collections.abc import Mapping
@@ -73,7 +73,8 @@ MODULES: Mapping[str, str] = {
     "rl_reason.tasks.topology": "rl_reason.tasks.worlds.topology",
 }
 
-# Definitions that left their module: "old module:name" -> new module.
+# Definitions that left their module: "old module:name" -> new module. They are looked up before
+# MODULES: the parts of a module that was split went to different places.
 NAMES: Mapping[str, str] = {
     "rl_reason.claims.runs:BEGAN": "rl_reason.claims.folder",
     "rl_reason.claims.runs:FAILED": "rl_reason.claims.folder",

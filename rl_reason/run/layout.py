@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Fields of a stage's section, by the stage's kind: old name -> where the field is now.
+# Fields of a stage's section that moved in version 0.2.0, by the stage's kind: old name -> where
+# the field is now, from the section on. The two tables here are parts that several kinds share.
 _LEARNER = {
     name: f"learner.{name}" for name in ("microbatches", "remat", "lora", "optimizer")}
 _ROLLOUT = {
@@ -43,17 +44,19 @@ def moved_fields(config: Mapping[str, Any]) -> dict[str, str]:
     section = config.get(stage) or {}
     table = FIELDS.get(section.get("kind", ""), {})
     found |= {f"{stage}.{old}": f"{stage}.{new}" for old, new in table.items() if old in section}
-    # The objective was a name and is a section.
+    # The objective was a name, and is a section now: its field exists in both layouts.
     if table and isinstance(section.get("objective"), str):
       found[f"{stage}.objective"] = f"{stage}.objective.kind"
   return found
 
 
 def check_layout(config: Mapping[str, Any], what: str) -> None:
-  """Raises: ValueError for a config of the old layout, naming each field and its new place.
+  """Refuses a config of the old layout.
 
   Args:
+    config: as a ConfigDict, or as JSON holds it.
     what: names the config in the error, e.g. "The config".
+  Raises: ValueError that names up to 6 of the old fields with their new places.
   """
   found = moved_fields(config)
   if found:
