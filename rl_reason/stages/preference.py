@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from rl_reason.arrays import LearnerState
 from rl_reason.batches import packing
 from rl_reason.batches.responses import Encoded, READINGS
 from rl_reason.config import naming
@@ -23,6 +24,7 @@ from rl_reason.config.checks import one_of
 from rl_reason.learner.step import Learner, make_learner, make_update, run_update, Update
 from rl_reason.models import lora as lora_lib
 from rl_reason.models import policy
+from rl_reason.models.config import ModelConfig
 from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.objectives import preferences
 from rl_reason.objectives.losses import LossStatistics
@@ -207,77 +209,115 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Builds the stage.
 
   Args:
-    config: of the stage.
-    context: of the stage.
     params: where the policy starts and, if the section names no other, the frozen reference.
-    name: of the stage.
   """
-  reader, objective = make_reader(config, context), config.objective
-  task, parts = reader.task(), reader.microbatches
-  learner = learner_of(config, context, params, name)
+  reader = make_reader(config, context)
+  task, learner = reader.task(), learner_of(config, context, params, name)
   reference = None
-  if objective.reference:
-    reference = (
-        context.earlier.policy(config.reference, "reference") if config.reference else params)
+  if config.objective.reference:
+    reference = params
+    if config.reference:
+      reference = context.earlier.policy(config.reference, "reference")
+  loss = Loss(config, context.policy.config, context.dtype)
+  parts = PreferenceStage(
+      config, context, reader, reference, ReferenceSums(len(task.train)), jax.jit(loss.sums),
+      make_update(learner, loss))
+  return Stage(
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape,
+      step=parts.step, resumable={"reference": parts.known},
+      max_skipped=config.learner.optimizer.max_skipped,
+      evaluate=evaluator(config, reader, task.heldout, parts.score, reference),
+      # Every process reads all rows: they are laid out together.
+      data=pipeline.batches(
+          Numbered(task.train), batch_size=config.batch_size,
+          seed=context.stream_seed(name, "data")))
 
-  def sums(params, responses):
-    return policy.response_logprobs(
-        context.policy.config, params, responses, dtype=context.dtype,
-        remat=config.learner.remat).sum(-1)
 
-  def loss_fn(params, batch):
-    loss, metrics = judged(config, sums(params, batch.responses), batch)
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """The loss of a preference stage, from the policy's log-probabilities of whole responses."""
+  config: Config
+  model: ModelConfig
+  dtype: jnp.dtype
+
+  def __call__(
+      self, params: Params, batch: PreferenceBatch) -> tuple[jax.Array, LossStatistics]:
+    """Computes the loss of one microbatch (learner.step.LossFn)."""
+    loss, metrics = judged(self.config, self.sums(params, batch.responses), batch)
     total = jnp.sum(batch.weights * loss)
     return total, LossStatistics(
         sums={"loss": total, **{k: jnp.sum(batch.weights * v) for k, v in metrics.items()}},
         token_sums={}, num_tokens=jnp.ones(()), maxima={})
 
-  update = make_update(learner, loss_fn)
-  whole = jax.jit(sums)
+  def sums(self, params: Params, responses: ResponseBatch) -> Float[Array, "P G"]:
+    """Sums the log-probabilities of each response's tokens."""
+    return policy.response_logprobs(
+        self.model, params, responses, dtype=self.dtype,
+        remat=self.config.learner.remat).sum(-1)
 
-  def score(params, responses: ResponseBatch) -> Float[np.ndarray, "P G"]:
-    """Scores under a policy that does not learn, as many rows at once as the update has."""
-    scored = [whole(params, context.partitioning.place(part, ("batch",)))
-              for part in packing.split_parts(responses, parts)]
-    return np.concatenate([sharding.fetch(x) for x in scored])
 
-  known = ReferenceSums(len(task.train))
+@dataclasses.dataclass(frozen=True)
+class PreferenceStage:
+  """The parts of a preference stage, and what a step does with them.
 
-  def step(state, rows, index):
+  reader: comparisons -> ids.
+  reference: the frozen policy; None where the loss needs none.
+  known: its log-probabilities of the training rows that were met so far.
+  sums: Loss.sums, jitted.
+  update: (state, microbatches) -> (state, metrics).
+  """
+  config: Config
+  context: Context
+  reader: Reader
+  reference: Params | None
+  known: "ReferenceSums"
+  sums: Callable[[Params, ResponseBatch], Float[Array, "P G"]]
+  update: Callable[..., Any]
+
+  def step(
+      self, state: LearnerState, rows: list[tuple[int, Comparison]], index: int,
+  ) -> tuple[LearnerState, StepResult]:
+    """Makes one update on these rows, which have their numbers."""
     del index
+    parts = self.reader.microbatches
+
     # Rows -> responses as the policy reads them, with the reference's log-probabilities.
-    encoded = [reader.encode(row) for _, row in rows]
-    responses, _ = reader.layout.batch(encoded, parts=parts, size=2)
-    if reference is not None:
-      found = known.get([i for i, _ in rows], lambda: score(reference, responses))
-    batch, metrics = make_batch(config, [row for _, row in rows], encoded, responses), {}
-    if reference is not None:
+    encoded = [self.reader.encode(row) for _, row in rows]
+    responses, _ = self.reader.layout.batch(encoded, parts=parts, size=2)
+    batch, metrics = make_batch(self.config, [row for _, row in rows], encoded, responses), {}
+    if self.reference is not None:
+      found = self.known.get(
+          [i for i, _ in rows], lambda: self.score(self.reference, responses))
       batch = batch.replace(reference=found)
-    # kto's reference point.
-    if not objective.pairs:
-      # Each prompt with the responses to the next one: what the policy makes of such a mix says
-      # nothing about the rows themselves.
-      shifted = [dataclasses.replace(e, responses=o.responses, places=o.places, steps=o.steps)
-                 for e, o in zip(encoded, encoded[1:] + encoded[:1])]
-      others, mask = reader.layout.batch(shifted, parts=parts, size=2)
-      ours = score(lora_lib.merge(state.params), others)
-      kl = float(preferences.kto_reference_point(ours, score(reference, others), mask.any(-1)))
+    if not self.config.objective.pairs:
+      kl = self._reference_point(state.params, encoded)
       batch, metrics = batch.replace(kl=np.full_like(batch.kl, kl)), {"reference_point": kl}
+
     # One update.
-    placed = context.partitioning.place(packing.split_microbatches(batch, parts), (None, "batch"))
-    state, updated, skipped = run_update(update, state, placed)
+    placed = self.context.partitioning.place(
+        packing.split_microbatches(batch, parts), (None, "batch"))
+    state, updated, skipped = run_update(self.update, state, placed)
     return state, StepResult(
         {**updated, **metrics}, tokens=float(batch.lengths.sum()), skipped=skipped, updates=1)
 
-  return Stage(
-      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      resumable={"reference": known},
-      max_skipped=config.learner.optimizer.max_skipped,
-      evaluate=evaluator(config, reader, task.heldout, score, reference),
-      # Every process reads all rows: they are laid out together.
-      data=pipeline.batches(
-          Numbered(task.train), batch_size=config.batch_size,
-          seed=context.stream_seed(name, "data")))
+  def score(self, params: Params, responses: ResponseBatch) -> Float[np.ndarray, "P G"]:
+    """Sums under a policy that does not learn, as many rows at once as the update has."""
+    scored = [self.sums(params, self.context.partitioning.place(part, ("batch",)))
+              for part in packing.split_parts(responses, self.reader.microbatches)]
+    return np.concatenate([sharding.fetch(x) for x in scored])
+
+  def _reference_point(self, params: Params, encoded: Sequence[Encoded]) -> float:
+    """Estimates kto's reference point, how far the policy is from the reference.
+
+    Each prompt is read with the responses to the next one: what the policy makes of such a mix
+    says nothing about the rows themselves.
+    """
+    shifted = [dataclasses.replace(e, responses=o.responses, places=o.places, steps=o.steps)
+               for e, o in zip(encoded, [*encoded[1:], *encoded[:1]])]
+    others, mask = self.reader.layout.batch(
+        shifted, parts=self.reader.microbatches, size=2)
+    ours, theirs = self.score(lora_lib.merge(params), others), self.score(self.reference, others)
+    return float(preferences.kto_reference_point(ours, theirs, mask.any(-1)))
 
 
 def make_batch(

@@ -6,33 +6,37 @@ attributes with missing labels; rankings; process models per step (binary, soft,
 token-level models.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any
 
 from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rl_reason.arrays import LearnerState
 from rl_reason.config.checks import one_of
+from rl_reason.judges.critiques import Critiques
 from rl_reason.learner.step import Learner, make_learner, make_update, run_update
 from rl_reason.models import reward_model
 from rl_reason.objectives import contrastive
-from rl_reason.objectives.losses import LossStatistics
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.scorers import scorer
 from rl_reason.scorers.strength import relabelled, strength
 from rl_reason.stages import voting
 from rl_reason.stages.base import Kind, Stage, StepResult, Trained
+from rl_reason.stages.comparisons import Reader
 from rl_reason.stages.context import Context
 from rl_reason.stages.reward_model import critiques as critiques_lib
 from rl_reason.stages.reward_model import meta as meta_lib
-from rl_reason.stages.reward_model.batch import architecture, examples, make_batch, make_reader
+from rl_reason.stages.reward_model.batch import architecture, make_batch, make_reader
 from rl_reason.stages.reward_model.config import Config
 from rl_reason.stages.reward_model.critiques import make_critiques
 from rl_reason.stages.reward_model.evaluation import evaluator
+from rl_reason.stages.reward_model.loss import Loss, with_normaliser
 from rl_reason.tasks import pipeline
-from rl_reason.types import Params, Source
+from rl_reason.types import Comparison, Params, Source
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
@@ -95,112 +99,88 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Builds the stage. `params` are where the decoder starts."""
-
-  # Data and model.
   critiques = make_critiques(config.critique, context)
   model, reader = architecture(config, context), make_reader(config, context, critiques)
   task = reader.task(functools.partial(changed_labels, config, context))
-  shapes = trained(config, context, name).shapes
-  initial = jax.jit(
-      functools.partial(reward_model.init_params, model),
-      out_shardings=jax.tree.map(lambda x: x.sharding, shapes))(params, context.rng(name, "head"))
-  learner = learner_of(config, context, initial, name)
+  learner = learner_of(config, context, with_head(config, context, params, name), name)
+  loss = Loss(config, model, context.dtype, context.rng(name, "dropout"))
+  unlabelled = None
+  if config.meta:
+    unlabelled = meta_lib.Responses(config.meta, context, name, reader.layout)
+  parts = RewardModelStage(
+      config, context, name, reader, critiques, unlabelled,
+      make_update(learner, loss, lookahead=loss.ascend, finish=with_normaliser))
+  return Stage(
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape,
+      step=parts.step, resumable={"critiques": critiques} if critiques else {},
+      max_skipped=config.learner.optimizer.max_skipped,
+      evaluate=evaluator(
+          config, context, reader, task.heldout,
+          lambda params, batch: loss.scores(params, batch.responses)),
+      # Every process reads all rows: they are laid out together.
+      data=pipeline.batches(task.train, batch_size=config.batch_size,
+                            seed=context.stream_seed(name, "data")))
 
-  # The loss, of one view of the batch or of two.
-  def forward(params, batch):
-    return reward_model.scores(
-        model, params, batch.responses, dtype=context.dtype, remat=config.learner.remat)
 
-  def two_views(params, batch, rng):
-    """Computes the pairs' loss plus what their features add.
+@dataclasses.dataclass(frozen=True)
+class RewardModelStage:
+  """The parts of a reward_model stage, and what a step does with them.
 
-    Returns: (loss per example, metrics per example, scores of the first view).
-    """
-    section = config.contrastive
+  reader: comparisons -> ids.
+  critiques: what writes the critiques that the head reads; None: none are read.
+  unlabelled: samples a policy's responses for MetaRM; None: it is not used.
+  update: (state, microbatches, unlabelled responses or None) -> (state, metrics).
+  """
+  config: Config
+  context: Context
+  name: str
+  reader: Reader
+  critiques: Critiques | None
+  unlabelled: meta_lib.Responses | None
+  update: Callable[..., Any]
 
-    def view(key):
-      states = reward_model.states(
-          model, params, batch.responses, dtype=context.dtype, remat=config.learner.remat,
-          dropout=section.dropout, rng=key)
-      scores = reward_model.scores_of(model, params, states)
-      loss, metrics, _ = examples(config, params, batch, scores)
-      return scores, contrastive.samples(states[:, :, 0], section.on), (loss, metrics)
-    (scores, one, found), (_, other, found_again) = map(view, jax.random.split(rng))
-    apart, told = contrastive.loss(section, one, other, params["head"].get("prototypes"))
-    # The pairs' loss is the mean over both views, so that its scale is that of one view.
-    loss, metrics = jax.tree.map(lambda a, b: (a + b) / 2, found, found_again)
-    return loss + section.weight * apart, {**metrics, **told, "contrastive/loss": apart}, scores
+  def step(
+      self, state: LearnerState, rows: list[Comparison], index: int,
+  ) -> tuple[LearnerState, StepResult]:
+    """Makes one update on these rows."""
+    config, partitioning = self.config, self.context.partitioning
 
-  def one_view(params, batch):
-    scores = forward(params, batch)
-    loss, metrics, _ = examples(config, params, batch, scores)
-    return loss, metrics, scores
+    # Rows -> arrays on the devices.
+    batch = make_batch(config, self.reader, rows, self.reader.microbatches)
+    responses = None
+    if self.unlabelled:
+      responses = partitioning.place(self.unlabelled(rows, index), ("batch",))
 
-  def loss_fn(params, batch, rng=None):
-    loss, metrics, scores = (
-        one_view(params, batch) if rng is None else two_views(params, batch, rng))
-    moments = reward_model.moments(jax.lax.stop_gradient(scores), batch.places_mask)
-    sums = {k: jnp.sum(batch.weights * v) for k, v in metrics.items()}
-    return jnp.sum(batch.weights * loss), LossStatistics(
-        sums={**sums, "loss": jnp.sum(batch.weights * loss),
-              **{f"moments/{k}": v for k, v in moments.items()}},
-        token_sums={}, num_tokens=jnp.ones(()), maxima={})
+    # One update.
+    placed = partitioning.place(batch, (None, "batch"))
+    state, metrics, skipped = run_update(self.update, state, placed, responses)
+    check_assignments(config, metrics, index)
 
-  def two_views_loss(params, batch, step):
-    return loss_fn(params, batch, jax.random.fold_in(context.rng(name, "dropout"), step))
-
-  # MetaRM: where the gradient is taken.
-  unlabelled = (
-      meta_lib.Responses(config.meta, context, name, reader.layout) if config.meta else None)
-
-  def ascend(responses, *params):
-    def scores(params):
-      return reward_model.scores(
-          model, params, responses, dtype=context.dtype, remat=config.learner.remat)[:, :, 0]
-    return meta_lib.ascend(config.meta, scores, *params)
-
-  # After the optimizer's step: running mean and deviation of the scores, for learned rewards.
-  def finish(state, metrics):
-    frozen = state.params["frozen"]
-    moments = {k: metrics.pop(f"moments/{k}") for k in frozen["normaliser"]}
-    normaliser = reward_model.updated_normaliser(frozen["normaliser"], moments)
-    state = state.replace(params={**state.params, "frozen": {**frozen, "normaliser": normaliser}})
-    mean, std = reward_model.mean_and_std(normaliser)
-    return state, {**metrics, "score/mean": mean.mean(), "score/std": std.mean()}
-
-  update = make_update(learner, two_views_loss if config.contrastive else loss_fn,
-                       lookahead=ascend, finish=finish)
-
-  # One step: rows -> a batch on the devices -> one update.
-  def step(state, rows, index):
-    batch = make_batch(config, reader, rows, reader.microbatches)
-    responses = (
-        context.partitioning.place(unlabelled(rows, index), ("batch",)) if unlabelled else None)
-    placed = context.partitioning.place(batch, (None, "batch"))
-    state, metrics, skipped = run_update(update, state, placed, responses)
-    if metrics.get("contrastive/entropy", 1.0) < contrastive.COLLAPSED:
-      raise FloatingPointError(
-          f"contrastive: at update {index} the predicted assignments have"
-          f" {metrics['contrastive/entropy']:.3f} of the entropy"
-          f" that {config.contrastive.prototypes} prototypes allow: all samples fall to one. Raise"
-          " contrastive.temperature, or lower contrastive.weight.")
-    written = critiques.metrics() if critiques else {}
     # After the last update the head's bias moves, so that solutions score 0 on average.
     if config.zero and index == config.num_steps - 1:
-      params, metrics["score/zero"] = with_zero(config, context, state.params, name)
+      params, metrics["score/zero"] = with_zero(config, self.context, state.params, self.name)
       state = state.replace(params=params)
+    written = self.critiques.metrics() if self.critiques else {}
     return state, StepResult(
         {**metrics, **{f"critiques/{k}": v for k, v in written.items()}},
         tokens=float(batch.responses.row_lengths.sum()), skipped=skipped, updates=1)
 
-  return Stage(
-      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      resumable={"critiques": critiques} if critiques else {},
-      max_skipped=config.learner.optimizer.max_skipped,
-      evaluate=evaluator(config, context, reader, task.heldout, forward),
-      # Every process reads all rows: they are laid out together.
-      data=pipeline.batches(task.train, batch_size=config.batch_size,
-                            seed=context.stream_seed(name, "data")))
+
+def check_assignments(config: Config, metrics: dict[str, float], index: int) -> None:
+  """Raises: FloatingPointError where all samples are assigned to one prototype."""
+  entropy = metrics.get("contrastive/entropy", 1.0)
+  if entropy < contrastive.COLLAPSED:
+    raise FloatingPointError(
+        f"contrastive: at update {index} the predicted assignments have {entropy:.3f} of the"
+        f" entropy that {config.contrastive.prototypes} prototypes allow: all samples fall to one."
+        " Raise contrastive.temperature, or lower contrastive.weight.")
+
+
+def with_head(config: Config, context: Context, params: Params, name: str) -> Params:
+  """Puts a new head on the decoder `params`."""
+  shardings = jax.tree.map(lambda x: x.sharding, trained(config, context, name).shapes)
+  make = functools.partial(reward_model.init_params, architecture(config, context))
+  return jax.jit(make, out_shardings=shardings)(params, context.rng(name, "head"))
 
 
 def with_zero(

@@ -16,17 +16,17 @@ What the papers do is a choice of fields:
         rising thresholds: improve steps on one grown set; imitate_solutions
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import functools
 import time
 from typing import Any
 
 import jax
+from jaxtyping import Bool, Float
 import numpy as np
 
-from rl_reason.arrays import Inputs
+from rl_reason.arrays import Inputs, LearnerState
 from rl_reason.batches import demonstrations
 from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.prompts import encode_prompts
@@ -35,6 +35,8 @@ from rl_reason.learner.step import Learner, make_learner, Update
 from rl_reason.models import lora as lora_lib
 from rl_reason.objectives import losses
 from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.reward_set import RewardSet
+from rl_reason.rollout.record import Rollout
 from rl_reason.rollout.samples import check_sampling
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.runtime import sharding
@@ -168,117 +170,164 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  """Builds the stage. It samples problems of the task's training half in rounds.
-
-  Then it learns from its own completions of them.
-  """
+  """Builds the stage: it samples problems in rounds, and learns from its own completions."""
   learner = learner_of(config, context, params, name)
   update = sft.imitation_update(
       context, learner, config.learner, batch_size=config.batch_size, mean_over=config.mean_over,
       max_completion_tokens=config.rollout.sampling.max_tokens)
   rewards = build_rewards(config.rewards, models=context.models)
-  pool = selection.Pool()
-
-  def collect(state, problems, index) -> StepResult:
-    """Samples and judges one batch of problems; what may be imitated joins the pool."""
-    params, lowest = lora_lib.merge(state.params), config.keep.thresholds[0]
-
-    def sample(problems, stream):
-      return sample_rollout(config.rollout, context, params, problems, rewards, index=index,
-                            rng=context.rng(name, stream, index))
-
-    def reached(scores):  # Per problem, whether one of its completions reaches the threshold.
-      return (scores.reshape(-1, config.rollout.group_size) >= lowest).any(axis=1)
-    # Completions and their rewards.
-    rollout = sample(problems, "rollout")
-    prompts, solved = _rows(rollout.prompts), reached(rollout.scores)
-    pool.add(prompts, rollout.completions, rollout.scores, lowest)
-    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()),
-               **rollout.seconds}
-
-    # The unsolved problems again, with a hint.
-    if config.hint:
-      first = jax.process_index() * len(problems)
-      unsolved = [p for p, is_solved in zip(problems, solved[first:first + len(problems)])
-                  if not is_solved]
-      rationalised = np.zeros(len(solved), bool)
-      # Every process must sample, or none: sampling is one program over all of them.
-      if sharding.any_process(bool(unsolved)):
-        # As many as were asked the first time, so that one program serves both. They are filled up
-        # with any problems, which do not count.
-        asked = (unsolved + list(problems))[:len(problems)]
-        counts = np.repeat(
-            sharding.gather_rows(np.arange(len(problems)) < len(unsolved)),
-            config.rollout.group_size)
-        hinted = [with_hint(p, config.hint) for p in asked]
-        second = sample(hinted, "hint")
-        scores = np.where(counts, second.scores, -np.inf)
-        # Imitated after the prompts without hint, which the policy will be asked.
-        pool.add(_rows(_encoded(context, asked)), second.completions, scores, lowest, hinted=True)
-        rationalised, spent = reached(scores), {**groups.metrics(second), **second.seconds}
-        # What the fill-ups cost was spent, too.
-        metrics |= {key: metrics[key] + spent[key]
-                    for key in ("tokens", "environment_calls", *second.seconds)}
-      metrics["solved_with_hint"] = float(rationalised.mean())
-
-    # The problems' own solutions.
-    if config.imitate_solutions:
-      pool.add_examples(
-          prompts, jax.tree.map(sharding.gather_rows, _solutions(config, context, problems)))
-    tokens = metrics.pop("tokens")
-    return StepResult({"round": index // config.steps_per_round + 1.0, **metrics}, tokens=tokens,
-                      shown=rollout.shown)
-
-  @functools.lru_cache(maxsize=1)
-  def kept(round_index, phase) -> list[selection.Candidate]:
-    """Selects what these updates imitate.
-
-    It is complete once a round has sampled, and the same after a restart.
-    """
-    return selection.keep(
-        pool.candidates, threshold=config.keep.thresholds[phase],
-        per_problem=config.keep.per_problem, choose=config.keep.choose,
-        distinct=config.keep.distinct, seed=context.stream_seed(name, "keep", round_index, phase))
-
-  def step(state, problems, index):
-    round_index, within = divmod(index, config.steps_per_round)
-    # The first steps of a round sample.
-    if within == 0 and not config.accumulate:
-      pool.clear()
-    if within < config.generation_steps:
-      return state, collect(state, problems, index)
-    # The others imitate what is kept, with one threshold after the other.
-    phase, number = divmod(within - config.generation_steps, config.updates)
-    chosen = kept(round_index, phase)
-    if not chosen and number == 0:
-      pool.empty += 1
-    metrics = {
-        "round": round_index + 1.0, "threshold": config.keep.thresholds[phase],
-        "kept/samples": float(len(chosen)),
-        "kept/problems": float(len({c.prompt for c in chosen})),
-        "kept/share": sum(c.score < np.inf for c in chosen) / max(1, pool.sampled),
-        "kept/empty": float(pool.empty)}
-    if not chosen:  # Nothing to imitate: the policy stays as it is; the next round samples anew.
-      return state, StepResult(metrics)
-    if config.begin == "initial" and phase == 0 and number == 0:
-      state = learner.init()
-    started = time.perf_counter()
-    seed = context.stream_seed(name, "order", round_index, phase)
-    batch = selection.draw(chosen, number * config.batch_size, config.batch_size,
-                           balance=config.keep.balance, seed=seed)
-    state, result = update(state, selection.to_examples(
-        batch, context.max_prompt_tokens + config.rollout.sampling.max_tokens))
-    metrics |= {**result.metrics, "time/update": time.perf_counter() - started}
-    return state, dataclasses.replace(result, metrics=metrics)
-
+  parts = SelfTraining(config, context, name, learner, update, rewards, selection.Pool())
   return Stage(
-      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      max_skipped=config.learner.optimizer.max_skipped,
-      resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape,
+      step=parts.step, max_skipped=config.learner.optimizer.max_skipped,
+      resumable={"rewards": rewards, "pool": parts.pool}, close=rewards.close,
       data=Rounds(pipeline.batches(
           context.task.train, batch_size=config.rollout.prompts,
           seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()), config))
+
+
+@dataclasses.dataclass
+class SelfTraining:
+  """The parts of a self_training stage, and what a step does with them.
+
+  update: (state, examples) -> (state, StepResult), imitation.
+  rewards: judge completions.
+  pool: completions that may be imitated.
+  """
+  config: Config
+  context: Context
+  name: str
+  learner: Learner
+  update: Callable[[LearnerState, Examples], tuple[LearnerState, StepResult]]
+  rewards: RewardSet
+  pool: selection.Pool
+  _kept: tuple[tuple[int, int], list[selection.Candidate]] | None = None
+
+  def step(
+      self, state: LearnerState, problems: list[Problem], index: int,
+  ) -> tuple[LearnerState, StepResult]:
+    """Samples, in the first steps of a round, or imitates what is kept."""
+    round_index, within = divmod(index, self.config.steps_per_round)
+    if within == 0 and not self.config.accumulate:
+      self.pool.clear()
+    if within < self.config.generation_steps:
+      return state, self.collect(state, problems, index)
+    # One threshold after the other.
+    phase, number = divmod(within - self.config.generation_steps, self.config.updates)
+    return self.imitate(state, round_index, phase, number)
+
+  # Sampling.
+
+  def collect(self, state: LearnerState, problems: list[Problem], index: int) -> StepResult:
+    """Samples and judges one batch of problems; what may be imitated joins the pool."""
+    params = lora_lib.merge(state.params)
+
+    # Completions and their rewards.
+    rollout = self._sample(params, problems, "rollout", index)
+    prompts, solved = _rows(rollout.prompts), self._reached(rollout.scores)
+    self.pool.add(prompts, rollout.completions, rollout.scores, self._lowest)
+    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()),
+               **rollout.seconds}
+
+    # The unsolved problems again, with a hint.
+    if self.config.hint:
+      spent, rationalised = self._with_hints(params, problems, solved, index)
+      metrics |= {key: metrics[key] + value for key, value in spent.items()}
+      metrics["solved_with_hint"] = rationalised
+
+    # The problems' own solutions.
+    if self.config.imitate_solutions:
+      examples = _solutions(self.config, self.context, problems)
+      self.pool.add_examples(prompts, jax.tree.map(sharding.gather_rows, examples))
+    tokens = metrics.pop("tokens")
+    number = index // self.config.steps_per_round + 1.0
+    return StepResult({"round": number, **metrics}, tokens=tokens, shown=rollout.shown)
+
+  def _with_hints(
+      self, params: Params, problems: list[Problem], solved: Bool[np.ndarray, "P"], index: int,
+  ) -> tuple[dict[str, float], float]:
+    """Asks the unsolved problems again, with a hint.
+
+    Args:
+      solved: of all processes' problems.
+    Returns: (what it cost, by metric; the share of problems that it solved).
+    """
+    first, size = jax.process_index() * len(problems), len(problems)
+    unsolved = [p for p, done in zip(problems, solved[first:first + size]) if not done]
+    # Every process must sample, or none: sampling is one program over all of them.
+    if not sharding.any_process(bool(unsolved)):
+      return {}, 0.0
+    # As many as were asked the first time, so that one program serves both. They are filled up
+    # with any problems, which do not count.
+    asked = (unsolved + list(problems))[:size]
+    counts = np.repeat(sharding.gather_rows(np.arange(size) < len(unsolved)),
+                       self.config.rollout.group_size)
+    second = self._sample(
+        params, [with_hint(p, self.config.hint) for p in asked], "hint", index)
+    scores = np.where(counts, second.scores, -np.inf)
+    # Imitated after the prompts without hint, which the policy will be asked.
+    self.pool.add(_rows(self.context.sampler.encode_everywhere(asked)), second.completions,
+                  scores, self._lowest, hinted=True)
+    # What the fill-ups cost was spent, too.
+    cost = {**groups.metrics(second), **second.seconds}
+    spent = {key: cost[key] for key in ("tokens", "environment_calls", *second.seconds)}
+    return spent, float(self._reached(scores).mean())
+
+  def _sample(
+      self, params: Params, problems: list[Problem], stream: str, index: int) -> Rollout:
+    return sample_rollout(
+        self.config.rollout, self.context, params, problems, self.rewards, index=index,
+        rng=self.context.rng(self.name, stream, index))
+
+  @property
+  def _lowest(self) -> float:
+    return self.config.keep.thresholds[0]
+
+  def _reached(self, scores: Float[np.ndarray, "B"]) -> Bool[np.ndarray, "P"]:
+    """Says per problem whether one of its completions reaches the lowest threshold."""
+    return (scores.reshape(-1, self.config.rollout.group_size) >= self._lowest).any(axis=1)
+
+  # Imitation.
+
+  def imitate(
+      self, state: LearnerState, round_index: int, phase: int, number: int,
+  ) -> tuple[LearnerState, StepResult]:
+    """Makes the update `number` with the threshold `phase` of a round."""
+    config, chosen = self.config, self.kept(round_index, phase)
+    if not chosen and number == 0:
+      self.pool.empty += 1
+    metrics = {
+        "round": round_index + 1.0, "threshold": config.keep.thresholds[phase],
+        "kept/samples": float(len(chosen)),
+        "kept/problems": float(len({c.prompt for c in chosen})),
+        "kept/share": sum(c.score < np.inf for c in chosen) / max(1, self.pool.sampled),
+        "kept/empty": float(self.pool.empty)}
+    if not chosen:  # Nothing to imitate: the policy stays as it is; the next round samples anew.
+      return state, StepResult(metrics)
+    if config.begin == "initial" and phase == 0 and number == 0:
+      state = self.learner.init()
+    started = time.perf_counter()
+    batch = selection.draw(
+        chosen, number * config.batch_size, config.batch_size, balance=config.keep.balance,
+        seed=self.context.stream_seed(self.name, "order", round_index, phase))
+    state, result = self.update(state, selection.to_examples(
+        batch, self.context.max_prompt_tokens + config.rollout.sampling.max_tokens))
+    metrics |= {**result.metrics, "time/update": time.perf_counter() - started}
+    return state, dataclasses.replace(result, metrics=metrics)
+
+  def kept(self, round_index: int, phase: int) -> list[selection.Candidate]:
+    """Selects what the updates of a phase imitate.
+
+    It is complete once a round has sampled, and the same after a restart.
+    """
+    keep, key = self.config.keep, (round_index, phase)
+    if self._kept is None or self._kept[0] != key:
+      self._kept = key, selection.keep(
+          self.pool.candidates, threshold=keep.thresholds[phase], per_problem=keep.per_problem,
+          choose=keep.choose, distinct=keep.distinct,
+          seed=self.context.stream_seed(self.name, "keep", round_index, phase))
+    return self._kept[1]
 
 
 class Rounds(Iterator):
@@ -310,9 +359,6 @@ def with_hint(problem: Problem, hint: str) -> Problem:
   return dataclasses.replace(problem, prompt=(*before, {**last, "content": fill(last["content"])}))
 
 
-def _encoded(context: Context, problems: Sequence[Problem]) -> Inputs:
-  """Encodes all processes' prompts."""
-  return context.sampler.encode_everywhere(problems)
 
 
 def _rows(prompts: Inputs) -> list[tuple[int, ...]]:
