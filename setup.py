@@ -1,7 +1,7 @@
 """Packaging: a wheel claims one import name, `rl_reason`; the folders beside it are mapped into it."""
 
-import re
 from pathlib import Path
+import re
 
 import setuptools
 

@@ -36,12 +36,12 @@ IMPORT_NAMES = {
     "absl-py": "absl",
     "orbax-checkpoint": "orbax.checkpoint",
 }
-# Extra of setup.py -> (packages, one of which must be installed; what the extra is for).
+# Extra of setup.py -> what pip installs for it, packages of which one is then there, its purpose.
 EXTRAS = {
-    "cuda": (("jax-cuda13-plugin", "jax-cuda12-plugin"), "NVIDIA GPUs"),
-    "tpu": (("libtpu",), "TPUs"),
-    "tensorboard": (("tensorboardX",), "logging.tensorboard"),
-    "wandb": (("wandb",), "logging.wandb"),
+    "cuda": ("jax[cuda13]", ("jax-cuda13-plugin", "jax-cuda12-plugin"), "NVIDIA GPUs"),
+    "tpu": ("jax[tpu]", ("libtpu",), "TPUs"),
+    "tensorboard": ("tensorboardX>=2.6", ("tensorboardX",), "logging.tensorboard"),
+    "wandb": ("wandb>=0.17", ("wandb",), "logging.wandb"),
 }
 GIB = 1024**3
 
@@ -110,7 +110,7 @@ def examine() -> Iterator[Finding]:
       lambda: look_at_versions(root, probed),
       lambda: look_at_devices(probed),
       look_at_machine,
-      lambda: look_at_extras(root),
+      look_at_extras,
       lambda: look_at_folders(probed),
       look_at_sandbox,
       lambda: look_at_checkout(root),
@@ -308,7 +308,8 @@ def look_at_devices(probed: dict[str, Any]) -> Iterator[Finding]:
       ("gpu", Path("/dev/nvidia0"), "cuda"), ("tpu", Path("/dev/accel0"), "tpu")):
     if what.exists() and seen not in {name for name, _, _ in kinds}:
       yield Finding(here, seen, f"{what} is there, and JAX does not use it", "look",
-                    f"{pip_command(checkout(), extra)}, and JAX_PLATFORMS must not rule it out")
+                    f'python -m pip install "{EXTRAS[extra][0]}", and JAX_PLATFORMS must not rule it'
+                    " out")
 
 
 def look_at_machine() -> Iterator[Finding]:
@@ -323,17 +324,11 @@ def look_at_machine() -> Iterator[Finding]:
 # Extras, folders, the sandbox, the checkout
 
 
-def pip_command(root: Path | None, extra: str) -> str:
-  """Returns the command that installs an extra into the environment that runs this."""
-  return f"python -m pip install \"{'.' if root else 'rl_reason'}[{extra}]\""
-
-
-def look_at_extras(root: Path | None) -> Iterator[Finding]:
-  """Looks at which extras of setup.py are installed."""
-  for extra, (packages, purpose) in EXTRAS.items():
+def look_at_extras() -> Iterator[Finding]:
+  for extra, (requirement, packages, purpose) in EXTRAS.items():
     found = [f"{package} {version}" for package in packages if (version := installed(package))]
-    # An extra that is absent is no fault; its line states the command that installs it.
-    value = found[0] if found else f"not installed: {pip_command(root, extra)}"
+    # An extra that is absent is no fault: its line says how to get it, for whoever wants it.
+    value = found[0] if found else f'not installed: python -m pip install "{requirement}"'
     yield Finding("Extras", f"{extra}, for {purpose}", value)
 
 
@@ -488,8 +483,10 @@ def report(findings: Iterable[Finding]) -> list[Finding]:
       # Where several packages are missing, one command installs all.
       if status == "missing" and sum(f.cure.startswith("python -m pip") for f in lines) > 1:
         root = checkout()
-        print("   All packages at once: python -m pip install --upgrade"
-              f" {f'-r {root}/requirements.txt' if root else 'rl_reason'}.")
+        # By their own names: nothing says that an index's rl_reason is this one.
+        all_of_them = f"-r {root / 'requirements.txt'}" if root else " ".join(
+            f'"{need.line}"' for need in requirements(root))
+        print(f"   All packages at once: python -m pip install {all_of_them}")
   if not missing(seen):
     print("\nAll needed is here.")
   return seen

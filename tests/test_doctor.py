@@ -123,8 +123,8 @@ def test_every_requirement_is_understood():
 
 def test_the_extras_are_those_of_setup_py():
   text = (ROOT / "setup.py").read_text()
-  for extra in doctor.EXTRAS:
-    assert f'"{extra}": [' in text
+  for extra, (requirement, _, _) in doctor.EXTRAS.items():
+    assert f'"{extra}": ["{requirement}"]' in text
 
 
 def test_a_cache_that_cannot_be_written_is_worth_a_look(tmp_path):
