@@ -271,7 +271,7 @@ class Monitors:
     observed = {name: m.observe(metrics) for name, m in self._monitors.items()}
     return (
         {f"monitor/{name}": value for name, (value, _) in observed.items() if value is not None},
-            [alarm for _, alarm in observed.values() if alarm])
+        [alarm for _, alarm in observed.values() if alarm])
 
   def state(self) -> Mapping[str, Any]:
     return {
