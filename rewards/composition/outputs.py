@@ -46,7 +46,7 @@ def gather(
     component: Component,
     parts: Sequence[tuple[Sequence[int], Float[np.ndarray, "M"] | StepRewards]], count: int,
 ) -> Float[np.ndarray, "N"] | StepRewards:
-  """Puts outputs for some positions each together to the output for a batch of `count`."""
+  """Joins outputs, each for some positions of a batch, to the output for its `count` samples."""
   kinds = {isinstance(output, StepRewards) for _, output in parts}
   if len(kinds) > 1:
     raise ValueError(
