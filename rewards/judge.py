@@ -118,9 +118,9 @@ class PairwiseJudge(AskedModel):
 
   The others are those of its group. A comparison is worth 1, 0, or 0.5 for a tie. With `swap` the
   judge sees both orders, and a judge that prefers the same place twice has called a tie. Of several
-  votes on one order the most frequent decides. With label_logits a comparison is worth the probability
-  of the label, ties half, averaged over the orders. A comparison in which an order holds no verdict
-  at all is an abstention, and is skipped.
+  votes on one order the most frequent one decides. With label_logits a comparison is worth the
+  probability of the label, ties half, averaged over the orders. A comparison in which an order
+  holds no verdict at all is an abstention, and is skipped.
 
   labels: what the judge calls the first response, the second and a tie. The labels' logits are
     those of these texts.
