@@ -142,6 +142,7 @@ class AskedModel:
     return [[max(x, -1e9) for x in row] if ok else None for row, ok in zip(table.tolist(), usable)]
 
   def _key(self, prompt, labels, vote):
+    # Votes on one prompt are separate answers: each has a key of its own.
     content = json.dumps([prompt, list(labels) if self.label_logits else None, vote])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
@@ -150,6 +151,7 @@ class AskedModel:
       with open(self.cache_file, "a", encoding="utf-8") as f:
         f.writelines(json.dumps([key, answer]) + "\n" for key, answer in fresh.items())
     self._cache |= fresh
+    # A dict keeps the order in which answers came: the oldest go first.
     for key in list(self._cache)[:max(0, len(self._cache) - self.cache_size)]:
       del self._cache[key]
 

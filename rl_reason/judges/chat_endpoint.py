@@ -67,6 +67,7 @@ class ChatEndpoint:
     with futures.ThreadPoolExecutor(
         min(self.parallel, len(prompts)), thread_name_prefix="chat_endpoint") as pool:
       results = list(pool.map(lambda prompt: self._one(prompt, labels), prompts))
+    # If nothing came back the cause is the server or the settings, and to go on would judge nothing.
     if all(isinstance(r, Exception) for r in results):
       raise ConnectionError(
           f"All {len(prompts)} requests to {self.url} failed; the last: {results[-1]}. Check url,"
@@ -81,6 +82,7 @@ class ChatEndpoint:
             "messages": [*messages, {"role": "user", "content": prompt}],
             "temperature": self.temperature, "max_tokens": self.max_tokens}
     if labels is not None:
+      # One token is enough: its alternatives hold the labels' log-probabilities.
       body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
     try:
       choice = self._post(body)["choices"][0]

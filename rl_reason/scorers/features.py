@@ -103,6 +103,7 @@ def fit(
   if count < 20:
     raise ValueError(
         f"{count} pairs are too few to learn from and to hold a tenth back: give 20 at least.")
+  # Scales and missing features are those of all responses, whichever side they are.
   both = np.concatenate([better, worse])
   missing = np.isnan(both).mean(axis=0)
   if (missing > most_missing).any():
@@ -187,6 +188,7 @@ def _fit(start, own, held, steps, learning_rate, decay, monotone):
     # The nearest weights that are not below 0; a bias may be.
     if monotone:
       params = {k: v if k == "bias" else jnp.maximum(v, 0.0) for k, v in params.items()}
+    # The parameters of the step that is best on the pairs held back are kept.
     now = _loss(params, held, 0.0)
     best = jax.tree.map(lambda new, old: jnp.where(now < lowest, new, old), params, best)
     return (params, state, best, jnp.minimum(now, lowest)), None

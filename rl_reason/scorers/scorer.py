@@ -146,11 +146,13 @@ class Scorer:
     size, layout = max(len(r.responses) for r in rows), self._layout_for(rows)
     # Passes of one size, a power of two; the last one is filled up.
     tokens = layout.max_prompt_tokens + size * layout.max_response_tokens
+    # As many rows at once as fit into one pass, and at least one for each part of the batch.
     limit = min(packing.tokens_per_pass() * layout.ways // tokens, len(rows))
     at_once = max(layout.ways, 1 << max(limit.bit_length() - 1, 0))
     scored = []
     for start in range(0, len(rows), at_once):
       part = rows[start:start + at_once]
+      # Filled up with copies of a row, which are cut off below.
       batch, mask = layout.batch([*part, *part[:1] * (at_once - len(part))], size=size)
       with self.partitioning.use():
         places, totals = self._programs(

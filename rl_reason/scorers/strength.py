@@ -105,6 +105,7 @@ def relabelled(source: Source, strengths: Sequence[float], relabel: Relabel) -> 
   if low == high:
     raise ValueError(f"part={relabel.part} of {len(source)} pairs is none: widen it.")
   order: Int[np.ndarray, "N"] = np.argsort(strengths, kind="stable")
+  # Of the weakest pairs those with strength above 0 keep their labels: the ensemble agrees.
   weakest = order[:round(relabel.flip * len(source))]
   return Relabelled(
       source, relabel, tuple(strengths.tolist()), tuple(sorted(order[low:high].tolist())),
