@@ -67,7 +67,7 @@ class ChatEndpoint:
     with futures.ThreadPoolExecutor(
         min(self.parallel, len(prompts)), thread_name_prefix="chat_endpoint") as pool:
       results = list(pool.map(lambda prompt: self._one(prompt, labels), prompts))
-    # If nothing came back the cause is the server or the settings, and to go on would judge nothing.
+    # If nothing came back, the cause is the server or the settings: going on would judge nothing.
     if all(isinstance(r, Exception) for r in results):
       raise ConnectionError(
           f"All {len(prompts)} requests to {self.url} failed; the last: {results[-1]}. Check url,"
