@@ -64,11 +64,14 @@ def number_value(text: str) -> Fraction | None:
   It reads "$1,200.50", "007", "3.0", "1/2", "50%" (as 50), "72.". More than 1000 digits, a zero
   denominator or anything beside the number gives None.
   """
+  # The text is cut before it is matched, so that a huge one costs little; its whole length is
+  # checked below.
   match = _NUMBER.fullmatch(re.sub(r"\s*%?\s*\.?$", "", _plain(text[:2 * _MAX_DIGITS]).strip()))
   if match is None or len(text) > 2 * _MAX_DIGITS:
     return None
   if len(match["digits"]) + len(match["denominator"] or "") > _MAX_DIGITS:
     return None
+  # Exact: a float would take neighbouring large integers for equal.
   value = Fraction(match["digits"].replace(",", "") + "e" + (match["exponent"] or "0"))
   if match["denominator"]:
     if not int(match["denominator"]):
@@ -130,6 +133,7 @@ def exact_match(
       "exact_match", samples, functools.partial(match_references, separator=separator))
   scores = []
   for sample in samples:
+    # The last answer counts: a completion may have tried others before.
     said = re.findall(
         rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", sample.completion, re.DOTALL)
     right = sample.reference.split(separator) if separator else [sample.reference]
@@ -175,6 +179,7 @@ def tail_verdict(
         "tail_verdict needs a tag with {}, two options or more and characters of at least 1, got"
         f" tag={tag!r}, options={tuple(options)}, characters={characters}.")
   tags = [tag.replace("{}", option) for option in options]
+  # Otherwise one verdict would be read as two.
   if any(a != b and a in b for a in tags for b in tags):
     raise ValueError(
         f"tail_verdict cannot tell the tags {', '.join(tags)} apart, one is part of another: close"
@@ -267,6 +272,7 @@ def math_answer(
   """
   pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
   pairs = [(math_text(s.completion), s.reference) for s in samples]
+  # Each pair is checked once: completions of a group often agree.
   unique = list(dict.fromkeys(pair for pair in pairs if pair[0] is not None))
   verdicts = dict(zip(unique, pool.map(unique, on_failure=False), strict=True))
   scores = np.zeros(len(samples), np.float32)

@@ -9,7 +9,7 @@ from rl_reason.types import Sample
 
 
 def environment(samples: Sequence[Sample]) -> StepRewards:
-  """Step rewards of any size: what the environment paid, at the tokens at which it paid it.
+  """Pays step rewards of any size: what the environment paid, at the tokens where it paid it.
 
   What is paid for a turn stands at the turn's last token (rollout.environment.Environment.step).
 

@@ -20,8 +20,8 @@ class FeatureReward:
   """Pays in the range of scores that the preferences have: a FeatureModel's score of the features.
 
   The network (scorers.features.FeatureModel) is fitted when it is first asked, which takes seconds,
-  and is the same whenever that is. Empty completions have all features 0. What is logged is the
-  mean of each feature, so that a feature shows that the policy has learnt to saturate.
+  and is the same whenever that is. Empty completions have all features 0. The mean of each feature
+  is logged: it shows when a policy has learnt to saturate a feature.
 
   Args:
     scorers: name -> reward in [0, 1], as in a rewards section without weights: a name, or function

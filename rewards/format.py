@@ -101,6 +101,7 @@ def overlong_penalty(
           "overlong_penalty counts completion_tokens, but the sample with completion"
           f" {sample.completion[:80]!r} has none: fill Sample.completion_tokens where samples are"
           " made.")
+  # A sample without tokens has been refused above, for it would count as short.
   lengths = np.array([len(s.completion_tokens) for s in samples], np.float32)
   return np.clip(
       (limit_tokens - buffer_tokens - lengths) / np.float32(buffer_tokens), -1.0, 0.0,

@@ -30,6 +30,7 @@ def relative_length(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
   Source: Kimi Team 2025, arXiv:2501.12599, sec. 2.3.3, where wrong completions get min(0, ·): that
     is a second component with the opposite gate and `clip` at high=0.
   """
+  # A group of equal lengths keeps 0: there is no shortest one to pay.
   lengths = np.array([len(s.completion_tokens) for s in samples], np.float64)
   out = np.zeros(len(samples), np.float32)
   for group in group_slices([s.group for s in samples]):
@@ -56,6 +57,7 @@ def diversity(samples: Sequence[Sample], *, n: int = 3) -> Float[np.ndarray, "N"
   for group in group_slices([s.group for s in samples]):
     members = range(len(samples))[group]
     for i in members:
+      # Jaccard similarity with each of the others.
       shared = [len(grams[i] & grams[j]) / len(union) if (union := grams[i] | grams[j]) else 1.0
                 for j in members if j != i]
       out[i] = 1 - np.mean(shared) if shared else 0.0
@@ -88,6 +90,7 @@ class OneOfEach:
       first = samples[group.start]
       rng = np.random.default_rng(
           [first.step, zlib.crc32(first.prompt.encode("utf-8", "surrogatepass"))])
+      # One completion of each side, if the group has both.
       sides = [group.start + np.flatnonzero(right[group] == side) for side in (True, False)]
       if all(map(len, sides)):
         kept[[rng.choice(side) for side in sides]] = 1.0

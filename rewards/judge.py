@@ -114,13 +114,13 @@ class PointwiseJudge(AskedModel):
 
 
 class PairwiseJudge(AskedModel):
-  """Pays in [0, 1]: how often a judge prefers the completion to others of its group.
+  """Pays in [0, 1]: how often a judge prefers the completion to others, or to the reference.
 
-  Or to the reference. A comparison is worth 1, 0, or 0.5 for a tie. With `swap` the judge sees both
-  orders, and one that prefers the same place twice has called a tie. Of several votes on one order,
-  most decide. With label_logits a comparison is worth the probability of the label, ties half,
-  averaged over the orders. A comparison in which an order holds no verdict at all is an abstention,
-  and is skipped.
+  The others are those of its group. A comparison is worth 1, 0, or 0.5 for a tie. With `swap` the
+  judge sees both orders, and a judge that prefers the same place twice has called a tie. Of several
+  votes on one order the most frequent one decides. With label_logits a comparison is worth the
+  probability of the label, ties half, averaged over the orders. A comparison in which an order
+  holds no verdict at all is an abstention, and is skipped.
 
   labels: what the judge calls the first response, the second and a tie. The labels' logits are
     those of these texts.
@@ -191,7 +191,7 @@ class PairwiseJudge(AskedModel):
     return 1.0 if first > max(second, tie) else 0.0 if second > max(first, tie) else 0.5
 
   def score(self, rows: Sequence[tuple[str, Sequence[str]]]) -> list[Float[np.ndarray, "R"]]:
-    """Scores responses: the mean worth of each against each other one of its row.
+    """Scores responses: the mean worth of each against the others of its row.
 
     It is NaN where all comparisons abstained. Of equal responses neither is better, and the judge
     is not asked.

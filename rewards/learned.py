@@ -205,6 +205,7 @@ class Learned:
   def _places(self, scorer: Scorer, weights, samples, parts) -> list[Float[np.ndarray, "K"]]:
     scored = self._run(scorer, samples, [texts for texts, _ in parts], READING[self._per])
     values = [row.places[g] @ weights for row, g in scored]
+    # A cumulative score holds all before it; what a step earns is the difference.
     return [np.diff(v, prepend=0.0) for v in values] if scorer.cumulative else values
 
   def _run(
@@ -239,6 +240,7 @@ class Learned:
     if sample.spans.get(self._span):
       ends = step_ends(sample, span=self._span)
       return [decode(tokens[a:b + 1]) for a, b in zip([0, *(ends[:-1] + 1)], ends)], ends
+    # Without spans the text itself is cut into steps, at the model's separator.
     texts = split_steps(sample.completion, self._scorers[0].separator)
     # A step ends in the token that completes its text.
     upto = np.cumsum([len(text) for text in texts])

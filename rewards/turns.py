@@ -135,6 +135,7 @@ class TurnJudge(AskedModel):
     """Counts unreadable judgements and logs them. Raises: ValueError if they are too many."""
     self.counts["abstained"] += count
     share = count / turns if turns >= self.FEW else 0.0
+    # Few unreadable judgements are noise, many are a broken judge or template.
     if share > self.MOST_UNREADABLE:
       raise ValueError(
           f"{count} of {turns} turns have a judgement that cannot be read: the last line must be"

@@ -149,6 +149,7 @@ def _made(
                          positional=0 if is_class else 1)
   if not is_class:
     if path in registry:
+      # A call without samples makes a wrong argument an error before the run.
       function([], **args, **given)  # Ours check their arguments before they look at anything else.
     return function, args
   function = function(**args)

@@ -52,6 +52,7 @@ class Series:
     It is the difference in the values' own standard deviations, within [-2, 2]: 1.7 for a straight
     rise; about 0 for noise, with a standard deviation of 2 / √window. 0 where all are equal.
     """
+    # Divided by the deviation, so that one threshold serves metrics of any unit.
     half, std = len(self.last) // 2, np.std(self.last)
     if std < 1e-9 or not half:
       return 0.0
@@ -233,7 +234,7 @@ class Monitor:
     # Between evaluations the held-out side would be out of date.
     if not set(new) & set(evaluations or new) or not all(s.full for s in self.series.values()):
       return None, None
-    # An alarm begins where the value before was none.
+    # All windows are full: measure. An alarm begins where the value before was none.
     value = self.kind.measure(*self.series.values(), **self.args)
     before, self.alarmed = self.alarmed, not value <= self.threshold  # NaN is one.
     if before or not self.alarmed:
@@ -271,7 +272,7 @@ class Monitors:
     observed = {name: m.observe(metrics) for name, m in self._monitors.items()}
     return (
         {f"monitor/{name}": value for name, (value, _) in observed.items() if value is not None},
-            [alarm for _, alarm in observed.values() if alarm])
+        [alarm for _, alarm in observed.values() if alarm])
 
   def state(self) -> Mapping[str, Any]:
     return {
@@ -290,6 +291,7 @@ class Monitors:
       m.alarmed = saved["alarmed"]
       for metric, s in m.series.items():
         window, first, last = saved["series"].get(metric, (s.window, [], []))
+        # Values of a window of another length do not fit: the series begins anew.
         s.first, s.last = (list(first), list(last)) if window == s.window else ([], [])
 
 
@@ -358,6 +360,7 @@ def _monitor(name: str, entry: Any, rewards: Collection[str]) -> Monitor:
   if len(set(metrics)) != len(metrics):
     raise ValueError(f"{what} reads {metrics[0]!r} twice: name two different metrics.")
   series = {m: Series(1 if m.startswith("eval/") else window) for m in metrics}
+  # A try on made-up values, so that wrong arguments fail before the run.
   probe = [Series(1, [1.0], [1.0]) for _ in metrics]
   kind.measure(*probe, **args)  # Checks its arguments.
   return Monitor(name, kind, float(threshold), action, args, series)

@@ -33,6 +33,7 @@ class RunningMeanStd:
   def __call__(self, rewards: Ragged) -> Ragged:
     values = _flat(rewards)
     if values.size:
+      # Merges this batch's moments into those of all batches before it.
       count, mean = self._count + values.size, float(values.mean())
       shift = mean - self._mean
       self._squares += (float(((values - mean) ** 2).sum())
@@ -67,6 +68,7 @@ class SlidingMinMax:
 
   def __call__(self, rewards: Ragged) -> Ragged:
     values = _flat(rewards)
+    # The whole batch is measured, even if it is longer than the window.
     seen = np.concatenate([self._recent, values])[-max(self._window, values.size):]
     self._recent = seen[-self._window:]
     if not seen.size:

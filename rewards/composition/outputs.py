@@ -46,7 +46,7 @@ def gather(
     component: Component,
     parts: Sequence[tuple[Sequence[int], Float[np.ndarray, "M"] | StepRewards]], count: int,
 ) -> Float[np.ndarray, "N"] | StepRewards:
-  """Puts outputs for some positions each together to the output for a batch of `count`."""
+  """Joins outputs, each for some positions of a batch, to the output for its `count` samples."""
   kinds = {isinstance(output, StepRewards) for _, output in parts}
   if len(kinds) > 1:
     raise ValueError(
@@ -95,6 +95,7 @@ def checked(
 
   Raises: ValueError that names what is wrong with it.
   """
+  # One number per sample, or the numbers of all steps in a row with the samples that own them.
   output = read(component, output, len(samples))
   if isinstance(output, StepRewards):
     _check_ends(component, output, samples)
@@ -102,8 +103,10 @@ def checked(
     values = np.concatenate([np.zeros(0), *output.values])
   else:
     owners, values = np.arange(len(samples)), output
+  # What overflows float32 becomes infinite, and is reported below.
   with np.errstate(over="ignore"):
     values = values.astype(np.float32)
+  # The error names the first bad sample, and counts the bad ones.
   bad = np.flatnonzero(~np.isfinite(values))
   if bad.size:
     i = int(owners[bad[0]])

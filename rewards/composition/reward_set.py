@@ -119,6 +119,7 @@ class RewardSet:
               for c in self.components if c.trust}
     shares = {c.name: self._share(c, counted[c.name], samples, trusts.get(c.name))
               for c in self.components}
+    # In float64; rounded to float32 once, at the end.
     total = sum((_totals(share) for share in shares.values()), np.zeros(len(samples)))
     steps = [share for share in shares.values() if isinstance(share, StepRewards)]
     return Scores(
@@ -217,6 +218,7 @@ class RewardSet:
     """
     owners = {c.name: c.function for c in self.components}
     for c in self.components:
+      # The place is part of the name: a component may use a transform twice.
       owners |= {f"{c.name}:{i}:{t.name}": t.function for i, t in enumerate(c.transforms)}
     return {name: owner for name, owner in owners.items() if hasattr(owner, "state")}
 
@@ -279,6 +281,7 @@ def token_rewards(
     raise ValueError(
         f"Completion {i} has {lengths[i]} tokens and the reward {scores.total[i]}: it needs a place"
         f" among {size} tokens. Give the lengths of the samples that were scored.")
+  # Steps at their own tokens, and what remains of the total at the last one.
   rewards, rest = np.zeros((len(lengths), size)), scores.total.astype(np.float64)
   if scores.steps is not None:
     for row, values, ends in zip(rewards, scores.steps.values, scores.steps.ends, strict=True):

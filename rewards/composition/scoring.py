@@ -35,9 +35,11 @@ class Scoring:
   def finish(self, samples: Sequence[Sample]) -> Scores:
     """Scores the whole batch. Raises: as RewardSet.score."""
     begun = {i for positions, _ in self._begun for i in positions}
+    # What was not given early is begun now.
     rest = [i for i in range(len(samples)) if i not in begun]
     self.add(rest, [samples[i] for i in rest])
     self._thread.shutdown()  # Waits for all that was begun.
+    # The other components see the whole batch at once.
     early, outputs = {c.name for c in self._early}, {}
     for c in self._rewards.components:
       if c.name in early:

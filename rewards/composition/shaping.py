@@ -102,6 +102,7 @@ def potential(
   out = []
   for r in rewards:
     after = np.array(r, np.float64)
+    # The potential before each step is the one after the step before it.
     before = np.append(np.float64(initial), after)[:len(after)]
     if terminal is not None:
       after[-1:] = terminal
@@ -125,6 +126,7 @@ def min_form(rewards: Ragged, *, temperature: float = 0.1) -> Ragged:
     raise ValueError(f"min_form needs a finite temperature above 0, got {temperature}.")
   out = []
   for r in rewards:
+    # The minimum is subtracted first, so that exp cannot overflow.
     weights = np.exp((np.min(r, initial=math.inf) - r) / temperature)
     # The weakest step's weight is 1: a sum below that means that there is no step at all.
     out.append(r * weights / max(weights.sum(), 1.0))
@@ -162,6 +164,7 @@ def check_potential_based(
           f"shaping gave shape {rewards.shape} for an episode of {len(episode)} states: give one"
           f" reward per step, ({len(episode) - 1},).")
     total = float(discount ** np.arange(len(rewards)) @ rewards)
+    # With a discount only episodes of equal length can be compared.
     ends = (episode[0], episode[-1], None if discount == 1 else len(episode))
     if ends in seen:
       other, expected = seen[ends]

@@ -46,6 +46,7 @@ def group_trust(
   is_right = np.asarray(outcomes) >= right
   for group in group_slices(groups):
     if 0 < is_right[group].sum() < len(is_right[group]):
+      # Below 0 the component prefers wrong answers in this group.
       difference = values[group][is_right[group]].mean() - values[group][~is_right[group]].mean()
       trust[group] = max(np.exp(min(difference, 0.0)), least)
   return trust

@@ -1,4 +1,4 @@
-"""What a kind of stage declares, and what a built stage hands to the training loop."""
+"""Defines what a kind of stage declares, and what a built stage hands to the training loop."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -21,7 +21,7 @@ def first_rows(source: Source, limit: int = 1000) -> list[Problem]:
 
 
 class Resumable(Protocol):
-  """Something whose state is part of a checkpoint, e.g. a RewardSet."""
+  """An object whose state is part of a checkpoint, e.g. a RewardSet."""
 
   def state(self) -> Mapping[str, Any]: ...
 
@@ -29,7 +29,7 @@ class Resumable(Protocol):
 
 
 class Batches(Protocol):
-  """Problems, a list per step on this process; resumable (tasks.pipeline.batches)."""
+  """Yields problems, a list per step on this process; resumable (tasks.pipeline.batches)."""
 
   def __next__(self) -> list[Problem]: ...
 

@@ -120,7 +120,10 @@ class Reader:
         max_positions=self._context.policy.config.max_positions)
 
   def check(self) -> None:
-    """Looks at the first rows. Raises: ValueError for bad rows, and for text beyond the context."""
+    """Checks the limits, and looks at rows: the first ones or, if bad ones are dropped, all.
+
+    Raises: ValueError for bad rows, and for text beyond the model's context.
+    """
     limits, context = self.layout, self._context.policy.config.max_positions
     if limits.max_prompt_tokens + limits.max_response_tokens > context:
       raise ValueError(

@@ -106,7 +106,7 @@ class Context:
 
   @property
   def on_sampling_devices(self) -> "Context":
-    """The same on the devices that sample during updates, which may be these."""
+    """Returns this context on the devices that sample during updates, which may be the same."""
     if self.rollout_partitioning is None:
       return self
     return dataclasses.replace(
@@ -114,7 +114,7 @@ class Context:
 
   @property
   def sampler(self) -> Sampler:
-    """What samples completions of policies of this run."""
+    """Makes the sampler of completions of this run's policies."""
     return Sampler(
         self.policy.config, self.policy.tokenizer, self.dtype, self.max_prompt_tokens,
         self.prefill_tokens, self.environment)
@@ -147,7 +147,7 @@ class Context:
 
   @property
   def abstract_params(self) -> Params:
-    """Shapes, dtypes and shardings of the policy's parameters."""
+    """Describes the policy's parameters: shapes, dtypes and shardings."""
     config = self.policy.config
     return self.abstract(transformer.abstract_params(config), transformer.parameter_axes(config))
 

@@ -65,7 +65,7 @@ class Ahead:
         params = jax.tree.map(jnp.copy, params)  # The update donates its parameters.
       sampling = self._thread.submit(self._in_mesh, params, problems, index)
       del params  # The thread's to free.
-      # Where the update fails, `close` waits for the thread.
+      # If the update fails, `close` waits for the thread.
       state, result = self._update(state)
       rollout = sampling.result()
       self._waiting = rollout, 1.0

@@ -1,4 +1,4 @@
-"""The compiled programs of a policy_gradient stage, begun before they are needed."""
+"""Compiles the programs of a policy_gradient stage, beginning before they are needed."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Policy gradients on rewards: prompts -> completions -> rewards -> advantages -> updates.
+"""Trains by policy gradients: prompts -> completions -> rewards -> advantages -> updates.
 
 An algorithm is a choice of fields: GRPO, Dr. GRPO, RLOO, REINFORCE++ with and without a baseline,
 DAPO, GSPO, CISPO, GMPO and PPO are written out in experiments/algorithms.py.
@@ -63,7 +63,7 @@ def check(config: Config, context: Context, name: str) -> None:
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """It leaves the policy itself or, with a companion, {"policy": ..., "critic": ...}."""
+  """Describes the policy itself or, with a companion, {"policy": ..., "critic": ...}."""
   policy_part, companion = trained_policy(context, config.learner.lora), config.credit.companion
   if companion is None:
     return policy_part

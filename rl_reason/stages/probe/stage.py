@@ -107,7 +107,7 @@ def trained(config: Config, context: Context, name: str) -> Trained:
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
-  """Estimates what a device needs for sure: the policy. What a function does is its own affair."""
+  """Estimates what a device needs at least: the policy. A function's own needs are not known."""
   del config, name
   return [memory_lib.Part(
       "policy that is probed", memory_lib.sharded_bytes(context.abstract_params),
