@@ -29,6 +29,7 @@ class Lookup:
       raise ValueError(f"reliable must be in [0, 1], got {self.reliable}: it is a probability.")
 
   def reset(self, problem: Problem, seed: int) -> State:
+    """Begins an episode: its state is the problem's world, and the number of turns."""
     # The problem carries its world, so that one object can serve all problems.
     if "world" not in problem.metadata:
       raise ValueError(
@@ -37,6 +38,7 @@ class Lookup:
     return {"world": problem.metadata["world"], "turns": 0}
 
   async def step(self, state: State, turn: Turn) -> tuple[list[Message] | None, None, State]:
+    """Answers a turn with a document; pays nothing."""
     if turn.final or not turn.text.endswith("."):
       return None, None, state
     search, found = SEARCH.fullmatch(turn.text), "()"

@@ -67,6 +67,7 @@ class Search:
     return None
 
   async def step(self, state: State, turn: Turn) -> tuple[list[Message] | None, None, State]:
+    """Answers a turn with passages; pays nothing."""
     found = _SEARCH.findall(turn.text) if turn.text.rstrip().endswith("</search>") else []
     if turn.final or not found:
       return None, None, state

@@ -272,6 +272,7 @@ def _few_values(values: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
 
 
 def _check_confidence(confidence: float) -> None:
+  """Raises: ValueError for a confidence that is not between 0 and 1."""
   if not 0.0 < confidence < 1.0:
     raise ValueError(f"confidence must be between 0 and 1, got {confidence}; 0.95 is usual.")
 
