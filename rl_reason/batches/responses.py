@@ -145,7 +145,7 @@ def encode_comparison(
     tokenizer: Tokenizer, row: Comparison, *, read: str, separator: str = "\n") -> Encoded:
   """Encodes all responses of a comparison; uses the row's own steps where it has them.
 
-  Args: as in `encode`.
+  The arguments are those of `encode`.
   """
   steps = row.steps or ((),) * len(row.responses)
   return encode(

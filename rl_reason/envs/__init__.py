@@ -1,4 +1,4 @@
 """Holds environments, which answer a policy's turns (rollout.environment).
 
-A config's `environment.source` names one of them (registry).
+A config names one of them in `environment.source` (registry).
 """

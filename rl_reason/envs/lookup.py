@@ -1,5 +1,7 @@
-"""Finds documents for the task `lookup`: each search brings one fact, sometimes another than the
-one that was asked for."""
+"""Finds documents for the task `lookup`.
+
+Each search brings one fact, which is sometimes another fact than the one that was asked for.
+"""
 
 import dataclasses
 
@@ -10,14 +12,15 @@ from rl_reason.types import Message, Problem
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-  """Answers a turn that ends with "." with a document, or "()" where it is no search.
+  """Answers a turn that ends with "." with a document, or with "()" if it is not a search.
 
-  Any other turn is the last. Which document a search finds depends on the problem and on how many
-  turns there were, not on the seed.
+  Any other turn is the last. The document that a search finds depends on the problem and on the
+  number of turns before, not on the seed.
 
   reliable: probability that the document is the fact that was asked for.
 
-  Raises: ValueError for what is no probability, and in `reset` for a problem of another task.
+  Raises: ValueError if `reliable` is not a probability, and in `reset` for a problem of another
+    task.
   """
   reliable: float = 0.9
 
@@ -26,6 +29,8 @@ class Lookup:
       raise ValueError(f"reliable must be in [0, 1], got {self.reliable}: it is a probability.")
 
   def reset(self, problem: Problem, seed: int) -> State:
+    """Begins an episode: its state is the problem's world, and the number of turns."""
+    # The problem carries its world, so that one object can serve all problems.
     if "world" not in problem.metadata:
       raise ValueError(
           f"Problem {problem.id!r} has no \"world\" in its metadata, whose facts could be looked"
@@ -33,6 +38,7 @@ class Lookup:
     return {"world": problem.metadata["world"], "turns": 0}
 
   async def step(self, state: State, turn: Turn) -> tuple[list[Message] | None, None, State]:
+    """Answers a turn with a document; pays nothing."""
     if turn.final or not turn.text.endswith("."):
       return None, None, state
     search, found = SEARCH.fullmatch(turn.text), "()"

@@ -15,28 +15,36 @@ _SEARCH = re.compile(r"<search>(.*?)</search>", re.DOTALL)
 
 @dataclasses.dataclass
 class _Request:
-  """Holds queries that are sent together. found: their passages, in this order."""
+  """Holds queries that are sent together.
+
+  queries: the queries.
+  found: the task that returns their passages, in the same order.
+  """
   queries: list[str]
   found: asyncio.Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-  """Answers a turn that ends with a search with its passages; any other turn is the last.
+  """Answers a turn that ends with a search with the passages found; any other turn is the last.
 
   Let "</search>" end turns. Searches that are made at the same time are one request, in the
   protocol of Search-R1 (Jin et al. 2025, arXiv:2503.09516):
-  POST {"queries": [...], "topk": 3, "return_scores": true}
-  -> {"result": [[{"document": {"contents": text}}, ...], ...]}.
+
+      POST {"queries": [...], "topk": 3, "return_scores": true}
+      -> {"result": [[{"document": {"contents": text}}, ...], ...]}
+
   A blank query, and one without passages, gets an empty block of information. There is no state.
 
-  url: of the server, e.g. "http://localhost:8000/retrieve".
+  url: address of the server, e.g. "http://localhost:8000/retrieve".
   topk: passages of a query.
-  passage_characters: of a passage, at most.
-  timeout_seconds, retries, pause_seconds: as in runtime.http_client.post_json.
+  passage_characters: most characters of a passage.
+  timeout_seconds: as in runtime.http_client.post_json.
+  retries: as in runtime.http_client.post_json.
+  pause_seconds: as in runtime.http_client.post_json.
 
-  Raises: ValueError for arguments; in `step` ConnectionError where the server fails for good:
-    nothing can be learnt from searches that nobody answers.
+  Raises: ValueError for arguments out of range; in `step` ConnectionError where the server fails
+    for good, because nothing can be learnt from searches that nobody answers.
   """
   url: str
   topk: int = 3
@@ -44,7 +52,7 @@ class Search:
   timeout_seconds: float = 60.0
   retries: int = 3
   pause_seconds: float = 1.0
-  # The request that still takes queries, of each event loop that runs steps.
+  # For each event loop that runs steps, the request that still takes queries.
   _open: dict[asyncio.AbstractEventLoop, _Request] = dataclasses.field(
       default_factory=dict, init=False, repr=False, compare=False)
 
@@ -59,9 +67,11 @@ class Search:
     return None
 
   async def step(self, state: State, turn: Turn) -> tuple[list[Message] | None, None, State]:
+    """Answers a turn with passages; pays nothing."""
     found = _SEARCH.findall(turn.text) if turn.text.rstrip().endswith("</search>") else []
     if turn.final or not found:
       return None, None, state
+    # Only the last search of the turn is answered.
     query = found[-1].strip()
     passages = await self._passages(query) if query else []
     text = "".join(f"{line}\n" for line in ["\n<information>", *passages, "</information>"])
@@ -71,18 +81,21 @@ class Search:
     """Finds a query's passages, in one request with those of the other steps that run now."""
     loop = asyncio.get_running_loop()
     if (request := self._open.get(loop)) is None:
-      # The task begins when all steps that are ready to run have run, so have asked.
+      # The task begins once all steps that are ready to run have run, and so have asked.
       request = self._open[loop] = _Request([], loop.create_task(self._send(loop)))
     place = len(request.queries)
     request.queries.append(query)
-    found = await asyncio.shield(request.found)  # A step that is cancelled cancels no other's.
+    # Shielded: a step that is cancelled does not cancel the others' request.
+    found = await asyncio.shield(request.found)
     return found[place]
 
   async def _send(self, loop: asyncio.AbstractEventLoop) -> list[list[str]]:
+    """Sends the loop's request, in a thread, since a blocked loop could run no other step."""
     request = self._open.pop(loop)
     return await asyncio.to_thread(self._retrieve, request.queries)
 
   def _retrieve(self, queries: Sequence[str]) -> list[list[str]]:
+    """Asks the server. Raises: ConnectionError for anything but passages for every query."""
     try:
       reply = post_json(
           self.url, {"queries": queries, "topk": self.topk, "return_scores": True}, {},

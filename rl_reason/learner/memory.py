@@ -68,9 +68,10 @@ def update_parts(
 def scoring_parts(
     model: ModelConfig, partitioning: Partitioning, batch: Batch, *, dtype: jnp.dtype,
 ) -> list[Part]:
-  """Estimates what a policy holds while it reads one part of a rollout (stages.assemble).
+  """Estimates what a policy holds while it reads one part of a rollout.
 
-  Nothing is saved for a backward pass, and only one layer's arrays are there at a time.
+  A rollout is read part by part (stages.policy_gradient.assemble). Nothing is saved for a backward
+  pass, and only one layer's arrays are there at a time.
   """
   cure = "raise microbatches"
   tokens = batch.completions * batch.completion_tokens

@@ -100,6 +100,7 @@ class RunningEpisodes:
         *(self._step(self._states[i], turn) for i, turn in turns.items()), return_exceptions=True)
 
   async def _step(self, state: State, turn: Turn) -> Any:
+    """Steps one episode. Raises: ValueError for a step that is no coroutine."""
     found = self._environment.step(state, turn)
     if not inspect.isawaitable(found):
       raise ValueError(f"The environment {self._name!r} has a step that is no coroutine: write"
@@ -180,6 +181,7 @@ class RunningEpisodes:
     return f"problem {self._problems[row].id!r}"
 
   def _note(self, error: BaseException, row: int, what: str) -> None:
+    """Adds to an error where it was raised: the environment, what it did, and the problem."""
     error.add_note(
         f"Raised by the environment {self._name!r} at {what} of {self._which(row)}.")
 
@@ -207,12 +209,14 @@ class _EventLoop:
       raise
 
   def close(self) -> None:
+    """Cancels what still runs, and ends the thread."""
     self.run(self._end_tasks())
     self._loop.call_soon_threadsafe(self._loop.stop)
     self._thread.join()
     self._loop.close()
 
   async def _end_tasks(self) -> None:
+    """Cancels all tasks but this one, and waits until they have ended."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
       task.cancel()

@@ -337,4 +337,5 @@ def _empty_caches(config: ModelConfig, b: int, size: int, dtype: jnp.dtype) -> L
 
 
 def _constrain(x):
+  """Asks for the layout of one layer's keys or values."""
   return sharding.constrain(x, ("batch", "kv_heads", None, None))

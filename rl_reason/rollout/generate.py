@@ -202,6 +202,7 @@ def blank_completions(count: int, size: int) -> Completions:
 
 
 def _rows(prompts: Inputs, groups: Int[np.ndarray, "N"]) -> Inputs:
+  """Returns the prompts of these groups."""
   return jax.tree.map(lambda x: x[groups], prompts)
 
 

@@ -134,4 +134,5 @@ def end_reading(config: ModelConfig, reading: Reading, lengths: Int[Array, "N"])
 
 
 def _constrain(x):
+  """Asks for the layout of all layers' keys or values."""
   return sharding.constrain(x, (None, "batch", "kv_heads", None, None))

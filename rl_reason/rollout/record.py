@@ -116,6 +116,7 @@ class Rollout:
 
 
 def _to_json(array: np.ndarray) -> dict[str, Any]:
+  """Returns an array as plain data, bit for bit."""
   # The raw bytes, since decimal numbers might not give the same bits back.
   array = np.asarray(array)
   return {"dtype": array.dtype.str, "shape": list(array.shape),
@@ -123,6 +124,7 @@ def _to_json(array: np.ndarray) -> dict[str, Any]:
 
 
 def _from_json(data: Mapping[str, Any]) -> np.ndarray:
+  """Restores an array from what `_to_json` returned."""
   # A copy, because an array over the decoded bytes could not be written to.
   return np.frombuffer(
       base64.b64decode(data["base64"]), data["dtype"]).reshape(data["shape"]).copy()

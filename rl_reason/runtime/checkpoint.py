@@ -194,6 +194,7 @@ def _checksum(tree: Any) -> jax.Array:
 
 
 def _first_line(error: Exception) -> str:
+  """Returns an error's class and the first line of its text, at most 200 characters of it."""
   lines = str(error).strip().splitlines()
   return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
 
