@@ -23,9 +23,11 @@ def main() -> None:
   for name in ("experiment", "claim", "arm", "digest"):
     parser.add_argument(f"--{name}", required=True)
   parser.add_argument("--seed", type=int, required=True)
-  parser.add_argument("--stages", type=int, default=0, help="how many of its first stages, 0 for all")
+  parser.add_argument(
+      "--stages", type=int, default=0, help="how many of its first stages, 0 for all")
   parser.add_argument("--folder", type=Path, required=True)
-  parser.add_argument("--begins", type=Path, help="the folder of the run whose stages it takes over")
+  parser.add_argument(
+      "--begins", type=Path, help="the folder of the run whose stages it takes over")
   args = parser.parse_args()
 
   # The cores are set before JAX is imported: JAX makes a thread for each core that it sees.
