@@ -1,9 +1,14 @@
 # Every target installs what it needs, in environments of its own: nothing has to be there but Python and make.
 PYTHON ?= python3
+# JAX 0.11 and newer need Python 3.12.
+NEWEST_PYTHON ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python python3.13 $(PYTHON); do \
+  $$p -c "import sys; sys.exit(sys.version_info < (3, 12))" 2>/dev/null && echo $$p && break; done)
 PIP = bin/python -m pip install -qq --disable-pip-version-check
 LISTS = setup.py requirements.txt
+# Pinned: a newer one has new rules, which are read before they are followed.
+CHECKERS = ruff==0.17.6 mypy==2.4.1 "setuptools>=77"
 
-.PHONY: help quickstart test test-oracles test-slow benchmark learning-curves clean docs
+.PHONY: help quickstart test test-oracles test-slow test-newest newest-python lint types benchmark learning-curves docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -20,6 +25,22 @@ test-slow: .venv/installed-dev ## Run the tests that take minutes.
 test-oracles: .venv-oracles/installed ## Compare with transformers, trl and rlax.
 	@.venv-oracles/bin/python -m pytest -m oracle tests/oracles
 
+test-newest: .venv-newest/installed ## Run the tests on Python 3.12 or newer, with the newest JAX; ARGS="-k train".
+	@.venv-newest/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
+
+newest-python: # Prints the Python that test-newest takes, or fails.
+	@test -n "$(NEWEST_PYTHON)" && echo "$(NEWEST_PYTHON)"
+
+lint: .venv-lint/installed ## Check the source with ruff, by the rules in pyproject.toml.
+	@.venv-lint/bin/ruff check .
+
+# Of the wheel, as those see it who install it; build/ may hold modules that were moved since.
+types: .venv-lint/installed .venv/installed ## Check the types of the built wheel with mypy.
+	@rm -rf build .venv-lint/wheel
+	@.venv-lint/$(PIP) --no-deps --no-build-isolation --target .venv-lint/wheel .
+	@MYPYPATH=.venv-lint/wheel .venv-lint/bin/mypy --python-executable .venv/bin/python \
+	  --cache-dir .venv-lint/mypy --package rl_reason
+
 benchmark: .venv-bench-trl/installed .venv-bench-tunix/installed
 benchmark: .venv/installed ## Time a GRPO step beside TRL's and Tunix's, over hours; ARGS="--shapes=a --rounds=3".
 	@.venv/bin/python -m rl_reason.experiments.benchmarks.run $(ARGS)
@@ -32,7 +53,8 @@ docs: .venv/installed-docs ## Build the documentation, with the API reference: d
 	@echo "Open docs/build/index.html."
 
 clean: ## Remove the environments and what was built; runs/ stays.
-	@rm -rf .venv .venv-oracles .venv-bench-* build docs/api docs/build dist *.egg-info .pytest_cache
+	@rm -rf .venv .venv-oracles .venv-newest .venv-lint .venv-bench-* build docs/api docs/build dist *.egg-info
+	@rm -rf .pytest_cache .ruff_cache
 	@find . -name __pycache__ -not -path "./runs/*" -prune -exec rm -rf {} +
 
 # A stamp is made last, so an interrupted install is continued by the next call.
@@ -50,6 +72,17 @@ clean: ## Remove the environments and what was built; runs/ stays.
 	$(call environment,.venv,1.2 GB)
 	@.venv/$(PIP) --editable ".[docs]"
 	@touch .venv/installed $@
+
+# Newest: whatever pip takes today, and not what an earlier call installed.
+.venv-newest/installed: $(LISTS)
+	$(call environment,.venv-newest,1.2 GB,$(or $(NEWEST_PYTHON),python3.12))
+	@.venv-newest/$(PIP) --upgrade --upgrade-strategy eager --editable ".[dev]"
+	@touch $@
+
+.venv-lint/installed: Makefile
+	$(call environment,.venv-lint,0.1 GB)
+	@.venv-lint/$(PIP) $(CHECKERS)
+	@touch $@
 
 .venv-oracles/installed: $(LISTS)
 	$(call environment,.venv-oracles,2.3 GB)
@@ -70,10 +103,11 @@ clean: ## Remove the environments and what was built; runs/ stays.
 	@.venv-bench-tunix/$(PIP) -r $<
 	@touch $@
 
+# $(call environment,folder,size,python)
 define environment
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
-	  echo "rl_reason needs Python 3.11 or newer; $(PYTHON) is '$$($(PYTHON) --version 2>&1)'." \
+	@$(or $(3),$(PYTHON)) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "rl_reason needs Python 3.11 or newer; $(or $(3),$(PYTHON)) is '$$($(or $(3),$(PYTHON)) --version 2>&1)'." \
 	    "Install one, or name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing into $(1) ($(2), a few minutes)."
-	@$(PYTHON) -m venv $(1)
+	@$(or $(3),$(PYTHON)) -m venv $(1)
 endef

@@ -1,17 +1,21 @@
-"""The policy-gradient family on the quickstart's task: each algorithm is a choice of fields, from the same warm start.
+"""The policy-gradient family on the quickstart's task: each algorithm is a choice of fields.
 
     python -m rl_reason.claims experiments/algorithms.py      # All of them, over three seeds.
-    python -m rl_reason.train --config=experiments/algorithms.py:gspo --workdir=runs/gspo [--config.seed=1]
+    python -m rl_reason.train --config=experiments/algorithms.py:gspo --workdir=runs/gspo
+    ... [--config.seed=1]
     ... --config=experiments/algorithms.py:gspo-tiny          # Seconds.
 
-All see the same number of prompts and completions a step (dapo: at least), half of the quickstart's, take its learning rate
-and, where their paper does not ask for another number, two updates per rollout. What else differs is in ALGORITHMS, with
-the papers' numbers where they have a scale of their own (clip bounds, λ, weights of KL penalties) and their ratios where
-not (the share of the length that is a buffer, the critic's learning rate over the policy's). None was tuned here.
+All start from the same warm start, see the same number of prompts and completions a step (dapo: at
+least), half of the quickstart's, take its learning rate and, where their paper does not ask for
+another number, two updates per rollout. What else differs is in ALGORITHMS, with the papers'
+numbers where they have a scale of their own (clip bounds, λ, weights of KL penalties) and their
+ratios where not (the share of the length that is a buffer, the critic's learning rate over the
+policy's). None was tuned here.
 
-Result of the claims' command: held-out pass@1 (200 problems, 8 samples each) after 85 steps of 32 x 8 completions with seeds
-0, 1 and 2, which have 0.363, 0.352 and 0.440 before; what was gained, with its 95 % t interval; seconds of the RL steps on one
-core of a busy two-core AMD EPYC (commit 2a6da30, 38 min of runs). All are above 0.6 at the first evaluation, after 10 steps:
+Result of the claims' command: held-out pass@1 (200 problems, 8 samples each) after 85 steps of
+32 x 8 completions with seeds 0, 1 and 2, which have 0.363, 0.352 and 0.440 before; what was gained,
+with its 95 % t interval; seconds of the RL steps on one core of a busy two-core AMD EPYC (commit
+2a6da30, 38 min of runs). All are above 0.6 at the first evaluation, after 10 steps:
 
     algorithm              seed 0, 1, 2        gained                s
     grpo                   0.840 0.889 0.948   0.507 (0.433-0.581)   43
@@ -27,10 +31,11 @@ core of a busy two-core AMD EPYC (commit 2a6da30, 38 min of runs). All are above
     ppo_vtrace             0.852 0.891 0.962   0.516 (0.453-0.580)   70
     ppo_shared             0.841 0.892 0.955   0.511 (0.434-0.587)   44
 
-Where all learn as much, seeds decide: the order of the algorithms says little, but for dapo, which samples two to four times as
-many completions, and for what a critic of its own costs. grpo minus ppo_separate is -0.005 (-0.033 to 0.023): whether a critic is
-worth two points is left undecided, as before ppo_vtrace was among the arms (commit 81a5a8b: -0.011, -0.029 to 0.007). V-trace's
-steps learn from rollouts that are one update old, and end no worse.
+Where all learn as much, seeds decide: the order of the algorithms says little, but for dapo, which
+samples two to four times as many completions, and for what a critic of its own costs. grpo minus
+ppo_separate is -0.005 (-0.033 to 0.023): whether a critic is worth two points is left undecided, as
+before ppo_vtrace was among the arms (commit 81a5a8b: -0.011, -0.029 to 0.007). V-trace's steps
+learn from rollouts that are one update old, and end no worse.
 """
 
 from ml_collections import ConfigDict
@@ -40,8 +45,8 @@ from rl_reason.config.overrides import override
 from rl_reason.experiments import quickstart
 
 ALGORITHMS = {
-    # Shao et al. 2024, arXiv:2402.03300: the group's mean and deviation, KL (k3) in the loss, a mean
-    # per completion.
+    # Shao et al. 2024, arXiv:2402.03300: the group's mean and deviation, KL (k3) in the loss, a
+    # mean per completion.
     "grpo": dict(
         credit=dict(baseline="group_mean", normalise="group_std"),
         objective=dict(mean_over="sequence", kl=dict(coef=0.04, estimator="k3", added_to="loss"))),
@@ -65,8 +70,8 @@ ALGORITHMS = {
     "reinforce_pp_baseline": dict(
         credit=dict(baseline="group_mean", normalise="token_whiten"),
         objective=dict(kl=dict(coef=0.01, estimator="k2", added_to="loss"))),
-    # Yu et al. 2025, arXiv:2503.14476: a higher upper bound, a mean over tokens, groups all right or
-    # all wrong resampled, the last fifth of the length penalised. Its rewards are 1 and -1, so
+    # Yu et al. 2025, arXiv:2503.14476: a higher upper bound, a mean over tokens, groups all right
+    # or all wrong resampled, the last fifth of the length penalised. Its rewards are 1 and -1, so
     # beside 1 and 0 the penalty weighs half.
     "dapo": dict(
         rewards=dict(exact_answer=1.0, overlong=dict(
@@ -84,7 +89,8 @@ ALGORITHMS = {
     "cispo": dict(
         credit=dict(baseline="group_mean", normalise="group_std"),
         objective=dict(kind="cispo", mean_over="token", clip_low=1.0, clip_high=4.0)),
-    # Zhao et al. 2025, arXiv:2507.20673: the geometric mean of ratios, each within e^-0.4 and e^0.4.
+    # Zhao et al. 2025, arXiv:2507.20673: the geometric mean of ratios, each within e^-0.4 and
+    # e^0.4.
     "gmpo": dict(
         credit=dict(baseline="group_mean", normalise="group_std"),
         objective=dict(kind="gmpo", mean_over="sequence", clip_low=0.4, clip_high=0.4)),
@@ -118,14 +124,17 @@ _STEPS_TO = dict(function="steps_to", args=dict(name="eval/pass@1", stage="rl", 
 CLAIMS = {
     "no_critic": dict(
         title="GRPO needs no critic to learn as much as PPO",
-        sentence="GRPO foregoes the critic model, instead estimating the baseline from group scores.",
+        sentence="GRPO foregoes the critic model, instead estimating the baseline from group"
+                 " scores.",
         paper="Shao et al. 2024, arXiv:2402.03300",
-        arms={name: dict(config=name) for name in ALGORITHMS}, treatment="grpo", baseline="ppo_separate",
+        arms={name: dict(config=name) for name in ALGORITHMS},
+        treatment="grpo", baseline="ppo_separate",
         metric=dict(function="last", args=dict(name="eval/pass@1", stage="rl")),
         # Not worse by more than two points in a hundred.
         direction="higher", threshold=-0.02, matched=("environment_calls",),
         also={"before": dict(function="last", args=dict(name="eval/pass@1", stage="sft")),
-              "pass@8": dict(function="last", args=dict(name="eval/pass@8", stage="rl")), "steps to 60 %": _STEPS_TO,
+              "pass@8": dict(function="last", args=dict(name="eval/pass@8", stage="rl")),
+              "steps to 60 %": _STEPS_TO,
               "KL, nats a token": dict(function="last", args=dict(name="kl", stage="rl", points=5)),
               "seconds": dict(function="total", args=dict(name="time/step", stage="rl"))}),
 }
@@ -134,7 +143,8 @@ CLAIMS = {
 def get_config(argument: str = "grpo") -> ConfigDict:
   algorithm, size = naming.arm_and_size(argument, ALGORITHMS)
   c = quickstart.get_config(size or "full")
-  if not size:  # Half of the quickstart's rollouts, for there are many runs, and a curve.
+  # Half of the quickstart's rollouts, for there are many runs, and evaluations for a curve.
+  if not size:
     override(c, {"evaluation.every": 10, "rl.rollout.prompts": 32})
   # What the algorithms choose from here on, where they do not say otherwise.
   override(c.rl, {"objective.clip_low": 0.2, "objective.clip_high": 0.2, "objective.kl.coef": 0.0})

@@ -1,33 +1,44 @@
-r"""Does a reward model that looks at a policy's new responses while it learns tell them apart better? (card 46, its second half)
+r"""Trains reward models that look at a policy's new responses while they learn (MetaRM).
 
     python -m rl_reason.claims experiments/meta_rm.py
     python -m rl_reason.train --config=experiments/meta_rm.py:meta --workdir=runs/meta_rm
     ... :meta-tiny      # Seconds; the tests run it.      ... :full     # Llama-2-7B on HH-RLHF.
 
-Wang et al. 2024, "Secrets of RLHF in Large Language Models Part II", arXiv:2401.06080, MetaRM. A policy that RL has moved writes
-what its reward model never saw, and the model's scores of it lie close together. MetaRM takes each gradient of the usual loss
-after a small step that moves the scores of the policy's own, unlabelled responses apart (rl_reason/stages/meta.py): what the
-labelled pairs teach that also tells those apart is learnt more. The first half of the card is preference_strength.py.
+Card 46, its second half. Wang et al. 2024, "Secrets of RLHF in Large Language Models Part II",
+arXiv:2401.06080. A policy that RL has moved writes what its reward model never saw, and the model's
+scores of it lie close together. MetaRM takes each gradient of the usual loss after a small step
+that moves the scores of the policy's own, unlabelled responses apart
+(rl_reason/stages/reward_model/meta.py): what the labelled pairs teach that also tells those
+responses apart is learnt more. The first half of the card is preference_strength.py.
 
-Small: responses of 16 letters with a hidden nonlinear utility (rl_reason/tasks/attributes.py). Stages: `sft` imitates random
-responses; `rm` learns from 4,000 pairs, a fifth with the wrong label; `rl` follows its scores for 100 steps with a KL penalty;
-`again` is a new reward model of the same pairs: as the first one (arm `vanilla`), or with MetaRM on that policy's responses
-(arm `meta`). Fresh pairs of the policy's responses are labelled by the utility itself, to evaluate and nothing else.
+Small: responses of 16 letters with a hidden nonlinear utility
+(rl_reason/tasks/worlds/attributes.py). The stages:
 
-Inferred in the card: η and k; here η = 0.1 on gradients of at most length 1, k = 4, 4 prompts an update. Where we depart from it:
-0.3M parameters for 1M; one round of RL and of MetaRM, not four; prompts say nothing that matters (one letter).
-The card itself says that it may fail: J rewards any spread, right or wrong.
+    sft     imitates random responses
+    rm      learns from 4,000 pairs, a fifth with the wrong label
+    rl      follows the scores of `rm` for 100 steps, with a KL penalty
+    again   is a new reward model of the same pairs: as the first one (arm `vanilla`), or with
+            MetaRM on that policy's responses (arm `meta`)
+    after   samples fresh pairs of both policies' responses; the utility itself labels them, for
+            evaluation and nothing else
 
-Measured over 3 seeds (commit 8cfb7c6, 4 minutes of one core of an AMD EPYC; the tables' utilities and loss at 5046385):
+Inferred in the card: η and k. Here η = 0.1 on gradients of at most length 1, k = 4, and 4 prompts
+an update. Where we depart from it: 0.3M parameters for 1M; one round of RL and of MetaRM, not four;
+prompts say nothing that matters (one letter). The card itself says that it may fail: J rewards any
+spread, right or wrong.
 
-    on_policy     meta - vanilla, the policy's pairs     -0.007 (-0.088 to 0.074)    about 0.02: undecided
-    clean_pairs   meta - vanilla, clean pairs             0.044 (-0.117 to 0.205)    about -0.01: undecided
+Measured over 3 seeds (commit 8cfb7c6, 4 minutes of one core of an AMD EPYC; the tables' utilities
+and loss at 5046385):
 
-RL raises the utility from -0.01 to 1.79 by 1.3 nats, and on its responses both models are near chance (vanilla 0.528, meta 0.520;
-on those of the imitating policy 0.772 and 0.804): the problem that MetaRM is for is here, and this step does not solve it. The
-policy's scores lie within 0.1 of each other and J stays near its least value (0.375 to 0.388); a step of length 0.02 or so moves
-it little. On clean pairs meta is ahead in two seeds of three (0.820 against 0.776; loss 0.518 against 0.551). Other η were not
-tried on these seeds.
+    on_policy    meta - vanilla, policy's pairs  -0.007 (-0.088 to 0.074)  about 0.02: undecided
+    clean_pairs  meta - vanilla, clean pairs      0.044 (-0.117 to 0.205)  about -0.01: undecided
+
+RL raises the utility from -0.01 to 1.79 by 1.3 nats, and on its responses both models are near
+chance (vanilla 0.528, meta 0.520; on those of the imitating policy 0.772 and 0.804): the problem
+that MetaRM is for is here, and this step does not solve it. The policy's scores lie within 0.1 of each
+other, and J stays near its least value (0.375 to 0.388); a step of length 0.02 or so moves it
+little. On clean pairs meta is ahead in two seeds of three (0.820 against 0.776; loss 0.518 against 0.551).
+Other η were not tried on these seeds.
 """
 
 from collections.abc import Sequence
@@ -52,12 +63,15 @@ def _own(name: str, **args) -> dict:
   return dict(function=f"{_MODULE}:{name}", args=args)
 
 
-_COMMON = dict(paper="Wang et al. 2024, arXiv:2401.06080", card=46, arms={name: dict(config=name) for name in ARMS},
-               treatment="meta", baseline="vanilla", direction="higher", matched=("updates",))
+_COMMON = dict(
+    paper="Wang et al. 2024, arXiv:2401.06080", card=46,
+    arms={name: dict(config=name) for name in ARMS}, treatment="meta", baseline="vanilla",
+    direction="higher", matched=("updates",))
 CLAIMS = {
     "on_policy": dict(
         title="With MetaRM a reward model judges the trained policy's responses better by 2 points",
-        sentence="MetaRM keeps the reward model telling responses apart after the policy has moved.",
+        sentence="MetaRM keeps the reward model telling responses apart after the policy has"
+                 " moved.",
         metric=_own("accuracy", of="rl"), threshold=0.02,
         also={"pairs of the imitating policy": _own("accuracy", of="sft"),
               "standard deviation of its scores": _own("score_std", of="rl"),
@@ -65,9 +79,12 @@ CLAIMS = {
         **_COMMON),
     "clean_pairs": dict(
         title="... and on clean held-out pairs no worse by a point",
-        sentence="Card 46's condition: what is gained on new responses is not lost on the old ones.",
-        metric=dict(function="last", args=dict(name="eval/accuracy", stage="again")), threshold=-0.01,
-        also={"loss": dict(function="last", args=dict(name="eval/loss", stage="again"))}, **_COMMON),
+        sentence="Card 46's condition: what is gained on new responses is not lost on the old"
+                 " ones.",
+        metric=dict(function="last", args=dict(name="eval/accuracy", stage="again")),
+        threshold=-0.01,
+        also={"loss": dict(function="last", args=dict(name="eval/loss", stage="again"))},
+        **_COMMON),
 }
 
 
@@ -178,19 +195,25 @@ def get_config(argument: str = "meta") -> ConfigDict:
 
 
 def _full() -> ConfigDict:
-  """The paper's numbers: Llama-2-7B on HH-RLHF, one round; further rounds are further stages `rl` and `again`."""
+  """The paper's numbers: Llama-2-7B on HH-RLHF, one round.
+
+  Further rounds are further stages `rl` and `again`.
+  """
   c = ConfigDict(dict(seed=0, max_prompt_tokens=1024, stages=("rm", "rl", "again", "rl_again")))
   c.policy = dict(source="pretrained", args=dict(path="llama2-7b-sft"), dtype="bfloat16")
-  c.task = dict(source="jsonl", args=dict(prompt="{prompt}", reference=""), train=dict(path="prompts.jsonl", rows=":98%"),
+  c.task = dict(source="jsonl", args=dict(prompt="{prompt}", reference=""),
+                train=dict(path="prompts.jsonl", rows=":98%"),
                 heldout=dict(path="prompts.jsonl", rows="98%:"))
   c.rm = dict(
       kind="reward_model", num_steps=4800, batch_size=32, max_response_tokens=1024,
       bad_rows="drop", data=dict(
           source="comparisons", args=dict(format="hh_rlhf", bad_rows="drop"),
-          train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"), heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:")),
+          train=dict(path="hh_rlhf.jsonl.gz", rows=":90%"),
+          heldout=dict(path="hh_rlhf.jsonl.gz", rows="90%:")),
       learner=dict(
           remat="full",
-          optimizer=dict(learning_rate=5e-6, warmup_steps=500, args=dict(b1=0.9, b2=0.95, eps=1e-6))))
+          optimizer=dict(learning_rate=5e-6, warmup_steps=500,
+                         args=dict(b1=0.9, b2=0.95, eps=1e-6))))
   sampling = dict(max_tokens=512, temperature=0.8)
 
   def rl(model, start):
@@ -206,8 +229,8 @@ def _full() -> ConfigDict:
   c.rl, c.rl_again = rl("rm", "initial"), rl("again", "rl")
   c.again = dict(c.rm, start="initial", meta=dict(
       policy="rl", sampling=sampling, prompts=8, responses=4, step_size=5e-6))
-  # Whether it answers at all; what an answer is worth nobody but another judge can say (rl_reason.judge).
-  c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))), num_problems=256,
-                      sampling=dict(max_tokens=512))
+  # Whether it answers at all; only another judge can say what an answer is worth (rl_reason.judge).
+  c.evaluation = dict(rewards=dict(pattern_format=dict(args=dict(pattern=r"\s*\S.*"))),
+                      num_problems=256, sampling=dict(max_tokens=512))
   c.mesh = dict(fsdp=-1)
   return c

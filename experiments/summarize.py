@@ -2,10 +2,10 @@ r"""Imitates, learns a reward model from comparisons, trains PPO on it; and what
 
     python -m rl_reason.claims experiments/summarize.py
     python -m rl_reason.train --config=experiments/summarize.py:ppo --workdir=runs/summarize
-    ... :ppo-tiny      # Seconds; the tests run it.      ... :full     # 6.9B, Reddit TL;DR.
+    ... :ppo-tiny      # Seconds; the tests run it.      ... :full     # 6.7B, Reddit TL;DR.
 
 Card 52. Stiennon et al. 2020, "Learning to summarize from human feedback", arXiv:2009.01325. A
-reward model learns from pairs of summaries which one people prefer. A policy that imitates
+reward model learns from pairs of summaries of which people prefer one. A policy that imitates
 references is then trained with PPO on r - beta log(policy / imitating policy), with a critic that
 starts as the reward model. Imitation can be no better than its references; PPO can. If PPO goes too
 far, the reward model's score goes on rising while people like the summaries less.
@@ -394,12 +394,12 @@ def _rewards(model: str) -> dict:
 
 
 def _full() -> ConfigDict:
-  """The paper's numbers for 6.7B on TL;DR.
+  """The paper's numbers for 6.7B on TL;DR, with Llama-2-7B in the place of the unpublished model.
 
-  It has 123,169 references, 64,832 comparisons, a million episodes.
+  TL;DR has 123,169 references and 64,832 comparisons; a million episodes are sampled.
   """
   c = ConfigDict(dict(seed=0, max_prompt_tokens=512, stages=("sft", "rm", "rl")))
-  c.policy = dict(source="pretrained", args=dict(path="pythia-6.9b"), dtype="bfloat16")
+  c.policy = dict(source="pretrained", args=dict(path="llama2-7b"), dtype="bfloat16")
   c.task = dict(
       source="jsonl",
       args=dict(

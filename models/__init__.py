@@ -2,5 +2,6 @@
 
 if __name__ == "models":
   raise ImportError(
-      "This folder is the package rl_reason.models: write `from rl_reason import models`. The bare name `models` would give every"
-      " module in it a second copy, and would clash with any other package called models.")
+      "This folder is the package rl_reason.models: write `from rl_reason import models`. The bare"
+      " name `models` would give every module in it a second copy, and would clash with any other"
+      " package called models.")

@@ -1,4 +1,4 @@
-"""Heads on a decoder's hidden states: values, and rewards per sequence, step or token.
+"""Puts heads on a decoder's hidden states: values, and rewards per sequence, step or token.
 
     head = Head(outputs=1)
     params = init_params(head, width, key)
@@ -20,10 +20,13 @@ INITS = ("zero", "normal")
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """outputs: numbers per position, e.g. one per attribute. hidden: width of a SiLU layer before them; 0: linear.
+  """Describes a head.
 
-  init: where the last matrix starts. "zero": a value is 0, and no response is better than another. "normal": of variance
-    1 / (inputs + 1), so that what is below it learns from the first step on (Stiennon et al. 2020, arXiv:2009.01325).
+  outputs: numbers per position, e.g. one per attribute.
+  hidden: width of a SiLU layer before them; 0: linear.
+  init: where the last matrix starts. "zero": a value is 0, and no response is better than
+    another. "normal": of variance 1 / (inputs + 1), so that what is below it learns from the
+    first step on (Stiennon et al. 2020, arXiv:2009.01325).
   """
   outputs: int = 1
   hidden: int = 0
@@ -37,19 +40,24 @@ class Head:
 
 
 class _Layers(nn.Module):
+  """Declares a head's parameters and applies them."""
   head: Head
 
   @nn.compact
   def __call__(self, x: Float[Array, "... E"]) -> Float[Array, "... K"]:
     def linear(name, x, size, init, axes):
       kernel = self.param(name, nn.with_logical_partitioning(init, axes), (x.shape[-1], size))
-      bias = self.param(f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]), (size,))
+      bias = self.param(
+          f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]), (size,))
       return x @ kernel + bias
 
+    # Heads compute in float32, whatever the decoder computes in.
     x, inputs = x.astype(jnp.float32), "embed"
     if self.head.hidden:
-      x = nn.silu(linear("hidden", x, self.head.hidden, nn.initializers.lecun_normal(), ("embed", "mlp")))
+      x = nn.silu(
+          linear("hidden", x, self.head.hidden, nn.initializers.lecun_normal(), ("embed", "mlp")))
       inputs = "mlp"
+    # The last layer starts as `init` says; its outputs are too few to be split over devices.
     normal = nn.initializers.normal((x.shape[-1] + 1) ** -0.5)
     last = nn.initializers.zeros if self.head.init == "zero" else normal
     return linear("output", x, self.head.outputs, last, (inputs, None))
@@ -60,20 +68,21 @@ def _init(head: Head, width: int, key: PRNGKeyArray):
 
 
 def init_params(head: Head, width: int, key: PRNGKeyArray) -> Params:
-  """Float32 parameters of a head on hidden states of this width."""
+  """Makes the float32 parameters of a head on hidden states of this width."""
   return nn.meta.unbox(_init(head, width, key))
 
 
 def abstract_params(head: Head, width: int) -> Params:
-  """The parameters' shapes and dtypes, without computing them."""
+  """Returns the parameters' shapes and dtypes, without computing them."""
   return jax.eval_shape(functools.partial(init_params, head, width), jax.random.key(0))
 
 
 def parameter_axes(head: Head, width: int) -> Params:
-  """Per parameter, a PartitionSpec of logical axis names."""
-  return nn.get_partition_spec(jax.eval_shape(functools.partial(_init, head, width), jax.random.key(0)))
+  """Returns per parameter a PartitionSpec of logical axis names."""
+  return nn.get_partition_spec(
+      jax.eval_shape(functools.partial(_init, head, width), jax.random.key(0)))
 
 
 def apply(head: Head, params: Params, hidden: Float[Array, "... E"]) -> Float[Array, "... K"]:
-  """The head's outputs at every position, in float32."""
+  """Returns the head's outputs at every position, in float32."""
   return _Layers(head).apply({"params": params}, hidden)

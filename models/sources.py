@@ -1,4 +1,7 @@
-"""Where a policy comes from: a function named in the config -> its shape, its tokenizer and a way to make its weights."""
+"""Makes policies from what the config names: shape, tokenizer and a way to make the weights.
+
+The config names a function that returns a PolicySource.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -18,21 +21,28 @@ from rl_reason.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class PolicySource:
-  """A policy before its weights are made.
+  """Describes a policy before its weights are made.
 
-  make_params: (rng, shardings) -> params, each array made where its sharding says; the same every time.
+  config: its architecture.
+  tokenizer: its tokenizer.
+  make_params: (rng, shardings) -> params, each array made where its sharding says; the same every
+    time.
   """
   config: ModelConfig
   tokenizer: tokenizers.Tokenizer
   make_params: Callable[[PRNGKeyArray, Any], Params]
 
 
-def small(*, characters: str, width: int, num_layers: int, num_heads: int = 0, max_positions: int = 1024) -> PolicySource:
-  """A random Llama-shaped policy over single characters (models.config.small)."""
+def small(
+    *, characters: str, width: int, num_layers: int, num_heads: int = 0, max_positions: int = 1024,
+) -> PolicySource:
+  """Describes a random Llama-shaped policy over single characters (models.config.small)."""
   tokenizer = tokenizers.CharacterTokenizer(characters)
   config = config_lib.small(
-      tokenizer.vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, max_positions=max_positions)
+      tokenizer.vocab_size, width=width, num_layers=num_layers, num_heads=num_heads,
+      max_positions=max_positions)
 
+  # Made inside jit, so that each device makes its own part only.
   def make_params(rng, shardings):
     return jax.jit(functools.partial(transformer.init_params, config), out_shardings=shardings)(rng)
   return PolicySource(config, tokenizer, make_params)
@@ -41,22 +51,36 @@ def small(*, characters: str, width: int, num_layers: int, num_heads: int = 0, m
 def from_files(
     *, path: str, tokenizer: str = "", chat_template: str = "", new_tokens: Sequence[str] = (),
     layers: int = 0) -> PolicySource:
-  """A pretrained policy: a Hugging Face directory, a GGUF file, or the name of one that `fetch` has brought.
+  """Describes a pretrained policy.
 
   Args:
-    tokenizer: another directory or GGUF file for the tokenizer. chat_template: Jinja source in place of the model's own.
-    new_tokens: added to the vocabulary. Their rows of the embedding, and of the unembedding where that is another, start
-      as the mean of the others' (pretrained.load); the vocabulary grows only where it has no rows to spare.
-    layers: only the first so many; 0: all. A cheaper trunk for a reward model; as a policy it has to learn anew.
+    path: a Hugging Face directory, a GGUF file, or the name of a model that `fetch` brings.
+    tokenizer: another directory or GGUF file for the tokenizer; "": the model's own.
+    chat_template: Jinja source in place of the model's own; "": the model's own.
+    new_tokens: added to the vocabulary. Their rows of the embedding start as the mean of the
+      others', and so do those of the unembedding where that is another matrix (pretrained.load).
+      The vocabulary grows only where it has no rows to spare.
+    layers: only the first `layers` are read; 0: all. That makes a cheaper trunk for a reward model;
+      as a policy it has to learn anew.
+
+  Raises: ValueError where `layers` is out of range; errors of pretrained.load and tokenizer.load.
   """
+  # A name of `fetch`, unless a file or folder here has it.
   if path in pretrained.FETCHABLE and not Path(path).exists():
     path = pretrained.fetch(path)
+  # The architecture, with fewer layers where that is asked for.
   config = pretrained.read_config(path)
   if not 0 <= layers <= config.num_layers:
-    raise ValueError(f"layers must be in [0, {config.num_layers}], the layers of {path}, got {layers}; 0 takes all.")
+    raise ValueError(
+        f"layers must be in [0, {config.num_layers}], the layers of {path}, got {layers};"
+        " 0 takes all.")
   if layers:
-    config = dataclasses.replace(config, num_layers=layers, local_layers=config.local_layers[:layers])
-  loaded = tokenizers.load(tokenizer or path, chat_template=chat_template or None, new_tokens=new_tokens)
+    config = dataclasses.replace(
+        config, num_layers=layers, local_layers=config.local_layers[:layers])
+  loaded = tokenizers.load(
+      tokenizer or path, chat_template=chat_template or None, new_tokens=new_tokens)
+
+  # New tokens have consecutive ids after all others (tokenizer_files.with_tokens).
   new_rows = range(0)
   if new_tokens:
     first = loaded.files.backend.token_to_id(new_tokens[0])
@@ -71,12 +95,13 @@ POLICIES: dict[str, Callable[..., PolicySource]] = {"small": small, "pretrained"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """The model to train.
+  """Chooses the model to train.
 
-  source: a name in models.sources.POLICIES ("small": from nothing; "pretrained": weights from files) or a dotted path
-    to a function that returns a models.sources.PolicySource.
-  args: its arguments.
-  dtype: of the computation; parameters, optimizer and softmax stay float32. bfloat16 pays on accelerators only.
+  source: a name in models.sources.POLICIES ("small": from nothing; "pretrained": weights from
+    files) or a dotted path to a function that returns a models.sources.PolicySource.
+  args: arguments of that function.
+  dtype: of the computation; parameters, optimizer and softmax stay float32. bfloat16 pays on
+    accelerators only.
   """
   source: str
   args: Mapping[str, Any]

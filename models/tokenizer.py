@@ -1,4 +1,7 @@
-"""Text to token ids and back: one protocol, a character tokenizer, and the tokenizers of pretrained models."""
+"""Turns text into token ids and back.
+
+One protocol, a character tokenizer, and the tokenizers of pretrained models.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -15,74 +18,92 @@ import tokenizers
 from rl_reason.models import tokenizer_files
 from rl_reason.types import Message
 
-# Unicode noncharacters, never part of a text: they mark tokens while a prompt is put together.
+# Unicode noncharacters, never part of a text: they mark control tokens while a prompt is put
+# together.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _NOT_TEXT = re.compile(f"[\ud800-\udfff{_OPEN}{_CLOSE}]")
 
 
 class Tokenizer(Protocol):
-  """What the rest of the library asks of a tokenizer.
+  """Lists what the rest of the library asks of a tokenizer.
 
-  Half a surrogate pair, as broken JSON escapes give, is no text and is read as U+FFFD (the character tokenizer refuses
-  it like any character that it does not know).
+  Half a surrogate pair, as broken JSON escapes give, is no text and is read as U+FFFD. (The
+  character tokenizer refuses it like any character that it does not know.)
   """
 
   @property
   def vocab_size(self) -> int:
-    """Every id is below it."""
+    """Returns a number above every id."""
 
   @property
   def eos_id(self) -> int:
-    """Written after a completion that is to be imitated; also the first of `stop_ids`."""
+    """Returns the id written after a completion to be imitated; also the first of `stop_ids`."""
 
   @property
   def stop_ids(self) -> tuple[int, ...]:
-    """The ids that end a completion when sampled: end of sequence and, for chat models, end of turn."""
+    """Returns the ids that end a completion when sampled.
+
+    They are end of sequence and, for chat models, end of turn.
+    """
 
   @property
   def pad_id(self) -> int:
-    """Any valid id, possibly eos_id: masks are made from lengths, never from ids."""
+    """Returns any valid id, possibly eos_id: masks are made from lengths, never from ids."""
 
   def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-    """Ids of a text, with nothing added at either end.
+    """Returns the ids of a text, with nothing added at either end.
 
-    allow_special: read "<|im_end|>" and its like as control tokens. Otherwise they are spelt out in ordinary tokens, so
-      that neither a user nor the policy can write a control token with text.
+    Args:
+      text: any text.
+      allow_special: read "<|im_end|>" and its like as control tokens. Otherwise they are spelt out
+        in ordinary tokens, so that neither a user nor the policy can write a control token with
+        text.
     """
 
   def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
-    """Ids that a completion continues.
+    """Returns the ids that a completion continues.
 
-    Text is encoded as it is, control tokens written in it included (its author may have filled in a template), after
-    the model's begin-of-sequence token if it expects one and the text lacks it. Messages go through the chat template
-    up to where the assistant speaks: control tokens of the template count, those in messages are spelt out.
+    Text is encoded as it is, with control tokens that are written in it (its author may have filled
+    in a template). The model's begin-of-sequence token comes first if the model expects one and the
+    text lacks it. Messages go through the chat template up to where the assistant speaks: control
+    tokens of the template count, those in messages are spelt out.
     """
 
   def encode_chat(
       self, prompt: Sequence[Message], reply: Sequence[Message],
       split: Callable[[str], list[tuple[str, bool]]] = lambda text: [(text, True)],
   ) -> list[tuple[list[int], str, bool]]:
-    """What the chat template writes for `reply` after what `encode_prompt` reads of `prompt`, up to the end of the
-    assistant's last turn, in pieces: (ids, "assistant" or "others", what `split` says of it).
+    """Encodes what the chat template writes for `reply` after the prompt.
 
-    The assistant's are what it would have sampled: its message up to the token that ends the turn, without what the
-    template puts before (its name) and behind (a line break). Those go with the others' words.
+    That is what follows the text `encode_prompt` reads of `prompt`, up to the end of the
+    assistant's last turn.
 
     Args:
+      prompt: messages before the reply.
+      reply: messages of the assistant and, between its turns, of others.
       split: cuts what the assistant says into (text, flag) parts; others' words have the flag True.
-    Raises: ValueError where the template writes earlier turns otherwise once later ones follow (some drop reasoning):
-      what is learnt would not be what the policy reads when it speaks.
+
+    Returns: pieces (ids, "assistant" or "others", flag). The assistant's pieces are what it would
+      have sampled: its message up to the token that ends the turn. What the template puts before
+      (its name) and behind (a line break) is part of the others' words.
+    Raises: ValueError where the template writes earlier turns otherwise once later ones follow
+      (some drop reasoning): what is learnt would not be what the policy reads when it speaks.
     """
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
-    """The text that `encode_prompt` reads, without a begin-of-sequence token that it adds."""
+    """Returns the text that `encode_prompt` reads, without an added begin-of-sequence token."""
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids: bytes that are no UTF-8 become U+FFFD; special and stop tokens are left out, and so are ids beyond
-    the tokenizer's, which a model whose vocabulary is padded may sample. Raises: ValueError for negative ids."""
+    """Returns the text of ids.
+
+    Bytes that are no UTF-8 become U+FFFD. Special and stop tokens are skipped, and so are ids
+    beyond the tokenizer's, which a model whose vocabulary is padded may sample.
+
+    Raises: ValueError for negative ids.
+    """
 
   def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
-    """`decode` for many sequences at once, in parallel where the tokenizer can."""
+    """Does `decode` for many sequences at once, in parallel where the tokenizer can."""
 
   def save(self, directory: str | os.PathLike) -> None:
     """Writes a directory that `load` and transformers.AutoTokenizer read."""
@@ -95,51 +116,70 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
 
   Args:
     path: a Hugging Face directory or a GGUF file.
-    chat_template: Jinja source to use instead of the model's own, or the name of one of the model's several.
-    template_arguments: more variables for the template, e.g. {"enable_thinking": False}. A template that prints today's
-      date makes a run unrepeatable: such templates take the date as an argument too (Llama 3: {"date_string": ...}).
-    new_tokens: texts to add as tokens, e.g. "<|reflect|>" (tokenizer_files.with_tokens); the model needs rows for them
-      (pretrained.load).
+    chat_template: Jinja source to use instead of the model's own, or the name of one of the
+      model's several.
+    template_arguments: more variables for the template, e.g. {"enable_thinking": False}. A template
+      that prints today's date makes a run unrepeatable: such templates take the date as an argument
+      too (Llama 3: {"date_string": ...}).
+    new_tokens: texts to add as tokens, e.g. "<|reflect|>" (tokenizer_files.with_tokens); the model
+      needs rows for them (pretrained.load).
+
+  Raises: FileNotFoundError, or ValueError for files or arguments that do not fit.
   """
   path = pathlib.Path(path)
+  # Read the files, in whichever format they are.
   if path.is_dir():
+    # Only directories of a CharacterTokenizer name their characters.
     characters = tokenizer_files.read_json(path / "tokenizer_config.json").get("characters")
     if isinstance(characters, str):
       if new_tokens:
-        raise ValueError(f"new_tokens={list(new_tokens)} cannot be added to a character tokenizer: a token is a character"
-                         " there. Add characters instead.")
+        raise ValueError(
+            f"new_tokens={list(new_tokens)} cannot be added to a character tokenizer: a token is a"
+            " character there. Add characters instead.")
       return CharacterTokenizer(characters)
     files = tokenizer_files.read_directory(path)
   elif not path.is_file():
-    raise FileNotFoundError(f"No tokenizer at {path}: give a Hugging Face directory or a GGUF file.")
+    raise FileNotFoundError(
+        f"No tokenizer at {path}: give a Hugging Face directory or a GGUF file.")
   else:
     with open(path, "rb") as file:
       if file.read(4) != b"GGUF":
-        raise ValueError(f"{path} is not a GGUF file: give one, or the Hugging Face directory (not a file in it).")
+        raise ValueError(
+            f"{path} is not a GGUF file: give one, or the Hugging Face directory (not a file in"
+            " it).")
     files = tokenizer_files.read_gguf(path)
   if new_tokens:
     files = tokenizer_files.with_tokens(files, new_tokens)
+  # Choose the chat template.
   if chat_template is None and files.chat_templates:
     if "default" not in files.chat_templates:
-      raise ValueError(f"{path} has several chat templates, none of them the default: choose one with chat_template="
-                       f" from {', '.join(sorted(files.chat_templates))}.")
+      raise ValueError(
+          f"{path} has several chat templates, none of them the default: choose one with"
+          f" chat_template= from {', '.join(sorted(files.chat_templates))}.")
     chat_template = "default"
-  return PretrainedTokenizer(files, files.chat_templates.get(chat_template, chat_template), template_arguments or {},
-                             str(path))
+  # A name of the model's templates is looked up; anything else is a template itself.
+  return PretrainedTokenizer(
+      files, files.chat_templates.get(chat_template, chat_template), template_arguments or {},
+      str(path))
 
 
 def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
-  """Whether an id means the same to both."""
+  """Says whether an id means the same to both."""
   if isinstance(a, PretrainedTokenizer) and isinstance(b, PretrainedTokenizer):
     return a is b or a.files.backend.to_str() == b.files.backend.to_str()
   return type(a) is type(b) and getattr(a, "characters", a) == getattr(b, "characters", b)
 
 
 class CharacterTokenizer:
-  """One id per character, in the order given, after id 0 for end of sequence, which also pads: for small tasks."""
+  """Gives one id to each character, in the order given: for small tasks.
+
+  Id 0 is end of sequence, which also pads; characters start at 1. The methods are documented in
+  Tokenizer.
+  """
   EOS = "<eos>"
 
   def __init__(self, characters: str):
+    """Takes the characters. Raises: ValueError where they are none, repeated or no text."""
     repeated = sorted({c for c in characters if characters.count(c) > 1})
     if not characters or repeated or _NOT_TEXT.search(characters):
       raise ValueError(f"characters must be some distinct characters of text, got {characters!r}"
@@ -158,9 +198,11 @@ class CharacterTokenizer:
       return [self._ids[character] for character in text]
     except KeyError as error:
       place = text.index(error.args[0])
-      raise ValueError(f"Character {error.args[0]!r} at position {place} of {text[max(0, place - 20):place + 20]!r} has"
-                       f" no id: the tokenizer knows {self.characters!r}. Add it to CharacterTokenizer(characters=...),"
-                       " or keep it out of the task.") from None
+      raise ValueError(
+          f"Character {error.args[0]!r} at position {place} of"
+          f" {text[max(0, place - 20):place + 20]!r} has no id: the tokenizer knows"
+          f" {self.characters!r}. Add it to CharacterTokenizer(characters=...), or keep it out of"
+          " the task.") from None
 
   def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
     return self.encode(self.render_prompt(prompt), allow_special=True)
@@ -170,8 +212,9 @@ class CharacterTokenizer:
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     if not isinstance(prompt, str):
-      raise ValueError(f"A character tokenizer has no chat template for the messages {_roles(prompt)}: make the task's"
-                       " prompt a text.")
+      raise ValueError(
+          f"A character tokenizer has no chat template for the messages {_roles(prompt)}: make the"
+          " task's prompt a text.")
     return prompt
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -181,22 +224,26 @@ class CharacterTokenizer:
     return [self.decode(ids) for ids in batch]
 
   def save(self, directory: str | os.PathLike) -> None:
+    # As a tokenizer that other libraries read: characters are its words.
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({self.EOS: 0, **self._ids}))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens([self.EOS])
     config = {"eos_token": self.EOS, "pad_token": self.EOS, "characters": self.characters}
-    tokenizer_files.write_directory(pathlib.Path(directory), backend, config, self.stop_ids, self.pad_id)
+    tokenizer_files.write_directory(
+        pathlib.Path(directory), backend, config, self.stop_ids, self.pad_id)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedTokenizer:
-  """A model's own tokenizer, run by the `tokenizers` library; `load` makes it.
+  """Runs a model's own tokenizer with the `tokenizers` library; `load` makes it.
+
+  The methods are documented in Tokenizer.
 
   files: what the model's files say.
   chat_template: Jinja source, or None for models that were never taught to chat.
   template_arguments: further variables of the template.
-  source: where it was read, for error messages.
+  source: where the tokenizer was read, for error messages.
   """
   files: tokenizer_files.TokenizerFiles
   chat_template: str | None = None
@@ -218,30 +265,36 @@ class PretrainedTokenizer:
 
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
-    """What the files say, and the token that the chat template writes after an assistant's message."""
+    """Returns the files' stop ids, and the token that the template writes after an answer."""
+    # Render a chat, and look for a token right after the answer.
     ids = list(self.files.stop_ids)
     if self.chat_template is not None:
       answer = "the assistant's answer"
       try:
         chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
         text = self._render(chat, add_generation_prompt=False)
-      except ValueError:  # Raised again for the first real messages; text prompts do not need the template.
+      except ValueError:
+        # Raised again for the first real messages; text prompts do not need the template.
         text = ""
       after = text.partition(answer)[2].lstrip()
       added = self.files.backend.get_added_tokens_decoder()
+      # The longest one, since one token's text may begin another's.
       ids += sorted((i for i, token in added.items() if after.startswith(token.content)),
                     key=lambda i: len(added[i].content))[-1:]
     return tuple(dict.fromkeys(ids))
 
   def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
     text = _NOT_TEXT.sub("\ufffd", text)
+    # Text without anything like a control token is the same to both, and needs no second tokenizer.
     safe = allow_special or not self._may_hold_control(text)
-    return (self.files.backend if safe else self._guarded).encode(text, add_special_tokens=False).ids
+    return (self.files.backend if safe else self._guarded).encode(
+        text, add_special_tokens=False).ids
 
   def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
     if isinstance(prompt, str):
       ids = self.encode(prompt, allow_special=True)
-      bos_id = self.files.backend.token_to_id(self.files.named_tokens["bos_token"]) if self.files.adds_bos else None
+      bos_id = (self.files.backend.token_to_id(self.files.named_tokens["bos_token"])
+                if self.files.adds_bos else None)
       return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
     if not any(map(self._may_hold_control, _strings(prompt))):
       return self.encode(self._render(prompt), allow_special=True)
@@ -250,20 +303,26 @@ class PretrainedTokenizer:
   def encode_chat(self, prompt, reply, split=lambda text: [(text, True)]):
     def add(text, author, flag=True):
       pieces.append((self._guarded.encode(text, add_special_tokens=False).ids, author, flag))
+    # A pattern for the tokens that end a turn, in the spelling of `_guarded`.
     stops = map(self.files.backend.id_to_token, self.stop_ids)
-    stops = "|".join(re.escape(f"{_OPEN}{x}{_CLOSE}" if x in self._control_tokens else x) for x in stops)
+    stops = "|".join(
+        re.escape(f"{_OPEN}{x}{_CLOSE}" if x in self._control_tokens else x) for x in stops)
+    # Render the chat message by message. What each turn of the assistant adds is its own; `written`
+    # is what has been put into pieces so far.
     messages, pieces, written = list(prompt), [], self._render_guarded(prompt)
     for number, message in enumerate(reply, 1):
-      before = self._render_guarded(messages)  # And the assistant speaks.
+      before = self._render_guarded(messages)  # Up to where the assistant speaks.
       messages.append(message)
       if message["role"] != "assistant":
         continue
       after = self._render_guarded(messages, add_generation_prompt=False)
       if not before.startswith(written) or not after.startswith(before):
-        raise ValueError(f"The chat template of {self.source} writes what came before message {number} of {_roles(reply)}"
-                         " otherwise once that message is there, so the policy would not read what it is taught on. Make"
-                         " each of the assistant's turns a problem of its own, or give another template with load(...,"
-                         " chat_template=...).")
+        raise ValueError(
+            f"The chat template of {self.source} writes what came before message {number} of"
+            f" {_roles(reply)} otherwise once that message is there, so the policy would not read"
+            " what it is taught on. Make each of the assistant's turns a problem of its own, or"
+            " give another template with load(..., chat_template=...).")
+      # What follows the turn's last stop token is not sampled: it goes with the others' words.
       said = after[len(before):]
       ends = [match.end() for match in re.finditer(stops, said)]
       said = said[:ends[-1]] if ends else said
@@ -283,7 +342,8 @@ class PretrainedTokenizer:
     return self.files.backend.decode(self._visible(ids), skip_special_tokens=True)
 
   def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
-    return self.files.backend.decode_batch([self._visible(ids) for ids in batch], skip_special_tokens=True)
+    return self.files.backend.decode_batch(
+        [self._visible(ids) for ids in batch], skip_special_tokens=True)
 
   def save(self, directory: str | os.PathLike) -> None:
     config = {**self.files.named_tokens, "add_bos_token": self.files.adds_bos}
@@ -291,45 +351,62 @@ class PretrainedTokenizer:
       config["new_tokens"] = list(self.files.new_tokens)
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
-    tokenizer_files.write_directory(pathlib.Path(directory), self.files.backend, config, self.stop_ids, self.pad_id)
+    tokenizer_files.write_directory(
+        pathlib.Path(directory), self.files.backend, config, self.stop_ids, self.pad_id)
 
   def _visible(self, ids: Sequence[int]) -> list[int]:
+    """Returns the ids that decoding shows."""
     ids = _known(ids, self.vocab_size)
     return [i for i in ids if i not in self._plain_stop_ids] if self._plain_stop_ids else ids
 
   @functools.cached_property
   def _plain_stop_ids(self) -> frozenset[int]:
-    """Stop ids that the backend does not call special, and would therefore print."""
+    """Returns stop ids that the backend does not call special, and would therefore print."""
     added = self.files.backend.get_added_tokens_decoder()
     return frozenset(i for i in self.stop_ids if not (i in added and added[i].special))
 
   @functools.cached_property
   def _control_tokens(self) -> tuple[str, ...]:
-    """What text must not be able to write: special and stop tokens, and turn marks that are not called special
-    (DeepSeek's <｜User｜>). Others, such as <think> and <tool_call>, are for the policy and the user to write, and so are
-    all that were added with load(..., new_tokens=...)."""
+    """Returns the tokens that text must not be able to write.
+
+    They are special and stop tokens, and turn marks that are not called special (DeepSeek's
+    <｜User｜>). Others, such as <think> and <tool_call>, are for the policy and the user to write.
+    So are all that were added with load(..., new_tokens=...).
+    """
     stop = {self.files.backend.id_to_token(i) for i in self.stop_ids}
     return tuple(token.content for token in self.files.backend.get_added_tokens_decoder().values()
-                 if (token.special or token.content in stop or token.content.startswith(("<|", "<｜")))
+                 if (token.special or token.content in stop
+                     or token.content.startswith(("<|", "<｜")))
                  and token.content not in self.files.new_tokens)
 
   @functools.cached_property
   def _control(self) -> re.Pattern:
+    """Returns a pattern for control tokens; one that never matches where there are none."""
+    # The first alternative that matches wins, so a token comes before those that begin it.
     longest_first = sorted(self._control_tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
   def _may_hold_control(self, text: str) -> bool:
+    """Says whether a text could be read as holding a control token."""
     return bool(self._control.search(text)) or self._matches_normalised
 
   @functools.cached_property
   def _matches_normalised(self) -> bool:
-    """Some control token is looked for after normalisation, which could make it out of other characters."""
+    """Says whether some control token is looked for after normalisation.
+
+    Normalisation could make such a token out of other characters, which `_control` does not see.
+    """
     added = self.files.backend.get_added_tokens_decoder().values()
     return any(token.normalized and token.content in self._control_tokens for token in added)
 
   @functools.cached_property
   def _guarded(self) -> tokenizers.Tokenizer:
-    """The same tokenizer with its control tokens spelt between noncharacters, where no text can reach them."""
+    """Returns the same tokenizer with its control tokens spelt between noncharacters.
+
+    No text can reach them there. Ids stay the same.
+    """
+    # Only the saved state lets tokens be renamed: in the list of added tokens, in the vocabulary
+    # and as the unknown token.
     names = {token: f"{_OPEN}{token}{_CLOSE}" for token in self._control_tokens}
     state = json.loads(self.files.backend.to_str())
     for token in state["added_tokens"]:
@@ -341,58 +418,81 @@ class PretrainedTokenizer:
       model["vocab"] = [[names.get(token, token), score] for token, score in vocab]
     if model.get("unk_token") is not None:
       model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    # It would look for begin-of-sequence tokens by their old names, and nothing is added here.
     state["post_processor"] = None
     return tokenizers.Tokenizer.from_str(json.dumps(state))
 
   def _render_guarded(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    """A chat in the spelling of `_guarded`: the template's control tokens are tokens, the messages' own are text."""
-    # These are marked, rendered and unmarked.
+    """Renders a chat in the spelling of `_guarded`.
+
+    In it the template's control tokens are tokens, and those in messages are text.
+    """
+    # Control tokens in messages are marked before rendering. Afterwards marked ones lose their
+    # marks, and unmarked ones, which the template wrote, get them.
     def mark(text: str) -> str:
-      return self._control.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", _NOT_TEXT.sub("\ufffd", text))
+      return self._control.sub(
+          lambda match: f"{_OPEN}{match[0]}{_CLOSE}", _NOT_TEXT.sub("\ufffd", text))
     def swap(match: re.Match) -> str:
       return match[1] or (f"{_OPEN}{match[2]}{_CLOSE}" if match[2] else "")
-    control, text = self._control.pattern, self._render(_map_strings(messages, mark), add_generation_prompt)
+    control, text = self._control.pattern, self._render(
+        _map_strings(messages, mark), add_generation_prompt)
     return re.sub(f"{_OPEN}({control}){_CLOSE}|({control})|[{_OPEN}{_CLOSE}]", swap, text)
 
   def _render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     if self.chat_template is None:
-      raise ValueError(f"{self.source} has no chat template for the messages {_roles(messages)}. Give one with"
-                       " load(..., chat_template=...), use the instruct model's files, or make the prompt a text.")
+      raise ValueError(
+          f"{self.source} has no chat template for the messages {_roles(messages)}. Give one with"
+          " load(..., chat_template=...), use the instruct model's files, or make the prompt a"
+          " text.")
     if not messages:
       raise ValueError("A prompt of messages needs at least one message, got none.")
-    variables = {"tools": None, "documents": None, **self.files.named_tokens, **self.template_arguments}
+    variables = {
+        "tools": None, "documents": None, **self.files.named_tokens, **self.template_arguments}
     try:
       return tokenizer_files.compile_template(self.chat_template).render(
-          **variables, messages=_map_strings(messages, str), add_generation_prompt=add_generation_prompt)
+          **variables, messages=_map_strings(messages, str),
+          add_generation_prompt=add_generation_prompt)
     except Exception as error:  # The template is a program from a file: it may fail in any way.
-      raise ValueError(f"The chat template of {self.source} fails on the messages {_roles(messages)}:"
-                       f" {type(error).__name__}: {error}. Change the messages to what it accepts, or give another with"
-                       " load(..., chat_template=...).") from error
+      raise ValueError(
+          f"The chat template of {self.source} fails on the messages {_roles(messages)}:"
+          f" {type(error).__name__}: {error}. Change the messages to what it accepts, or give"
+          " another with load(..., chat_template=...).") from error
 
 
 def _strings(value: Any) -> list[str]:
+  """Lists all strings in a value of dicts and lists, keys excepted."""
   found = []
   _map_strings(value, lambda text: found.append(text) or text)
   return found
 
 
 def _map_strings(value: Any, function: Callable[[str], str]) -> Any:
-  """A copy in plain dicts and lists with `function` applied to every string but the keys."""
+  """Copies a value into plain dicts and lists, `function` applied to every string but the keys."""
   if isinstance(value, str):
     return function(value)
   if isinstance(value, Mapping):
     return {key: _map_strings(each, function) for key, each in value.items()}
-  return [_map_strings(each, function) for each in value] if isinstance(value, list | tuple) else value
+  return ([_map_strings(each, function) for each in value] if isinstance(value, list | tuple)
+          else value)
 
 
 def _roles(messages: Sequence[Message]) -> str:
-  return repr([message.get("role") if isinstance(message, Mapping) else message for message in messages])
+  """Names the speakers of messages, for errors."""
+  return repr([message.get("role") if isinstance(message, Mapping) else message
+               for message in messages])
 
 
 def _known(ids: Sequence[int], vocab_size: int) -> list[int]:
-  """The ids that the tokenizer has; which ids a model samples is data, so others are no error."""
+  """Returns the ids that the tokenizer has.
+
+  Which ids a model samples is data, so ids beyond the vocabulary are no error. Negative ones are:
+  nothing samples them.
+
+  Raises: ValueError for negative ids.
+  """
   ids = np.asarray(ids, np.int64 if len(ids) == 0 else None)
   if ids.size and ids.min() < 0:
-    raise ValueError(f"Token id {ids.min()} is negative, so it was never sampled: is it a padding mark? Cut at the"
-                     " completion's length before decoding.")
+    raise ValueError(
+        f"Token id {ids.min()} is negative, so it was never sampled: is it a padding mark? Cut at"
+        " the completion's length before decoding.")
   return ids[ids < vocab_size].tolist()

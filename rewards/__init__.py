@@ -8,10 +8,10 @@ and the token at which each is paid. It never sees the policy or the config.
     format.py            looks at the form of a completion and at its length
     groups.py            compares a completion with the others of its group
     judge.py             asks a language model: a rating, or the better of two
-    turns.py             asks one about each turn of an episode
+    turns.py             asks a language model about each turn of an episode
     learned.py           asks trained reward models
     features.py          learns from preferences how to weigh other rewards
-    familiarity.py       tells which completions a reward model knows
+    familiarity.py       finds which completions a reward model knows
     registry.py          lists what a config may name: REWARDS and TRANSFORMS
     composition/         makes one reward of several: weights, gates, transforms, trust, monitors
 

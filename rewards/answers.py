@@ -1,14 +1,14 @@
-r"""Outcome rewards that compare an answer with the reference: as text, as a number, as mathematics.
+r"""Rewards outcomes: compares an answer with the reference as text, as a number, as mathematics.
 
-    exact_answer    "7+5=12;#12"                the text after the last marker, character by character
+    exact_answer    "7+5=12;#12"                   the text after the last marker, exactly
     exact_match     "<answer>The Hague.</answer>"  what question answering calls exact match
-    tail_verdict    "... <answer>[[A]]</answer>"  the judge's choice, at the very end
-    number_answer   "... so she pays $1,200."   the last number, as GSM8K and SVAMP are scored
-    math_answer     "... = \boxed{\frac12}"     the last \boxed{}, by math-verify, in worker processes
+    tail_verdict    "... <answer>[[A]]</answer>"   the judge's choice, at the very end
+    number_answer   "... so she pays $1,200."      the last number, as GSM8K and SVAMP are scored
+    math_answer     "... = \boxed{\frac12}"        the last \boxed{}, by math-verify, in workers
 
-A completion is data: whatever it holds, it scores. A reference that cannot be compared with is an error; each reward's
-`check_references(references, **same arguments)` finds such references before a run begins: one complaint, or None, per
-reference.
+A completion is data: whatever it holds, it scores. A reference that cannot be compared with is an
+error. Each reward's `check_references(references, **same arguments)` finds such references before
+a run begins: it returns one complaint, or None, per reference.
 """
 
 from __future__ import annotations
@@ -29,20 +29,22 @@ from rl_reason.types import Sample
 
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_])(?<![0-9]\.)"  # Not inside a word ("x2") or another number.
-    # A sign: not in "10-3" and "10 -3", where it is an operator, nor in "day-3", where it is a hyphen.
+    # A sign: not in "10-3" and "10 -3", where it is an operator, nor in "day-3", where it is a
+    # hyphen.
     r"(?:(?<![A-Za-z0-9)\]}])(?<![0-9)\]}] )(?P<sign>[-+\u2212]))?"
     r"(?:[$\u20ac\u00a3] ?)?"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9]))?"
     r"(?:/(?P<denominator>[0-9]+)(?!\.?[0-9]))?")
-_MAX_DIGITS = 1000  # Longer is no answer; Python's integers are quadratic in it and refuse at 4300.
+# Longer numbers are no answers: Python's integers are quadratic in the digits and refuse at 4300.
+_MAX_DIGITS = 1000
 
 
 def last_number(text: str) -> str | None:
-  """The last number as written, with sign, separators and a fraction's denominator: "-1,234.50", "3/4"; or None.
+  """Finds the last number as written: "-1,234.50", "3/4"; or None.
 
-  Digits inside a word ("x2") are not numbers; a minus after a number ("10-3") is an operator. No LaTeX: see
-  `math_answer`.
+  It keeps the sign, separators and a fraction's denominator. Digits inside a word ("x2") are not
+  numbers; a minus after a number ("10-3") is an operator. It reads no LaTeX: see `math_answer`.
   """
   last = None
   for last in _NUMBER.finditer(_plain(text)):
@@ -51,21 +53,25 @@ def last_number(text: str) -> str | None:
 
 
 def after_marker(text: str, marker: str = "####") -> str | None:
-  """What follows the last `marker`, stripped, or None without one."""
+  """Returns what follows the last `marker`, stripped, or None without a marker."""
   _, found, answer = text.rpartition(marker)
   return answer.strip() if found else None
 
 
 def number_value(text: str) -> Fraction | None:
-  """The value of a text that is one number, or None: "$1,200.50", "007", "3.0", "1/2", "50%" (as 50), "72.".
+  """Computes the value of a text that is one number, or None.
 
-  More than 1000 digits, a zero denominator or anything beside the number gives None.
+  It reads "$1,200.50", "007", "3.0", "1/2", "50%" (as 50), "72.". More than 1000 digits, a zero
+  denominator or anything beside the number gives None.
   """
+  # The text is cut before it is matched, so that a huge one costs little; its whole length is
+  # checked below.
   match = _NUMBER.fullmatch(re.sub(r"\s*%?\s*\.?$", "", _plain(text[:2 * _MAX_DIGITS]).strip()))
   if match is None or len(text) > 2 * _MAX_DIGITS:
     return None
   if len(match["digits"]) + len(match["denominator"] or "") > _MAX_DIGITS:
     return None
+  # Exact: a float would take neighbouring large integers for equal.
   value = Fraction(match["digits"].replace(",", "") + "e" + (match["exponent"] or "0"))
   if match["denominator"]:
     if not int(match["denominator"]):
@@ -75,7 +81,7 @@ def number_value(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-  r"""LaTeX's ways to write a plain number, undone: 1{,}000, \$5, 50\%."""
+  r"""Undoes LaTeX's ways to write a plain number: 1{,}000, \$5, 50\%."""
   if "\\" in text or "{,}" in text:
     text = THIN_SPACE.sub("", text).replace(r"\$", "$").replace(r"\%", "%")
   return text
@@ -85,37 +91,51 @@ def _plain(text: str) -> str:
 
 
 def exact_answer(samples: Sequence[Sample], *, marker: str = "#") -> Float[np.ndarray, "N"]:
-  """Outcome reward in {0, 1}: 1 if the text after the last `marker`, stripped, is the reference, stripped.
+  """Pays for the outcome, in {0, 1}: 1 if the text after the last `marker` is the reference.
+
+  Both are stripped.
 
   Raises: ValueError for an empty marker or an empty reference.
   """
   if not marker:
-    raise ValueError("exact_answer: marker must not be empty, the answer begins after it: set args.marker, e.g. '#'.")
+    raise ValueError(
+        "exact_answer: marker must not be empty, the answer begins after it: set args.marker, e.g."
+        " '#'.")
   _raise_bad_references("exact_answer", samples, exact_references)
-  return np.array([after_marker(s.completion, marker) == s.reference.strip() for s in samples], np.float32)
+  return np.array(
+      [after_marker(s.completion, marker) == s.reference.strip() for s in samples], np.float32)
 
 
 def exact_references(references: Sequence[str], *, marker: str = "#") -> list[str | None]:
-  """Complaints about references that `exact_answer` cannot use, None where there is none."""
+  """Lists complaints about references that `exact_answer` cannot use, None where there is none."""
   return [None if r.strip() else "it is empty" for r in references]
 
 
 def exact_match(
-    samples: Sequence[Sample], *, tag: str = "answer", separator: str = "") -> Float[np.ndarray, "N"]:
-  """Outcome reward in {0, 1}: 1 if the last <tag>...</tag> is the reference, both normalised as question answering does it:
-  lower case, without punctuation and articles, spaces made one.
+    samples: Sequence[Sample], *, tag: str = "answer", separator: str = "",
+) -> Float[np.ndarray, "N"]:
+  """Pays for the outcome, in {0, 1}: 1 if the last <tag>...</tag> is the reference, normalised.
+
+  Both are normalised as question answering does it: lower case, without punctuation and articles,
+  spaces made one.
 
   Args:
-    separator: where a reference is several right answers, what stands between them; "": it is one.
-  Raises: ValueError for an empty tag or a reference of which nothing is left.
+    samples: completions with their references.
+    tag: whose content is the answer.
+    separator: what stands between several right answers in a reference; "": a reference is one.
+
+  Raises: ValueError for an empty tag, or a reference of which nothing is left.
   Source: Rajpurkar et al. 2016 (SQuAD), arXiv:1606.05250, and its evaluation script.
   """
   if not tag:
     raise ValueError("exact_match: tag must not be empty: set args.tag, e.g. 'answer'.")
-  _raise_bad_references("exact_match", samples, functools.partial(match_references, separator=separator))
+  _raise_bad_references(
+      "exact_match", samples, functools.partial(match_references, separator=separator))
   scores = []
   for sample in samples:
-    said = re.findall(rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", sample.completion, re.DOTALL)
+    # The last answer counts: a completion may have tried others before.
+    said = re.findall(
+        rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", sample.completion, re.DOTALL)
     right = sample.reference.split(separator) if separator else [sample.reference]
     scores.append(bool(said) and _words(said[-1]) in map(_words, right))
   return np.array(scores, np.float32)
@@ -123,9 +143,11 @@ def exact_match(
 
 def match_references(
     references: Sequence[str], *, tag: str = "answer", separator: str = "") -> list[str | None]:
-  """Complaints about references that `exact_match` cannot use, None where there is none."""
-  return [None if all(map(_words, r.split(separator) if separator else [r])) else "nothing is left of it when normalised"
-          for r in references]
+  """Lists complaints about references that `exact_match` cannot use, None where there is none."""
+  return [
+      None if all(map(_words, r.split(separator) if separator else [r]))
+      else "nothing is left of it when normalised"
+      for r in references]
 
 
 def _words(text: str) -> list[str]:
@@ -134,67 +156,86 @@ def _words(text: str) -> list[str]:
 
 
 def tail_verdict(
-    samples: Sequence[Sample], *, options: Sequence[str] = ("A", "B"), tag: str = "<answer>[[{}]]</answer>",
-    characters: int = 80) -> Float[np.ndarray, "N"]:
-  """Verdict reward in {-1, 1}: 1 if the completion's last `characters`, whitespace at the end aside, hold the tag of the
-  reference and of no other option.
+    samples: Sequence[Sample], *, options: Sequence[str] = ("A", "B"),
+    tag: str = "<answer>[[{}]]</answer>", characters: int = 80) -> Float[np.ndarray, "N"]:
+  """Pays for the verdict, in {-1, 1}: 1 if the completion ends with the tag of the reference.
 
-  So one that names both at its end, or none, or is cut off before it, is as wrong as one that names the other. There is no
-  reward for format.
+  The last `characters`, whitespace at the end aside, must hold the tag of the reference and of no
+  other option. So a completion that names both at its end, or none, or is cut off before it, is as
+  wrong as one that names the other. There is no reward for format.
 
   Args:
+    samples: completions with their references.
+    options: what a verdict may be.
     tag: with {} for the option.
-  Raises: ValueError for a reference that is no option, for a tag without {}, and for one that makes an option's tag a part
-    of another's.
+    characters: of the completion's end that is read.
+
+  Raises: ValueError for a reference that is no option, for a tag without {}, and for a tag with
+    which one option's tag is part of another's.
   Source: Chen et al. 2025 (RM-R1), arXiv:2505.02387, eq. 6 and its code's window of 80.
   """
   if "{}" not in tag or len(set(options)) < 2 or characters < 1:
-    raise ValueError("tail_verdict needs a tag with {}, two options or more and characters of at least 1, got"
-                     f" tag={tag!r}, options={tuple(options)}, characters={characters}.")
+    raise ValueError(
+        "tail_verdict needs a tag with {}, two options or more and characters of at least 1, got"
+        f" tag={tag!r}, options={tuple(options)}, characters={characters}.")
   tags = [tag.replace("{}", option) for option in options]
+  # Otherwise one verdict would be read as two.
   if any(a != b and a in b for a in tags for b in tags):
-    raise ValueError(f"tail_verdict cannot tell the tags {', '.join(tags)} apart, one is part of another: close the tag after"
-                     " {}, e.g. '[{}]'.")
-  _raise_bad_references("tail_verdict", samples, functools.partial(verdict_references, options=options))
-  before, *after = map(re.escape, tag.split("{}"))  # Whatever else stands between them is no verdict.
+    raise ValueError(
+        f"tail_verdict cannot tell the tags {', '.join(tags)} apart, one is part of another: close"
+        " the tag after"
+        " {}, e.g. '[{}]'.")
+  _raise_bad_references(
+      "tail_verdict", samples, functools.partial(verdict_references, options=options))
+  # Whatever else stands between the tag's parts is no verdict.
+  before, *after = map(re.escape, tag.split("{}"))
   pattern = before + f"({'|'.join(map(re.escape, options))})" + r"\1".join(after)
   given = [parse_verdict(s.completion, options, pattern=pattern, tail=characters) for s in samples]
-  return np.array([1.0 if g == s.reference.strip() else -1.0 for g, s in zip(given, samples)], np.float32)
+  return np.array(
+      [1.0 if g == s.reference.strip() else -1.0 for g, s in zip(given, samples)], np.float32)
 
 
 def verdict_references(
-    references: Sequence[str], *, options: Sequence[str] = ("A", "B"), tag: str = "", characters: int = 0,
+    references: Sequence[str], *, options: Sequence[str] = ("A", "B"), tag: str = "",
+    characters: int = 0,
 ) -> list[str | None]:
-  """Complaints about references that `tail_verdict` cannot use, None where there is none."""
-  return [None if r.strip() in options else f"it is none of {', '.join(options)}" for r in references]
+  """Lists complaints about references that `tail_verdict` cannot use, None where there is none."""
+  return [None if r.strip() in options else f"it is none of {', '.join(options)}"
+          for r in references]
 
 
 # --- Numbers
 
 
-def number_answer(samples: Sequence[Sample], *, tolerance: float = 1e-6) -> Float[np.ndarray, "N"]:
-  """Outcome reward in {0, 1}: 1 if the completion's last number is the reference number, up to `tolerance` (absolute).
+def number_answer(
+    samples: Sequence[Sample], *, tolerance: float = 1e-6) -> Float[np.ndarray, "N"]:
+  """Pays for the outcome, in {0, 1}: 1 if the completion's last number is the reference number.
 
-  Compared as exact fractions, so that integers of any size must be equal. "%" is dropped: "50%" is 50, as in GSM8K.
+  They may differ by `tolerance` (absolute). They are compared as exact fractions, so that integers
+  of any size must be equal. "%" is dropped: "50%" is 50, as in GSM8K.
 
   Raises: ValueError for a negative tolerance, or a reference that is not a number.
   """
   if not 0 <= tolerance < 1:
-    raise ValueError(f"number_answer: tolerance must be in [0, 1), got {tolerance}: 1 would accept the"
-                     " neighbouring integer.")
+    raise ValueError(
+        f"number_answer: tolerance must be in [0, 1), got {tolerance}: 1 would accept the"
+        " neighbouring integer.")
   _raise_bad_references("number_answer", samples, number_references)
   scores = np.zeros(len(samples), np.float32)
   for i, sample in enumerate(samples):
     written = last_number(sample.completion)
     answer = number_value(written) if written else None
-    scores[i] = answer is not None and abs(answer - _reference_number(sample.reference)) <= tolerance
+    scores[i] = (answer is not None
+                 and abs(answer - _reference_number(sample.reference)) <= tolerance)
   return scores
 
 
 def number_references(references: Sequence[str], *, tolerance: float = 1e-6) -> list[str | None]:
-  """Complaints about references that `number_answer` cannot use, None where there is none."""
-  return [None if _reference_number(r) is not None else
-          'it is not one number such as "72", "1,200.50" or "3/4"; keep the final number only' for r in references]
+  """Lists complaints about references that `number_answer` cannot use, None where there is none."""
+  return [
+      None if _reference_number(r) is not None else
+      'it is not one number such as "72", "1,200.50" or "3/4"; keep the final number only'
+      for r in references]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -211,16 +252,18 @@ def math_answer(
     num_workers: int | None = None,
     memory_bytes: int = 2 * workers.GIB,
 ) -> Float[np.ndarray, "N"]:
-  r"""Outcome reward in {0, 1}: 1 if math-verify finds the completion's answer equal to the reference.
+  r"""Pays for the outcome, in {0, 1}: 1 if math-verify finds the answer equal to the reference.
 
-  The answer is the last \boxed{}; without one, whatever math-verify finds in the last 2000 characters. The reference is
-  a final answer, plain ("1/2", "x=3") or LaTeX, with or without $...$ or \boxed{}: it is read as the content of a
-  \boxed{}. Pairs (answer, reference) that occur more than once in a call are checked once.
+  The answer is the last \boxed{}; without one, whatever math-verify finds in the last 2000
+  characters. The reference is a final answer, plain ("1/2", "x=3") or LaTeX, with or without $...$
+  or \boxed{}: it is read as the content of a \boxed{}. Pairs (answer, reference) that occur more
+  than once in a call are checked once.
 
   Args:
-    timeout_seconds: wall-clock limit of one check; a later one scores 0 and is counted (`sandbox.pool.failure_counts`). On a
-      machine so loaded that ordinary checks come near the limit the reward is not reproducible: raise it. Ordinary
-      checks take milliseconds.
+    samples: completions with their references.
+    timeout_seconds: wall-clock limit of one check; a later one scores 0 and is counted
+      (`sandbox.pool.failure_counts`). On a machine so loaded that ordinary checks come near the
+      limit the reward is not reproducible: raise the limit. Ordinary checks take milliseconds.
     num_workers: processes; None takes one per usable core, at most 8.
     memory_bytes: address space of one worker; a check that needs more scores 0 and is counted.
 
@@ -229,13 +272,15 @@ def math_answer(
   """
   pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
   pairs = [(math_text(s.completion), s.reference) for s in samples]
+  # Each pair is checked once: completions of a group often agree.
   unique = list(dict.fromkeys(pair for pair in pairs if pair[0] is not None))
   verdicts = dict(zip(unique, pool.map(unique, on_failure=False), strict=True))
   scores = np.zeros(len(samples), np.float32)
   for i, pair in enumerate(pairs):
     verdict = verdicts.get(pair, False)
     if isinstance(verdict, str):
-      raise ValueError(_bad_reference("math_answer", samples[i].reference, verdict, samples[i].prompt))
+      raise ValueError(_bad_reference(
+          "math_answer", samples[i].reference, verdict, samples[i].prompt))
     scores[i] = verdict
   return scores
 
@@ -246,26 +291,33 @@ def math_references(
     num_workers: int | None = None,
     memory_bytes: int = 2 * workers.GIB,
 ) -> list[str | None]:
-  """Complaints about references that `math_answer` cannot use, None where there is none. Milliseconds per reference."""
+  """Lists complaints about references that `math_answer` cannot use, None where there is none.
+
+  It takes milliseconds per reference.
+  """
   pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
   unique = list(dict.fromkeys(references))
   late = f"math-verify cannot parse it within {timeout_seconds} s and {memory_bytes} bytes"
   complaints = pool.map([(None, reference) for reference in unique], on_failure=late)
-  complaints = dict(zip(unique, (c if isinstance(c, str) else None for c in complaints), strict=True))
+  complaints = dict(
+      zip(unique, (c if isinstance(c, str) else None for c in complaints), strict=True))
   return [complaints[reference] for reference in references]
 
 
 def _math_pool(timeout_seconds, num_workers, memory_bytes) -> workers.WorkerPool:
-  return workers.shared_pool("rl_reason.sandbox.math_answers:check_math", timeout_seconds=timeout_seconds,
-                             num_workers=num_workers, memory_bytes=memory_bytes)
+  return workers.shared_pool(
+      "rl_reason.sandbox.math_answers:check_math", timeout_seconds=timeout_seconds,
+      num_workers=num_workers, memory_bytes=memory_bytes)
 
 
 # --- References
 
 
 def _bad_reference(reward: str, reference: str, complaint: str, prompt: str) -> str:
-  return (f"{reward} cannot use the reference {_head(reference)}: {complaint}. Its prompt: {_head(prompt)}. Correct"
-          " the data; RewardSet.check_references finds all such rows before a run.")
+  return (
+      f"{reward} cannot use the reference {_head(reference)}: {complaint}. Its prompt:"
+      f" {_head(prompt)}. Correct"
+      " the data; RewardSet.check_references finds all such rows before a run.")
 
 
 def _raise_bad_references(reward: str, samples: Sequence[Sample], check) -> None:

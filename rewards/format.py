@@ -1,4 +1,4 @@
-"""Rewards for the shape of a completion: markers, tags and length. They never look at the reference."""
+"""Rewards the shape of a completion: markers, tags and length. It never sees the reference."""
 
 from __future__ import annotations
 
@@ -13,30 +13,39 @@ from rl_reason.types import Sample
 
 
 def boxed_format(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
-  r"""Format reward in {0, 1}: 1 if the completion's last \boxed{...} is closed and not blank."""
+  r"""Pays for format, in {0, 1}: 1 if the last \boxed{...} is closed and not blank."""
   return np.array([bool((last_boxed(s.completion) or "").strip()) for s in samples], np.float32)
 
 
-def answer_marker_format(samples: Sequence[Sample], *, marker: str = "####") -> Float[np.ndarray, "N"]:
-  """Format reward in {0, 1}: 1 if `marker` occurs exactly once and one non-blank line follows it, nothing after that.
+def answer_marker_format(
+    samples: Sequence[Sample], *, marker: str = "####") -> Float[np.ndarray, "N"]:
+  """Pays for format, in {0, 1}: 1 if `marker` occurs exactly once, before a last non-blank line.
+
+  Exactly one non-blank line follows the marker, and nothing after that.
 
   Raises: ValueError for a blank marker.
   """
   if not marker.strip():
-    raise ValueError(f"answer_marker_format: marker must not be blank, got {marker!r}. Set args.marker, e.g. '####'.")
+    raise ValueError(
+        f"answer_marker_format: marker must not be blank, got {marker!r}. Set args.marker, e.g."
+        " '####'.")
   answers = [s.completion.split(marker) for s in samples]
-  return np.array([len(a) == 2 and len(a[1].strip().splitlines()) == 1 for a in answers], np.float32)
+  return np.array(
+      [len(a) == 2 and len(a[1].strip().splitlines()) == 1 for a in answers], np.float32)
 
 
 def think_format(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
-  """Format reward in {0, 1}: 1 for "<think>...</think>" with something in it, then a non-blank answer; each tag once.
+  """Pays for format, in {0, 1}: 1 for "<think>...</think>", then an answer; each tag once.
 
-  Where the prompt itself ends with "<think>", as some chat templates do, the completion begins inside the tag.
-  Source: DeepSeek-AI 2025, arXiv:2501.12948, section 2.2.2 (the format reward; its "<answer>" tags are left to
-  `pattern_format`).
+  Neither the thought nor the answer may be blank. Where the prompt itself ends with "<think>", as
+  some chat templates do, the completion begins inside the tag.
+
+  Source: DeepSeek-AI 2025, arXiv:2501.12948, section 2.2.2 (the format reward; its "<answer>" tags
+    are left to `pattern_format`).
   """
   def well_formed(sample):
-    text = ("<think>" if sample.prompt.rstrip().endswith("<think>") else "") + sample.completion.lstrip()
+    text = (("<think>" if sample.prompt.rstrip().endswith("<think>") else "")
+            + sample.completion.lstrip())
     if not text.startswith("<think>") or text.count("<think>") != 1 or text.count("</think>") != 1:
       return False
     thought, answer = text.removeprefix("<think>").split("</think>")
@@ -44,39 +53,56 @@ def think_format(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
   return np.array([well_formed(s) for s in samples], np.float32)
 
 
-def pattern_format(samples: Sequence[Sample], *, pattern: str, max_characters: int = 100_000) -> Float[np.ndarray, "N"]:
-  """Format reward in {0, 1}: 1 if the regular expression matches the whole completion ("." matches newlines too).
+def pattern_format(
+    samples: Sequence[Sample], *, pattern: str, max_characters: int = 100_000,
+) -> Float[np.ndarray, "N"]:
+  """Pays for format, in {0, 1}: 1 if the regular expression matches the whole completion.
 
-  Longer completions than `max_characters` score 0. A pattern with nested repeats can take exponential time: keep it
-  simple.
+  "." matches newlines too. Completions longer than `max_characters` score 0. A pattern with nested
+  repeats can take exponential time: keep it simple.
 
   Raises: ValueError for a pattern that does not compile.
   """
   try:
     compiled = re.compile(pattern, re.DOTALL)
   except re.error as error:
-    raise ValueError(f"pattern_format: {pattern!r} is not a regular expression ({error}): correct it.") from error
+    raise ValueError(
+        f"pattern_format: {pattern!r} is not a regular expression ({error}): correct"
+        " it.") from error
   texts = [s.completion for s in samples]
-  return np.array([len(t) <= max_characters and compiled.fullmatch(t) is not None for t in texts], np.float32)
+  return np.array(
+      [len(t) <= max_characters and compiled.fullmatch(t) is not None for t in texts], np.float32)
 
 
-def overlong_penalty(samples: Sequence[Sample], *, limit_tokens: int, buffer_tokens: int) -> Float[np.ndarray, "N"]:
-  """Length penalty in [-1, 0]: 0 up to limit − buffer tokens, then linearly to −1 at `limit_tokens` and beyond.
+def overlong_penalty(
+    samples: Sequence[Sample], *, limit_tokens: int, buffer_tokens: int,
+) -> Float[np.ndarray, "N"]:
+  """Penalises length, in [-1, 0]: 0 up to limit − buffer tokens, −1 from `limit_tokens` on.
+
+  Between the two it falls linearly:
 
       penalty = clip((limit − buffer − length) / buffer, −1, 0)
 
-  Lengths are len(completion_tokens), EOS included. With `limit_tokens` the sampler's own limit, only truncated (or just
-  finished) completions get −1.
+  Lengths are len(completion_tokens), EOS included. With `limit_tokens` the sampler's own limit,
+  only truncated (or just finished) completions get −1.
 
-  Raises: ValueError unless 0 < buffer_tokens <= limit_tokens, and for a sample with text but without tokens.
+  Raises: ValueError unless 0 < buffer_tokens <= limit_tokens, and for a sample with text but
+    without tokens.
   Source: Yu et al. 2025 (DAPO, soft overlong punishment), arXiv:2503.14476, eq. 13.
   """
   if not 0 < buffer_tokens <= limit_tokens:
-    raise ValueError(f"overlong_penalty needs 0 < buffer_tokens <= limit_tokens, got buffer_tokens={buffer_tokens},"
-                     f" limit_tokens={limit_tokens}: the penalty grows from limit - buffer to limit.")
+    raise ValueError(
+        "overlong_penalty needs 0 < buffer_tokens <= limit_tokens, got"
+        f" buffer_tokens={buffer_tokens}, limit_tokens={limit_tokens}: the penalty grows from limit"
+        " - buffer to limit.")
   for sample in samples:
     if sample.completion and not sample.completion_tokens:
-      raise ValueError(f"overlong_penalty counts completion_tokens, but the sample with completion"
-                       f" {sample.completion[:80]!r} has none: fill Sample.completion_tokens where samples are made.")
+      raise ValueError(
+          "overlong_penalty counts completion_tokens, but the sample with completion"
+          f" {sample.completion[:80]!r} has none: fill Sample.completion_tokens where samples are"
+          " made.")
+  # A sample without tokens has been refused above, for it would count as short.
   lengths = np.array([len(s.completion_tokens) for s in samples], np.float32)
-  return np.clip((limit_tokens - buffer_tokens - lengths) / np.float32(buffer_tokens), -1.0, 0.0).astype(np.float32)
+  return np.clip(
+      (limit_tokens - buffer_tokens - lengths) / np.float32(buffer_tokens), -1.0, 0.0,
+  ).astype(np.float32)

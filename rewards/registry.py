@@ -1,7 +1,7 @@
 """Lists the rewards and transforms that a config may name.
 
-It imports every file of rewards; only composition/build.py imports it. A reward that is made of other
-rewards is handed what builds them (composition/builder.py).
+It imports every file of rewards; only composition/build.py imports it. A reward that is made of
+other rewards is handed what builds them (composition/builder.py).
 """
 
 from rl_reason.rewards.answers import (
@@ -18,6 +18,7 @@ from rl_reason.rewards.composition.normalisers import (
     SlidingMinMax,
 )
 from rl_reason.rewards.composition.shaping import bounded, clip, delta, min_form, potential
+from rl_reason.rewards.environment import environment
 from rl_reason.rewards.familiarity import Familiarity
 from rl_reason.rewards.features import FeatureReward
 from rl_reason.rewards.format import (
@@ -50,6 +51,7 @@ REWARDS = {
     "judge_rating": PointwiseJudge,
     "judge_preference": PairwiseJudge,
     "turn_judge": TurnJudge,
+    "environment": environment,
     "learned": Learned,
     "familiarity": Familiarity,
     "feature_reward": FeatureReward,

@@ -1,4 +1,4 @@
-"""Structures that travel on devices: batches, the learner's state, and their masks."""
+"""Defines the structures that travel on devices: batches, the learner's state, and their masks."""
 
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int
@@ -10,11 +10,11 @@ from rl_reason.types import Params
 
 @flax.struct.dataclass
 class Inputs:
-  """What a forward pass reads: right-padded rows of tokens, and the images that belong to them.
+  """Holds what a forward pass reads: right-padded rows of tokens, and the images of each row.
 
   tokens: row n holds `lengths[n]` real tokens; the rest is padding of any value.
   lengths: real tokens of each row.
-  images: pixels of each row's images, padded to I of one size, in [0, 1]; None: there are none.
+  images: pixels of each row's images, padded to I images of one size, in [0, 1]; None: no images.
   """
   tokens: Int[Array, "N S"]
   lengths: Int[Array, "N"]
@@ -23,20 +23,29 @@ class Inputs:
 
 @flax.struct.dataclass
 class RolloutBatch:
-  """What one update reads: P prompts with G completions each, B = P * G; group p is rows p*G ... p*G + G - 1.
+  """Holds what one update reads: P prompts with G completions each, B = P * G.
+
+  Group p is rows p*G ... p*G + G - 1.
 
   prompts: the P prompts, stored and computed once per group.
   completions: token ids, right-padded; EOS is part of the completion.
-  completion_lengths: real tokens per completion; masks are made from these, never from comparing ids.
-  behaviour_logprobs: nats, of the distribution that was sampled from (temperature and filters applied); any value where padded.
+  completion_lengths: real tokens per completion. Masks are made from these lengths, never from
+    comparing ids.
+  behaviour_logprobs: nats, under the distribution that was sampled from (temperature and filters
+    applied); any value where padded.
   advantages: one number per completion token.
-  reference_logprobs: nats under the reference policy, or behaviour_logprobs where no KL penalty is asked for.
-  token_weights: each token's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
-  behaviour_values, returns: of a critic: V before each token at the time of sampling, and what to fit V to; of a token reward
-    model its numbers then, and whether the completion is right; else None.
-  segments: None, or rl_reason.batches.packing put several of a group's completions into each row: per token, the place in its row
-    where its completion begins. B and T are then those of the rows, and completion_lengths their real tokens.
-  observed: None, or true at tokens of a completion that an environment wrote: they are read, and nothing else.
+  reference_logprobs: nats under the reference policy, or behaviour_logprobs where no KL penalty is
+    asked for.
+  token_weights: each token's share in the loss; they sum to 1 over a minibatch
+    (objectives.losses.token_weights).
+  behaviour_values: for a critic, V before each token at the time of sampling; for a token reward
+    model, its numbers at that time; else None.
+  returns: for a critic, the returns to which V is fitted; for a token reward model, whether the
+    completion is right; else None.
+  segments: None, or given where batches.packing put several of a group's completions into each row:
+    per token, the place in its row where its completion begins. B and T are then those of the rows,
+    and completion_lengths are the rows' real tokens.
+  observed: None, or true at tokens of a completion that an environment wrote: they are only read.
   """
   prompts: Inputs
   completions: Int[Array, "B T"]
@@ -52,18 +61,23 @@ class RolloutBatch:
 
   @property
   def completion_mask(self) -> Bool[Array, "B T"]:
-    """True at the tokens that the policy sampled."""
+    """Returns true at the tokens that the policy sampled."""
     return sampled_mask(self.completion_lengths, self.completions.shape[1], self.observed)
 
 
 @flax.struct.dataclass
 class TextBatch:
-  """What one supervised update reads: whole texts in R right-padded rows, one or several in each.
+  """Holds what one supervised update reads: whole texts in R right-padded rows.
+
+  Each row holds one text or several.
 
   inputs: the rows.
+  targets: the places in each row of the tokens that are learnt; entries from `target_lengths` on
+    may be any place.
+  target_lengths: number of tokens that are learnt in each row.
+  token_weights: each target's share in the loss; they sum to 1 over a minibatch
+    (objectives.losses.token_weights).
   segments: None, or per token the place in its row where its text begins.
-  targets: the places in each row of the tokens that are learnt, as many as `target_lengths` says, then any.
-  token_weights: each target's share in the loss; they sum to 1 over a minibatch (losses.token_weights).
   """
   inputs: Inputs
   targets: Int[Array, "R K"]
@@ -73,24 +87,36 @@ class TextBatch:
 
   @property
   def target_mask(self) -> Bool[Array, "R K"]:
+    """Returns true at the targets that exist."""
     return length_mask(self.target_lengths, self.targets.shape[1])
 
 
 @flax.struct.dataclass
 class LearnerState:
-  """All that one update reads and writes. It holds no random keys: randomness is folded from (seed, stream, step)."""
+  """Holds all that one update reads and writes.
+
+  It holds no random keys: randomness is folded from (seed, stream, step).
+
+  step: number of updates before.
+  params: all parameters of the model.
+  opt_state: state of the optimizer.
+  """
   step: Int[Array, ""]
   params: Params
   opt_state: optax.OptState
 
 
 def length_mask(lengths: Int[Array, "N"], size: int) -> Bool[Array, "N size"]:
-  """True at the first `lengths[n]` of `size` positions; on the host where the lengths are."""
+  """Returns true at the first `lengths[n]` of `size` positions; on the host if the lengths are."""
   return np.arange(size) < lengths[:, None]
 
 
 def sampled_mask(
-    lengths: Int[Array, "N"], size: int, observed: Bool[Array, "N size"] | None) -> Bool[Array, "N size"]:
-  """True at the tokens of completions that the policy sampled: within the lengths, and not an environment's."""
+    lengths: Int[Array, "N"], size: int, observed: Bool[Array, "N size"] | None,
+) -> Bool[Array, "N size"]:
+  """Returns true at the tokens of completions that the policy sampled.
+
+  These tokens are within the lengths, and no environment wrote them.
+  """
   mask = length_mask(lengths, size)
   return mask if observed is None else mask & ~observed

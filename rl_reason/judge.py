@@ -1,9 +1,12 @@
-"""Judges a reward model: how well its scores rank responses of known quality, beside a length-only and a random one.
+r"""Judges a reward model: measures how well its scores rank responses of known quality.
 
-    python -m rl_reason.judge --scorer=length --data=llmbar.jsonl.gz --format=llmbar --output=length.json
-    python -m rl_reason.judge --scorer=my_package.mine:scorer --scorer_args='{"size": 3}' --data=... --format=rm_bench
+    python -m rl_reason.judge --scorer=length --data=llmbar.jsonl.gz --format=llmbar \
+        --output=length.json
+    python -m rl_reason.judge --scorer=my_package.mine:scorer --scorer_args='{"size": 3}' \
+        --data=... --format=rm_bench
 
-prints a table and writes the report. Within a run call `judge` with any function from texts to scores.
+It prints a table, in which a scorer by length alone and a random one stand beside it, and writes
+the report. In Python, call evaluation.reward_models.judge with any function from texts to scores.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,11 +32,11 @@ from rl_reason.tasks.registry import load_splits
 
 
 def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
-  """Scores with what a run has trained to score: a reward model, or a policy's implicit reward.
+  """Makes a scorer of what a run has trained to score: a reward model, or an implicit reward.
 
   Args:
-    workdir: "path", or "path:stage".
-    aggregate: as in `score_with`.
+    workdir: "path" of the run's folder, or "path:stage".
+    aggregate: how step scores become one score, as in `score_with`.
   """
   return score_with(earlier.scorer_of_run(workdir), aggregate=aggregate)
 
@@ -42,24 +45,32 @@ def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
 SCORERS: dict[str, Callable[..., ScoreFn]] = {
     "length": length,
     "random": random,
-    "reward_model": reward_model,  # Of a run.
+    "reward_model": reward_model,  # What a run has trained.
     "judge_rating": pointwise_scorer,  # A generative judge rates each response.
-    "judge_preference": pairwise_scorer,  # A generative judge compares a prompt's responses with each other.
+    "judge_preference": pairwise_scorer,  # A generative judge compares responses to one prompt.
 }
 
 
 def make_scorer(name: str, args: Mapping[str, Any]) -> ScoreFn:
-  """A scorer by its name in SCORERS, or by dotted path to a function that returns one. Raises: ValueError."""
+  """Makes a scorer.
+
+  Args:
+    name: a name in SCORERS, or the dotted path of a function that returns a scorer.
+    args: keyword arguments of that function.
+  Raises: ValueError for an unknown name or argument, and if the function returns no function.
+  """
   make = naming.find("scorer", name, SCORERS)
   naming.check_arguments(f"The scorer {name!r}", make, args)
   score = make(**args)
   if not callable(score):
-    raise ValueError(f"The scorer {name!r} returned {type(score).__name__}, which cannot be called: return a function from"
-                     " (prompt, response) texts to scores.")
+    raise ValueError(
+        f"The scorer {name!r} returned {type(score).__name__}, which cannot be called: return a"
+        " function from (prompt, response) texts to scores.")
   return score
 
 
 def main(flag_values: flags.FlagValues) -> None:
+  """Judges the scorer of --scorer on the comparisons of --data; prints and writes the report."""
   def from_json(flag):
     try:
       value = json.loads(flag_values[flag].value)
@@ -70,35 +81,53 @@ def main(flag_values: flags.FlagValues) -> None:
     return value
 
   with process.errors_in_one_line():
-    arguments = dict(path=flag_values.data, format=flag_values.format, args=from_json("format_args"),
-                     where=from_json("where"), rows=flag_values.rows, bad_rows=flag_values.bad_rows)
+    # The arguments are read first: a mistake in them must not wait for a model that is loaded.
+    arguments = dict(
+        path=flag_values.data, format=flag_values.format, args=from_json("format_args"),
+        where=from_json("where"), rows=flag_values.rows, bad_rows=flag_values.bad_rows)
     score_args = from_json("scorer_args")
+
+    # The comparisons, the scorer, and its scores beside those of the two baselines.
     process.start()
     source = load_splits("comparisons", arguments, {"judged": {}})["judged"]
     score = make_scorer(flag_values.scorer, score_args)
     reports = judge_beside_baselines(score, source, threshold=flag_values.threshold)
     counts = reports["scorer"].counts | {"dropped": len(source.dropped)}
     reports["scorer"].counts = counts
+
+    # The report: a file with what was judged and how, then the table.
     if flag_values.output:
-      content = {"scorer": flag_values.scorer, "scorer_args": score_args, "data": arguments,
-                 "dropped": source.dropped, "reports": {name: r.as_json() for name, r in reports.items()}}
+      content = {
+          "scorer": flag_values.scorer, "scorer_args": score_args, "data": arguments,
+          "dropped": source.dropped,
+          "reports": {name: r.as_json() for name, r in reports.items()}}
       Path(flag_values.output).write_text(json.dumps(content, indent=2) + "\n")
     with Progress(enabled=True) as progress:
       progress.table(
-          f"{flag_values.scorer} on {source.name}: " + ", ".join(f"{n} {name}" for name, n in counts.items()),
+          f"{flag_values.scorer} on {source.name}: "
+          + ", ".join(f"{n} {name}" for name, n in counts.items()),
           ["metric", "rows", flag_values.scorer, "length only", "random"], table_rows(reports))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("scorer", None, "A name in rl_reason.judge.SCORERS or package.module:function.", required=True)
-  flags.DEFINE_string("scorer_args", "{}", "JSON object: the scorer's arguments.")
-  flags.DEFINE_list("data", None, "Files or globs, .jsonl, .jsonl.gz or .parquet, with commas between.", required=True)
   flags.DEFINE_string(
-      "format", None, "A name in rl_reason.tasks.preferences.FORMATS or package.module:Class.", required=True)
+      "scorer", None, "A name in rl_reason.judge.SCORERS or package.module:function.",
+      required=True)
+  flags.DEFINE_string("scorer_args", "{}", "JSON object: the scorer's arguments.")
+  flags.DEFINE_list(
+      "data", None, "Files or globs, .jsonl, .jsonl.gz or .parquet, with commas between.",
+      required=True)
+  flags.DEFINE_string(
+      "format", None, "A name in rl_reason.tasks.preferences.FORMATS or package.module:Class.",
+      required=True)
   flags.DEFINE_string("format_args", "{}", "JSON object: the format's arguments.")
-  flags.DEFINE_string("where", "{}", "JSON object: column -> the value or values that a row must have.")
+  flags.DEFINE_string(
+      "where", "{}", "JSON object: column -> the value or values that a row must have.")
   flags.DEFINE_string("rows", "", "A slice of the rows: '0:500', '90%:'.")
-  flags.DEFINE_enum("bad_rows", "error", ["error", "drop"], "What happens to rows that compare nothing.")
-  flags.DEFINE_float("threshold", None, "Of step scores; by default chosen on each half of the rows for the other.")
+  flags.DEFINE_enum(
+      "bad_rows", "error", ["error", "drop"], "What happens to rows that compare nothing.")
+  flags.DEFINE_float(
+      "threshold", None,
+      "Of step scores; by default chosen on each half of the rows for the other.")
   flags.DEFINE_string("output", "", "A JSON file for the report.")
   app.run(lambda _: main(flags.FLAGS))

@@ -1,9 +1,11 @@
-"""Tries a policy at a prompt.
+r"""Shows what a policy answers to a prompt.
 
-    python -m rl_reason.sample --config=experiments/quickstart.py --workdir=runs/quickstart --prompt="7+2-5=" --num_samples=4
+    python -m rl_reason.sample --config=experiments/quickstart.py --workdir=runs/quickstart \
+        --prompt="7+2-5=" --num_samples=4
 
-The prompt is a user's message where the run's task has chat prompts, else plain text. Sampling is that of the config's
-evaluation section: --config.evaluation.sampling.temperature=0 for the likeliest completion.
+The prompt is a user's message where the run's task has chat prompts, else plain text. Completions
+are sampled as the config's evaluation section says: with
+--config.evaluation.sampling.temperature=0 each token is the likeliest one.
 """
 
 from pathlib import Path
@@ -24,12 +26,15 @@ from rl_reason.types import Problem
 
 _PROMPT = flags.DEFINE_string("prompt", None, "What the policy reads.", required=True)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "Completions to draw.", lower_bound=1)
-_INITIAL = flags.DEFINE_bool("initial", False, "The policy before training, in place of the newest checkpoint.")
+_INITIAL = flags.DEFINE_bool(
+    "initial", False, "The policy before training, in place of the newest checkpoint.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the completions.")
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Prints --num_samples completions of --prompt by the newest policy of the run in `workdir`."""
   with process.errors_in_one_line():
+    # The run, and the prompt as a problem of its task.
     process.start()
     compilation.keep_programs(print)
     run_config, sections = check(config)
@@ -40,15 +45,19 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     problems = [_problem(context)]
     prompts = context.sampler.encode(problems)
     with context.partitioning.use():
+      # The policy: before training, or from the newest checkpoint that holds one.
       if _INITIAL.value:
         params = context.initial_params()
       else:
         where, params = Stages(run_config, sections, Workdir(workdir), context).newest_policy()
         print(f"# {where}")
-      # An episode where the run has an environment: the policy's turns and its answers.
+      # The completions. Where the run has an environment, each is an episode: the policy's turns
+      # and the environment's answers.
       completions = context.sampler(
           params, problems, prompts, sampling, group_size=_NUM_SAMPLES.value,
           rng=jax.random.key(_SEED.value))
+
+    # `printable` makes control characters visible: a policy in training may sample anything.
     if sharding.is_main_process():
       for sample in context.sampler.samples(problems, completions, sampling):
         cut = " [cut at max_tokens]" if sample.truncated else ""
@@ -56,7 +65,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _problem(context: Context) -> Problem:
-  """Makes the prompt that was asked for a problem like the task's held-out ones."""
+  """Makes the prompt of --prompt a problem like the task's held-out ones."""
   like = context.task.heldout[0] if context.task else Problem(prompt="", reference="")
   prompt = _PROMPT.value
   if not isinstance(like.prompt, str):

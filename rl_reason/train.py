@@ -1,8 +1,11 @@
-"""Trains a policy as a config says: config -> context -> stages -> the loop -> checkpoints, metrics, evaluations.
+"""Trains a policy as a config says.
 
-    python -m rl_reason.train --config=experiments/quickstart.py --workdir=runs/quickstart [--config.seed=1]
+    python -m rl_reason.train --config=experiments/quickstart.py --workdir=runs/quickstart
+    ... --config.seed=1      # Any field of the config can be set so.
 
-The same command continues a run that was stopped. Ctrl-C or SIGTERM saves and stops after the current step.
+The order is: config -> context -> stages -> the loop -> checkpoints, metrics, evaluations.
+The same command continues a run that was stopped. Ctrl-C or SIGTERM saves and stops after the
+current step.
 """
 
 from collections.abc import Mapping
@@ -33,45 +36,62 @@ from rl_reason.runtime.profiling import Trace
 from rl_reason.stages.base import Evaluate, made, Stage
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool | None = None) -> Any:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool | None = None,
+) -> Any:
   """Runs the stages of a config, continuing where an earlier call with this workdir stopped.
 
   Args:
     config: an experiment's get_config(); rl_reason.run.config documents the fields.
     workdir: the run's folder (run.workdir.Workdir).
-    plain: lines instead of a live panel; None decides by the terminal.
+    plain: true prints lines, false draws a live panel; None decides by the terminal.
 
-  Returns: what the last stage made, its parameters if it trains, or None if a signal stopped the run early.
-  Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if gradients stay
-    non-finite; StoppedByMonitor if a monitor says so; OSError if a checkpoint cannot be written. What was saved stays
-    whole.
+  Returns: what the last stage made, which is its parameters if it trains, or None if a signal
+    stopped the run early.
+  Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if
+    gradients stay non-finite; StoppedByMonitor if a monitor stops the run; OSError if a checkpoint
+    cannot be written. What was saved stays whole.
   """
-  # The config, the devices, the data and the policy: all that can be wrong is found here.
+  # ---- The config --------------------------------------------------------------------------------
+  # All fields are checked here. A mistake in a late stage must not be found after hours of an early
+  # one.
   run_config, sections = config_lib.check(config)
   folder = Workdir(Path(workdir))
   with (Progress(plain, enabled=sharding.is_main_process()) as progress,
         contextlib.ExitStack() as exits):
+    # ---- The run's folder ------------------------------------------------------------------------
+    # It is new, or holds this very run; a folder with another run is refused and left untouched.
     folder.claim(config, progress.note)
+    # Compiled programs are kept on disk, so that a run that continues need not compile again.
     compilation.keep_programs(progress.note)
+
+    # ---- What all stages share: devices, policy, task, environment -------------------------------
     context = make_context(run_config)
     stages = Stages(run_config, sections, folder, context)
+    # The stage whose policy each stage starts from, "" for the initial policy.
     starts = stages.starting_points()
-    between = []
+
+    # ---- The checks: what can be wrong is found before the first stage trains --------------------
+    between = []  # The memory of evaluations, which take place between a stage's steps.
     if context.task is not None:
+      # A verifier that cannot use the references would fail only at the first evaluation.
       check_verifier(run_config.evaluation, context.task.heldout)
       between = evaluation_memory(run_config.evaluation, context.sampler, context.partitioning,
                                   context.abstract_params)
     for name in sections:
       stages.kind(name).check(*stages.hooks(name))
 
-    # Whether each stage fits into the devices' memory.
+    # ---- Memory: whether each stage fits into the devices ----------------------------------------
+    # The estimate is made before any program is compiled: a stage that needs more is an error now,
+    # and not out of memory later. Evaluations take place while a stage's state is there: `between`.
     partitionings = filter(None, [context.partitioning, context.rollout_partitioning])
     available = memory.device_memory(*partitionings)
     for name in sections:
       needed = stages.kind(name).memory(*stages.hooks(name))
       progress.note(memory.fit(name, [*needed, *between], available))
 
-    # What records the run and what may stop it.
+    # ---- What records the run, and what may stop it ----------------------------------------------
+    # Only the main process writes: of several processes all compute the same metrics.
     exits.enter_context(context.partitioning.use())
     writer = exits.enter_context(MetricWriter(
         folder.path, tensorboard=run_config.logging.tensorboard,
@@ -80,10 +100,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
     stop = exits.enter_context(StopRequest())
     loop = Loop(run_config, stages, writer, progress, trace, stop)
 
-    # The stages: each starts from an earlier one's policy, mostly its predecessor's, and may read
-    # others' models by name.
+    # ---- The stages, one after the other ---------------------------------------------------------
+    # Each starts from an earlier stage's policy, mostly its predecessor's, and may read the models
+    # of other earlier stages by name. A stage that is complete returns what it left at once.
     policies = {"": context.initial_params()}
     for i, name in enumerate(sections):
+      # Build the stage from its section, and run it to its end.
       section, own_context, _ = stages.hooks(name)
       stage = stages.kind(name).build(section, own_context, policies[starts[name]], name)
       with contextlib.closing(stage):
@@ -91,14 +113,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
       if left is None:
         progress.note("Stopped and saved: the same command continues.")
         return None
+      # Keep its policy for the stages that start from it. A reward model's stage leaves no policy.
       policy = stages.trained(name).policy
       if policy is not None:
         policies[name] = policy(left)
-      # Those that no later stage starts from make room.
+      # Policies that no later stage starts from are dropped, to free the devices' memory.
       still_needed = [starts[s] for s in run_config.stages[i + 1:]]
       policies = {k: v for k, v in policies.items() if k in still_needed}
 
-    # The end: a table and the learning curves.
+    # ---- The end: a table of what each stage changed, and the learning curves --------------------
     if sharding.is_main_process():
       progress.table("What each stage changed", summary.COLUMNS, summary.summary(
           read_metrics(folder.path), run_config.stages))
@@ -109,7 +132,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool
 
 @dataclasses.dataclass
 class Loop:
-  """The training loop, the same for every stage."""
+  """The training loop, which is the same for every stage.
+
+  config: the checked config of the run.
+  stages: all stages of the run, with its folder.
+  writer: writes metrics.jsonl and what else records metrics.
+  progress: shows the run in the terminal.
+  trace: profiles the steps that the config asks for.
+  stop: says whether a signal asked the run to stop.
+  """
   config: RunConfig
   stages: Stages
   writer: MetricWriter
@@ -118,51 +149,81 @@ class Loop:
   stop: "StopRequest"
 
   def run(self, name: str, stage: Stage) -> Any:
-    """Runs one stage from its start or its newest checkpoint.
+    """Runs one stage, from its start or from its newest checkpoint.
 
-    Returns: what it made (stages.base.made), or None if asked to stop.
+    Args:
+      name: of the stage.
+      stage: what was built from its section.
+    Returns: what the stage made (stages.base.made), or None if a signal asked to stop.
+    Raises: ValueError if the checkpoint does not fit the stage, or later stages have started from
+      it; FloatingPointError if `stage.max_skipped` gradients in a row were not finite;
+      StoppedByMonitor if a monitor stops the run, whose step is saved.
     """
-    checkpointing, evaluation, compiled = self.config.checkpoint, self.config.evaluation, compilation.compilations()
+    checkpointing, evaluation, compiled = (
+        self.config.checkpoint, self.config.evaluation, compilation.compilations())
     policies = [s for s in self.config.stages if self.stages.trained(s).policy is not None]
-    # What a policy is worth before a stage is known where an earlier one trained it.
+    # Only the first stage that trains a policy evaluates the policy before its first step: a later
+    # stage starts from a policy that was evaluated at an earlier stage's end. A stage with an
+    # evaluation of its own always makes it, as nothing else has.
     first = stage.evaluate is not None or name in policies[:1]
     judge = self._judge(name, stage)
-    with contextlib.closing(self.stages.folder.checkpoints(name, keep=checkpointing.keep, note=self.progress.note)) as saved:
+    with contextlib.closing(self.stages.folder.checkpoints(
+        name, keep=checkpointing.keep, note=self.progress.note)) as saved:
+      # ---- Where to begin: the start, or the newest checkpoint that can be read ------------------
       restored = saved.restore(stage.state_shape)
       if restored is None:
         step, state = 0, stage.init()
       else:
         step, state, host = restored
+        # A rollout that was sampled ahead is part of the checkpoint. With another staleness there
+        # would be one too many or one too few.
         if host["resumable"].keys() != stage.resumable.keys():
           raise ValueError(
-              f"The checkpoint of stage {name!r} at step {step} holds the state of {sorted(host['resumable'])}, and the"
-              f" stage now has {sorted(stage.resumable)}: a rollout would be lost, or missing. Resume with the staleness it"
+              f"The checkpoint of stage {name!r} at step {step} holds the state of"
+              f" {sorted(host['resumable'])}, and the stage now has {sorted(stage.resumable)}: a"
+              " rollout would be lost, or missing. Resume with the staleness it"
               " was saved with, or choose another --workdir.")
+        # Data, monitors and rollouts go back to the same step as the parameters, so that a resumed
+        # run equals an uninterrupted one.
         stage.data.set_state(host["data"])
         stage.monitors.restore(host.get("monitors", {}))
         for key, part in stage.resumable.items():
           part.restore(host["resumable"][key])
+
+      # ---- Is there anything left to do? ---------------------------------------------------------
+      # A stage that an earlier call completed: metrics.jsonl is not rewound, so that what later
+      # stages logged stays.
       if step >= stage.num_steps:
         self.progress.note(f"Stage {name} is complete: {step} steps.")
-        return made(state)  # Done in an earlier call; what later stages logged stays.
+        return made(state)
+      # A stage that is incomplete, while a later one has checkpoints: its num_steps was raised.
       order = self.config.stages
-      later = [s for s in order[order.index(name) + 1:] if (self.stages.folder.path / "checkpoints" / s).exists()]
+      later = [
+          s for s in order[order.index(name) + 1:]
+          if (self.stages.folder.path / "checkpoints" / s).exists()]
       if later:
         raise ValueError(
-            f"Stage {name!r} is at step {step} of {stage.num_steps}, but {later} already started from it, in"
-            f" {self.stages.folder.path}: they would not see its further steps. Set --config.{name}.num_steps={step} back, or"
-            " choose another --workdir.")
+            f"Stage {name!r} is at step {step} of {stage.num_steps}, but {later} already started"
+            f" from it, in {self.stages.folder.path}: they would not see its further steps. Set"
+            f" --config.{name}.num_steps={step} back, or choose another --workdir.")
+
+      # ---- Before the first step: the record, and what the policy is worth -----------------------
       self._rewind(name, step, started=restored is not None)
       self.progress.stage(name, stage.num_steps, step)
       if first and restored is None:
         self._evaluate(name, 0, stage, judge, made(state))
 
+      # ---- The loop ------------------------------------------------------------------------------
       while step < stage.num_steps:
+        # One step, as the stage defines it: for RL a rollout, its rewards and its updates.
         started, compile_seconds = time.perf_counter(), compiled.seconds
         with self.trace.step(name, step + 1):
           state, result = stage.step(state, next(stage.data), step)
         step += 1
         seconds = time.perf_counter() - started
+
+        # The metrics: the stage's own, and the cost of the step. Compilations are reported, because
+        # one that comes again and again means that a shape changes.
         metrics = {
             **result.metrics, "tokens": result.tokens, "updates": result.updates,
             "skipped_in_a_row": result.skipped, "time/step": seconds,
@@ -172,25 +233,38 @@ class Loop:
         alarms = self._log(name, step, stage, metrics, result.shown)
         if result.arrays and sharding.is_main_process():
           self.stages.folder.save_arrays(name, result.arrays)
+
+        # Stop where updates are refused again and again: more steps would change nothing. The
+        # step's metrics are already written, for whoever looks for the cause.
         if result.skipped >= stage.max_skipped:
           raise FloatingPointError(
               f"Stage {name!r} stopped at step {step}: the last {result.skipped} gradients were not"
               " finite. Each such update was skipped, so the parameters are whole; the newest"
-              f" checkpoint is {saved.steps[-1:] or 'none'}. Lower the learning rate, or look at loss"
-              " and kl in metrics.jsonl.")
+              f" checkpoint is {saved.steps[-1:] or 'none'}. Lower the learning rate, or look at"
+              " loss and kl in metrics.jsonl.")
+
+        # An evaluation, if one is due. All processes must agree on stopping: a signal may reach one
+        # of them only, and the others would wait for it in the next step.
         last, stopping = step == stage.num_steps, sharding.any_process(self.stop.requested)
         if last or evaluation.every and step % evaluation.every == 0:
           alarms += self._evaluate(name, step, stage, judge, made(state))
         halting = [alarm.message for alarm in alarms if alarm.action == "stop"]
-        # After the step's lines are written: a checkpoint stands for all that came before it.
+
+        # A checkpoint, if one is due. It comes after the step's lines are written: a run that
+        # continues from it drops the lines after its step, and would miss lines written later.
         if last or stopping or halting or step % checkpointing.every == 0:
           saved.save(step, state, {
-              "data": stage.data.get_state(), "resumable": {k: v.state() for k, v in stage.resumable.items()},
+              "data": stage.data.get_state(),
+              "resumable": {k: v.state() for k, v in stage.resumable.items()},
               "monitors": stage.monitors.state()})
+
+        # An early end, by a monitor or a signal. Saving runs beside training, so wait for it.
         if halting:
           saved.wait()
-          raise StoppedByMonitor(f"Stage {name!r} stopped at step {step}, which is saved. {halting[0]} The same command"
-                                 " continues.")
+          raise StoppedByMonitor(
+              f"Stage {name!r} stopped at step {step}, which is saved. {halting[0]} The same"
+              " command continues.")
+        # A signal in the last step stops nothing here: the stage is complete.
         if stopping and not last:
           saved.wait()
           return None
@@ -198,8 +272,19 @@ class Loop:
       return made(state)
 
   def _rewind(self, name: str, step: int, *, started: bool) -> None:
-    """Drops what metrics.jsonl holds from after the checkpoint."""
-    order = self.config.stages  # A stage that never saved starts anew, right after its predecessor's end.
+    """Drops the lines of metrics.jsonl that were written after the checkpoint.
+
+    The steps from the checkpoint on are made again, and their lines written again.
+
+    Args:
+      name: of the stage that runs next.
+      step: the checkpoint's step.
+      started: whether the stage has a checkpoint. One that never saved starts anew, right after its
+        predecessor's end.
+    """
+    order = self.config.stages
+    # A step of -1 is before all lines of the first stage, even before those of its evaluation at
+    # step 0; 2**31 is after all lines of the predecessor.
     if started:
       self.writer.rewind(order, name, step)
     elif name == order[0]:
@@ -208,12 +293,16 @@ class Loop:
       self.writer.rewind(order, order[order.index(name) - 1], 2**31)
 
   def _judge(self, name: str, stage: Stage) -> Evaluate:
-    """The stage's own evaluation and, where it trains a policy, the run's."""
+    """Makes what evaluates a stage: its own evaluation and, if it trains a policy, the run's.
+
+    Returns: (what the stage left) -> (metrics, rows to show).
+    """
     policy, context = self.stages.trained(name).policy, self.stages.run
 
     def judge(left):
       metrics, rows = stage.evaluate(left) if stage.evaluate else ({}, [])
       if policy is not None and context.task is not None:
+        # The same random keys at every step: two evaluations differ by the policy alone.
         result = evaluate(
             self.config.evaluation, context.sampler, context.task.heldout, policy(left),
             rng=functools.partial(context.rng, "evaluation"), report=self.progress.note)
@@ -222,8 +311,19 @@ class Loop:
     return judge
 
   def _log(
-      self, name: str, step: int, stage: Stage, metrics: Mapping[str, float], shown: str | None = None) -> list[Alarm]:
-    """Writes and shows what a step or an evaluation measured. Returns the alarms that it raises, told."""
+      self, name: str, step: int, stage: Stage, metrics: Mapping[str, float],
+      shown: str | None = None,
+  ) -> list[Alarm]:
+    """Writes and shows what a step or an evaluation measured.
+
+    Args:
+      name: of the stage.
+      step: of the stage.
+      stage: with the monitors that watch the metrics and add values of their own.
+      metrics: name -> value.
+      shown: a text to show beside the metrics; None: there is none.
+    Returns: the alarms that the monitors raise; their messages are shown already.
+    """
     values, alarms = stage.monitors.observe(metrics)
     self.writer.write(name, step, {**metrics, **values})
     self.progress.update(step, {**metrics, **values}, shown)
@@ -231,24 +331,35 @@ class Loop:
       self.progress.note(alarm.message)
     return alarms
 
-  def _evaluate(self, name: str, step: int, stage: Stage, judge: Evaluate, left: Any) -> list[Alarm]:
+  def _evaluate(
+      self, name: str, step: int, stage: Stage, judge: Evaluate, left: Any,
+  ) -> list[Alarm]:
+    """Evaluates what a stage has made by a step: logs the metrics, and writes up to 100 samples.
+
+    Returns: the alarms that the monitors raise.
+    """
     started = time.perf_counter()
     metrics, rows = judge(left)
-    alarms = self._log(name, step, stage, {**metrics, "time/evaluation": time.perf_counter() - started})
+    alarms = self._log(
+        name, step, stage, {**metrics, "time/evaluation": time.perf_counter() - started})
     if sharding.is_main_process():
       self.stages.folder.write(f"samples/{name}-{step}.json", rows[:100])
     return alarms
 
 
 class StopRequest:
-  """Turns the first Ctrl-C or SIGTERM into `requested`; a second one interrupts at once."""
+  """Turns the first Ctrl-C or SIGTERM into `requested`; a second one interrupts at once.
+
+  requested: whether a signal has come.
+  """
 
   def __init__(self):
     self.requested = False
     self._before: Mapping[int, Any] = {}
 
   def __enter__(self):
-    with contextlib.suppress(ValueError):  # Signals belong to the main thread: elsewhere, a notebook say, none is caught.
+    # Only the main thread may handle signals: elsewhere, for example in a notebook, none is caught.
+    with contextlib.suppress(ValueError):
       self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
     return self
 
@@ -258,11 +369,13 @@ class StopRequest:
 
   def _handle(self, number, frame):
     self.requested = True
+    # The handlers from before are put back, so that the next signal does what it always does.
     for s, handler in self._before.items():
       signal.signal(s, handler)
 
 
 def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Runs `train` as a command; errors that the user can cure are one line."""
   with process.errors_in_one_line():
     process.start()
     train(config, workdir)

@@ -1,4 +1,7 @@
-"""The few structures that travel between rooms on the host: problems, comparisons, samples. They need no JAX."""
+"""Defines the few structures that travel on the host: problems, comparisons, samples.
+
+They need no JAX.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -7,21 +10,25 @@ from typing import Any, Protocol, TypeAlias
 from jaxtyping import Float
 import numpy as np
 
-Params: TypeAlias = Any  # A plain nested dict of arrays; models/transformer.py names the leaves.
-Message: TypeAlias = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}.
+# A plain nested dict of arrays; models/transformer.py names the leaves.
+Params: TypeAlias = Any
+# {"role": "system" | "user" | "assistant", "content": text}.
+Message: TypeAlias = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """One row of a task: what the policy reads and what its completion is checked against.
+  """Holds one row of a task: what the policy reads, and what its completion is checked against.
 
-  prompt: the text given to the policy, or chat messages that the tokenizer's template turns into text.
-  reference: the answer that verifiers compare with.
-  solution: a worked completion to imitate (supervised stages need it), or "". Or messages that go on from the prompt, of
-    which the assistant's are imitated and others' (a tool's, a user's) only read; the last is the assistant's. After a
-    prompt of text they follow one another as they are, after messages the chat template joins them.
+  prompt: the text given to the policy, or chat messages that the tokenizer's template turns into
+    text.
+  reference: the answer with which verifiers compare.
+  solution: a worked completion to imitate (supervised stages need it), or "". It may be messages
+    that go on from the prompt, the last of which is the assistant's. The assistant's messages are
+    imitated, those of others (a tool, a user) are only read. After a prompt of text the messages
+    follow one another as they are; after messages the chat template joins them.
   id: unique within its task and stable between runs.
-  metadata: whatever else the row holds, for rewards that ask for it.
+  metadata: everything else that the row holds, for rewards that ask for it.
   """
   prompt: str | tuple[Message, ...]
   reference: str
@@ -32,9 +39,11 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A step of a worked response: its text, separator included, and how right it is.
+  """Holds a step of a worked response, and how right it is.
 
-  label: in [0, 1]: 1 right, 0 wrong, between them a share of continuations that succeed (Math-Shepherd); None: unlabelled.
+  text: text of the step, separator included.
+  label: number in [0, 1]: 1 right, 0 wrong, between them the share of continuations that succeed
+    (Math-Shepherd); None: unlabelled.
   """
   text: str
   label: float | None = None
@@ -42,24 +51,33 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Responses to one prompt with what is known of their quality: a row that reward models learn from and are judged on.
+  """Holds responses to one prompt, with what is known of their quality.
 
-  A pair has two responses, a list more, a row with a label of its own one. Where scores are known, responses stand best
-  first: the chosen one of a pair is responses[0]. (Whoever shows them to a judge by position has to shuffle or swap.)
+  Reward models learn from such rows and are judged on them. A pair has two responses, a list has
+  more, and a row with a label of its own has one. Where scores are known, the best response is the
+  first: the chosen one of a pair is responses[0]. (Code that shows responses to a judge by position
+  has to shuffle or swap them.)
 
   prompt: as in Problem.
-  responses: texts, none blank.
-  scores: one finite number per response, never rising; equal numbers are a tie. (1, 0) is a pair without degrees; ranks
-    enter negated. (): not compared, there are only attributes or steps.
-  soft_label: of a pair, the probability in [0, 1] that responses[0] is the better one, e.g. its share of votes; None:
-    what the scores say (see `preference`).
-  margin: by how much the best should win, in units of reward; below 0 where the label is in doubt (rl_reason.scorers.strength).
-  weight: of the row in a loss, at least 0.
-  attributes: one mapping per response, name -> value, None where it is missing; () without attributes.
-  steps: per response its Steps, whose texts joined are the response; () for a response without, or for all.
-  domain: what accuracy is reported by. id, metadata: as in Problem.
+  responses: texts, none of them blank.
+  scores: one finite number per response, never rising; equal numbers are a tie. (1, 0) is a pair
+    without degrees; ranks are given as negative numbers. (): nothing is compared, there are only
+    attributes or steps.
+  soft_label: for a pair, the probability in [0, 1] that responses[0] is the better one, e.g. its
+    share of votes; None: what the scores say (see `preference`).
+  margin: by how much the best response should win, in units of reward; below 0 where the label is
+    in doubt (rl_reason.scorers.strength).
+  weight: weight of the row in a loss, at least 0.
+  attributes: one mapping per response, name -> value, None where it is missing; () without
+    attributes.
+  steps: per response its Steps, whose texts joined are the response; () for a response without
+    steps, or for all responses.
+  domain: group of rows for which accuracy is reported.
+  id: as in Problem.
+  metadata: as in Problem.
 
-  Raises: ValueError for blank texts, identical responses of different score, and whatever else is not as said here.
+  Raises: ValueError for blank texts, identical responses of different score, and everything else
+    that is not as described here.
   """
   prompt: str | tuple[Message, ...]
   responses: tuple[str, ...]
@@ -75,31 +93,43 @@ class Comparison:
 
   def __post_init__(self):
     def finite(value):
-      return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and np.isfinite(value)
+      return (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+              and np.isfinite(value))
+    # 1. Responses, and one entry for each of them in every field.
     count = len(self.responses)
     if isinstance(self.responses, str) or not count:
       raise ValueError(f"responses must be a tuple of at least one text, got {self.responses!r}.")
     for i, response in enumerate(self.responses):
       if not isinstance(response, str) or not response.strip():
-        raise ValueError(f"response {i} is {response!r}: a blank text has nothing to score. Leave the row out.")
+        raise ValueError(f"response {i} is {response!r}: a blank text has nothing to score. Leave"
+                         " the row out.")
     for name in ("scores", "attributes", "steps"):
       given = getattr(self, name)
       if len(given) not in (0, count):
-        raise ValueError(f"{name} has {len(given)} entries for {count} responses: give one for each, or none.")
+        raise ValueError(f"{name} has {len(given)} entries for {count} responses: give one for"
+                         " each, or none.")
+    # 2. Scores: finite, best first, and the same for identical responses.
     if not all(map(finite, self.scores)):
-      raise ValueError(f"scores must be finite numbers, got {self.scores}: correct them, or leave the row out.")
+      raise ValueError(f"scores must be finite numbers, got {self.scores}: correct them, or leave"
+                       " the row out.")
     if any(a < b for a, b in zip(self.scores, self.scores[1:])):
-      raise ValueError(f"scores must not rise, got {self.scores}: responses stand best first. Sort both by score.")
+      raise ValueError(f"scores must not rise, got {self.scores}: responses stand best first. Sort"
+                       " both by score.")
     by_text: dict[str, float] = {}
     for response, score in zip(self.responses, self.scores):
-      # Equal responses of a longer list, e.g. of samples, may be equally good; a pair of them says nothing.
+      # Equal responses of a longer list, e.g. of samples, may be equally good; a pair of equal
+      # responses says nothing.
       if response in by_text and (count == 2 or by_text[response] != score):
-        raise ValueError(f"two responses are identical, with scores {by_text[response]} and {score}: {response[:80]!r}."
-                         " A comparison of a text with itself has no answer. Leave the row out.")
+        raise ValueError(
+            f"two responses are identical, with scores {by_text[response]} and {score}:"
+            f" {response[:80]!r}. A comparison of a text with itself has no answer. Leave the row"
+            " out.")
       by_text[response] = score
-    if self.soft_label is not None and (count != 2 or not finite(self.soft_label) or not 0 <= self.soft_label <= 1):
-      raise ValueError(f"soft_label is the probability, in [0, 1], that the first of two responses is better; got"
-                       f" {self.soft_label!r} for {count} responses.")
+    # 3. Labels, margin, weight and attributes.
+    if self.soft_label is not None and (
+        count != 2 or not finite(self.soft_label) or not 0 <= self.soft_label <= 1):
+      raise ValueError("soft_label is the probability, in [0, 1], that the first of two responses"
+                       f" is better; got {self.soft_label!r} for {count} responses.")
     if not finite(self.margin):
       raise ValueError(f"margin must be a finite number, got {self.margin!r}.")
     if not finite(self.weight) or self.weight < 0:
@@ -107,20 +137,27 @@ class Comparison:
     for i, values in enumerate(self.attributes):
       for name, value in values.items():
         if value is not None and not finite(value):
-          raise ValueError(f"attribute {name!r} of response {i} is {value!r}: give a finite number, or None if it is"
-                           " missing.")
+          raise ValueError(f"attribute {name!r} of response {i} is {value!r}: give a finite number,"
+                           " or None if it is missing.")
+    # 4. Steps, which must cover their response.
     for i, (response, steps) in enumerate(zip(self.responses, self.steps)):
       if steps and "".join(s.text for s in steps) != response:
-        raise ValueError(f"the steps of response {i} do not join to it: their texts must cover it, separators included.")
+        raise ValueError(f"the steps of response {i} do not join to it: their texts must cover it,"
+                         " separators included.")
       for j, step in enumerate(steps):
         if not step.text.strip():
-          raise ValueError(f"step {j} of response {i} is blank, {step.text!r}: it cannot be right or wrong. Leave it out.")
+          raise ValueError(f"step {j} of response {i} is blank, {step.text!r}: it cannot be right"
+                           " or wrong. Leave it out.")
         if step.label is not None and (not finite(step.label) or not 0 <= step.label <= 1):
-          raise ValueError(f"step {j} of response {i} has the label {step.label!r}: give a number in [0, 1], or None.")
+          raise ValueError(f"step {j} of response {i} has the label {step.label!r}: give a number"
+                           " in [0, 1], or None.")
 
   @property
   def preference(self) -> float | None:
-    """Of a pair, the probability that responses[0] is better: soft_label, else 1, or 0.5 for a tie; None if unknown."""
+    """Returns, for a pair, the probability that responses[0] is better; None if unknown.
+
+    It is soft_label, else what the scores say: 1, or 0.5 for a tie.
+    """
     if self.soft_label is not None or len(self.scores) != 2:
       return self.soft_label
     return 1.0 if self.scores[0] > self.scores[1] else 0.5
@@ -128,17 +165,25 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One completion on the host, as rewards see it.
+  """Holds one completion on the host, as rewards see it.
 
-  prompt, completion: text; the completion ends before its EOS token or stop string.
-  reference, metadata: of the problem.
+  prompt: text of the prompt.
+  completion: text of the completion; it ends before its EOS token or stop string.
+  reference: as in the problem.
   completion_tokens: the sampled token ids, EOS included where it was sampled.
-  truncated: the length limit ended the completion, not EOS or a stop string.
-  group: the index of the prompt in this step's batch; a group's samples are adjacent.
-  step: the training step it was sampled in (0 outside training).
-  spans: named [start, end) token ranges of the completion; "turn": the policy's turns, where an environment answers.
-  episode: the texts of turns and of the environment's answers by turns, which joined are the completion; () without one.
+  truncated: true where the length limit ended the completion, not EOS or a stop string.
+  group: index of the prompt in this step's batch; a group's samples are adjacent.
+  step: the training step in which it was sampled (0 outside training).
+  metadata: as in the problem.
+  spans: named [start, end) token ranges of the completion; "turn": the policy's turns, where an
+    environment answers.
   messages: the chat messages whose rendering `prompt` is; () where the problem's prompt is a text.
+  episode: the texts of turns and of the environment's answers alternately, the policy's first;
+    joined they are the completion. () without an environment.
+  environment_rewards: what the environment paid, as (position in completion_tokens, amount).
+
+  With an environment the completion is the whole episode. `own_text` and `own_tokens` are what the
+  policy itself wrote of it, and the policy may be judged only by these.
   """
   prompt: str
   completion: str
@@ -151,14 +196,31 @@ class Sample:
   spans: Mapping[str, Sequence[tuple[int, int]]] = dataclasses.field(default_factory=dict)
   messages: tuple[Message, ...] = ()
   episode: tuple[str, ...] = ()
+  environment_rewards: tuple[tuple[int, float], ...] = ()
+
+  @property
+  def own_text(self) -> str:
+    """Joins the policy's turns, stop strings included; without an environment: the completion."""
+    return "".join(self.episode[::2]) if self.episode else self.completion
+
+  @property
+  def own_tokens(self) -> tuple[int, ...]:
+    """Lists the ids that the policy sampled; without an environment: those of the completion."""
+    if not self.episode:
+      return self.completion_tokens
+    return tuple(i for start, end in self.spans["turn"] for i in self.completion_tokens[start:end])
 
 
-# Rewards: one number per sample, in the order given, or StepRewards (rewards/composition/steps.py). rewards/registry.py lists them.
+# Rewards: one number per sample, in the order given, or StepRewards
+# (rewards/composition/steps.py). rewards/registry.py lists them.
 RewardFn: TypeAlias = Callable[[Sequence[Sample]], Float[np.ndarray, "N"]]
 
 
 class Source(Protocol):
-  """Rows in a fixed order: `source[i]` is the same Problem or Comparison in every process and every run."""
+  """Provides rows in a fixed order.
+
+  `source[i]` is the same Problem or Comparison in every process and every run.
+  """
 
   def __len__(self) -> int: ...
 
@@ -167,6 +229,10 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Problems to learn from and problems that only evaluation sees; no prompt is in both."""
+  """Holds the problems of a run; no prompt is in both halves.
+
+  train: problems to learn from.
+  heldout: problems that only evaluations see.
+  """
   train: Source
   heldout: Source

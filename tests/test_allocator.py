@@ -12,7 +12,7 @@ from rl_reason.runtime import allocator
 # second on?
 FAULTS = """
 import ctypes, resource, sys
-from rl_reason import allocator
+from rl_reason.runtime import allocator
 kept = allocator.keep_freed({} if sys.argv[1] == "keep" else {"RL_REASON_KEEP_MEMORY": "0"})
 libc, size = ctypes.CDLL(None), 2**28
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -43,7 +43,7 @@ def test_a_freed_block_is_used_again_without_new_pages():
 # Of 64 MB in small pieces all but the last piece are freed, so that the heap's end cannot shrink.
 HELD = """
 import ctypes
-from rl_reason import allocator
+from rl_reason.runtime import allocator
 assert allocator.keep_freed({})
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

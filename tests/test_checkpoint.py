@@ -225,7 +225,7 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import HOST, shape, state
-from rl_reason.checkpoint import Checkpoints
+from rl_reason.runtime.checkpoint import Checkpoints
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
 checkpoints.save(1, state(1), HOST)
 checkpoints.wait()

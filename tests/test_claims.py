@@ -400,7 +400,7 @@ def test_a_claim_that_holds_is_recorded_drawn_and_listed(bench):
       (arm, seed, "finished") for seed in (0, 1) for arm in ("learns", "stays")]
   assert record["effects"] == [record["runs"][i]["value"] - record["runs"][i + 1]["value"] for i in (0, 2)]
   assert record["cost"]["updates"] == {"learns": [40, 40], "stays": [40, 40]}
-  assert record["test"]["threshold"] == 0.0 and record["configs"]["stays"]["sft"]["optimizer"]["learning_rate"] == 0
+  assert record["test"]["threshold"] == 0.0 and record["configs"]["stays"]["sft"]["learner"]["optimizer"]["learning_rate"] == 0
   assert record["code"]["imitation_loss"] and record["versions"]["jax"] and record["earlier"] == []
   image = (folder / "experiments/results/small/learns.png").read_bytes()
   assert image[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">I", image[16:20]) == (1200,)

@@ -182,7 +182,7 @@ def test_no_such_file_and_no_experiment_in_it(tmp_path):
   (tmp_path / "mine.py").write_text("x = 1\n")
   with pytest.raises(ValueError, match="defines no get_config"):
     config_lib.load(str(tmp_path / "mine.py"))
-  with pytest.raises(ValueError, match="Unknown size 'huge': use :full or :tiny"):
+  with pytest.raises(ValueError, match="Unknown size 'huge'. Known: :full, :tiny"):
     config_lib.load("experiments/quickstart.py:huge")
 
 

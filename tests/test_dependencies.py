@@ -229,6 +229,12 @@ def test_a_changed_definition_is_named(studio, file, old, new, name):
   assert changed(before, code()) - {name} <= {"WEIGHT"}  # Where the loss no longer has one.
 
 
+def test_the_function_of_another_library_counts(studio):
+  before = code()
+  studio(losses=replaced("losses.py", ("import numpy as np", "import jax.numpy as np")))
+  assert changed(before, code()) == {"loss"}
+
+
 def test_a_local_name_is_not_taken_for_an_import(studio):
   studio(losses="""
       from studio import helpers
@@ -393,11 +399,11 @@ def test_entries_may_be_named_objects_that_hold_a_function(registry):
 
 
 def test_a_table_of_anything_but_functions_counts_as_a_whole(registry):
-  table = 'SIZE = 3\nREWARDS = {"plus": SIZE, "minus": 4}\n'
+  table = 'SIZE = 3\nOTHER = 4\nREWARDS = {"plus": SIZE, "minus": OTHER}\n'
   registry(rewards=table)
   before = code({"reward": "plus"})
   registry(rewards=table.replace("4", "5"))
-  assert changed(before, code({"reward": "plus"})) == {"REWARDS"}
+  assert changed(before, code({"reward": "plus"})) == {"OTHER"}
 
 
 STAGE = """

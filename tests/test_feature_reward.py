@@ -1,11 +1,13 @@
 """Reviews and what makes their summaries good, small networks on features, the reward made of them, and the experiment."""
 
 import logging
+import types
 
 import numpy as np
 import pytest
 
 from rl_reason import train
+from rl_reason.claims import measures
 from rl_reason.experiments import feature_reward
 from rl_reason.reporting import metrics
 from rl_reason.rewards import features as rewards
@@ -13,6 +15,7 @@ from rl_reason.rewards import judge
 from rl_reason.rewards.composition.build import BUILDER
 from rl_reason.run import config as config_lib
 from rl_reason.scorers import features as feature_models
+from rl_reason.stages.probe.stage import Probe
 from rl_reason.tasks.worlds import reviews
 from rl_reason.types import Sample
 
@@ -181,6 +184,20 @@ def test_experiment_end_to_end_small(tmp_path):
   steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/utility" in x]
   assert len(steps) == 2 and all("reward/quality/faithfulness" in x and x["logprob_gap"] < 1e-4 for x in steps)
   assert np.isfinite([feature_reward.overlap_gained(tmp_path), feature_reward.text_accuracy(tmp_path, pairs=940)]).all()
+  probed = measures.arrays(tmp_path, "after", "features")
+  assert all(sides.shape == (16, 2) for sides in probed.values())
+  better, worse = probed["mean"].T
+  assert feature_reward.mean_accuracy(tmp_path) == np.mean((better > worse) + 0.5 * (better == worse))
+  # A model of more pairs than the small run has takes them all, whatever the number is.
+  np.testing.assert_array_equal(probed["of_47"], probed["of_4700"])
+  few = feature_reward.feature_accuracy(tmp_path, pairs=940)
+  assert few == feature_reward.feature_accuracy(tmp_path, pairs=47)
+  text = feature_reward.text_accuracy(tmp_path, pairs=940)
+  assert feature_reward.advantage(tmp_path, over=940) == few - text
+  fewer = feature_reward.feature_accuracy(tmp_path, pairs=940, without=["faithfulness", "no_hallucination"])
+  assert feature_reward.advantage(
+      tmp_path, over=940, without=["faithfulness", "no_hallucination"]) == fewer - text
+  assert all(abs(feature_reward.lost_without(tmp_path, name=name)) <= 1 for name in reviews.NAMES)
 
 
 def test_overlap_of_the_last_samples_by_hand(tmp_path):
@@ -191,11 +208,23 @@ def test_overlap_of_the_last_samples_by_hand(tmp_path):
   assert feature_reward.overlap(tmp_path, stage="sft") == 0.5 and feature_reward.overlap_gained(tmp_path) == 0.5
 
 
-def test_fewer_features_know_less(tmp_path):
-  (tmp_path / "config.json").write_text('{"seed": 0}')
-  whole = feature_reward.feature_accuracy(tmp_path, pairs=470)
-  assert whole > 0.8 > feature_reward.feature_accuracy(tmp_path, pairs=470, without=reviews.NAMES[:6])
-  assert 0.6 < feature_reward.mean_accuracy(tmp_path) < 1 and feature_reward.lost_without(tmp_path, name="no_hallucination") > 0
+def test_fewer_features_know_less():
+  taught = feature_reward.observed_pairs(470, seed=0, part="train", noise=0.1)
+  asked = feature_reward.observed_pairs(1000, seed=0, part="heldout", noise=0.0)
+  right = {
+      without: feature_reward.share_right(
+          feature_reward.scores_of_pairs(taught, asked, pairs=470, without=without))
+      for without in ((), reviews.NAMES[:6])}
+  assert right[()] > 0.8 > right[reviews.NAMES[:6]]
+
+
+def test_the_probe_names_what_the_claims_read():
+  probe = Probe(types.SimpleNamespace(seed=0), params=None)
+  found = feature_reward.judge_by_features(probe, size=940, clean=500)
+  assert found["of_940"].shape == found["mean"].shape == (500, 2)
+  assert 0.6 < feature_reward.share_right(found["mean"]) < 1
+  assert found["lost_without_no_hallucination"] > 0
+  assert "of_940_without_faithfulness_no_hallucination" in found
 
 
 def test_configs_of_all_arms_and_sizes():

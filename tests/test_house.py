@@ -38,9 +38,11 @@ FLOORS = {
     "9d": ("stages.registry",),
     "10": ("run",),
     # The commands.
-    "11": ("evaluate", "export", "judge", "launch", "report", "sample", "serve", "train"),
+    "11": ("doctor", "evaluate", "export", "judge", "launch", "report", "sample", "serve",
+           "train"),
     "12": ("claims",),
     "13": ("experiments",),
+    "14": ("__main__",),  # The one command that starts the others, by name.
 }
 # Packages of several rooms. Their __init__ imports nothing of ours, so anyone may pass through.
 CORRIDORS = ("rl_reason", "rl_reason.stages")

@@ -1,5 +1,7 @@
 """Questions that are looked up, a judge that is easily pleased, and the experiment on rewards of turns."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from rl_reason import train
 from rl_reason.envs.registry import ENVIRONMENTS
 from rl_reason.experiments import ppr
 from rl_reason.reporting import metrics
-from rl_reason.rollout.episodes import Episode
+from rl_reason.rollout.environment import Turn
 from rl_reason.run import config as config_lib
 from rl_reason.run import context
 from rl_reason.tasks.worlds import lookup
@@ -41,11 +43,28 @@ def test_documents_are_right_as_often_as_they_are_told():
 
 def test_the_environment_answers_searches_and_nothing_else():
   problem = Problem(prompt="aB=", reference="c", metadata={"world": "w"})
-  answer = ENVIRONMENTS["lookup"](reliable=1.0)
-  found = answer([Episode(problem, (turn,), ()) for turn in ("1?aB.", "0!c", "", "?.", "1?aB", "1?aB.1?aB.", "12?aB.")])
-  assert found == [f"(aB{lookup.fact('w', 'a', 'B')})", None, None, "()", None, "()", "()"]
+  environment = ENVIRONMENTS["lookup"](reliable=1.0)
+  state = environment.reset(problem, 7)
+  turns = ("1?aB.", "0!c", "", "?.", "1?aB", "1?aB.1?aB.", "12?aB.")
+  found = [asyncio.run(environment.step(state, Turn(text, (1,))))[0] for text in turns]
+  assert [messages and messages[0]["content"] for messages in found] == [
+      f"(aB{lookup.fact('w', 'a', 'B')})", None, None, "()", None, "()", "()"]
+  assert asyncio.run(environment.step(state, Turn("1?aB.", (1,), final=True)))[0] is None
   with pytest.raises(ValueError, match=r"reliable must be in \[0, 1\]"):
     ENVIRONMENTS["lookup"](reliable=2)
+  with pytest.raises(ValueError, match="Problem 'other' has no \"world\""):
+    environment.reset(Problem(prompt="1+1=", reference="2", id="other"), 7)
+
+
+def test_another_turn_may_find_another_document():
+  # The third turn's document is that of turn 2, whatever the turns before it were, and whatever the seed.
+  environment = ENVIRONMENTS["lookup"](reliable=0.5)
+  for world in map(str, range(20)):
+    state = environment.reset(Problem(prompt="aB=", reference="c", metadata={"world": world}), 7)
+    for text in ("?.", "2?cD."):
+      _, _, state = asyncio.run(environment.step(state, Turn(text, (1,))))
+    messages, _, _ = asyncio.run(environment.step(state, Turn("1?aB.", (1,))))
+    assert messages[0]["content"] == lookup.document(world, "a", "B", 2, 0.5)
 
 
 def test_a_judge_of_turns_by_hand():

@@ -106,7 +106,7 @@ def test_the_estimate_of_what_is_held_between_chunks_is_near_what_xla_takes(page
     numbers = jax.ShapeDtypeStruct((8, 64), dtype)
     chunk = decode.Chunk(ints(), ints(8, 64), numbers, numbers, caches(8, 64))
     prompts = decode.Prompts(caches(8, 1), ints(8), hidden)
-    found = taken(decode.arrange.lower(MODEL, slots, chunk, prompts, ints(8), bools, ints(8), ints(8), bools, capacity=256))
+    found = taken(decode.arrange.lower(slots, chunk, prompts, ints(8), bools, ints(8), ints(8), bools, capacity=256))
   assert 0.7 < parts["keys and values of completions"] / found < 1.5
 
 

@@ -3,6 +3,7 @@
 import ast
 import os
 from pathlib import Path
+import re
 import runpy
 import shutil
 import subprocess
@@ -98,6 +99,13 @@ def test_requirements_are_the_core_and_no_accelerator_or_peer_is_among_them(argu
   assert not {"torch", "tensorflow", "transformers", "trl"} & {name.partition("[")[0] for name in names}
 
 
+def test_the_changes_and_the_citation_name_this_version(arguments):
+  changes = (ROOT / "docs/CHANGELOG.md").read_text()
+  assert re.search(r"^## (.+)$", changes, re.MULTILINE).group(1) == arguments["version"]
+  citation = (ROOT / "docs/CITATION.cff").read_text()
+  assert re.search(r"^version: (.+)$", citation, re.MULTILINE).group(1) == arguments["version"]
+
+
 def test_no_module_imports_torch_or_tensorflow(arguments):
   for file in modules(arguments).values():
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -120,6 +128,13 @@ def test_a_copied_tree_runs_without_installation(tree, tmp_path):
                 "print(t.__file__, e.__file__, r.__file__)", cwd=tmp_path, path=tree)
   files = [tree / "models/transformer.py", tree / "experiments/__init__.py", tree / "rewards/__init__.py"]
   assert process.stdout.split() == list(map(str, files)), process.stderr
+
+
+def test_a_copied_tree_knows_its_version(tree, tmp_path, arguments):
+  # Whatever distribution of the library is installed, if any.
+  process = run("from rl_reason.run import workdir; print(workdir.versions()['rl_reason'])",
+                cwd=tmp_path, path=tree)
+  assert process.stdout.split() == [arguments["version"]], process.stderr
 
 
 # A wheel.
@@ -145,6 +160,11 @@ def test_a_wheel_holds_one_import_name_and_every_module(wheel, arguments):
               for name, file in modules(arguments).items()}
   held = {str(path.relative_to(wheel)) for path in (wheel / "rl_reason").rglob("*") if path.is_file()}
   assert held == expected | {"rl_reason/py.typed"}
+
+
+def test_a_wheel_brings_the_command(wheel, arguments):
+  scripts = (wheel / f"rl_reason-{arguments['version']}.dist-info/entry_points.txt").read_text()
+  assert scripts.split() == ["[console_scripts]", "rl-reason", "=", "rl_reason.__main__:main"]
 
 
 def test_every_module_of_a_wheel_imports_and_none_brings_tensorflow_or_torch(wheel, arguments, tmp_path):

@@ -120,6 +120,17 @@ def test_functions_that_cannot_be_called_are_refused_before_any_stage(functions,
     config_lib.check(make_config(**functions))
 
 
+def test_a_run_without_a_task_can_be_probed():
+  c = make_config(liked=f"{HERE}:scores")
+  c.stages = ("rm", "after")
+  del c.task
+  _, sections = config_lib.check(c)
+  assert list(sections) == ["rm", "after"]
+  c.stages = ("sft", "after")
+  with pytest.raises(ValueError, match="config.task is missing, and the stage 'sft'"):
+    config_lib.check(c)
+
+
 def test_what_holds_no_numbers_is_named():
   with pytest.raises(ValueError, match="The probe 'mine' must return a mapping"):
     probe_stage.split("mine", nothing(None))

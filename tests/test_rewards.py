@@ -246,7 +246,7 @@ def test_every_reward_states_its_range_and_takes_no_samples():
             "one_of_each": {"outcome": {"exact_answer": 1.0}},
             "judge_rating": {"generate": "json:dumps"}, "judge_preference": {"generate": "json:dumps"}}
   for name, function in REWARDS.items():
-    if "models" in inspect.signature(function).parameters or name in ("turn_judge", "feature_reward"):
+    if "models" in inspect.signature(function).parameters or name in ("turn_judge", "feature_reward", "environment"):
       continue  # Only a run has models (test_learned.py); the others are tested by themselves, and have ranges of their own.
     assert re.search(r"in (\{0, 1\}|\{-1, 1\}|\[-1, 0\]|\[0, 1\]|\[-0.5, 0.5\])", function.__doc__.splitlines()[0]), name
     args = needed.get(name, {})

@@ -78,10 +78,10 @@ def test_frequencies_are_the_probabilities():
 def test_log_probabilities_of_what_was_drawn(filters):
   s = Sampling(1, temperature=0.8, **filters)
   tokens, behaviour, logprobs = draw(LOGITS, np.linspace(0, LAST, 6, dtype=np.float32), s)
-  for row, token, b, l in zip(LOGITS.astype(np.float64), tokens, behaviour, logprobs):
+  for row, token, b, plain in zip(LOGITS.astype(np.float64), tokens, behaviour, logprobs):
     p = np.where(kept(row, s), np.exp(row / 0.8), 0.0)
     np.testing.assert_allclose(b, np.log(p[token] / p.sum()), atol=1e-5)
-    np.testing.assert_allclose(l, row[token] - np.log(np.exp(row).sum()), atol=1e-5)  # Temperature 1, no filters.
+    np.testing.assert_allclose(plain, row[token] - np.log(np.exp(row).sum()), atol=1e-5)  # Temperature 1, no filters.
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)

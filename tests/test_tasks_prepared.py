@@ -92,7 +92,8 @@ def test_the_command_writes_a_set_that_loads_without_tensorflow(tmp_path):
   code = f"""
 import sys
 from absl import flags
-from rl_reason.tasks import prepare, load_task
+from rl_reason.tasks import prepare
+from rl_reason.tasks.registry import load_task
 flags.FLAGS(["prepare", "--name=sums", "--data_dir={tmp_path}", '--args={arguments}', '--splits={splits}'])
 prepare.main(["prepare"])
 task = load_task("tfds", dict(name="sums", data_dir="{tmp_path}"), dict(split="train"), dict(split="test"))

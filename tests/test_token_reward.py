@@ -298,8 +298,8 @@ def test_experiment_end_to_end_small(tmp_path):
      "credit.token_model.warmup_steps=3 of num_steps=3"),
     ({"credit.token_model": dict(outcome="answer"), "credit.returns": "to_go"},
      "set critic=None and returns='total'"),
-    ({"objective.mean_over": "sequence"},
-     "normalise='per_sign' .* mean_over='sequence' takes another mean: set objective.mean_over='token'"),
+    ({"objective.mean_over": "sequence"}, "credit.normalise='per_sign' .* objective.mean_over='sequence' takes another"
+                                          " mean: set objective.mean_over='token'"),
     ({"credit.negative_weight": -1.0}, "negative_weight must be at least 0")])
 def test_stages_that_cannot_be(fields, message):
   c = config_lib.load("experiments/oreal.py:full-tiny")

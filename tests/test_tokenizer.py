@@ -243,12 +243,12 @@ def test_bos_is_added_once_to_texts(tmp_path, processor, setting, added):
       tmp_path / "model", bos_token="<|begin_of_text|>", add_bos_token=setting, post_processor=processor))
   tok.save(tmp_path / "saved")
   saved = tokenizers.Tokenizer.from_file(str(tmp_path / "saved/tokenizer.json"))
-  for tok in (tok, tokenizer.load(tmp_path / "saved")):
-    assert tok.encode_prompt("hello") == [BOS, HELLO][not added:] == saved.encode("hello").ids
-    assert tok.encode_prompt("") == [BOS][not added:]
-    assert tok.encode_prompt("<|begin_of_text|>hello") == [BOS, HELLO]
-    assert tok.encode("hello") == [HELLO]
-    assert tok.render_prompt("hello") == "hello"
+  for either in (tok, tokenizer.load(tmp_path / "saved")):
+    assert either.encode_prompt("hello") == [BOS, HELLO][not added:] == saved.encode("hello").ids
+    assert either.encode_prompt("") == [BOS][not added:]
+    assert either.encode_prompt("<|begin_of_text|>hello") == [BOS, HELLO]
+    assert either.encode("hello") == [HELLO]
+    assert either.render_prompt("hello") == "hello"
 
 
 # Chat templates.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rl_reason import train
+from rl_reason.claims import measures
 from rl_reason.experiments import reward_topology
 from rl_reason.run import config as config_lib
 from rl_reason.tasks.draws import Draws
@@ -113,9 +114,12 @@ def test_the_experiment_small(tmp_path):
   c = config_lib.load("experiments/reward_topology.py:tree-tiny")
   with c.unlocked():
     c.seed = 5
-    c.mesh.fsdp, c.stages = 1, ("rm", "low")
+    c.mesh.fsdp, c.stages = 1, ("rm", "low", "after")
+    del c.after.functions.few
   assert c.rm.data.args.world == 5  # The world goes with the seed.
   train.train(c, tmp_path, plain=True)
+  sorted_by_score = measures.arrays(tmp_path, "after", "rm")["rewards"]
+  np.testing.assert_array_equal(np.sort(sorted_by_score), np.sort(World(5, (0.2,) * 5).rewards))
   one = reward_topology.true_reward_of_best(tmp_path, n=1)
   assert one == pytest.approx(0, abs=1e-9)  # The best of one is the mean.
   many, low = (reward_topology.true_reward_of_best(tmp_path, n=128, stage=stage) for stage in ("rm", "low"))

@@ -34,7 +34,7 @@ import dataclasses
 import os
 import time
 
-from rl_reason.tasks.arithmetic import arithmetic
+from rl_reason.tasks.worlds.arithmetic import arithmetic
 
 
 def pause():

@@ -7,7 +7,7 @@
     outputs.py           checks what rewards and transforms return
     steps.py             rewards of a completion's steps
     shaping.py           transforms that keep nothing
-    normalisers.py       transforms that remember, or that look at a group
+    normalisers.py       transforms that remember earlier values, or that look at a group
     schedules.py         weights that change with the training step
     trust.py             how far a group's samples support a component
     builder.py           what a reward that is made of rewards builds them with

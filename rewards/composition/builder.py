@@ -18,7 +18,7 @@ from rl_reason.rewards.composition.reward_set import RewardSet
 
 @dataclasses.dataclass(frozen=True)
 class Builder:
-  """What a parameter `build` is given; composition.build.BUILDER is the one there is.
+  """What a parameter `build` is given; composition.build.BUILDER is the only one.
 
   rewards: a rewards section of a config -> its RewardSet.
   reward: (kind, what, path, args) -> (function of the samples, keyword arguments of its calls).

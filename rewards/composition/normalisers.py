@@ -1,6 +1,6 @@
-"""Transforms that bring a component to a known scale: by what it was so far, or by the group. State goes into checkpoints.
+"""Transforms bring a component to a known scale: that of its earlier values, or of the group.
 
-Each process of a run keeps the statistics of its own samples.
+State goes into checkpoints. Each process of a run keeps the statistics of its own samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,23 +14,30 @@ from rl_reason.rewards.composition.trust import group_slices
 
 
 class RunningMeanStd:
-  """(r − mean) / (std + epsilon) over all values so far, this batch's included; 0 while all were equal.
+  """Computes (r − mean) / (std + epsilon) over all values so far, this batch's included.
 
-  Source: Welford 1962; merged batch by batch as in Chan, Golub and LeVeque 1983. The population's std.
+  It is 0 while all values were equal.
+
+  Source: Welford 1962; merged batch by batch as in Chan, Golub and LeVeque 1983. The population's
+    std.
   """
 
   def __init__(self, *, epsilon: float = 1e-6):
     if not epsilon > 0:
-      raise ValueError(f"epsilon must be above 0, got {epsilon}: the first values may all be equal.")
+      raise ValueError(
+          f"epsilon must be above 0, got {epsilon}: the first values may all be equal.")
     self._epsilon = epsilon
-    self._count, self._mean, self._squares = 0, 0.0, 0.0  # squares: the sum of squared differences from the mean.
+    # squares: the sum of squared differences from the mean.
+    self._count, self._mean, self._squares = 0, 0.0, 0.0
 
   def __call__(self, rewards: Ragged) -> Ragged:
     values = _flat(rewards)
     if values.size:
+      # Merges this batch's moments into those of all batches before it.
       count, mean = self._count + values.size, float(values.mean())
       shift = mean - self._mean
-      self._squares += float(((values - mean) ** 2).sum()) + shift**2 * self._count * values.size / count
+      self._squares += (float(((values - mean) ** 2).sum())
+                        + shift**2 * self._count * values.size / count)
       self._mean += shift * values.size / count
       self._count = count
     std = np.sqrt(self._squares / max(1, self._count))
@@ -44,20 +51,24 @@ class RunningMeanStd:
 
 
 class SlidingMinMax:
-  """(r − min) / (max − min + epsilon), in [0, 1], over the last `window` values; 0 while all were equal.
+  """Computes (r − min) / (max − min + epsilon), in [0, 1], over the last `window` values.
 
-  The window holds at least this batch, so that all samples of a batch are measured alike.
+  It is 0 while all values were equal. The window holds at least this batch, so that all samples of
+  a batch are measured alike.
 
-  Source: Le et al. 2025 (Memory-R+), arXiv:2504.02273, whose window moves within a batch, value by value.
+  Source: Le et al. 2025 (Memory-R+), arXiv:2504.02273, whose window moves within a batch, value by
+    value.
   """
 
   def __init__(self, *, window: int = 100, epsilon: float = 1e-6):
     if window < 1 or not epsilon > 0:
-      raise ValueError(f"window must be at least 1 and epsilon above 0, got window={window}, epsilon={epsilon}.")
+      raise ValueError(
+          f"window must be at least 1 and epsilon above 0, got window={window}, epsilon={epsilon}.")
     self._window, self._epsilon, self._recent = window, epsilon, np.zeros(0)
 
   def __call__(self, rewards: Ragged) -> Ragged:
     values = _flat(rewards)
+    # The whole batch is measured, even if it is longer than the window.
     seen = np.concatenate([self._recent, values])[-max(self._window, values.size):]
     self._recent = seen[-self._window:]
     if not seen.size:
@@ -72,12 +83,13 @@ class SlidingMinMax:
 
 
 def group_mean_std(rewards: Ragged, *, groups: Sequence[int], epsilon: float = 1e-6) -> Ragged:
-  """(r − mean) / (std + epsilon) over all values of the sample's group: components weigh alike, whatever their scales.
+  """Computes (r − mean) / (std + epsilon) over all values of the sample's group.
 
-  Steps are compared with all steps of the group. The population's std.
+  So components weigh alike, whatever their scales. Steps are compared with all steps of the group.
+  The std is the population's.
 
-  Source: Liu et al. 2026 (GDPO), arXiv:2601.05242, for components; Shao et al. 2024, arXiv:2402.03300, sec. 4.1.3, for
-  steps.
+  Source: Liu et al. 2026 (GDPO), arXiv:2601.05242, for components; Shao et al. 2024,
+    arXiv:2402.03300, sec. 4.1.3, for steps.
   """
   def one(values):
     return (values - values.mean()) / (values.std() + epsilon)
@@ -85,9 +97,10 @@ def group_mean_std(rewards: Ragged, *, groups: Sequence[int], epsilon: float = 1
 
 
 def group_rank(rewards: Ragged, *, groups: Sequence[int]) -> Ragged:
-  """The rank of a value among all of its group, from 0 (lowest) to 1; ties share their mean rank, one alone gets 0.5.
+  """Computes the rank of a value among all of its group, from 0 (lowest) to 1.
 
-  Only the order of a group counts, so that no outlier of a learned reward dominates.
+  Ties share their mean rank; a value alone gets 0.5. Only the order of a group counts, so that no
+  outlier of a learned reward dominates.
   """
   def one(values):
     below = (values[:, None] > values).sum(axis=1)

@@ -1,4 +1,4 @@
-"""What components and transforms return: read, checked, and put together from parts; errors that name the sample."""
+"""Reads and checks what components and transforms return; its errors name the sample."""
 
 from __future__ import annotations
 
@@ -15,60 +15,87 @@ from rl_reason.types import Sample
 
 
 def read(component: Component, output: Any, count: int) -> Float[np.ndarray, "N"] | StepRewards:
-  """A component's output for `count` samples as float64, or an error that says what it is instead."""
+  """Reads a component's output for `count` samples as float64.
+
+  Raises: ValueError that says what the output is instead.
+  """
   if isinstance(output, StepRewards):
     if not len(output.values) == len(output.ends) == count:
-      raise ValueError(f"The reward component {component.name!r} must return steps for each of {count} samples, got"
-                       f" {len(output.values)} rows of values and {len(output.ends)} of ends: an empty row for a sample"
-                       " without steps.")
-    return StepRewards([np.asarray(v, np.float64) for v in output.values], [np.asarray(e) for e in output.ends])
+      raise ValueError(
+          f"The reward component {component.name!r} must return steps for each of {count} samples,"
+          f" got {len(output.values)} rows of values and {len(output.ends)} of ends: an empty row"
+          " for a sample without steps.")
+    return StepRewards(
+        [np.asarray(v, np.float64) for v in output.values], [np.asarray(e) for e in output.ends])
   try:
     values = np.asarray(output, np.float64)
   except (TypeError, ValueError) as error:
-    raise ValueError(f"The reward component {component.name!r} must return one number per sample, got"
-                     f" {str(output)[:200]} ({error}): return np.ndarray [N], or StepRewards; a sample it cannot judge"
-                     " needs a number too, e.g. 0.") from error
+    raise ValueError(
+        f"The reward component {component.name!r} must return one number per sample, got"
+        f" {str(output)[:200]} ({error}): return np.ndarray [N], or StepRewards; a sample it cannot"
+        " judge needs a number too, e.g. 0.") from error
   if values.shape != (count,):
-    raise ValueError(f"The reward component {component.name!r} must return one number per sample, shape"
-                     f" ({count},), got shape {values.shape}: score every sample, in the order given, also"
-                     " the malformed ones.")
+    raise ValueError(
+        f"The reward component {component.name!r} must return one number per sample, shape"
+        f" ({count},), got shape {values.shape}: score every sample, in the order given, also the"
+        " malformed ones.")
   return values
 
 
 def gather(
-    component: Component, parts: Sequence[tuple[Sequence[int], Float[np.ndarray, "M"] | StepRewards]], count: int,
+    component: Component,
+    parts: Sequence[tuple[Sequence[int], Float[np.ndarray, "M"] | StepRewards]], count: int,
 ) -> Float[np.ndarray, "N"] | StepRewards:
-  """Outputs for some positions of a batch each -> the output for the batch of `count`."""
+  """Joins outputs, each for some positions of a batch, to the output for its `count` samples."""
   kinds = {isinstance(output, StepRewards) for _, output in parts}
   if len(kinds) > 1:
-    raise ValueError(f"The reward component {component.name!r} returned StepRewards for some samples and numbers for"
-                     " others: return the same for all.")
+    raise ValueError(
+        f"The reward component {component.name!r} returned StepRewards for some samples and numbers"
+        " for others: return the same for all.")
   if kinds != {True}:
     values = np.zeros(count)
     for positions, output in parts:
       values[positions] = output
     return values
-  rows = {i: row for positions, output in parts for i, row in zip(positions, zip(output.values, output.ends))}
+  rows = {i: row for positions, output in parts
+          for i, row in zip(positions, zip(output.values, output.ends))}
   return StepRewards([rows[i][0] for i in range(count)], [rows[i][1] for i in range(count)])
 
 
-def transformed(component: Component, transform: Transform, values: Ragged, samples: Sequence[Sample]) -> Ragged:
-  """The transform's values, of the same lengths and finite, or an error that names it."""
-  groups = {"groups": [s.group for s in samples]} if getattr(transform.function, "sees_groups", False) else {}
-  changed = [np.asarray(v, np.float64) for v in transform.function(values, **transform.args, **groups)]
+def transformed(
+    component: Component, transform: Transform, values: Ragged, samples: Sequence[Sample],
+) -> Ragged:
+  """Applies a transform, and checks that its values are finite and of the same lengths.
+
+  Raises: ValueError that names the transform.
+  """
+  groups = ({"groups": [s.group for s in samples]}
+            if getattr(transform.function, "sees_groups", False) else {})
+  changed = [
+      np.asarray(v, np.float64) for v in transform.function(values, **transform.args, **groups)]
   shapes = [v.shape for v in values]
   if [v.shape for v in changed] != shapes:
-    raise ValueError(f"The transform {transform.name!r} of the reward component {component.name!r} must return an array"
-                     f" per sample, as long as the one it got: {shapes[:5]}, got {[v.shape for v in changed][:5]}.")
+    raise ValueError(
+        f"The transform {transform.name!r} of the reward component {component.name!r} must return"
+        f" an array per sample, as long as the one it got: {shapes[:5]}, got"
+        f" {[v.shape for v in changed][:5]}.")
   for i, (before, after) in enumerate(zip(values, changed)):
     if not np.isfinite(after).all():
-      raise ValueError(f"The transform {transform.name!r} of the reward component {component.name!r} made {after.tolist()}"
-                       f" of {before.tolist()} for sample {i}: {describe(samples[i])}. The run stops before the update.")
+      raise ValueError(
+          f"The transform {transform.name!r} of the reward component {component.name!r} made"
+          f" {after.tolist()} of {before.tolist()} for sample {i}: {describe(samples[i])}. The run"
+          " stops before the update.")
   return changed
 
 
-def checked(component: Component, output: Any, samples: Sequence[Sample]) -> Float[np.ndarray, "N"] | StepRewards:
-  """The output in float32's range and precision, or an error that names what is wrong with it."""
+def checked(
+    component: Component, output: Any, samples: Sequence[Sample],
+) -> Float[np.ndarray, "N"] | StepRewards:
+  """Brings an output to float32's range and precision.
+
+  Raises: ValueError that names what is wrong with it.
+  """
+  # One number per sample, or the numbers of all steps in a row with the samples that own them.
   output = read(component, output, len(samples))
   if isinstance(output, StepRewards):
     _check_ends(component, output, samples)
@@ -76,36 +103,47 @@ def checked(component: Component, output: Any, samples: Sequence[Sample]) -> Flo
     values = np.concatenate([np.zeros(0), *output.values])
   else:
     owners, values = np.arange(len(samples)), output
+  # What overflows float32 becomes infinite, and is reported below.
   with np.errstate(over="ignore"):
     values = values.astype(np.float32)
+  # The error names the first bad sample, and counts the bad ones.
   bad = np.flatnonzero(~np.isfinite(values))
   if bad.size:
     i = int(owners[bad[0]])
     name = getattr(component.function, "__qualname__", type(component.function).__qualname__)
     raise ValueError(
-        f"The reward component {component.name!r} returned {values[bad[0]]} for sample {i} ({len(set(owners[bad]))} of"
-        f" {len(samples)} not finite): {describe(samples[i])}. One such number would turn all parameters into NaN, so the"
-        f" run stops before the update; its checkpoints are untouched. Look for a division by zero or an overflow in"
+        f"The reward component {component.name!r} returned {values[bad[0]]} for sample {i}"
+        f" ({len(set(owners[bad]))} of {len(samples)} not finite): {describe(samples[i])}. One such"
+        " number would turn all parameters into NaN, so the run stops before the update; its"
+        " checkpoints are untouched. Look for a division by zero or an overflow in"
         f" {getattr(component.function, '__module__', '')}:{name}.")
   values = values.astype(np.float64)
   if isinstance(output, StepRewards):
-    return StepRewards(np.split(values, np.cumsum([len(v) for v in output.values])[:-1]) if samples else [], output.ends)
+    return StepRewards(
+        np.split(values, np.cumsum([len(v) for v in output.values])[:-1]) if samples else [],
+        output.ends)
   return values
 
 
 def _check_ends(component: Component, output: StepRewards, samples: Sequence[Sample]) -> None:
+  """Raises: ValueError for steps that are not paid at rising tokens of their completion."""
   for i, (values, ends, sample) in enumerate(zip(output.values, output.ends, samples)):
     size = len(sample.completion_tokens)
     if values.ndim != 1 or values.shape != ends.shape or len(ends) and not (
-        np.issubdtype(ends.dtype, np.integer) and 0 <= ends[0] and ends[-1] < size and (np.diff(ends) > 0).all()):
+        np.issubdtype(ends.dtype, np.integer) and 0 <= ends[0] and ends[-1] < size
+        and (np.diff(ends) > 0).all()):
       raise ValueError(
-          f"The reward component {component.name!r} returned for sample {i} values of shape {values.shape} at the tokens"
-          f" {ends.tolist()[:20]} of a completion of {size} tokens: give each step one value and the position of its last"
-          f" token, rising, in [0, {size}). The sample: {describe(sample)}")
+          f"The reward component {component.name!r} returned for sample {i} values of shape"
+          f" {values.shape} at the tokens {ends.tolist()[:20]} of a completion of {size} tokens:"
+          f" give each step one value and the position of its last token, rising, in [0, {size})."
+          f" The sample: {describe(sample)}")
 
 
 def culprit(component: Component, samples: Sequence[Sample]) -> str:
-  """Which sample made a stateless function raise, found by giving it one at a time; "" if none does alone."""
+  """Says which sample made a stateless function raise, found by giving it one at a time.
+
+  Returns: "" if none does alone.
+  """
   if hasattr(component.function, "state"):
     return ""  # Calls would change its state.
   for i, sample in enumerate(samples):
@@ -117,6 +155,7 @@ def culprit(component: Component, samples: Sequence[Sample]) -> str:
 
 
 def describe(sample: Sample) -> str:
+  """Names a sample in an error, its texts cut to 80 characters."""
   head = lambda text: repr(text if len(text) <= 80 else text[:80] + "...")
   identity = f"id {sample.metadata['id']!r}, " if "id" in sample.metadata else ""
   return (f"{identity}prompt {head(sample.prompt)}, reference {head(sample.reference)}, completion"

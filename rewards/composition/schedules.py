@@ -1,4 +1,4 @@
-"""Weights that change with the training step."""
+"""Changes weights with the training step."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -50,10 +50,14 @@ SCHEDULES: dict[str, Callable[[Progress], Progress]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """A weight from `start` at training step 0 to `end` at `steps` and after.
+  """A weight that goes from `start` at training step 0 to `end` at `steps` and after.
 
-  schedule: a key of SCHEDULES. end, steps: may be left out of a constant.
-  Outside training, in an evaluation say, samples have step 0: the weight is `start`.
+  Outside training, for example in an evaluation, samples have step 0: the weight is `start`.
+
+  schedule: a key of SCHEDULES.
+  start: weight at step 0.
+  end: weight in the end; may be left out of a constant.
+  steps: training steps from start to end; may be left out of a constant.
   """
   schedule: str
   start: float
@@ -62,8 +66,9 @@ class Schedule:
 
   def __post_init__(self):
     if self.schedule not in SCHEDULES:
-      raise ValueError(f"the unknown schedule {self.schedule!r}.{naming.did_you_mean(self.schedule, SCHEDULES)} Known:"
-                       f" {', '.join(SCHEDULES)}.")
+      raise ValueError(
+          f"the unknown schedule {self.schedule!r}.{naming.did_you_mean(self.schedule, SCHEDULES)}"
+          f" Known: {', '.join(SCHEDULES)}.")
     if self.schedule == "constant" and self.end is None and self.steps is None:
       object.__setattr__(self, "end", self.start)
       object.__setattr__(self, "steps", 1)
@@ -71,29 +76,36 @@ class Schedule:
       if not is_number(value):
         raise ValueError(f"a {self.schedule} schedule with {name}={value!r}: give a finite number.")
     if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-      raise ValueError(f"a {self.schedule} schedule with steps={self.steps!r}: it must be at least 1, the training steps"
-                       " from start to end. For one weight throughout give a number.")
+      raise ValueError(
+          f"a {self.schedule} schedule with steps={self.steps!r}: it must be at least 1, the"
+          " training steps from start to end. For one weight throughout give a number.")
 
   @classmethod
   def of(cls, weight: float | Mapping[str, Any]) -> "Schedule":
-    """A number, or a mapping with the fields of this class. Raises: ValueError for anything else."""
+    """Makes a schedule of a number, or of a mapping with the fields of this class.
+
+    Raises: ValueError for anything else.
+    """
     if not hasattr(weight, "items"):
       if not is_number(weight):
-        raise ValueError(f"the weight {weight!r}: give a finite number (0 to log it only), or a schedule:"
-                         " {'schedule': 'linear', 'start': 1.0, 'end': 0.0, 'steps': 100}")
+        raise ValueError(
+            f"the weight {weight!r}: give a finite number (0 to log it only), or a schedule:"
+            " {'schedule': 'linear', 'start': 1.0, 'end': 0.0, 'steps': 100}")
       return cls("constant", float(weight))
     known = [f.name for f in dataclasses.fields(cls)]
     for field in weight:
       if field not in known:
-        raise ValueError(f"a weight with the unknown field {field!r}.{naming.did_you_mean(field, known)} Its fields:"
-                         f" {', '.join(known)}")
+        raise ValueError(
+            f"a weight with the unknown field {field!r}.{naming.did_you_mean(field, known)} Its"
+            f" fields: {', '.join(known)}")
     missing = [f for f in ("schedule", "start") if f not in weight]
     if missing:
-      raise ValueError(f"a weight that lacks {' and '.join(missing)}. Its fields: {', '.join(known)}")
+      raise ValueError(
+          f"a weight that lacks {' and '.join(missing)}. Its fields: {', '.join(known)}")
     return cls(**dict(weight.items()))
 
   def __call__(self, step: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
-    """The weights at these training steps (Sample.step), float64."""
+    """Computes the weights at these training steps (Sample.step), float64."""
     progress = np.asarray(step, np.float64) / self.steps
     return self.start + (self.end - self.start) * SCHEDULES[self.schedule](progress)
 

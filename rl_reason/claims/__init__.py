@@ -1,7 +1,16 @@
-"""Executable papers: an experiment states its claim, and a command measures over several seeds whether it holds here.
+"""Makes papers executable: an experiment states a claim, and a command measures whether it holds.
 
-declaration.py (what a claim says) -> runs.py and worker.py (every arm over the seeds, side by side) -> measures.py (a run's
-folder -> one number) -> judgement.py (numbers -> verdict) -> results.py (the record, the table, what is stale).
-dependencies.py says which code a run depends on, definition by definition: syntax.py, definitions.py and sources.py read it.
-canary.py rehearses the arms, to see whether rewritten code computes the same. The command is __main__.py.
+The order of a measurement, which is made over several seeds:
+
+    declaration.py            what a claim says
+    plan.py                   one run for each arm and seed, with shared first stages
+    runs.py, worker.py        every run in a process of its own, side by side
+    folder.py                 what a run leaves in its folder
+    measures.py               a run's folder -> one number
+    judgement.py              the numbers -> a verdict
+    results.py, figures.py    the record, the table of all claims, what is stale; the figure
+
+dependencies.py lists the code that a run depends on, definition by definition; syntax.py,
+definitions.py and sources.py read that code. canary.py rehearses the arms, to see whether rewritten
+code computes the same numbers. The command is __main__.py.
 """

@@ -1,8 +1,9 @@
-"""The canary: tiny rehearsals whose last losses tell whether changed code still computes the same.
+"""Rehearses claims, to see from the last losses whether changed code still computes the same.
 
-A result is stale once code that it depends on is written otherwise, and to measure it again takes
-hours. Whether a rewriting changed numbers too is asked in minutes: each arm's rehearsal (its tiny
-config, seed 0) runs again, and the last loss of each stage is compared with the one in the record.
+A result is stale once code that it depends on is written in another way, and measuring it again
+takes hours. Whether the change also changes numbers can be seen in minutes: each arm's rehearsal
+(its tiny config, seed 0) runs again, and the last loss of each stage is compared with the one in
+the record.
 
 Equal losses do not make a result fresh: a rehearsal is a few steps of a small model. The stored
 losses are those of the code when they were stored (`commit`), which may be later than the result.
@@ -21,12 +22,12 @@ from rl_reason.claims.plan import plan, Run
 from rl_reason.reporting import metrics, provenance
 from rl_reason.reporting.progress import Progress
 
-ARGUMENT = "tiny"  # Of every arm's config.
-# How far two losses may be apart: TOLERANCE of the larger, or NOTHING near 0. The same code on the
-# same machine gives the same bits. XLA's next version, or another processor, sums in another order:
-# float32 then differs by some 1e-6, and a few updates make more of it, so 1e-3 lets that pass. What
-# a mistake changes (a sign, a mask, a mean, a seed) is larger. A policy's loss is near 0 by itself,
-# since advantages sum to 0: below NOTHING only rounding is left of it.
+ARGUMENT = "tiny"  # The argument of every arm's config.
+# How far two losses may be apart: TOLERANCE of the larger one, or NOTHING near 0. The same code on
+# the same machine gives the same bits. XLA's next version, or another processor, sums in another
+# order: float32 numbers then differ by some 1e-6, and a few updates increase the difference, so
+# 1e-3 accepts that. What a mistake changes (a sign, a mask, a mean, a seed) is larger. A policy's
+# loss is near 0 by itself, since advantages sum to 0: below NOTHING it consists of rounding only.
 TOLERANCE, NOTHING = 1e-3, 1e-6
 COLUMNS = ("arm", "stage", "stored", "now", "verdict")
 
@@ -35,8 +36,9 @@ COLUMNS = ("arm", "stage", "stored", "now", "verdict")
 class Rehearsal:
   """What an arm's rehearsal gave.
 
-  losses: stage -> its last loss, of stages that log one. error: why there is none, else "".
+  losses: stage -> its last loss, for stages that log one.
   versions: of Python, JAX and what else it ran on.
+  error: why there are no losses, else "".
   """
   losses: Mapping[str, float]
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -47,17 +49,21 @@ def rehearse(
     experiment: declaration.Experiment, names: Sequence[str], jobs: int | None, progress: Progress,
     workdir: Path,
 ) -> dict[str, dict[str, Rehearsal]] | None:
-  """Runs the rehearsals of an experiment's claims: those of equal configs once.
+  """Runs the rehearsals of an experiment's claims; those with equal configs run once.
 
   Args:
-    workdir: an empty folder, for what is there would be taken as done.
-
-  Returns: claim -> arm -> Rehearsal; None if a signal stopped them.
+    experiment: the loaded experiment.
+    names: of its claims.
+    jobs: runs at a time; None: one for each core or GPU.
+    progress: shows the runs.
+    workdir: an empty folder; runs that are there already would be taken as done.
+  Returns: claim -> arm -> Rehearsal; None if a signal stopped the runs.
   Raises: ValueError if an arm's config has no such size.
   """
   tiny = declaration.load(f"{experiment.file}:{ARGUMENT}")
   planned = {name: plan(tiny, name, 1, workdir, ARGUMENT) for name in names}
-  # Arms of several claims, under the name of the first; an arm's name is no part of its digest.
+  # Arms that several claims share run under the name of the first claim's: an arm's name is no part
+  # of its run's digest.
   once: dict[str, Run] = {}
   for run in (run for of_claim in planned.values() for run in of_claim):
     once.setdefault(run.digest, run)
@@ -69,26 +75,30 @@ def rehearse(
 
 
 def losses(folder: Path) -> dict[str, float]:
-  """Stage -> the last loss that it logged."""
+  """Reads the last loss of each stage that logged one: stage -> loss."""
   return {line["stage"]: float(line["loss"])
           for line in metrics.read_metrics(folder) if "loss" in line}
 
 
 def same(stored: float, now: float) -> bool:
+  """Whether two losses agree within TOLERANCE; NaN agrees with NaN, an infinity with itself."""
+  # By their text, because NaN does not equal itself.
   if not (math.isfinite(stored) and math.isfinite(now)):
-    return repr(stored) == repr(now)  # Nothing is as far from NaN as NaN.
+    return repr(stored) == repr(now)
   return math.isclose(stored, now, rel_tol=TOLERANCE, abs_tol=NOTHING)
 
 
 def compare(stored: Mapping[str, Any], now: Mapping[str, Rehearsal]) -> list[list[str]]:
-  """A row of COLUMNS for each arm and stage; its verdict is "same" where nothing changed.
+  """Compares the losses of a claim's rehearsals with the stored ones.
 
   Args:
-    stored: `canary` of a record, as `to_json` made it.
+    stored: the field `canary` of a record, as `to_json` made it.
     now: the claim's rehearsals by arm.
+  Returns: a row of COLUMNS for each arm and stage, whose verdict is "same" if nothing changed.
   """
   rows = []
   for arm in dict.fromkeys([*stored["losses"], *now]):
+    # An arm without two rehearsals has one row, which says why.
     before, after = stored["losses"].get(arm), now.get(arm)
     if after is None or after.error:
       rows.append([arm, "", "", "", f"failed: {after.error}" if after else "the arm is gone"])
@@ -96,6 +106,7 @@ def compare(stored: Mapping[str, Any], now: Mapping[str, Rehearsal]) -> list[lis
     if before is None:
       rows.append([arm, "", "", "", "the arm is new"])
       continue
+    # Stage by stage.
     for stage in dict.fromkeys([*before, *after.losses]):
       pair = before.get(stage), after.losses.get(stage)
       if None in pair:
@@ -107,15 +118,18 @@ def compare(stored: Mapping[str, Any], now: Mapping[str, Rehearsal]) -> list[lis
 
 
 def to_json(now: Mapping[str, Rehearsal], commit: str) -> dict[str, Any]:
-  """`canary` of a record: losses by arm and stage, and what they were computed with.
+  """Makes the field `canary` of a record: losses by arm and stage, and what computed them.
 
+  Args:
+    now: the claim's rehearsals by arm.
+    commit: of the code.
   Raises: ValueError if a rehearsal failed.
   """
   for arm, rehearsal in now.items():
     if rehearsal.error:
       raise ValueError(
-          f"The rehearsal of arm {arm!r} failed ({rehearsal.error}), so it has no loss that could be"
-          " stored. Run the experiment's tiny config with rl_reason.train to see why.")
+          f"The rehearsal of arm {arm!r} failed ({rehearsal.error}), so there is no loss that could"
+          " be stored. Run the experiment's tiny config with rl_reason.train to see why.")
   versions = dict(next(iter(now.values())).versions)
   return {"losses": {arm: dict(rehearsal.losses) for arm, rehearsal in now.items()},
           "versions": versions,
@@ -130,14 +144,20 @@ def check(
   """Compares a claim's rehearsals with its record, or stores them where none are stored.
 
   Args:
-    store: in place of those that are stored. Nothing else of the record is touched.
-  Returns: whether all are the same, or stored. A claim that was never measured has no record to
-    store them in, and is as good.
+    experiment: the loaded experiment.
+    name: of the claim.
+    now: the claim's rehearsals by arm.
+    progress: shows the comparison.
+    store: whether the losses replace those that are stored. Nothing else of the record changes.
+  Returns: whether all losses are the same, or stored. True also for a claim that was never
+    measured, which has no record to store them in.
   """
   record, title = results.read(experiment, name), f"{experiment.name}/{name}"
   if record is None:
     progress.note(f"{title} was never measured, so there is no record to hold its losses.")
     return True
+
+  # Store the losses, if none are stored or others shall be.
   stored = record.get("canary")
   if store or stored is None:
     root = experiment.file.resolve().parent.parent
@@ -149,11 +169,13 @@ def check(
     results.write(experiment, name, {**record, "canary": canary})
     progress.note(f"{title}: the last losses of {len(now)} arms are stored.")
     return True
+
+  # Compare them.
   rows = compare(stored, now)
   progress.table(title, COLUMNS, rows)
   good = all(row[-1] == "same" for row in rows)
   if not good:
-    # Where versions differ too, they may be why.
+    # If versions differ too, they may be the cause.
     versions = next((r.versions for r in now.values() if r.versions), {})
     other = [f"{k} was {v} and is {versions[k]}" for k, v in stored["versions"].items()
              if k in versions and versions[k] != v]
@@ -163,6 +185,7 @@ def check(
 
 
 def _read(run: Run) -> Rehearsal:
+  """Reads what a rehearsal gave, from its run's folder."""
   end = outcome(run)
   if end.status != "finished":
     return Rehearsal({}, error=end.error or end.status)

@@ -146,16 +146,19 @@ class _Reach:
     self._attributes |= piece.attributes
     words, registries = set(piece.strings), []
     for target in self.sources.references(piece):
-      self._attributes.update(target.text.split(".")[1:])
-      if isinstance(target.found, Module):
-        self._modules[target.found] = None
-      else:
-        self._add(target.found)
-        self.referring[target.found].append(name)
-        if self.sources.entries(target.found):
-          registries.append(target.found)
-        elif target.found.kind == "value":
-          words |= self.sources.piece(target.found).strings
+      found = target.found
+      if "." in target.text:
+        self._attributes.update(target.text.split(".")[1:])
+      if isinstance(found, Module):
+        self._modules[found] = None
+        continue
+      self._add(found)
+      self.referring[found].append(name)
+      if found.kind == "value":
+        if self.sources.entries(found):
+          registries.append(found)
+        else:
+          words |= self.sources.piece(found).strings
     # Code names entries too: LABELS[LABELS_OF_LOSS.get(loss, "scores")].
     for registry in registries:
       self._choose(registry, words)

@@ -1,5 +1,4 @@
-"""Reads and writes what a run of a claim leaves in its folder.
-"""
+"""Reads and writes what a run of a claim leaves in its folder."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -17,14 +16,20 @@ FINISHED, FAILED, SECONDS, BEGAN = "finished.json", "failed.json", "seconds.json
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """How a run ended: finished; failed: `error` says why, it is tried again by the next command; stopped: by a signal."""
+  """How a run ended.
+
+  status: "finished"; "failed", and the next command tries it again; "stopped", by a signal or
+    before it began.
+  error: why it failed, else "".
+  seconds: that all its processes took.
+  """
   status: Literal["finished", "failed", "stopped"]
   error: str = ""
   seconds: float = 0.0
 
 
 def outcome(run: Run) -> Outcome:
-  """Of a run that no worker is at."""
+  """Reads how a run ended. No worker may be running it."""
   spent = seconds(run.folder)
   if (run.folder / FINISHED).exists():
     return Outcome("finished", seconds=spent)
@@ -33,18 +38,26 @@ def outcome(run: Run) -> Outcome:
 
 
 def seconds(folder: Path) -> float:
-  """Of all processes that worked in a run's folder."""
+  """Sums the seconds of all processes that worked in a run's folder."""
   return sum(read_json(folder / SECONDS) or [])
 
 
 def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
-  """Puts what a finished run of the first stages left into a run's folder, as if this one had trained them.
+  """Copies what a finished run of the first stages left into a run's folder.
 
-  A run that has begun by itself goes on so. Its metrics come last and at once: without them there is nothing of its own.
+  The run then continues as if it had trained these stages itself. A run that has metrics of its own
+  is left as it is, and goes on from there.
+
+  Args:
+    begins: folder of the finished run.
+    record: folder of the run that takes over.
+    config: of the run that takes over, as JSON holds it.
   """
   metrics_file = record.path / "metrics.jsonl"
   if metrics_file.exists() and metrics_file.stat().st_size:
     return
+  # Without metrics there is nothing of its own here: what there is comes from a copy that was cut
+  # short, and is copied again. The metrics come last, and whole, so that they mark a complete copy.
   for name in ("checkpoints", "samples", "arrays"):
     shutil.rmtree(record.path / name, ignore_errors=True)
     if (begins / name).is_dir():
@@ -56,7 +69,7 @@ def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
 
 
 def lineage(folder: Path) -> Iterator[Path]:
-  """A run's folder, and those that its stages were taken from."""
+  """Lists a run's folder, and the folders that its stages were taken from."""
   folder = folder.absolute()
   while True:
     yield folder
@@ -67,8 +80,9 @@ def lineage(folder: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-  """What a JSON file holds, None if there is none."""
+  """Reads a JSON file; None if there is none."""
   return json.loads(path.read_text()) if path.exists() else None
 
 
-STOPPED = 3  # Exit status: a signal stopped the run; what it did is saved.
+# The exit status of a worker whose run a signal stopped; what the run did is saved.
+STOPPED = 3

@@ -1,4 +1,4 @@
-"""One number of a finished run, from its folder: what a claim compares."""
+"""Computes one number of a finished run from its folder: the number that a claim compares."""
 
 from collections.abc import Callable
 import json
@@ -11,33 +11,47 @@ import numpy as np
 from rl_reason.config import naming
 from rl_reason.reporting import metrics
 
+# (steps, values) of a metric.
 Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]
 
 
 def config(folder: Path) -> dict[str, Any]:
-  """What the run was made with, as plain data: its seed, stages and their sections."""
+  """Reads a run's config as plain data: its seed, its stages and their sections."""
   return json.loads((folder / "config.json").read_text())
 
 
 def curve(folder: Path, name: str, stage: str = "") -> Curve:
-  """(steps, values) of a metric in metrics.jsonl, in the stage's own steps. stage "": the last one that has it.
+  """Reads the curve of a metric from metrics.jsonl.
 
-  Raises: ValueError if there is none.
+  Args:
+    folder: of the run.
+    name: of the metric.
+    stage: of the run; "": the last stage that logged the metric.
+  Returns: (steps, values); steps count from the stage's own start.
+  Raises: ValueError if the stage, or the run, logged no such metric.
   """
   lines = [m for m in metrics.read_metrics(folder) if stage in ("", m["stage"])]
   found = [m for m in lines if name in m]
   if not found:
     known = sorted({k for m in lines for k in m} - {"stage", "step"})
-    raise ValueError(f"The run {folder} logged no {name!r}{f' in stage {stage!r}' if stage else ''}."
-                     f"{naming.did_you_mean(name, known)} It has: {', '.join(known) or 'nothing'}.")
-  points = np.array([(m["step"], m[name]) for m in found if m["stage"] == found[-1]["stage"]], np.float64)
+    raise ValueError(
+        f"The run {folder} logged no {name!r}{f' in stage {stage!r}' if stage else ''}."
+        f"{naming.did_you_mean(name, known)} It has: {', '.join(known) or 'nothing'}.")
+  # Of one stage only: another stage's steps count from 1 again.
+  points = np.array(
+      [(m["step"], m[name]) for m in found if m["stage"] == found[-1]["stage"]], np.float64)
   return points[:, 0], points[:, 1]
 
 
 def arrays(folder: Path, stage: str, function: str) -> dict[str, np.ndarray]:
-  """Reads the arrays that a function of a `probe` stage found, by name.
+  """Reads the arrays that a function of a `probe` stage found.
 
-  Raises: ValueError if the run has none.
+  Args:
+    folder: of the run.
+    stage: name of the stage.
+    function: name of the function.
+  Returns: name -> array.
+  Raises: ValueError if the run has no arrays of this function.
   """
   path = folder / "arrays" / stage / f"{function}.npz"
   if not path.exists():
@@ -50,65 +64,94 @@ def arrays(folder: Path, stage: str, function: str) -> dict[str, np.ndarray]:
 
 
 def last(folder: Path, *, name: str, stage: str = "", points: int = 1) -> float:
-  """The mean of the metric's last `points` values."""
+  """Returns the mean of the metric's last `points` values."""
   return float(curve(folder, name, stage)[1][-points:].mean())
 
 
 def highest(folder: Path, *, name: str, stage: str = "") -> float:
-  """The largest value; with noisy evaluations it is above the truth, the more the more there are."""
+  """Returns the metric's largest value.
+
+  With noisy evaluations it lies above the truth, and the more evaluations there are, the further.
+  """
   return float(curve(folder, name, stage)[1].max())
 
 
 def lowest(folder: Path, *, name: str, stage: str = "") -> float:
-  """The smallest value; see `highest`."""
+  """Returns the metric's smallest value, which noise biases as it does `highest`."""
   return float(curve(folder, name, stage)[1].min())
 
 
 def area(folder: Path, *, name: str, stage: str = "") -> float:
-  """The area under the curve over its width: the mean height, in the metric's unit. It is larger if learning is faster."""
+  """Returns the area under the curve divided by its width: the mean height, in the metric's unit.
+
+  It is larger if learning is faster.
+  """
   steps, values = curve(folder, name, stage)
-  return float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(values[0])
+  return (
+      float(np.trapezoid(values, steps) / (steps[-1] - steps[0])) if len(steps) > 1
+      else float(values[0]))
 
 
 def steps_to(
-    folder: Path, *, name: str, target: float, stage: str = "", below: bool = False, never: float | None = None,
+    folder: Path, *, name: str, target: float, stage: str = "", below: bool = False,
+    never: float | None = None,
 ) -> float:
-  """The first step at which the metric is at least (`below`: at most) `target`.
+  """Finds the first step at which a metric reaches a target.
 
   Args:
-    never: what counts for a run that never gets there, e.g. the number of steps, which understates. None: such a run has
-      no number, and the claim no verdict.
-  Raises: ValueError if it never gets there and `never` is None.
+    folder: of the run.
+    name: of the metric.
+    target: in the metric's unit.
+    stage: as in `curve`.
+    below: false: the metric must be at least `target`; true: at most `target`.
+    never: the result for a run that never reaches the target, e.g. the number of its steps, which
+      understates the truth. None: such a run has no number, and the claim has no verdict.
+  Raises: ValueError if the metric never reaches the target and `never` is None.
   """
   steps, values = curve(folder, name, stage)
   reached = steps[values <= target if below else values >= target]
   if not len(reached) and never is None:
-    raise ValueError(f"The run {folder} never had {name!r} {'at most' if below else 'at least'} {target}: nearest was"
-                     f" {values.min() if below else values.max():.4g}. Give `never`, what counts then.")
+    raise ValueError(
+        f"The run {folder} never had {name!r} {'at most' if below else 'at least'} {target}:"
+        f" nearest was {values.min() if below else values.max():.4g}. Give `never`, what counts"
+        " then.")
   return float(reached[0]) if len(reached) else float(never)
 
 
 def total(folder: Path, *, name: str, stage: str = "") -> float:
-  """The sum of its values, of time/step say; stage "": the last one that has it."""
+  """Returns the sum of the metric's values, e.g. of time/step; stage as in `curve`."""
   return float(curve(folder, name, stage)[1].sum())
 
 
-# What a claim's metric may name; its own are named by a dotted path.
+# The functions that a claim's metric may name; an experiment's own function is named by a dotted
+# path.
 MEASURES: dict[str, Callable[..., float]] = {
-    "last": last, "highest": highest, "lowest": lowest, "area": area, "steps_to": steps_to, "total": total}
+    "last": last, "highest": highest, "lowest": lowest, "area": area, "steps_to": steps_to,
+    "total": total}
 
 
 def measure(folder: Path, function: str, arguments: dict) -> float:
-  """Raises: ValueError if the function has no number for the run."""
+  """Computes a run's number.
+
+  Args:
+    folder: of the run.
+    function: a name in MEASURES, or a dotted path.
+    arguments: its keyword arguments.
+  Raises: ValueError if the function has no number for the run.
+  """
   value = naming.find("metric function", function, MEASURES)(folder, **arguments)
   try:
     return float(value)
   except (TypeError, ValueError) as error:
-    raise ValueError(f"The metric function {function!r} returned {value!r}, which is no number.") from error
+    raise ValueError(
+        f"The metric function {function!r} returned {value!r}, which is no number.") from error
 
 
 def totals(folder: Path) -> dict[str, float]:
-  """The sum of every metric over all lines of metrics.jsonl: what a run did, of those that count something."""
+  """Sums every metric over all lines of metrics.jsonl.
+
+  For metrics that count something, e.g. tokens, the sum is what the whole run did.
+  """
   sums: dict[str, float] = {}
   for line in metrics.read_metrics(folder):
     for key, value in line.items():

@@ -1,4 +1,7 @@
-"""Runs of a claim's arms over seeds: each in a process and a folder of its own, side by side, resumed after a kill."""
+"""Runs a claim's arms over seeds, side by side, each in a process and a folder of its own.
+
+A run that was killed is resumed.
+"""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -14,18 +17,21 @@ from rl_reason.reporting import provenance
 from rl_reason.reporting.progress import Progress
 from rl_reason.run.workdir import Workdir
 
-_STOP_SECONDS = 120  # For a worker to save after the step that it is in.
+# How long a worker may take to finish its step and save, when it is asked to stop.
+_STOP_SECONDS = 120
 
 
 def slots(jobs: int | None, count: int) -> list[dict[str, str]]:
-  """The environment of each of the workers that run at a time.
+  """Returns the environment variables of each of the workers that run at a time.
 
-  On a CPU each gets its share of the cores, one job a core if `jobs` is None: matrix products of one run would keep all
-  busy, but its imports, compilation, rewards and much of the sampling keep one. With GPUs each gets one, in turn; on other
-  accelerators one job has all devices.
+  On a CPU each worker gets its share of the cores, and there is one worker a core if `jobs` is
+  None. The matrix products of one run would keep all cores busy, but its imports, compilation,
+  rewards and much of the sampling keep only one busy. With several GPUs the workers get one each,
+  in order. On other accelerators one worker has all devices.
 
   Args:
-    jobs: None for as many as there are cores or devices. count: runs there are; no more jobs are useful.
+    jobs: number of workers; None: as many as there are cores or GPUs.
+    count: number of runs; no more workers than that are made.
   """
   backend, devices = devices_here()
   cores = provenance.cores()
@@ -34,15 +40,26 @@ def slots(jobs: int | None, count: int) -> list[dict[str, str]]:
   if backend == "gpu":
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
     one = [v for v in visible.split(",") if v]
-    return [{"CUDA_VISIBLE_DEVICES": one[i % len(one)], "XLA_PYTHON_CLIENT_PREALLOCATE": "false"} for i in range(jobs)]
+    # Several workers may share a GPU, so none may allocate most of its memory at the start.
+    return [
+        {"CUDA_VISIBLE_DEVICES": one[i % len(one)], "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        for i in range(jobs)]
   if backend != "cpu":
     return [{}] * jobs
-  shares = [cores[i * len(cores) // jobs:(i + 1) * len(cores) // jobs] or cores for i in range(jobs)]
+  # With more workers than cores a share may be empty: such a worker may use all cores.
+  shares = [
+      cores[i * len(cores) // jobs:(i + 1) * len(cores) // jobs] or cores for i in range(jobs)]
   return [{"RL_REASON_CORES": ",".join(map(str, share))} for share in shares]
 
 
 def devices_here() -> tuple[str, int]:
-  """(JAX's backend, devices), found by a process of its own: this one must hold no accelerator that its workers need."""
+  """Finds the devices here, in a process of its own.
+
+  This process must not hold an accelerator that its workers need.
+
+  Returns: (JAX's backend, number of devices).
+  Raises: ValueError if JAX finds no device.
+  """
   code = "import jax; print(jax.default_backend(), jax.local_device_count())"
   found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
   if found.returncode:
@@ -51,30 +68,46 @@ def devices_here() -> tuple[str, int]:
   return backend, int(devices)
 
 
-def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_seconds: float = 0.5) -> bool:
-  """Trains what is not finished. Returns true when nothing is left to run, false if Ctrl-C or SIGTERM stopped it.
+def run_all(
+    runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_seconds: float = 0.5,
+) -> bool:
+  """Trains all runs that are not finished.
 
-  A run that fails is told, and the others go on, but for those that were to begin from it. At a signal every worker saves
-  and stops after its current step; a second one ends them at once.
+  A run that fails is reported, and the others go on, except those that should begin from it. At a
+  signal every worker saves and stops after its current step; a second signal ends them at once.
+
+  Args:
+    runs: what to train.
+    jobs: as in `slots`.
+    progress: shows the steps of all runs together.
+    poll_seconds: how often the workers are looked at.
+  Returns: true when nothing is left to run, false if Ctrl-C or SIGTERM stopped it.
   """
+  # What is to do, and where it can run.
   runs = with_beginnings(distinct(runs))
   waiting = [r for r in runs if outcome(r).status != "finished"]
   if not waiting:
     return True
   free, workers = slots(jobs, len(waiting)), {}
-  progress.note(f"{len(waiting)} of {len(runs)} runs to do, {len(free)} at a time, in {runs[0].workdir}.")
+  progress.note(
+      f"{len(waiting)} of {len(runs)} runs to do, {len(free)} at a time, in {runs[0].workdir}.")
   begun = {r: r.done() for r in runs}
   progress.stage("claims", sum(r.num_steps for r in runs), sum(begun.values()))
   try:
     with _signals_interrupt():
       while waiting or workers:
+        # Runs whose beginning failed fail too: they would wait for ever.
         for run in [r for r in waiting if _cannot_begin(r, [*waiting, *workers])]:
           waiting.remove(run)
           Workdir(run.folder).write(FAILED, {"error": f"it begins from {describe(run.begins)}"})
           progress.note(describe(run))
-        while free and (ready := [r for r in waiting if r.begins is None or outcome(r.begins).status == "finished"]):
+        # A free slot takes the first run whose beginning, if it has one, is finished.
+        while free and (ready := [
+            r for r in waiting
+            if r.begins is None or outcome(r.begins).status == "finished"]):
           waiting.remove(ready[0])
           workers[ready[0]] = Worker(ready[0], free.pop())
+        # Workers that ended give their slot back.
         for run, worker in list(workers.items()):
           begun[run] = run.done()
           if worker.process.poll() is not None:
@@ -85,7 +118,8 @@ def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_s
         progress.update(sum(begun.values()), {})
         time.sleep(poll_seconds)
   except KeyboardInterrupt:
-    progress.note(f"Stopping {len(workers)} runs after their current steps; again Ctrl-C ends them at once.")
+    progress.note(
+        f"Stopping {len(workers)} runs after their current steps; again Ctrl-C ends them at once.")
     return False
   finally:
     _stop(list(workers.values()))
@@ -93,10 +127,14 @@ def run_all(runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_s
 
 
 def _cannot_begin(run: Run, under_way: Sequence[Run]) -> bool:
-  return run.begins is not None and run.begins not in under_way and outcome(run.begins).status != "finished"
+  """Whether a run begins from one that is neither finished nor among those under way."""
+  return (
+      run.begins is not None and run.begins not in under_way
+      and outcome(run.begins).status != "finished")
 
 
 def describe(run: Run) -> str:
+  """Says in a line how a run ended."""
   found = outcome(run)
   end = {"finished": f"finished after {found.seconds:.0f} s", "failed": f"failed: {found.error}",
          "stopped": "stopped early; the same command continues it"}[found.status]
@@ -104,35 +142,54 @@ def describe(run: Run) -> str:
 
 
 class Worker:
-  """A process that trains one run, and stops when this one ends, however it ends."""
+  """A process that trains one run. It stops when this process ends, however this one ends.
+
+  run: what it trains.
+  slot: environment variables that limit it to its devices or cores.
+  process: the process.
+  """
 
   def __init__(self, run: Run, slot: Mapping[str, str]):
     self.run, self.slot = run, slot
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / FAILED).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "rl_reason.claims.worker", f"--experiment={run.experiment}", f"--claim={run.claim}",
-               f"--arm={run.arm}", f"--seed={run.seed}", f"--digest={run.digest}", f"--folder={run.folder}",
-               f"--stages={len(run.config['stages']) if run.leading else 0}",
-               *([f"--begins={run.begins.folder}"] if run.begins else [])]
+    command = [
+        sys.executable, "-m", "rl_reason.claims.worker", f"--experiment={run.experiment}",
+        f"--claim={run.claim}", f"--arm={run.arm}", f"--seed={run.seed}",
+        f"--digest={run.digest}", f"--folder={run.folder}",
+        f"--stages={len(run.config['stages']) if run.leading else 0}",
+        *([f"--begins={run.begins.folder}"] if run.begins else [])]
     with (run.folder / "log.txt").open("a") as log:
-      # A session of its own: Ctrl-C is for this process, which then stops the workers. The pipe is never written to; it
-      # ends when this process does.
-      self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-                                      env={**os.environ, **slot}, start_new_session=True)
+      # The worker has a session of its own: Ctrl-C reaches only this process, which then stops the
+      # workers. Nothing is ever written to the pipe: it closes when this process ends, which the
+      # worker notices.
+      self.process = subprocess.Popen(
+          command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+          env={**os.environ, **slot}, start_new_session=True)
 
   def finish(self) -> None:
-    """Notes why it ended, where it could not do so itself: it was killed, or failed before it began."""
+    """Records why the worker ended, where it could not do so itself.
+
+    That is so if it was killed, or failed before the run began.
+    """
     self.process.stdin.close()
     by_signal = self.process.returncode in (STOPPED, -signal.SIGTERM)
     if self.process.returncode and not by_signal and outcome(self.run).status == "stopped":
       killed = self.process.returncode == -signal.SIGKILL
-      lines = [x for x in (self.run.folder / "log.txt").read_text(errors="replace").splitlines() if x.strip()]
-      Workdir(self.run.folder).write(FAILED, {"error": "killed: out of memory?" if killed else
-                                              f"exit status {self.process.returncode}: {' '.join(lines[-1:])}"})
+      lines = [
+          x for x in (self.run.folder / "log.txt").read_text(errors="replace").splitlines()
+          if x.strip()]
+      # The system kills a process when memory runs out. Otherwise the log's last line is the error.
+      Workdir(self.run.folder).write(FAILED, {
+          "error": "killed: out of memory?" if killed else
+          f"exit status {self.process.returncode}: {' '.join(lines[-1:])}"})
 
 
 def _stop(workers: Sequence[Worker]) -> None:
-  """Asks all to save and stop, and waits; ends them at once after another signal, or when they take too long."""
+  """Asks all workers to save and stop, and waits for them.
+
+  After another signal, or after _STOP_SECONDS, it ends them at once.
+  """
   for worker in workers:
     with contextlib.suppress(ProcessLookupError):
       worker.process.send_signal(signal.SIGTERM)
@@ -150,12 +207,15 @@ def _stop(workers: Sequence[Worker]) -> None:
 
 @contextlib.contextmanager
 def _signals_interrupt():
-  """Ctrl-C and SIGTERM raise KeyboardInterrupt, also where the process was started with Ctrl-C ignored, as in a script's
-  background."""
+  """Makes Ctrl-C and SIGTERM raise KeyboardInterrupt within the context.
+
+  That holds also where the process was started with Ctrl-C ignored, as in a script's background.
+  """
   def interrupt(number, frame):
     raise KeyboardInterrupt
   before = {}
-  with contextlib.suppress(ValueError):  # Signals belong to the main thread.
+  # Only the main thread may handle signals: elsewhere they stay as they are.
+  with contextlib.suppress(ValueError):
     before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
   try:
     yield

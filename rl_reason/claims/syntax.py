@@ -142,11 +142,11 @@ class Reader:
   def within(
       self, body: Sequence[ast.AST], names: dict[str, Reference | None], *, is_class: bool = False,
   ) -> None:
-    imports = {}
-    for node in _own_nodes(body):
+    own, imports = list(_own_nodes(body)), {}
+    for node in own:
       if isinstance(node, (ast.Import, ast.ImportFrom)):
         imports |= self.module.imported(node)
-    self.scopes.append((is_class, {**names, **dict.fromkeys(bound_names(body)), **imports}))
+    self.scopes.append((is_class, {**names, **dict.fromkeys(_bound(own)), **imports}))
     for node in _kept(body):
       self.visit(node)
     self.piece.parts.append("end")
@@ -243,8 +243,12 @@ def _own_nodes(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 def bound_names(body: Iterable[ast.AST]) -> set[str]:
   """The names that a scope's body binds, without imports and those that it declares elsewhere."""
+  return _bound(_own_nodes(body))
+
+
+def _bound(nodes: Iterable[ast.AST]) -> set[str]:
   names, outside = set(), set()
-  for node in _own_nodes(body):
+  for node in nodes:
     if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
       names.add(node.id)
     elif isinstance(node, _SCOPES):

@@ -1,1 +1,1 @@
-"""Parses and checks the sections of a config. It knows no field of its own."""
+"""Parses and checks the sections of a config; the package itself defines no field of one."""

@@ -1,4 +1,7 @@
-"""Choosing by name, as configs do: a registry's name or a dotted path -> the object, with errors that suggest."""
+"""Finds objects by name, as configs do: by a registry's name or a dotted path.
+
+The errors suggest the closest known name.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 import difflib
@@ -6,9 +9,11 @@ import importlib
 import inspect
 from typing import Any
 
+from rl_reason.config.moved import moved_module
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """" Did you mean 'x'?", or "" if nothing known is close."""
+  """Suggests a known name: " Did you mean 'x'?", or "" if no known name is close."""
   close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
   return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -17,10 +22,12 @@ def did_you_mean_field(name: str, paths: Iterable[str]) -> str:
   """Suggests a field of a section, or of the sections in it, as `did_you_mean` does.
 
   Args:
-    paths: "rollout", "rollout.group_size", ...; each is found by its last names too.
+    name: the unknown name, without dots.
+    paths: "rollout", "rollout.group_size", ...; `group_size` alone finds the second one too.
   """
   ends = {}
-  for path in sorted(paths, key=lambda path: path.count(".")):  # Of equal names the nearest counts.
+  # Shallow fields first: where two fields end in the same name, the one nearer to the section wins.
+  for path in sorted(paths, key=lambda path: path.count(".")):
     for n in range(path.count(".") + 1):
       ends.setdefault(path.split(".", n)[-1], path)
   close = difflib.get_close_matches(str(name), list(ends), n=1)
@@ -30,16 +37,23 @@ def did_you_mean_field(name: str, paths: Iterable[str]) -> str:
 def arm_and_size(
     argument: str, arms: Collection[str], *, sizes: Collection[str] = ("tiny",), whole: str = "",
 ) -> tuple[str, str]:
-  """What an experiment's argument names: ("flip", "tiny") of "flip-tiny", ("flip", "") of "flip", ("", whole) of `whole`.
+  """Splits an experiment's argument into the arm and the size that it names.
+
+  "flip-tiny" gives ("flip", "tiny"), "flip" gives ("flip", ""), and `whole` gives ("", whole).
 
   Args:
-    arms: the configs of the file. sizes: what may follow each after a "-". whole: an argument without an arm; "": none.
-  Raises: ValueError for another argument.
+    argument: what stands after the ":" of --config=FILE:argument.
+    arms: names of the configs in the file.
+    sizes: what may follow an arm's name after a "-".
+    whole: an argument that names no arm; "": there is none.
+  Raises: ValueError for any other argument.
   """
+  # Every accepted argument is listed, rather than split at a "-": an arm's name may contain one.
   known = {**({whole: ("", whole)} if whole else {}), **{arm: (arm, "") for arm in arms}}
   known |= {f"{arm}-{size}": (arm, size) for arm in arms for size in sizes}
   if argument not in known:
-    raise ValueError(f"Unknown arm {argument!r}.{did_you_mean(argument, known)} Known: :{', :'.join(known)}.")
+    raise ValueError(
+        f"Unknown arm {argument!r}.{did_you_mean(argument, known)} Known: :{', :'.join(known)}.")
   return known[argument]
 
 
@@ -47,46 +61,73 @@ def find(what: str, name: str, registry: Mapping[str, Any], *, of: type | None =
   """Finds the registry's entry, or the object at "package.module:attribute".
 
   Args:
-    what: names the kind of thing in errors.
+    what: the kind of thing, for errors, e.g. "policy source".
+    name: a name in the registry, or a dotted path.
+    registry: name -> object.
     of: the class that the object must have; None: it must be callable.
   Raises: ValueError that lists the known names, or says which part of the path is missing.
   """
+  # A name of the registry.
   if isinstance(name, str) and name in registry:
     return registry[name]
   if not isinstance(name, str) or ":" not in name:
-    raise ValueError(f"Unknown {what} {name!r}.{did_you_mean(name, registry)} Known: {', '.join(sorted(registry))}; your"
-                     " own is named by a dotted path, package.module:function.")
+    raise ValueError(
+        f"Unknown {what} {name!r}.{did_you_mean(name, registry)}"
+        f" Known: {', '.join(sorted(registry))}; your"
+        " own is named by a dotted path, package.module:function.")
+
+  # A dotted path: first the module.
   module_name, _, attribute = name.partition(":")
   try:
     module = importlib.import_module(module_name)
   except ModuleNotFoundError as error:
+    # The error may be about a module that the found one imports. That is a fault in the user's
+    # code or installation, and its traceback shows where.
     if error.name and not (module_name + ".").startswith(error.name + "."):
-      raise  # The module is there; what it imports is not.
-    raise ValueError(f"The {what} {name!r}: there is no module {module_name!r}. Install it, put its folder on PYTHONPATH,"
-                     " or correct the path.") from error
+      raise
+    if moved := moved_module(module_name, attribute):
+      raise ValueError(f"The {what} {name!r}: {module_name} moved in rl_reason 0.2.0. Write"
+                       f" {moved}:{attribute}.") from error
+    raise ValueError(
+        f"The {what} {name!r}: there is no module {module_name!r}. Install it, put its folder on"
+        " PYTHONPATH, or correct the path.") from error
+
+  # Then its attribute.
   found = getattr(module, attribute, None)
   if not (callable(found) if of is None else isinstance(found, of)):
+    if moved := moved_module(module_name, attribute):
+      raise ValueError(f"The {what} {name!r}: {attribute} left {module_name} in rl_reason 0.2.0."
+                       f" Write {moved}:{attribute}.")
     public = [n for n in vars(module) if not n.startswith("_")]
-    raise ValueError(f"The {what} {name!r}: module {module_name!r} has no {'function or class' if of is None else of.__name__}"
-                     f" {attribute!r}."
-                     f"{did_you_mean(attribute, public)}")
+    raise ValueError(
+        f"The {what} {name!r}: module {module_name!r} has no"
+        f" {'function or class' if of is None else of.__name__}"
+        f" {attribute!r}."
+        f"{did_you_mean(attribute, public)}")
   return found
 
 
-def check_arguments(what: str, function: Callable[..., Any], keywords: Collection[str], *, positional: int = 0) -> None:
-  """Raises ValueError for unknown and for missing keyword arguments, from the signature, before anything runs.
+def check_arguments(
+    what: str, function: Callable[..., Any], keywords: Collection[str], *, positional: int = 0,
+) -> None:
+  """Checks keyword arguments against a function's signature, without calling the function.
 
   Args:
     what: names the function in errors, e.g. "The source 'jsonl'".
-    positional: leading parameters that the caller gives itself.
+    function: what will be called.
+    keywords: names of the keyword arguments.
+    positional: number of leading parameters that the caller passes itself.
+  Raises: ValueError for an unknown argument, and for missing ones.
   """
   parameters = list(inspect.signature(function).parameters.values())[positional:]
   accepted = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+  # A function with **kwargs takes any name.
   if not any(p.kind is p.VAR_KEYWORD for p in parameters):
     for name in keywords:
       if name not in accepted:
-        raise ValueError(f"{what} takes no argument {name!r}.{did_you_mean(name, accepted)} Its arguments:"
-                         f" {', '.join(accepted) or 'none'}.")
+        raise ValueError(
+            f"{what} takes no argument {name!r}.{did_you_mean(name, accepted)} Its arguments:"
+            f" {', '.join(accepted) or 'none'}.")
   missing = [n for n, p in accepted.items() if p.default is p.empty and n not in keywords]
   if missing:
     raise ValueError(f"{what} needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}.")

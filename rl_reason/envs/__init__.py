@@ -1,6 +1,4 @@
-"""Answers a policy's turns, in episodes (rollout.episodes).
+"""Holds environments, which answer a policy's turns (rollout.environment).
 
-A config names one in `environment.source`: a name in registry.py, or a dotted path. It is a
-function that returns a function: from episodes to the text that answers the last turn of each, or
-None where the episode is over.
+A config names one of them in `environment.source` (registry).
 """

@@ -1,27 +1,47 @@
-"""Documents for the task `lookup`: each search brings one fact, sometimes another than the one that was asked for."""
+"""Finds documents for the task `lookup`.
 
-from collections.abc import Callable, Sequence
+Each search brings one fact, which is sometimes another fact than the one that was asked for.
+"""
 
-from rl_reason.rollout.episodes import Episode
+import dataclasses
+
+from rl_reason.rollout.environment import State, Turn
 from rl_reason.tasks.worlds.lookup import document, SEARCH
+from rl_reason.types import Message, Problem
 
 
-def lookup(*, reliable: float = 0.9) -> Callable[[Sequence[Episode]], list[str | None]]:
-  """An environment: a turn that ends with "." gets a document, or "()" where it is no search; any other turn is the last.
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+  """Answers a turn that ends with "." with a document, or with "()" if it is not a search.
 
-  Args:
-    reliable: probability that the document is the fact that was asked for; which it is depends on the problem and the turn.
-  Raises: ValueError for what is no probability.
+  Any other turn is the last. The document that a search finds depends on the problem and on the
+  number of turns before, not on the seed.
+
+  reliable: probability that the document is the fact that was asked for.
+
+  Raises: ValueError if `reliable` is not a probability, and in `reset` for a problem of another
+    task.
   """
-  if not 0 <= reliable <= 1:
-    raise ValueError(f"reliable must be in [0, 1], got {reliable}: it is a probability.")
+  reliable: float = 0.9
 
-  def answer(episode: Episode) -> str | None:
-    turn = episode.turns[-1]
-    if not turn.endswith("."):
-      return None
-    search = SEARCH.fullmatch(turn)
-    if search is None:
-      return "()"
-    return document(episode.problem.metadata["world"], *search.groups(), len(episode.turns) - 1, reliable)
-  return lambda episodes: [answer(episode) for episode in episodes]
+  def __post_init__(self):
+    if not 0 <= self.reliable <= 1:
+      raise ValueError(f"reliable must be in [0, 1], got {self.reliable}: it is a probability.")
+
+  def reset(self, problem: Problem, seed: int) -> State:
+    """Begins an episode: its state is the problem's world, and the number of turns."""
+    # The problem carries its world, so that one object can serve all problems.
+    if "world" not in problem.metadata:
+      raise ValueError(
+          f"Problem {problem.id!r} has no \"world\" in its metadata, whose facts could be looked"
+          " up: use problems of the task lookup_problems, or another environment.")
+    return {"world": problem.metadata["world"], "turns": 0}
+
+  async def step(self, state: State, turn: Turn) -> tuple[list[Message] | None, None, State]:
+    """Answers a turn with a document; pays nothing."""
+    if turn.final or not turn.text.endswith("."):
+      return None, None, state
+    search, found = SEARCH.fullmatch(turn.text), "()"
+    if search is not None:
+      found = document(state["world"], *search.groups(), state["turns"], self.reliable)
+    return [{"role": "tool", "content": found}], None, {**state, "turns": state["turns"] + 1}

@@ -23,14 +23,17 @@ from rl_reason.types import Params, Sample, Source
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Accuracy on held-out problems, before, during and after training; `python -m rl_reason.evaluate` reads it too.
+  """Configures accuracy on held-out problems, before, during and after training.
+
+  `python -m rl_reason.evaluate` reads it too.
 
   rewards: the verifier, as a rewards section; a completion is correct when its total is above 0.5.
-  num_problems: from the start of the held-out half. samples_per_problem: k of pass@k and maj@k; pass@1 is their mean.
-  every: stage steps between evaluations; 0: only before and after.
   sampling: how completions are drawn (rollout.sampling.Sampling).
+  num_problems: number of problems, from the start of the held-out half.
+  samples_per_problem: completions of each problem, the k of pass@k and maj@k; pass@1 is their mean.
+  every: stage steps between evaluations; 0: only before and after.
   batch_size: problems at once.
-  by: a key of the problems' metadata, e.g. "level": pass@1 is also told of each of its values.
+  by: a key of the problems' metadata, e.g. "level": pass@1 is also reported for each of its values.
   """
   rewards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sampling: Sampling | None = None
@@ -41,24 +44,36 @@ class Evaluation:
   by: str = ""
 
   def __post_init__(self):
-    at_least(1, num_problems=self.num_problems, samples_per_problem=self.samples_per_problem, batch_size=self.batch_size)
+    at_least(1, num_problems=self.num_problems, samples_per_problem=self.samples_per_problem,
+             batch_size=self.batch_size)
     at_least(0, every=self.every)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """metrics: names starting with "eval/" -> numbers. samples: of all problems, adjacent per problem. correct: per sample."""
+  """Holds what an evaluation found.
+
+  metrics: names starting with "eval/" -> numbers.
+  samples: samples of all problems; those of one problem are adjacent.
+  correct: whether each sample is correct, [problems, samples_per_problem].
+  """
   metrics: dict[str, float]
   samples: list[Sample]
   correct: np.ndarray
 
   def rows(self) -> list[dict]:
-    return [{"prompt": s.prompt, "completion": s.completion, "reference": s.reference, "correct": bool(c),
-             "truncated": s.truncated} for s, c in zip(self.samples, self.correct.reshape(-1))]
+    """Lists all completions as plain data."""
+    return [{"prompt": s.prompt, "completion": s.completion, "reference": s.reference,
+             "correct": bool(c), "truncated": s.truncated}
+            for s, c in zip(self.samples, self.correct.reshape(-1))]
 
 
 def check_verifier(section: Evaluation, heldout: Source) -> None:
-  """Raises: ValueError for unknown rewards, and for held-out references that they cannot use."""
+  """Checks that the verifier can judge the held-out problems.
+
+  Raises: ValueError for unknown rewards, for held-out references that they cannot use, and for
+    problems without the key `by`.
+  """
   problems = [heldout[i] for i in range(min(section.num_problems, len(heldout)))]
   with contextlib.closing(build_rewards(section.rewards)) as rewards:
     rewards.check_references([p.reference for p in problems])
@@ -76,7 +91,10 @@ def memory(
   """Estimates what a device needs to sample one batch of held-out problems.
 
   Args:
-    shapes: of the policy's parameters, with shardings.
+    section: the evaluation.
+    sampler: samples the completions.
+    partitioning: the devices that sample.
+    shapes: shapes of the policy's parameters, with shardings.
   """
   batch = sampler.batch(section.batch_size, section.samples_per_problem, section.sampling)
   return rollout_memory.rollout_parts(
@@ -92,15 +110,18 @@ def evaluate(
   """Samples every held-out problem and checks the completions.
 
   Args:
-    params: of the policy.
-    rng: (first problem of a batch) -> the key that its completions are drawn with. It depends on
-      the run's seed only, so that evaluations of one run differ by the policy alone.
-    report: is called with the progress every 20 seconds.
+    section: the evaluation.
+    sampler: samples the completions.
+    heldout: held-out problems.
+    params: parameters of the policy.
+    rng: (first problem of a batch) -> the key with which its completions are drawn. The key depends
+      only on the run's seed, so that evaluations of one run differ by the policy alone.
+    report: receives the progress every 20 seconds.
   """
   k, size = section.samples_per_problem, section.batch_size
   problems = [heldout[i] for i in range(min(section.num_problems, len(heldout)))]
-  # One program for all batches: prompts padded alike, the last batch filled up with its first
-  # problem.
+  # One program serves all batches: all prompts are padded to the same length, and the last batch is
+  # filled up with its first problem.
   bucket = sampler.encode(problems, bucket=32).tokens.shape[1]
   samples, reported = [], time.monotonic()
   for start in range(0, len(problems), size):
@@ -109,6 +130,7 @@ def evaluate(
     completions = sampler(
         params, batch, sampler.encode(batch, bucket=bucket), section.sampling, group_size=k,
         rng=rng(start))
+    # The completions of problems that only filled the batch up are dropped.
     samples += sampler.samples(batch, completions, section.sampling)[:len(real) * k]
     if time.monotonic() - reported > 20:
       reported = time.monotonic()
@@ -119,11 +141,17 @@ def evaluate(
 
 
 def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") -> dict[str, float]:
-  """pass@1 with its 95 % bootstrap interval over problems, and with k > 1 samples each pass@k and maj@k.
+  """Computes pass@1 with its 95 % bootstrap interval over problems.
+
+  With k > 1 samples each it also computes pass@k and maj@k.
 
   Args:
-    samples: k adjacent ones per problem. correct: [problems, k]. maj@k compares their last numbers.
-    by: a key of metadata: pass@1 of each of its values is told beside that of all.
+    samples: k adjacent samples per problem.
+    correct: whether each sample is correct, [problems, k]. maj@k compares the samples' last
+      numbers.
+    by: a key of metadata: pass@1 of each of its values is reported beside that of all.
+
+  Returns: metrics whose names start with "eval/".
   """
   n, k = correct.shape
   per_problem, metrics = correct.mean(axis=1), {}
@@ -136,6 +164,7 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") ->
     answers = [[last_number(s.completion) for s in samples[i * k:(i + 1) * k]] for i in range(n)]
     add(f"eval/pass@{k}", estimates.pass_at_k(np.full(n, k), correct.sum(axis=1), k))
     add(f"eval/maj@{k}", estimates.majority_at_k(answers, correct.tolist(), k))
+  # pass@1 of each kind of problem.
   kinds = [str(s.metadata[by]) for s in samples[::k]] if by else []
   for kind in sorted(set(kinds)):
     add(f"eval/pass@1/{kind}", per_problem[np.array(kinds) == kind])

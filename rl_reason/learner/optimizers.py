@@ -17,10 +17,14 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """name: a key of OPTIMIZERS; args: its further arguments, e.g. {"b2": 0.99, "weight_decay": 0.0}.
+  """Configures an optimizer.
 
-  learning_rate: at its highest; schedule: constant, linear or cosine after warmup_steps updates.
-  max_grad_norm: global-norm clipping; 0 for none.
+  learning_rate: the highest learning rate of the schedule.
+  name: a key of OPTIMIZERS.
+  args: further arguments of the optimizer, e.g. {"b2": 0.99, "weight_decay": 0.0}.
+  schedule: "constant", "linear" or "cosine": the schedule after warmup_steps updates.
+  warmup_steps: updates over which the learning rate rises to its highest.
+  max_grad_norm: bound of the gradients' global norm; 0 for no clipping.
   max_skipped: non-finite gradients in a row before the run stops (each is skipped and counted).
   """
   learning_rate: float
@@ -32,16 +36,26 @@ class Optimizer:
   max_skipped: int = 5
 
   def __post_init__(self):
-    at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, max_grad_norm=self.max_grad_norm)
+    at_least(0, learning_rate=self.learning_rate, warmup_steps=self.warmup_steps,
+             max_grad_norm=self.max_grad_norm)
     at_least(1, max_skipped=self.max_skipped)
     if not math.isfinite(self.learning_rate):
-      raise ValueError(f"learning_rate must be finite, got {self.learning_rate}: one update would break all parameters.")
+      raise ValueError(f"learning_rate must be finite, got {self.learning_rate}: one update would"
+                       " break all parameters.")
     one_of(OPTIMIZERS, name=self.name)
     one_of(SCHEDULES, schedule=self.schedule)
 
 
-def make_schedule(kind: str, *, learning_rate: float, warmup_steps: int, num_updates: int) -> optax.Schedule:
-  """Linear warm-up to `learning_rate`, then constant, or falling to 0 at update `num_updates` (linear or cosine)."""
+def make_schedule(
+    kind: str, *, learning_rate: float, warmup_steps: int, num_updates: int) -> optax.Schedule:
+  """Makes a schedule: linear warm-up to `learning_rate`, then what `kind` says.
+
+  Args:
+    kind: "constant", or "linear" or "cosine", which fall to 0 at update `num_updates`.
+    learning_rate: the highest learning rate.
+    warmup_steps: updates of the warm-up.
+    num_updates: updates of the whole schedule.
+  """
   rest = max(1, num_updates - warmup_steps)
   after = {
       "constant": lambda: optax.constant_schedule(learning_rate),
@@ -50,8 +64,9 @@ def make_schedule(kind: str, *, learning_rate: float, warmup_steps: int, num_upd
   }[kind]()
   if not warmup_steps:
     return after
-  # From 1/warmup, not 0: the first update of a run should do something.
-  warmup = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
+  # The warm-up starts from 1/warmup, not 0: the first update of a run should do something.
+  warmup = optax.linear_schedule(
+      learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
   return optax.join_schedules([warmup, after], [warmup_steps])
 
 
@@ -59,7 +74,8 @@ def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTra
   """Makes an optax optimizer behind global-norm clipping.
 
   Args:
-    num_updates: over which the schedule runs.
+    section: the optimizer's configuration.
+    num_updates: number of updates of the schedule.
   """
   schedule = make_schedule(
       section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps,
@@ -71,14 +87,15 @@ def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTra
 
 
 def make_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:
-  """Makes what train_step takes: `clipped_optimizer`, with non-finite gradients refused."""
+  """Makes the optimizer of train_step: `clipped_optimizer`, which skips non-finite gradients."""
   return refuse_non_finite(clipped_optimizer(section, num_updates))
 
 
 def refuse_non_finite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Leaves all as it was on a non-finite gradient.
+  """Makes an optimizer that skips non-finite gradients: they leave parameters and state unchanged.
 
-  How often in a row that happened is `skipped_in_a_row(state)`; who runs the loop decides when that is too often.
+  `skipped_in_a_row(state)` counts how often in a row that happened. The code that runs the loop
+  decides when that is too often.
   """
   never = jnp.iinfo(jnp.int32).max  # optax would apply the broken update after this many.
   return optax.apply_if_finite(inner, max_consecutive_errors=int(never))

@@ -1,4 +1,7 @@
-"""state + minibatch -> new state, metrics: gradients over microbatches, one optimizer step, refused if not finite."""
+"""Makes one update: gradients over microbatches, then one optimizer step, refused if not finite.
+
+In short: state + minibatch -> new state, metrics.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -19,17 +22,18 @@ from rl_reason.objectives.losses import LossStatistics
 from rl_reason.runtime.sharding import Partitioning
 from rl_reason.types import Params
 
-# (parameters, microbatch) -> (loss, statistics); a batch is a RolloutBatch, a TextBatch or a stage's own.
+# (parameters, microbatch) -> (loss, statistics). A batch is a RolloutBatch, a TextBatch, or a batch
+# of a stage's own kind.
 LossFn = Callable[[Params, Any], tuple[jax.Array, LossStatistics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """How a stage updates what it trains: the field `learner` of its section.
+  """Says how a stage updates what it trains: the field `learner` of its section.
 
-  optimizer: with its learning rate and schedule.
-  microbatches: parts of a minibatch gone through one by one, to save memory; 0: as many as this
-    machine is fastest with (batches.packing.num_passes).
+  optimizer: the optimizer, with its learning rate and schedule.
+  microbatches: parts of a minibatch that are processed one by one, to save memory; 0: the number
+    with which this machine is fastest (batches.packing.num_passes).
   remat: what the backward pass computes again (models.transformer.REMAT_POLICIES).
   lora: with rank above 0 low-rank adapters are trained and the policy is frozen.
   """
@@ -44,34 +48,48 @@ class Update:
 
 
 def skipped_in_a_row(state: LearnerState) -> jax.Array:
-  """Updates refused in a row because a gradient was not finite; 0 after a good one."""
+  """Counts updates refused in a row because a gradient was not finite; 0 after a good one."""
   return state.opt_state.notfinite_count
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> LearnerState:
-  """With the optimizer's state of what is trained (lora.partition): all parameters, or adapters alone."""
+  """Makes the state before the first update.
+
+  The optimizer's state is that of what is trained (lora.partition): all parameters, or only the
+  adapters.
+  """
   return LearnerState(
-      step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(lora.partition(params)[0]))
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer.init(lora.partition(params)[0]))
 
 
 def train_step(
-    state: LearnerState, microbatches: Any, *, loss_fn: LossFn, optimizer: optax.GradientTransformation,
+    state: LearnerState, microbatches: Any, *, loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
     lookahead: Callable[[Params, Params], tuple[Params, dict[str, jax.Array]]] | None = None,
 ) -> tuple[LearnerState, dict[str, jax.Array]]:
-  """One optimizer step on one minibatch, of what is trained: frozen parameters have no gradients and stay as they are.
+  """Makes one optimizer step on one minibatch.
+
+  It changes what is trained. Frozen parameters have no gradients and stay as they are.
 
   Args:
-    microbatches: a batch whose every array has a leading axis of A microbatches, gone through one after the
-      other; their token_weights sum to 1 over all A, so that A changes memory and not the result.
+    state: the state before the step.
+    microbatches: a batch whose every array has a leading axis of A microbatches, which are
+      processed one after the other. Their token_weights sum to 1 over all A, so that A changes
+      memory and not the result.
     loss_fn: (params, microbatch) -> (loss, LossStatistics).
-    lookahead: (what is trained, what is frozen) -> where instead of there the gradient is taken, and metrics of its own.
+    optimizer: the optimizer, which refuses non-finite gradients.
+    lookahead: (what is trained, what is frozen) -> (the parameters at which the gradient is taken
+      instead, metrics of its own); None: the gradient is taken at what is trained.
 
   Returns: the new state and metrics; `skipped_in_a_row` is above 0 where the update was refused.
   """
+  # 1. Choose where the gradient is taken.
   trained, frozen = lora.partition(state.params)
   at, told = (trained, {}) if lookahead is None else lookahead(trained, frozen)
 
-  @functools.partial(jax.jit, inline=True)  # So that its shapes and the loop's body are traced once.
+  # Jitted, so that its shapes and the body of the loop are traced once.
+  @functools.partial(jax.jit, inline=True)
   def gradient(trained, frozen, batch):
     (_, statistics), grads = jax.value_and_grad(
         lambda trained: loss_fn(lora.combine(trained, frozen), batch), has_aux=True)(trained)
@@ -80,6 +98,7 @@ def train_step(
   def one(i):
     return gradient(at, frozen, jax.tree.map(lambda x: x[i], microbatches))
 
+  # 2. Sum gradients and statistics over the microbatches.
   num = jax.tree.leaves(microbatches)[0].shape[0]
   if num == 1:
     grads, statistics = one(0)
@@ -88,27 +107,32 @@ def train_step(
       grads, statistics = carry
       new_grads, new_statistics = one(i)
       return (jax.tree.map(jnp.add, grads, new_grads), statistics.merge(new_statistics)), None
-    # All in one loop, from nothing: with the first one ahead of it XLA unrolls a loop of one step, and both
-    # microbatches' activations live at once.
-    grads, statistics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.int32(0)))
+    # All microbatches go through one loop that starts from zeros. If the first one came before the
+    # loop, XLA would unroll a loop of one step, and the activations of both microbatches would live
+    # at once.
+    grads, statistics = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.int32(0)))
+    # Maxima start from −inf, sums from 0.
     statistics = statistics.replace(maxima=jax.tree.map(lambda x: x - jnp.inf, statistics.maxima))
     (grads, statistics), _ = jax.lax.scan(add, (grads, statistics), jnp.arange(num))
 
+  # 3. Step the optimizer, on what is trained only.
   updates, opt_state = optimizer.update(grads, state.opt_state, trained)
   params = lora.combine(optax.apply_updates(trained, updates), frozen)
   state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-  metrics = {**told, **statistics.metrics(), "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
+  metrics = {**told, **statistics.metrics(), "grad_norm": optax.tree.norm(grads),
+             "update_norm": optax.tree.norm(updates),
              "skipped_in_a_row": skipped_in_a_row(state)}
   return state, metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  """What learns: an optimizer, and the state that its updates start from.
+  """Holds what learns: an optimizer, and the state from which its updates start.
 
-  optimizer: refuses non-finite gradients.
+  optimizer: the optimizer, which refuses non-finite gradients.
   init: () -> the sharded initial state.
-  state_shape: of the state, with shardings, without computing it.
+  state_shape: shapes of the state, with shardings; known without computing the state.
   """
   optimizer: optax.GradientTransformation
   init: Callable[[], LearnerState]
@@ -116,6 +140,7 @@ class Learner:
 
   @property
   def shardings(self) -> LearnerState:
+    """Returns the sharding of each array of the state."""
     return jax.tree.map(lambda x: x.sharding, self.state_shape)
 
 
@@ -126,17 +151,20 @@ def make_learner(
   """Makes the learner of some parameters.
 
   Args:
-    shapes: of the parameters, with shardings (Trained.shapes).
-    params: where it starts, or a function that makes it.
-    num_updates: over which the learning rate follows its schedule.
-    optimizer: in place of the section's.
+    partitioning: the devices that update.
+    shapes: shapes of the parameters, with shardings (Trained.shapes).
+    params: the parameters from which the learner starts, or a function that makes them.
+    section: the optimizer's configuration.
+    num_updates: updates over which the learning rate follows its schedule.
+    optimizer: an optimizer to use in place of the section's.
   """
   optimizer = optimizer or make_optimizer(section, num_updates)
 
   def start(params):
-    # A copy: the learner's arrays are donated at every update, the caller's must live on.
+    # A copy: the learner's arrays are donated at every update, but the caller's must live on.
     return init_state(jax.tree.map(jnp.copy, params), optimizer)
 
+  # The shapes of the state come first, then their shardings: nothing is computed for them.
   plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
   state = jax.eval_shape(start, plain)
   param_shardings = jax.tree.map(lambda x: x.sharding, shapes)
@@ -156,13 +184,14 @@ def make_update(
 ) -> Callable[..., tuple[LearnerState, dict[str, jax.Array]]]:
   """Makes the jitted update of a stage: (state, microbatches, extra) -> (state, metrics).
 
-  It donates the state, and keeps its shardings, so that each update's program serves the next.
+  The update donates the state and keeps its shardings, so that one program serves all updates.
 
   Args:
-    loss_fn: (params, microbatch) -> (loss, LossStatistics). One with a parameter `step` is also
+    learner: the optimizer, and the shape of the state.
+    loss_fn: (params, microbatch) -> (loss, LossStatistics). A loss with a parameter `step` is also
       given the number of updates before, from which to fold keys.
     lookahead: as in train_step, with `extra` as its first argument; unused where `extra` is None.
-    finish: (state, metrics) -> (state, metrics), after the optimizer's step.
+    finish: (state, metrics) -> (state, metrics), called after the optimizer's step.
   """
   wants_step = "step" in inspect.signature(loss_fn).parameters
 
@@ -182,9 +211,15 @@ def run_update(
 ) -> tuple[LearnerState, dict[str, float], int]:
   """Makes one update and waits for it.
 
+  Args:
+    update: what `make_update` returned.
+    state: the state before the update; it is donated.
+    microbatches: as in train_step.
+    extra: what the update's lookahead needs, if anything.
+
   Returns: (state, metrics as host numbers, updates refused in a row).
   """
-  with jax.profiler.TraceAnnotation("update"):  # In a profile's timeline.
+  with jax.profiler.TraceAnnotation("update"):  # Names the update in a profile's timeline.
     state, metrics = update(state, microbatches, *extra)
     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
   return state, metrics, int(metrics.pop("skipped_in_a_row"))

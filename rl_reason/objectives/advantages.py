@@ -1,8 +1,9 @@
-"""Rewards -> advantages. To subtract a baseline and to normalise the scale are separate choices.
+"""Turns rewards into advantages. Subtracting a baseline and normalising the scale are two choices.
 
-First per completion, [P G]: groups of a prompt's completions; then per token, [B T], one completion a row (before
-rl_reason.batches.packing): returns, estimates with a critic's values. `mask` is true on the policy's own tokens;
-prompt, tool and pad tokens, wherever they stand in the row, are skipped: time passes over sampled tokens alone.
+First come functions per completion, [P G]: groups of a prompt's completions. Then come functions
+per token, [B T], one completion a row (before rl_reason.batches.packing): returns, and estimates
+with a critic's values. `mask` is true on the policy's own tokens. Prompt, tool and pad tokens,
+wherever they stand in the row, are skipped: time passes over sampled tokens alone.
 """
 
 from collections.abc import Callable
@@ -17,34 +18,36 @@ Mask = Bool[Array, "B T"]
 
 
 def group_mean(rewards: Rewards) -> Rewards:
-  """r_i − mean of the group (Shao et al. 2024, arXiv:2402.03300, sec. 4.1, without the division)."""
+  """Subtracts the group's mean (Shao et al. 2024, arXiv:2402.03300, sec. 4.1, undivided)."""
   return rewards - rewards.mean(axis=1, keepdims=True)
 
 
 def leave_one_out(rewards: Rewards) -> Rewards:
-  """r_i − mean of the *others* in the group (RLOO; Ahmadian et al. 2024, arXiv:2402.14740, eq. 8).
+  """Subtracts the mean of the *others* in the group (RLOO; Ahmadian et al. 2024, eq. 8).
 
   Equals group_mean times G / (G − 1). Needs G of at least 2.
+
+  Source: arXiv:2402.14740.
   """
   g = rewards.shape[1]
   return (rewards - rewards.mean(axis=1, keepdims=True)) * (g / (g - 1))
 
 
 def no_baseline(rewards: Rewards) -> Rewards:
-  """r_i itself (REINFORCE)."""
+  """Returns the rewards themselves (REINFORCE)."""
   return rewards
 
 
 def group_std(advantages: Rewards, rewards: Rewards, *, epsilon: float = 1e-4) -> Rewards:
   """Divides by the standard deviation of the group's rewards (GRPO; arXiv:2402.03300, sec. 4.1).
 
-  The sample deviation (G − 1) plus `epsilon`, as trl computes it; the paper states neither.
+  Divides by the sample deviation (G − 1) plus `epsilon`, as trl does; the paper states neither.
   """
   return advantages / (rewards.std(axis=1, ddof=1, keepdims=True) + epsilon)
 
 
 def batch_std(advantages: Rewards, rewards: Rewards, *, epsilon: float = 1e-4) -> Rewards:
-  """Divides by the standard deviation of all the batch's rewards, so that easy and hard prompts weigh alike."""
+  """Divides by the deviation of all the batch's rewards: easy and hard prompts weigh alike."""
   return advantages / (rewards.std(ddof=1) + epsilon)
 
 
@@ -59,8 +62,10 @@ def unscaled(advantages: Float[Array, "..."], of: Array) -> Float[Array, "..."]:
 
 
 def batch_whiten(advantages: Rewards, rewards: Rewards) -> Rewards:
-  """`whiten` over the batch's completions, each counting once: REINFORCE++ after no baseline, REINFORCE++-baseline after
-  group_mean (Hu et al. 2025, arXiv:2501.03262, sec. 3). Whitening their tokens instead lets long completions weigh more.
+  """Applies `whiten` over the batch's completions, each counting once.
+
+  After no baseline this is REINFORCE++, after group_mean REINFORCE++-baseline (Hu et al. 2025,
+  arXiv:2501.03262, sec. 3). Whitening their tokens instead lets long completions weigh more.
   """
   del rewards
   return whiten(advantages, jnp.ones(advantages.shape, bool))
@@ -72,17 +77,32 @@ NORMALISERS: dict[str, Callable[[Rewards, Rewards], Rewards]] = {
     "group_std": group_std, "batch_std": batch_std, "batch_whiten": batch_whiten, "none": unscaled}
 
 
-def advantages(rewards: Rewards, *, baseline: str = "group_mean", normalise: str = "none") -> Rewards:
-  """Rewards of P groups of G completions -> advantages, in reward units or, normalised, in standard deviations."""
+def advantages(
+    rewards: Rewards, *, baseline: str = "group_mean", normalise: str = "none") -> Rewards:
+  """Turns rewards of P groups of G completions into advantages.
+
+  Args:
+    rewards: one reward per completion.
+    baseline: a key of BASELINES.
+    normalise: a key of NORMALISERS.
+
+  Returns: advantages in reward units or, normalised, in standard deviations.
+  """
   return NORMALISERS[normalise](BASELINES[baseline](jnp.asarray(rewards, jnp.float32)), rewards)
 
 
-def whiten(advantages: Float[Array, "..."], mask: Bool[Array, "..."], *, epsilon: float = 1e-8) -> Float[Array, "..."]:
-  """(A − mean) / sqrt(variance + epsilon) over all that is masked in, of all rows together; zero where masked out.
+def whiten(
+    advantages: Float[Array, "..."], mask: Bool[Array, "..."], *, epsilon: float = 1e-8,
+) -> Float[Array, "..."]:
+  """Computes (A − mean) / sqrt(variance + epsilon) over all true places, of all rows together.
 
-  Call it with the whole batch, before it is cut into minibatches, so that every update divides by the same number. The
-  variance is the population's (1/n), as in the code that REINFORCE++ came with (OpenRLHF, which bounds it by 1e-8 from
-  below); the paper (arXiv:2501.03262) states neither. trl and verl divide by n − 1.
+  Call it with the whole batch, before it is cut into minibatches, so that every update divides by
+  the same number.
+
+  Returns: whitened advantages, zero where masked.
+  Source: the variance is the population's (1/n), as in the code that REINFORCE++ came with
+    (OpenRLHF, which bounds it by 1e-8 from below); the paper (arXiv:2501.03262) states neither. trl
+    and verl divide by n − 1.
   """
   count = jnp.maximum(mask.sum(), 1)
   a = jnp.where(mask, advantages, 0.0)
@@ -91,13 +111,16 @@ def whiten(advantages: Float[Array, "..."], mask: Bool[Array, "..."], *, epsilon
 
 
 def returns_to_go(rewards: PerToken, mask: Mask, *, discount: float = 1.0) -> PerToken:
-  """At every token what is still to come: R_t = r_t + γ R_{t+1}; zero where masked.
+  """Computes at every token what is still to come: R_t = r_t + γ R_{t+1}; zero where masked.
 
   Args:
-    rewards: reward for sampling token t; any value where masked. discount: γ per sampled token, in [0, 1].
+    rewards: reward for sampling token t; any value where masked.
+    mask: true on sampled tokens.
+    discount: γ per sampled token, in [0, 1].
 
   Raises: ValueError if discount is outside [0, 1].
   """
+  # Monte Carlo is gae's λ = 1 without values.
   zeros = jnp.zeros_like(rewards)
   return gae(rewards, zeros, mask, zeros[:, 0], discount=discount, lam=1.0)[1]
 
@@ -106,13 +129,15 @@ def gae(
     rewards: PerToken, values: PerToken, mask: Mask, bootstrap: Float[Array, "B"],
     *, discount: float = 1.0, lam: float = 0.95,
 ) -> tuple[PerToken, PerToken]:
-  """Generalized advantage estimates, and the returns to fit values to.
+  """Computes generalized advantage estimates, and the returns to fit values to.
 
       δ_t = r_t + γ V_{t+1} − V_t            A_t = δ_t + γλ A_{t+1}            R_t = A_t + V_t
 
   Args:
     rewards: reward for sampling token t, in verifier units (1.0 = correct).
-    values: V(s_t), predicted before token t is sampled, in the same units; of the next token, the row's next true one.
+    values: V(s_t), predicted before token t is sampled, in the same units. V_{t+1} is that of the
+      row's next true token.
+    mask: true on sampled tokens.
     bootstrap: V after the last token of a truncated completion, else 0.
     discount: γ per token, in [0, 1].
     lam: λ, from 0 (one step, low variance) to 1 (Monte Carlo, no bias).
@@ -128,7 +153,10 @@ def gae(
     later_advantage, later_value = later
     r, v, m = token
     advantage = r + discount * later_value - v + discount * lam * later_advantage
-    return (jnp.where(m, advantage, later_advantage), jnp.where(m, v, later_value)), jnp.where(m, advantage, 0.0)
+    # A masked token passes on what it was given: the sum runs over sampled tokens only.
+    return (
+        (jnp.where(m, advantage, later_advantage), jnp.where(m, v, later_value)),
+        jnp.where(m, advantage, 0.0))
   bootstrap = jnp.asarray(bootstrap, jnp.float32)
   _, advantages = jax.lax.scan(
       step, (jnp.zeros_like(bootstrap), bootstrap), (rewards.T, values.T, mask.T), reverse=True)
@@ -136,37 +164,51 @@ def gae(
 
 
 def token_advantages(
-    rewards: PerToken, mask: Mask, *, group_size: int, returns: str = "total", baseline: str = "group_mean",
-    normalise: str = "none", discount: float = 1.0,
+    rewards: PerToken, mask: Mask, *, group_size: int, returns: str = "total",
+    baseline: str = "group_mean", normalise: str = "none", discount: float = 1.0,
 ) -> PerToken:
-  """Rewards per token of groups, adjacent rows -> advantages per token, without a critic.
+  """Turns rewards per token into advantages per token, without a critic.
 
-  returns: "total": all tokens of a completion share `advantages` of its summed reward. "to_go": a token has the return from
-    it on (returns_to_go), less its completion's baseline; both are about the return at the completion's first token, and so
-    is the scale.
-  baseline: a key of BASELINES. normalise: of NORMALISERS but, with "to_go", not batch_whiten; TOKEN_NORMALISERS come after.
+  Args:
+    rewards: reward for sampling token t; the completions of a group are adjacent rows.
+    mask: true on sampled tokens.
+    group_size: completions per group.
+    returns: "total": all tokens of a completion share `advantages` of its summed reward. "to_go": a
+      token has the return from it on (returns_to_go), less its completion's baseline. Baseline and
+      scale are then those of the return at the completion's first token.
+    baseline: a key of BASELINES.
+    normalise: a key of NORMALISERS but, with "to_go", not batch_whiten. TOKEN_NORMALISERS are
+      ignored here: the caller applies them afterwards.
+    discount: γ per sampled token, in [0, 1]; for "to_go" only.
 
-  Returns: zero where masked. Raises: ValueError for unknown returns.
+  Returns: advantages, zero where masked.
+  Raises: ValueError for unknown returns.
   """
   normalise = normalise if normalise in NORMALISERS else "none"
   rewards = jnp.where(mask, rewards, 0.0)
   if returns == "total":
-    estimates = advantages(rewards.sum(axis=1).reshape(-1, group_size), baseline=baseline, normalise=normalise)
+    estimates = advantages(
+        rewards.sum(axis=1).reshape(-1, group_size), baseline=baseline, normalise=normalise)
     return jnp.where(mask, estimates.reshape(-1, 1), 0.0)
   if returns == "to_go":
     to_go = returns_to_go(rewards, mask, discount=discount)
+    # Baseline and scale are of whole returns: those at each completion's first sampled token.
     first = jnp.take_along_axis(to_go, jnp.argmax(mask, axis=1)[:, None], axis=1)
     whole = first.reshape(-1, group_size)
     estimates = BASELINES[baseline](whole).reshape(-1, 1) + (to_go - first)
-    estimates = NORMALISERS[normalise](estimates.reshape(len(whole), -1), whole).reshape(to_go.shape)
+    # One row per group, so that a group's tokens are divided by their group's deviation.
+    estimates = NORMALISERS[normalise](
+        estimates.reshape(len(whole), -1), whole).reshape(to_go.shape)
     return jnp.where(mask, estimates, 0.0)
   raise ValueError(f"Unknown returns {returns!r}: {' or '.join(RETURNS)}.")
 
 
 def per_sign(advantages: PerToken, mask: Mask) -> PerToken:
-  """Advantages above 0 times N / N⁺, those below times N / N⁻: with mean_over="token", a mean over the tokens of each sign.
+  """Scales advantages above 0 by N / N⁺, and those below 0 by N / N⁻.
 
-  N counts the tokens masked in, N⁺ and N⁻ those with such advantages; a sign that no token has needs no factor.
+  With mean_over="token" the loss is then a mean over the tokens of each sign. N counts the tokens
+  masked in, N⁺ and N⁻ those with such advantages. A sign that no token has needs no factor.
+
   Source: the two normalisers of OREAL (Lyu et al. 2025, arXiv:2502.06781, eq. 8).
   """
   a = jnp.where(mask, advantages, 0.0)
@@ -176,7 +218,7 @@ def per_sign(advantages: PerToken, mask: Mask) -> PerToken:
 
 
 RETURNS = ("total", "to_go")
-# Of all tokens of a batch, after whatever else: they need no groups. "none" is in both lists.
+# Over all tokens of a batch, after all other steps: they need no groups. "none" is in both lists.
 TOKEN_NORMALISERS: dict[str, Callable[[PerToken, Mask], PerToken]] = {
     "token_whiten": whiten, "per_sign": per_sign, "none": unscaled}
 
@@ -184,28 +226,34 @@ TOKEN_NORMALISERS: dict[str, Callable[[PerToken, Mask], PerToken]] = {
 def vtrace(
     rewards: PerToken, values: PerToken, mask: Mask, bootstrap: Float[Array, "B"],
     logprobs: PerToken, behaviour_logprobs: PerToken,
-    *, discount: float = 1.0, lam: float = 1.0, max_rho: float = 1.0, max_c: float = 1.0, max_policy_rho: float = 1.0,
+    *, discount: float = 1.0, lam: float = 1.0, max_rho: float = 1.0, max_c: float = 1.0,
+    max_policy_rho: float = 1.0,
 ) -> tuple[PerToken, PerToken]:
-  """V-trace: values and advantages of the policy from tokens that an older one sampled.
+  """Computes V-trace: values and advantages of the policy from tokens that an older one sampled.
 
       ρ_t = min(ρ̄, π/μ)    c_t = λ min(c̄, π/μ)    δ_t = ρ_t (r_t + γ V_{t+1} − V_t)
-      v_t = V_t + δ_t + γ c_t (v_{t+1} − V_{t+1})        A_t = min(ρ̄_A, π/μ) (r_t + γ (λ v_{t+1} + (1 − λ) V_{t+1}) − V_t)
+      v_t = V_t + δ_t + γ c_t (v_{t+1} − V_{t+1})
+      A_t = min(ρ̄_A, π/μ) (r_t + γ (λ v_{t+1} + (1 − λ) V_{t+1}) − V_t)
 
-  On policy and with λ = 1, v is the return. What is learnt with these advantages takes no further ratio.
+  On policy and with λ = 1, v is the return. A loss with these advantages takes no further ratio.
 
   Args:
-    rewards, values, bootstrap, discount: as in gae.
-    logprobs: of the sampled tokens under the policy, π. behaviour_logprobs: under the one that sampled, μ.
-    max_rho: ρ̄, which decides whose value v is: μ's near 0, π's at ∞. max_c: c̄, how far corrections travel.
+    rewards, values, mask, bootstrap, discount: as in gae.
+    logprobs: log-probabilities of the sampled tokens under the policy, π.
+    behaviour_logprobs: log-probabilities of the same tokens under the policy that sampled, μ.
+    lam: λ, in [0, 1].
+    max_rho: ρ̄, which decides whose value v is: μ's near 0, π's at ∞.
+    max_c: c̄, how far corrections travel.
     max_policy_rho: ρ̄_A, the bound of the advantage's own weight.
 
-  Returns: (advantages, targets v), both zero where masked; constants, as far as gradients are concerned.
+  Returns: (advantages, targets v), both zero where masked. No gradient flows through them.
   Raises: ValueError if discount or lam is outside [0, 1].
-  Source: Espeholt et al. 2018, arXiv:1802.01561, eq. 1 in its recursive form (remark 1), λ as in remark 2, advantage of
-    sec. 4.2; the advantage with λ below 1, where the paper has none, is rlax's.
+  Source: Espeholt et al. 2018, arXiv:1802.01561, eq. 1 in its recursive form (remark 1), λ as in
+    remark 2, advantage of sec. 4.2. The paper has no advantage for λ below 1: that one is rlax's.
   """
   _in_unit_interval(discount=discount, lam=lam)
   rewards, values = (jnp.where(mask, x, 0.0).astype(jnp.float32) for x in (rewards, values))
+  # Masked before exp: garbage in padding would overflow.
   ratio = jnp.exp(jnp.where(mask, logprobs - behaviour_logprobs, 0.0))
 
   def step(later, token):
@@ -216,10 +264,12 @@ def vtrace(
     advantage = jnp.minimum(max_policy_rho, w) * (r + discount * later_target - v)
     new = error, v, lam * (v + error) + (1 - lam) * v
     out = jnp.where(m, advantage, 0.0), jnp.where(m, error, 0.0)
+    # A masked token passes on what it was given.
     return jax.tree.map(lambda x, y: jnp.where(m, x, y), new, later), out
   bootstrap = jnp.asarray(bootstrap, jnp.float32)
   _, (advantages, errors) = jax.lax.scan(
-      step, (jnp.zeros_like(bootstrap), bootstrap, bootstrap), (rewards.T, values.T, mask.T, ratio.T), reverse=True)
+      step, (jnp.zeros_like(bootstrap), bootstrap, bootstrap),
+      (rewards.T, values.T, mask.T, ratio.T), reverse=True)
   return jax.lax.stop_gradient((advantages.T, values + errors.T))
 
 

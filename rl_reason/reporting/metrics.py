@@ -1,11 +1,17 @@
-"""Metrics of a run: one JSON object per line in `metrics.jsonl`, and TensorBoard and Weights & Biases when asked.
+"""Writes the metrics of a run: `metrics.jsonl`, and TensorBoard and Weights & Biases when asked.
+
+The file holds one JSON object per line:
 
     {"stage": "rl", "step": 12, "reward/mean": 0.53125, "kl": 0.0123, "time/step_seconds": 4.81}
 
-The JSONL file is the record; TensorBoard is a view that is rebuilt from it. A run that was killed and resumed leaves
-the same file as one that was not, if its caller follows two rules: every line of a step is written before that step's
-checkpoint is saved, and `rewind` is called with the restored checkpoint's stage and step before training goes on. Keys
-beginning with "time/" hold wall-clock measurements and differ from run to run; every other key is deterministic.
+The JSONL file is the record; TensorBoard is a view that is rebuilt from it. A run that was killed
+and resumed leaves the same file as one that was not, if its caller follows two rules:
+
+- Every line of a step is written before that step's checkpoint is saved.
+- `rewind` is called with the restored checkpoint's stage and step before training goes on.
+
+Keys beginning with "time/" hold wall-clock measurements and differ from run to run. Every other key
+is deterministic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,32 +28,37 @@ import numpy as np
 
 FILE_NAME = "metrics.jsonl"
 
-# JSON has no words for these floats, so they are written as strings. No metric is a string, so reading them back is
-# unambiguous.
+# JSON has no words for these floats, so they are written as strings. No metric is a string, so
+# reading them back is unambiguous.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricWriter:
-  """Appends metrics to `workdir/metrics.jsonl`. A line is in the file when `write` returns: SIGKILL loses at most one.
+  """Appends metrics to `workdir/metrics.jsonl`.
 
-  Used by one process, as a context manager or with `close`:
+  A line is in the file when `write` returns: SIGKILL loses at most one line. The writer is used by
+  one process, as a context manager or with `close`:
 
       with MetricWriter(workdir, enabled=jax.process_index() == 0) as writer:
-        writer.rewind(["sft", "rl"], stage="rl", step=20)  # After restoring the checkpoint of step 20.
+        # After restoring the checkpoint of step 20:
+        writer.rewind(["sft", "rl"], stage="rl", step=20)
         writer.write("rl", 21, {"reward/mean": 0.5})
   """
 
   def __init__(
-      self, workdir: str | os.PathLike[str], *, tensorboard: bool = False, wandb: Mapping[str, Any] | None = None,
-      enabled: bool = True,
+      self, workdir: str | os.PathLike[str], *, tensorboard: bool = False,
+      wandb: Mapping[str, Any] | None = None, enabled: bool = True,
   ):
-    """Opens the file for appending (a half-written last line is dropped) and starts the trackers that were asked for.
+    """Opens the file for appending, and starts the trackers that were asked for.
+
+    A half-written last line of the file is dropped.
 
     Args:
       workdir: the run's folder, local or mounted; created if absent.
       tensorboard: also write scalars "stage/key" to `workdir/tensorboard`.
-      wandb: arguments of `wandb.init`, e.g. {"project": "reasoning", "mode": "offline"}; None for no W&B. The run's id
-        is kept in `workdir/wandb_id.txt`, so that a resumed run continues its W&B run.
+      wandb: arguments of `wandb.init`, e.g. {"project": "reasoning", "mode": "offline"}; None for
+        no W&B. The id of the run is kept in `workdir/wandb_id.txt`, so that a resumed run continues
+        its W&B run.
       enabled: false on all processes but one; every method then does nothing.
 
     Raises:
@@ -60,8 +71,9 @@ class MetricWriter:
       return
     if "://" in str(workdir):
       raise ValueError(
-          f"workdir is the URL {str(workdir)!r}: metrics are appended line by line, which object stores cannot do."
-          " Give a local folder, or mount the store as one.")
+          f"workdir is the URL {str(workdir)!r}: metrics are appended line by line, which object"
+          " stores cannot do. Give a local folder, or mount the store as one.")
+    # Packages are imported before the folder is made: an error leaves nothing behind.
     tensorboard_module = _import_extra("tensorboardX", "tensorboard") if tensorboard else None
     wandb_module = _import_extra("wandb", "wandb") if wandb is not None else None
     self._workdir = Path(workdir)
@@ -69,33 +81,37 @@ class MetricWriter:
     self.path = self._workdir / FILE_NAME
     self._reopen(_complete_lines(self.path))
     if tensorboard_module:
-      self._new_tensorboard = lambda: tensorboard_module.SummaryWriter(logdir=str(self._workdir / "tensorboard"))
+      self._new_tensorboard = lambda: tensorboard_module.SummaryWriter(
+          logdir=str(self._workdir / "tensorboard"))
       self._tensorboard = self._new_tensorboard()
     if wandb_module:
       self._wandb, self._wandb_stages = _start_wandb(wandb_module, self._workdir, wandb), set()
 
   def write(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-    """Appends one line. A step may have several, e.g. one of training and one of evaluation.
+    """Appends one line. A step may have several lines, e.g. one of training and one of evaluation.
 
     Args:
-      stage: the name of the stage, one of those that `rewind` is given.
+      stage: name of the stage, one of those that `rewind` is given.
       step: updates completed in this stage, from 0 (before the first).
-      values: metric name -> number: Python, NumPy or JAX scalars. Floats are written so that they read back exactly;
-        NaN and infinities become the strings "NaN", "Infinity" and "-Infinity", which `read_metrics` turns into floats
-        again.
+      values: metric name -> number: Python, NumPy or JAX scalars. Floats are written so that they
+        read back exactly. NaN and infinities become the strings "NaN", "Infinity" and "-Infinity",
+        which `read_metrics` turns into floats again.
 
     Raises:
-      ValueError: a value is no scalar number, or is named "stage" or "step".
-      OSError: the line could not be written, e.g. because the disk is full; the file then still ends with the line
-        before.
+      ValueError: a value is not a scalar number, or its name is "stage" or "step".
+      OSError: the line could not be written, e.g. because the disk is full; the file then still
+        ends with the line before.
     """
     if not self._enabled:
       return
     if self._file is None:
       raise ValueError(
-          f"write(stage={stage!r}, step={step}) after close(): {self.path} is no longer open. Close the writer last.")
+          f"write(stage={stage!r}, step={step}) after close(): {self.path} is no longer open. Close"
+          " the writer last.")
     numbers = {key: _number(key, value) for key, value in values.items()}
-    record = {"stage": str(stage), "step": int(step), **{key: _to_json(value) for key, value in numbers.items()}}
+    record = {"stage": str(stage), "step": int(step),
+              **{key: _to_json(value) for key, value in numbers.items()}}
+    # The file comes first, since it is the record.
     self._append((json.dumps(record, allow_nan=False) + "\n").encode(), stage, step)
     if self._tensorboard:
       self._write_tensorboard(stage, step, numbers)
@@ -104,39 +120,44 @@ class MetricWriter:
     self._num_lines += 1
 
   def rewind(self, stage_order: Sequence[str], stage: str, step: int) -> None:
-    """Drops every line after (stage, step), so that a run resumed there writes the file of an uninterrupted one.
+    """Drops every line after (stage, step), so that the file will be that of an uninterrupted run.
 
-    The file is replaced in one step: a kill during the call leaves the old or the new one. TensorBoard's files are
-    written anew.
+    The file is replaced in one step: a kill during the call leaves the old file or the new one.
+    TensorBoard's files are written anew.
 
     Args:
       stage_order: the names of all stages of the run, in the order they run.
       stage: the stage that is resumed.
       step: the last step to keep, that of the restored checkpoint; -1 keeps nothing of the stage.
 
-    Raises: ValueError if a name repeats or `stage` or a stage in the file is not in `stage_order`.
+    Raises: ValueError if a name repeats, or if `stage` or a stage in the file is not in
+      `stage_order`.
     """
     if not self._enabled:
       return
+    # 1. Check the names of the stages.
     order = {name: index for index, name in enumerate(stage_order)}
     if len(order) != len(stage_order):
       raise ValueError(
-          f"stage names must differ, got {list(stage_order)}: lines of two stages of one name cannot be told apart."
-          " Rename one.")
+          f"stage names must differ, got {list(stage_order)}: lines of two stages of one name"
+          " cannot be told apart. Rename one.")
     if stage not in order:
       raise ValueError(
-          f"cannot rewind to stage {stage!r}: the run's stages are {list(stage_order)}. Resume with the config that"
-          " wrote the checkpoint.")
+          f"cannot rewind to stage {stage!r}: the run's stages are {list(stage_order)}. Resume with"
+          " the config that wrote the checkpoint.")
+    # 2. Keep the lines up to (stage, step).
     kept = []
     for number, line in enumerate(_complete_lines(self.path), start=1):
       record = _parse(line, self.path, number)
       if record["stage"] not in order:
         raise ValueError(
-            f"{self.path}:{number}: stage {record['stage']!r} is not among this run's stages {list(stage_order)}:"
-            " the file was written with another config. Resume with that config, or take a new workdir.")
+            f"{self.path}:{number}: stage {record['stage']!r} is not among this run's stages"
+            f" {list(stage_order)}: the file was written with another config. Resume with that"
+            " config, or take a new workdir.")
       if (order[record["stage"]], record["step"]) <= (order[stage], step):
         kept.append(line)
     self._reopen(kept)
+    # 3. Rebuild TensorBoard's view from the file.
     if self._tensorboard:
       self._tensorboard.close()
       for events in (self._workdir / "tensorboard").glob("events.out.tfevents.*"):
@@ -147,7 +168,8 @@ class MetricWriter:
 
   def close(self) -> None:
     """Closes the file and the trackers; a second call does nothing."""
-    for tracker, finish in ((self._tensorboard, "close"), (self._wandb, "finish"), (self._file, "close")):
+    for tracker, finish in (
+        (self._tensorboard, "close"), (self._wandb, "finish"), (self._file, "close")):
       if tracker is not None:
         getattr(tracker, finish)()
     self._file = self._tensorboard = self._wandb = None
@@ -164,16 +186,19 @@ class MetricWriter:
       self._file.close()
     content = b"".join(lines)
     if self.path.exists() and self.path.read_bytes() != content:
+      # The new content is on the disk before it gets the file's name.
       temporary = self.path.with_name(FILE_NAME + ".tmp")
       with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
       os.replace(temporary, self.path)
-    self._file = open(self.path, "ab", buffering=0)  # Unbuffered: what is written outlives the process.
+    # Unbuffered, so that what is written outlives the process.
+    self._file = open(self.path, "ab", buffering=0)
     self._num_lines = len(lines)
 
   def _append(self, line: bytes, stage: str, step: int) -> None:
+    """Appends a line; if it cannot be written whole, the file is cut back to what it was."""
     size = os.fstat(self._file.fileno()).st_size
     try:
       while line:  # A nearly full disk takes a part of the line and fails on the rest.
@@ -185,22 +210,24 @@ class MetricWriter:
         pass  # The half line stays; readers and the next writer drop it.
       raise OSError(
           error.errno,
-          f"could not write the metrics of stage {stage!r}, step {step} to {self.path}: {error.strerror}."
-          " Lost are this step's metrics and the training since the last checkpoint, nothing before it."
-          " Free some space (or raise the quota), then start the same command again: it resumes from the"
-          " checkpoint.") from error
+          f"could not write the metrics of stage {stage!r}, step {step} to {self.path}:"
+          f" {error.strerror}. Lost are this step's metrics and the training since the last"
+          " checkpoint, nothing before it. Free some space (or raise the quota), then start the"
+          " same command again: it resumes from the checkpoint.") from error
 
-  def _write_tensorboard(self, stage: str, step: int, numbers: Mapping[str, int | float]) -> None:
+  def _write_tensorboard(
+      self, stage: str, step: int, numbers: Mapping[str, int | float]) -> None:
     for key, value in numbers.items():
       self._tensorboard.add_scalar(f"{stage}/{key}", value, int(step))
     self._tensorboard.flush()
 
   def _write_wandb(self, stage: str, step: int, numbers: Mapping[str, int | float]) -> None:
-    # W&B takes growing steps only, and each stage starts from 0: count lines instead. Lines that a resumed W&B run
-    # holds already are skipped; they equal those it has, times apart.
+    # W&B takes only growing steps, but each stage starts from 0: so lines are counted instead.
+    # Lines that a resumed W&B run already holds are skipped: they are equal to its own, except for
+    # times.
     if self._num_lines < self._wandb.starting_step:
       return
-    if stage not in self._wandb_stages:  # The x axis of this stage's charts.
+    if stage not in self._wandb_stages:  # Sets the x axis of this stage's charts.
       self._wandb_stages.add(stage)
       self._wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
     values = {f"{stage}/{key}": value for key, value in numbers.items()}
@@ -208,79 +235,95 @@ class MetricWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The lines of a metrics file, in order: {"stage": str, "step": int, metric name: int or float, ...}.
+  """Reads the lines of a metrics file, in order.
 
-  A half-written last line (the run was killed, or is writing now) is left out. NaN and infinities are floats again.
+  A line is {"stage": str, "step": int, metric name: int or float, ...}. A half-written last line
+  (the run was killed, or is writing now) is skipped. NaN and infinities are floats again.
 
   Args:
     path: a metrics.jsonl, or the run's folder that holds one.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: another line is not a JSON object with "stage" and "step"; the message names file and line.
+    ValueError: another line is not a JSON object with "stage" and "step"; the message names file
+      and line.
   """
   path = Path(path)
   if path.is_dir():
     path = path / FILE_NAME
   if not path.exists():
-    raise FileNotFoundError(f"no metrics at {path}: give the folder of a run that has started, or its {FILE_NAME}.")
+    raise FileNotFoundError(
+        f"no metrics at {path}: give the folder of a run that has started, or its {FILE_NAME}.")
   return [_parse(line, path, number) for number, line in enumerate(_complete_lines(path), start=1)]
 
 
 def _complete_lines(path: Path) -> list[bytes]:
-  """The file's lines, each with its newline, without a half-written last one; [] if there is no file."""
+  """Reads the lines of a file, each with its newline, without a half-written last line.
+
+  Returns: the lines; [] if there is no file.
+  """
   if not path.exists():
     return []
   *lines, last = path.read_bytes().split(b"\n")
   lines = [line + b"\n" for line in lines]
-  try:  # A part of a JSON object is never one, so a last line that parses only lacks its newline (a hand-edited file).
+  # A part of a JSON object is never an object itself. So a last line that can be parsed only lacks
+  # its newline (a hand-edited file).
+  try:
     return lines + [last + b"\n"] if isinstance(json.loads(last), dict) else lines
   except ValueError:
     return lines
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+  """Parses one line. Raises: ValueError, with file and line, if it is not a line of metrics."""
   try:
     record = json.loads(line)
-    if not (isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int)):
+    if not (isinstance(record, dict) and isinstance(record.get("stage"), str)
+            and isinstance(record.get("step"), int)):
       raise ValueError('expected an object with "stage" and "step"')
   except ValueError as error:
     raise ValueError(
         f"{path}:{number}: not a line of metrics ({error}): {line[:80]!r}. Only a last line can be"
-        " half-written, so something else changed the file. Restore or delete this line.") from error
-  return {key: value if key in ("stage", "step") else _from_json(value) for key, value in record.items()}
+        " half-written, so something else changed the file. Restore or delete this"
+        " line.") from error
+  return {key: value if key in ("stage", "step") else _from_json(value)
+          for key, value in record.items()}
 
 
 def _to_json(value: int | float) -> int | float | str:
+  """Returns what stands for a number in JSON."""
   if math.isfinite(value):
     return value
   return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _from_json(value: Any) -> Any:
+  """Returns the number that a JSON value stands for."""
   return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _number(key: str, value: Any) -> int | float:
-  """A Python number of the same value, or ValueError naming the metric."""
+  """Returns a Python number of the same value. Raises: ValueError, which names the metric."""
   if not isinstance(key, str) or key in ("stage", "step"):
     raise ValueError(
-        f'a metric cannot be named {key!r}: names are strings, and "stage" and "step" say where a line belongs.'
-        ' Rename it.')
+        f'a metric cannot be named {key!r}: names are strings, and "stage" and "step" say where a'
+        ' line belongs. Rename it.')
   array = np.asarray(value)
+  # The kinds of NumPy that are not real numbers: texts, bytes, objects, complex numbers, dates.
   if array.shape != () or array.dtype.kind in "USOcMm":
     raise ValueError(
-        f"metric {key!r} must be one real number, got {value!r} of shape {array.shape} and type {array.dtype}."
-        " Reduce it, e.g. to its mean, before writing.")
+        f"metric {key!r} must be one real number, got {value!r} of shape {array.shape} and type"
+        f" {array.dtype}. Reduce it, e.g. to its mean, before writing.")
   return int(array) if array.dtype.kind in "iub" else float(array)
 
 
 def _import_extra(package: str, extra: str) -> ModuleType:
+  """Imports a package of an extra. Raises: ModuleNotFoundError, which says how to install it."""
   try:
     return importlib.import_module(package)
   except ModuleNotFoundError as error:
     if error.name != package:
-      raise  # Installed, but one of its own needs is missing: its message names that.
+      raise  # The package is installed, but lacks a package itself: the message names that one.
     raise ModuleNotFoundError(
         f"this run logs to {extra}, which needs the package {package}, and it is not installed."
         f" Run `pip install 'rl_reason[{extra}]'` (in a checkout: `pip install -e '.[{extra}]'`),"
@@ -289,8 +332,10 @@ def _import_extra(package: str, extra: str) -> ModuleType:
 
 
 def _start_wandb(module: ModuleType, workdir: Path, arguments: Mapping[str, Any]) -> Any:
+  """Starts a W&B run, or continues the one whose id the folder holds."""
   id_path = workdir / "wandb_id.txt"
-  run_id = arguments.get("id") or (id_path.read_text().strip() if id_path.exists() else uuid.uuid4().hex[:8])
+  run_id = arguments.get("id") or (
+      id_path.read_text().strip() if id_path.exists() else uuid.uuid4().hex[:8])
   run = module.init(**{"dir": str(workdir), "resume": "allow", **arguments, "id": run_id})
   id_path.write_text(run_id + "\n")
   return run

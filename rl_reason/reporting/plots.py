@@ -1,4 +1,7 @@
-"""Learning curves of a run, as a PNG. Import it where a plot is drawn: matplotlib takes a second to load."""
+"""Draws the learning curves of a run, as a PNG.
+
+Import this module where a plot is drawn: matplotlib takes a second to load.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -17,14 +20,16 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One chart.
+  """Describes one chart.
 
+  title: title of the chart.
   y_label: what is drawn, with its unit.
   keys: metrics, a curve each; "prefix/*" stands for every metric of that prefix not named before.
-  stage: draw this stage's lines only; None for all stages.
-  band: (low, high) metrics around the first curve, and `band_label` what they are.
+  stage: draw only this stage's lines; None for all stages.
+  band: (low, high) metrics around the first curve.
+  band_label: what the band is.
   y_limits: fixed limits, e.g. (0, 1) for a proportion; None fits them to the data.
-  joined: the metric means the same in all stages, so its curves run on from one to the next.
+  joined: the metric means the same in all stages, so its curves run on from one stage to the next.
   """
   title: str
   y_label: str
@@ -50,20 +55,23 @@ PANELS = (
 
 
 def learning_curves(
-    metrics_path: str | os.PathLike[str], png_path: str | os.PathLike[str], *, panels: Sequence[Panel] = PANELS,
+    metrics_path: str | os.PathLike[str], png_path: str | os.PathLike[str], *,
+    panels: Sequence[Panel] = PANELS,
 ) -> list[str]:
-  """Draws a run's metrics over its steps into a PNG 1200 pixels wide, one chart per panel that has data.
+  """Draws a run's metrics over its steps into a PNG 1200 pixels wide.
 
-  The stages follow each other on one axis of total steps, in the order they ran, with a line where one ends. Curves of
-  more than 100 points are drawn pale, with their running mean over them. Values that are not finite leave a gap.
+  Each panel that has data is one chart. The stages follow each other on one axis of total steps, in
+  the order they ran, with a line where one ends. Curves of more than 100 points are drawn pale,
+  with their running mean over them. Values that are not finite leave a gap.
 
   Args:
     metrics_path: a metrics.jsonl or the folder that holds it; the run may still be going on.
-    png_path: written in one step, so a viewer never sees half of it.
+    png_path: path of the PNG. It is written in one step, so a viewer never sees half of it.
     panels: what to draw, e.g. `PANELS` and more.
 
   Returns: the titles of the panels drawn.
-  Raises: ValueError if no panel has data, naming the metrics there are; FileNotFoundError if there is no metrics file.
+  Raises: ValueError if no panel has data, with the names of the metrics in the file;
+    FileNotFoundError if there is no metrics file.
   """
   records = metrics.read_metrics(metrics_path)
   starts = _stage_starts(records)
@@ -71,8 +79,8 @@ def learning_curves(
   if not drawn:
     found = sorted({key for record in records for key in record} - {"stage", "step"})
     raise ValueError(
-        f"nothing to draw: {metrics_path} has the metrics {found}, and no panel shows any of them. Give panels that"
-        " do, e.g. panels=[Panel('Loss', 'loss', ('loss',))].")
+        f"nothing to draw: {metrics_path} has the metrics {found}, and no panel shows any of them."
+        " Give panels that do, e.g. panels=[Panel('Loss', 'loss', ('loss',))].")
   columns = min(len(drawn), 3 if len(drawn) > 4 else 2)
   rows = -(-len(drawn) // columns)
   # A Figure of its own, not pyplot's: a notebook's current figure and backend stay as they are.
@@ -88,7 +96,7 @@ def learning_curves(
 
 
 def _stage_starts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-  """Stage -> steps of all stages before it, in the order they ran."""
+  """Maps each stage to the steps of all stages before it, in the order they ran."""
   lengths: dict[str, int] = {}
   for record in records:
     lengths[record["stage"]] = max(record["step"], lengths.get(record["stage"], 0))
@@ -96,31 +104,37 @@ def _stage_starts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _keys_of(panel: Panel, records: Sequence[Mapping[str, Any]]) -> list[str]:
-  """The panel's metrics that there are, wildcards written out, in order of first appearance."""
-  present = {key: None for record in records if panel.stage in (None, record["stage"]) for key in record}
+  """Lists the panel's metrics that exist, with wildcards expanded, by first appearance."""
+  present = {
+      key: None for record in records if panel.stage in (None, record["stage"]) for key in record}
   band = panel.band or ()
   keys: dict[str, None] = {}
   for key in panel.keys:
     is_prefix = key.endswith("/*")
     keys.update((name, None) for name in present
-                if name == key or is_prefix and name.startswith(key[:-1]) and name not in band)
+                if name == key
+                or is_prefix and name.startswith(key[:-1]) and name not in band)
   return list(keys)
 
 
 def _curve(
-    key: str, stages: Sequence[str], records: Sequence[Mapping[str, Any]], starts: Mapping[str, int],
+    key: str, stages: Sequence[str], records: Sequence[Mapping[str, Any]],
+    starts: Mapping[str, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(total steps, values) of a metric in these stages, not finite values as NaN."""
+  """Returns (total steps, values) of a metric in these stages; values not finite become NaN."""
   points = [(starts[record["stage"]] + record["step"], record[key])
             for record in records if record["stage"] in stages and key in record]
   steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
   return steps, np.where(np.isfinite(values), values, np.nan)
 
 
-def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], starts: Mapping[str, int]) -> None:
+def _draw(
+    ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], starts: Mapping[str, int],
+) -> None:
+  """Draws one chart: its curves, its band, then its axes and legend."""
   keys = _keys_of(panel, records)
   widest = 1
-  # Stage by stage: a curve must not join the losses of two stages.
+  # Stages are drawn one by one, because a curve must not join the losses of two stages.
   shown = list(starts) if panel.stage is None else [panel.stage]
   for stages in [shown] if panel.joined else [[stage] for stage in shown]:
     for index, key in enumerate(keys):
@@ -139,28 +153,33 @@ def _draw(ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], sta
       else:
         ax.plot(steps, values, marker="o" if len(values) <= 30 else None, markersize=4, **style)
     if panel.band:
-      (steps, low), (high_steps, high) = (_curve(key, stages, records, starts) for key in panel.band)
+      (steps, low), (high_steps, high) = (
+          _curve(key, stages, records, starts) for key in panel.band)
       if len(steps) and np.array_equal(steps, high_steps):
-        ax.fill_between(steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0, label=panel.band_label)
-  dress(ax, panel.title, panel.y_label, "training step" + (f"  (curve: mean of {widest})" if widest > 1 else ""))
+        ax.fill_between(
+            steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0, label=panel.band_label)
+  dress(ax, panel.title, panel.y_label,
+        "training step" + (f"  (curve: mean of {widest})" if widest > 1 else ""))
   ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
   if panel.y_limits:
     ax.set_ylim(*panel.y_limits)
   elif len(keys) > 1:
     ax.margins(y=0.12)
   if panel.stage is None:
-    # The same axis in every such chart, also where a metric is only in one stage, so that charts compare at a glance.
+    # Every such chart has the same axis, also where a metric is in only one stage, so that charts
+    # compare at a glance.
     last = max(starts[record["stage"]] + record["step"] for record in records)
     ax.set_xlim(0, max(last, 1) * 1.02)
     if len(starts) > 1:
       _mark_stages(ax, starts)
-  labels = dict(zip(*reversed(ax.get_legend_handles_labels())))  # One entry per curve, not one per stage.
+  # By label: a curve has one entry in the legend, not one per stage.
+  labels = dict(zip(*reversed(ax.get_legend_handles_labels())))
   if len(labels) > 1:
     ax.legend(labels.values(), labels.keys(), fontsize=9, framealpha=0.8, loc="best")
 
 
 def dress(ax: axes.Axes, title: str, y_label: str, x_label: str) -> None:
-  """What all charts have: titles, sizes, a grid, no frame."""
+  """Gives a chart what all charts have: titles, sizes, a grid, no frame."""
   ax.set_title(title, fontsize=13, fontweight="bold", loc="left")
   ax.set_ylabel(y_label, fontsize=11)
   ax.set_xlabel(x_label, fontsize=11)
@@ -171,22 +190,23 @@ def dress(ax: axes.Axes, title: str, y_label: str, x_label: str) -> None:
 
 
 def _label(key: str, keys: Sequence[str]) -> str:
-  """The metric's name, without the prefix that all curves of the chart share."""
+  """Returns the metric's name, without the prefix that all curves of the chart share."""
   prefix = keys[0].partition("/")[0] + "/"
   return key.removeprefix(prefix) if all(other.startswith(prefix) for other in keys) else key
 
 
 def _mark_stages(ax: axes.Axes, starts: Mapping[str, int]) -> None:
-  """A dashed line where each stage begins, and its name."""
+  """Draws a dashed line where each stage begins, and its name."""
   for name, start in starts.items():
     if start:
       ax.axvline(start, color="#666666", linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-    ax.annotate(name, (start, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -4), textcoords="offset points",
-                ha="left", va="top", fontsize=9, color="#444444")
+    ax.annotate(
+        name, (start, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -4),
+        textcoords="offset points", ha="left", va="top", fontsize=9, color="#444444")
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-  """Mean over `window` points around each, fewer at the ends; NaN counts for nothing."""
+  """Returns the mean over `window` points around each, fewer at the ends; NaN is skipped."""
   kernel = np.ones(max(window, 1))
   total = np.convolve(np.nan_to_num(values), kernel, mode="same")
   count = np.convolve(np.isfinite(values), kernel, mode="same")

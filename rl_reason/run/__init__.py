@@ -1,1 +1,1 @@
-"""Builds a run from its config: the checked sections, the context, the work directory."""
+"""Builds a run from its config: the checked sections, the context and the work directory."""

@@ -1,5 +1,4 @@
-"""Reads an experiment's config: from a file and flags to checked sections.
-"""
+"""Reads an experiment's config: a file and flags -> checked sections."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -19,6 +18,7 @@ from rl_reason.config.checks import at_least
 from rl_reason.evaluation.accuracy import Evaluation
 from rl_reason.models.sources import Policy
 from rl_reason.rollout.episodes import EnvironmentSection
+from rl_reason.run.layout import check_layout, FIELDS
 from rl_reason.runtime.checkpoint import Checkpointing
 from rl_reason.runtime.profiling import Profile
 from rl_reason.runtime.sharding import MeshSection, RolloutMesh
@@ -28,7 +28,12 @@ from rl_reason.tasks.registry import TaskSection
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-  """Beside metrics.jsonl: tensorboard files; wandb: keyword arguments of wandb.init, {} for none; profile: a trace."""
+  """What a run records beside metrics.jsonl.
+
+  tensorboard: whether TensorBoard files are written.
+  wandb: keyword arguments of wandb.init; {}: nothing is sent to Weights & Biases.
+  profile: which steps of which stage are traced.
+  """
   tensorboard: bool = False
   wandb: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   profile: Profile = Profile()
@@ -38,14 +43,23 @@ class Logging:
 class RunConfig:
   """A whole run, except the sections of its stages.
 
-  stages: names of the stages in order; each is also a section of the config, whose field `kind` names a stage in
-    rl_reason.stages.registry.STAGES and whose other fields are that stage's. A stage starts from its predecessor's parameters.
-  task: what policies are evaluated on, which needs evaluation's rewards and sampling; stages without data of their own
-    learn from it. None: policies are not evaluated on problems.
+  policy: architecture, tokenizer, initial parameters and dtype of the policy.
+  stages: names of the stages, in order. Each is also the name of a section of the config: the
+    section's field `kind` names a stage in rl_reason.stages.registry.STAGES, and its other fields
+    are that stage's. A stage starts from its predecessor's parameters.
+  task: the problems that policies are evaluated on, which needs evaluation's rewards and sampling.
+    Stages without data of their own learn from it. None: policies are not evaluated on problems.
   environment: who answers a policy's turns; None: a completion is one turn.
-  max_prompt_tokens: longer prompts are an error.
-  prefill_tokens: whoever samples reads prompts in stretches of so many tokens (rollout.generate); 0: whole.
-  sharding_rules: (logical axis, mesh axes) pairs that replace the defaults in rl_reason/sharding.py.
+  evaluation: how often and how a policy is evaluated on the task.
+  seed: of the run, in [0, 2^31); every random key is folded from it.
+  max_prompt_tokens: longest prompt, in tokens; longer prompts are an error.
+  prefill_tokens: sampling reads prompts in stretches of `n` tokens (rollout.generate); 0: whole.
+  mesh: how the devices that update are arranged.
+  rollout_mesh: devices set apart for sampling while others update; size 0: there are none.
+  sharding_rules: (logical axis, mesh axes) pairs that replace the defaults
+    runtime.sharding.DEFAULT_RULES.
+  checkpoint: how often checkpoints are saved and how many are kept.
+  logging: what is recorded beside metrics.jsonl.
   """
   policy: Policy
   stages: tuple[str, ...]
@@ -65,62 +79,83 @@ class RunConfig:
     at_least(1, max_prompt_tokens=self.max_prompt_tokens)
     at_least(0, prefill_tokens=self.prefill_tokens)
     if self.prefill_tokens > self.max_prompt_tokens:
-      raise ValueError(f"prefill_tokens={self.prefill_tokens} is more than max_prompt_tokens={self.max_prompt_tokens}: every"
-                       " prompt would be padded to it. Lower prefill_tokens, or set 0 to read prompts whole.")
+      raise ValueError(
+          f"prefill_tokens={self.prefill_tokens} is more than"
+          f" max_prompt_tokens={self.max_prompt_tokens}: every"
+          " prompt would be padded to it. Lower prefill_tokens, or set 0 to read prompts whole.")
     if not 0 <= self.seed < 2 ** 31:
       raise ValueError(f"seed must be in [0, 2^31), got {self.seed}.")
     if self.task is not None:
       missing = [n for n in ("rewards", "sampling") if not getattr(self.evaluation, n)]
       if missing:
-        raise ValueError(f"config.evaluation lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}: how a policy is"
-                         " evaluated on the task.")
+        raise ValueError(
+            f"config.evaluation lacks the field{'s' * (len(missing) > 1)}"
+            f" {', '.join(missing)}: how a policy is"
+            " evaluated on the task.")
     if not self.stages or len(set(self.stages)) != len(self.stages):
       raise ValueError(f"stages must name at least one section, each once; got {self.stages}.")
 
 
 def installed_experiments() -> dict[str, Path]:
-  """The library's own experiments: file name -> file."""
+  """Lists the library's own experiments: file name -> file."""
+  # Several folders: in a checkout the experiments lie beside the package (rl_reason/__init__.py).
   folders = [Path(root) / "experiments" for root in rl_reason.__path__]
   return {p.name: p for folder in folders for p in sorted(folder.glob("*.py"))
           if p.stem != "__init__"}
 
 
 def find_experiment(path: str) -> Path:
-  """The file, here or among the installed experiments. Raises: ValueError if there is none."""
+  """Finds an experiment's file, at the path or by its name among the installed experiments.
+
+  Raises: ValueError if there is none, with the closest name.
+  """
   file = Path(path)
   if file.is_file():
     return file
   installed = installed_experiments()
   if file.name not in installed:
-    raise ValueError(f"There is no config file {path!r}.{naming.did_you_mean(file.name, installed)} The library's own"
-                     f" experiments: {', '.join(sorted(installed))}.")
+    raise ValueError(
+        f"There is no config file {path!r}.{naming.did_you_mean(file.name, installed)}"
+        f" The library's own experiments: {', '.join(sorted(installed))}.")
   return installed[file.name]
 
 
 def load_experiment(file: Path) -> types.ModuleType:
-  """The module of an experiment's file. Raises: ValueError if it has no get_config."""
+  """Imports an experiment's file as a module. Raises: ValueError if it has no get_config."""
   module_spec = importlib.util.spec_from_file_location(f"rl_reason_config_{file.stem}", file)
   module = importlib.util.module_from_spec(module_spec)
   module_spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
-    raise ValueError(f"{file} defines no get_config(size), so it is not an experiment's config file.")
+    raise ValueError(
+        f"{file} defines no get_config(size), so it is not an experiment's config file.")
   return module
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
-  """The ConfigDict of "path/to/file.py" or "path/to/file.py:argument", with every optional field filled in.
+  """Loads the config of an experiment's file, with every optional field filled in.
 
-  A path that is not here is looked for among the installed experiments, so that experiments/quickstart.py works from
-  any folder.
+  Args:
+    spec: "path/to/file.py" or "path/to/file.py:argument". A file that is not there is searched
+      among the installed experiments, so that experiments/quickstart.py works from any folder.
+  Returns: the locked ConfigDict.
+  Raises: ValueError as find_experiment, load_experiment and the file's get_config.
   """
   path, _, argument = spec.partition(":")
   return load_from(load_experiment(find_experiment(path)), argument)
 
 
 def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.ConfigDict:
-  """`load` of an experiment's module."""
+  """Does what `load` does, from an experiment's module.
+
+  Args:
+    module: with a function get_config.
+    argument: the argument of get_config; "": its default.
+  """
   config = module.get_config(argument) if argument else module.get_config()
   config = ml_collections.ConfigDict(config)
+
+  # The optional fields: of the run, then of each stage by its kind. An unknown kind is an error
+  # here; `check` reports the other faults.
   config_lib.with_defaults(RunConfig, config)
   for name in config.get("stages", ()):
     section = config.get(name)
@@ -130,13 +165,17 @@ def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.Co
 
 
 def define_flag(argv: Sequence[str]) -> tuple[flags.FlagHolder, list[str]]:
-  """Defines `--config` for absl from the command line: --config=FILE[:argument] and --config.field=value.
+  """Defines absl's flag `--config` from --config=FILE[:argument] and --config.field=value.
 
-  Unlike config_flags.DEFINE_config_file, optional fields that the file leaves out can be overridden too, and unknown
-  ones get a suggestion.
+  config_flags.DEFINE_config_file cannot override optional fields that the file leaves out; this
+  flag can, and it suggests a name for an unknown field.
 
-  Returns: (the flag, argv without the file). Raises: ValueError for a bad file, name or field.
+  Args:
+    argv: the command line, program name first.
+  Returns: (the flag, argv without --config=FILE).
+  Raises: ValueError for a bad file, name or field.
   """
+  # The file: the last one counts, as with any flag of absl. "--config FILE" is two words.
   specs, rest = [], []
   words = iter(argv)
   for word in words:
@@ -146,8 +185,12 @@ def define_flag(argv: Sequence[str]) -> tuple[flags.FlagHolder, list[str]]:
     else:
       rest.append(word)
   if not specs or not specs[-1]:
-    raise ValueError("Say what to run: --config=experiments/NAME.py[:size], e.g. --config=experiments/quickstart.py.")
+    raise ValueError(
+        "Say what to run: --config=experiments/NAME.py[:size],"
+        " e.g. --config=experiments/quickstart.py.")
   config = load(specs[-1])
+
+  # The fields: they are checked before absl sees them, whose error would list no names.
   for word in rest:
     name = word.lstrip("-").partition("=")[0]
     if word.startswith("-") and name.startswith("config."):
@@ -156,51 +199,85 @@ def define_flag(argv: Sequence[str]) -> tuple[flags.FlagHolder, list[str]]:
 
 
 def _check_field(config: ml_collections.ConfigDict, dotted: str) -> None:
+  """Checks that the config has a field.
+
+  Args:
+    dotted: the flag's name, "config.section.field".
+  Raises: ValueError with the new name of a moved field, else with the closest known one.
+  """
   section, path = config, "config"
   for name in dotted.split(".")[1:]:
+    kind = section.get("kind", "") if isinstance(section, ml_collections.ConfigDict) else ""
+    # A field of before version 0.2.0 has a certain answer, so it comes before the suggestion.
+    if (moved := FIELDS.get(kind, {}).get(name)) and name not in section:
+      raise ValueError(f"--{dotted}: {path}.{name} is {path}.{moved} since rl_reason 0.2.0.")
     if not isinstance(section, ml_collections.ConfigDict) or name not in section:
       known = _paths(section) if isinstance(section, ml_collections.ConfigDict) else []
-      raise ValueError(f"--{dotted}: {path} has no field {name!r}.{naming.did_you_mean_field(name, known)}"
-                       + (f" Its fields: {', '.join(section)}." if known else ""))
+      raise ValueError(
+          f"--{dotted}: {path} has no field {name!r}.{naming.did_you_mean_field(name, known)}"
+          + (f" Its fields: {', '.join(section)}." if known else ""))
     section, path = section[name], f"{path}.{name}"
 
 
 def _paths(section: ml_collections.ConfigDict) -> list[str]:
-  """The fields of a section and, dotted, of the sections in it."""
+  """Lists the fields of a section and, by dotted names, those of the sections in it."""
   nested = [f"{name}.{path}" for name, value in section.items()
             if isinstance(value, ml_collections.ConfigDict) for path in _paths(value)]
   return [*section, *nested]
 
 
-# A run with other values of these is another run; a change in any other field is told and taken.
+# A run with other values of these fields is another run, and cannot continue in the same folder. A
+# change in any other field is reported, and the run continues with it (run.workdir.Workdir.claim).
 IDENTITY = ("seed", "policy", "task", "environment", "stages")
 
 
 def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]:
-  """(the run's own sections, each stage's section by name), all values checked.
+  """Checks all values of a config, before any device work.
 
-  Raises: ValueError that names the field, before any device work.
+  Returns: (the run's own sections, each stage's section by name), as dataclasses.
+  Raises: ValueError that names the field.
   """
+  # Old field names first: their new names say more than "no such field" does.
+  check_layout(config, "The config")
+
+  # The run's own fields. A stage's section may be unused, so that --config.stages can leave stages
+  # out; any section with a field `kind` counts as one.
   stages = tuple(config.get("stages", ()))
-  # A stage's section may stand unused, so that --config.stages can leave stages out.
-  unused = [n for n in config if isinstance(config[n], ml_collections.ConfigDict) and "kind" in config[n]]
-  run_config = config_lib.parse(RunConfig, config, other_fields=list(dict.fromkeys([*stages, *unused])))
+  unused = [
+      n for n in config
+      if isinstance(config[n], ml_collections.ConfigDict) and "kind" in config[n]]
+  run_config = config_lib.parse(
+      RunConfig, config, other_fields=list(dict.fromkeys([*stages, *unused])))
+
+  # Each stage's section, by the dataclass of its kind.
   sections = {}
   for name in stages:
     if name not in config or not isinstance(config[name], ml_collections.ConfigDict):
-      raise ValueError(f"config.stages names {name!r}, but the config has no section config.{name}.")
+      raise ValueError(
+          f"config.stages names {name!r}, but the config has no section config.{name}.")
     kind = config[name].get("kind", "")
     sections[name] = config_lib.parse(
         find_kind(kind, f"config.{name}.kind").Config, config[name], f"config.{name}")
-    if run_config.task is None and getattr(sections[name], "data", None) is None:
-      raise ValueError(f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its problems. Add it.")
-  if run_config.rollout_mesh.size and not any(find_kind(section.kind).samples_ahead(section) for section in sections.values()):
-    raise ValueError(f"config.rollout_mesh sets {run_config.rollout_mesh.size} devices apart, and no stage samples while"
-                     " another step updates: set staleness=1 in a policy_gradient stage, or --config.rollout_mesh.data=0.")
+    has_problems = run_config.task is not None or getattr(sections[name], "data", None) is not None
+    if find_kind(kind).takes_problems and not has_problems:
+      raise ValueError(
+          f"config.task is missing, and the stage {name!r} of kind {kind!r} learns from its"
+          " problems. Add it.")
+
+  # Devices set apart for sampling would be idle if every stage samples and updates alternately.
+  if run_config.rollout_mesh.size and not any(
+      find_kind(section.kind).samples_ahead(section) for section in sections.values()):
+    raise ValueError(
+        f"config.rollout_mesh sets {run_config.rollout_mesh.size} devices apart, and no stage"
+        " samples while another step updates: set staleness=1 in a policy_gradient stage, or"
+        " --config.rollout_mesh.data=0.")
+
+  # A trace must name a stage of this run, and end before the stage does.
   profile = run_config.logging.profile
   if profile.stage:
     checks.one_of(sections, **{"stage (config.logging.profile.stage)": profile.stage})
     if profile.last > (steps := sections[profile.stage].num_steps):
-      raise ValueError(f"config.logging.profile: last={profile.last}, but stage {profile.stage!r} has {steps} steps: the"
-                       " trace would never end. Lower first and last, or raise num_steps.")
+      raise ValueError(
+          f"config.logging.profile: last={profile.last}, but stage {profile.stage!r} has {steps}"
+          " steps: the trace would never end. Lower first and last, or raise num_steps.")
   return run_config, sections

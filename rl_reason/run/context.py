@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from rl_reason.config import naming
 from rl_reason.envs.registry import ENVIRONMENTS
 from rl_reason.models.sources import POLICIES, Policy, PolicySource
-from rl_reason.rollout.episodes import Environment, EnvironmentSection
+from rl_reason.rollout.episodes import BoundedEnvironment, EnvironmentSection
 from rl_reason.run.config import RunConfig
 from rl_reason.runtime import sharding
 from rl_reason.stages.context import Context
@@ -15,18 +15,25 @@ from rl_reason.tasks.registry import load_task
 
 
 def make_policy(section: Policy) -> PolicySource:
-  """Makes the policy source. Raises: ValueError or FileNotFoundError for what cannot work."""
+  """Makes the policy source that a config names.
+
+  Raises: ValueError or FileNotFoundError for a source or arguments that cannot work.
+  """
   make = naming.find("policy source", section.source, POLICIES)
   naming.check_arguments(f"The policy source {section.source!r}", make, section.args)
   return make(**section.args)
 
 
-def make_environment(section: EnvironmentSection) -> Environment:
-  """Makes the environment. Raises: ValueError for an unknown source or argument."""
+def make_environment(section: EnvironmentSection) -> BoundedEnvironment:
+  """Makes the environment that a config names, with its limits on turns and tokens.
+
+  Raises: ValueError for an unknown source or argument, and for a source that makes something else.
+  """
   make = naming.find("environment", section.source, ENVIRONMENTS)
   naming.check_arguments(f"The environment {section.source!r}", make, section.args)
-  return Environment(
-      make(**section.args), section.max_turns, section.turn_tokens, section.answer_tokens)
+  return BoundedEnvironment(
+      make(**section.args), section.max_turns, section.turn_tokens, section.answer_tokens,
+      name=section.source)
 
 
 def make_context(
@@ -35,16 +42,17 @@ def make_context(
   """Makes what all stages of a run share: mesh, policy source, task and environment.
 
   Args:
-    partitioning: in place of the config's meshes.
-    with_task: false where only a model of the run is wanted: its data need not be there.
+    config: the checked config of the run.
+    partitioning: the devices, in place of the config's meshes; None: those meshes.
+    with_task: false where only a model of the run is wanted, whose data need not be there.
   Raises: ValueError or FileNotFoundError for what cannot work, before any training.
   """
-  # The devices.
+  # The devices: those that update, and those that only sample, if there are any.
   rollout_partitioning = None
   if partitioning is None:
     partitioning, rollout_partitioning = _partitionings(config)
 
-  # The policy, and who answers it.
+  # The policy, and the environment that answers it. No parameters are made yet.
   environment = config.environment and make_environment(config.environment)
   context = Context(
       seed=config.seed, policy=make_policy(config.policy), dtype=jnp.dtype(config.policy.dtype),
@@ -54,8 +62,9 @@ def make_context(
   if config.task is None or not with_task:
     return context
 
-  # The task, as far as evaluations need it: all of it is used, so all its prompts must fit.
-  # Training prompts are checked as they come.
+  # The task. Every evaluation uses the same held-out problems, so all their prompts must fit:
+  # encoding them here finds one that is too long before any training. Training prompts are checked
+  # when they are drawn: there may be too many to read first.
   section, sampling = config.task, config.evaluation.sampling
   task = load_task(section.source, section.args, section.train, section.heldout)
   context.sampler.check(sampling, "config.evaluation")
@@ -65,9 +74,15 @@ def make_context(
 
 
 def _partitionings(
-    config: RunConfig) -> tuple[sharding.Partitioning, sharding.Partitioning | None]:
-  """Makes (the devices that update, those that only sample, if there are any)."""
+    config: RunConfig,
+) -> tuple[sharding.Partitioning, sharding.Partitioning | None]:
+  """Makes the partitionings of a config's two meshes.
+
+  Returns: (of the devices that update, of the devices that only sample or None).
+  """
   sharding.check_platform(config.mesh.platform)
   mesh, rollout_mesh = sharding.make_meshes(config.mesh.sizes, config.rollout_mesh.sizes)
   rules = tuple((dict(sharding.DEFAULT_RULES) | dict(config.sharding_rules)).items())
-  return sharding.Partitioning(mesh, rules), rollout_mesh and sharding.Partitioning(rollout_mesh, rules)
+  return (
+      sharding.Partitioning(mesh, rules),
+      rollout_mesh and sharding.Partitioning(rollout_mesh, rules))

@@ -30,10 +30,10 @@ from rl_reason.types import Params, Problem, Sample
 class Stages:
   """The stages of one run: what each trains, and what the finished ones left in the run's folder.
 
-  config: of the run.
+  config: the checked config of the run.
   sections: the checked section of each stage by name, in order.
-  folder: of the run, with the checkpoints.
-  run: the Context of the run, without what was earlier.
+  folder: the run's folder, with the checkpoints.
+  run: the Context of the run; each stage gets it with its own `earlier`.
   """
   config: RunConfig
   sections: Mapping[str, Any]
@@ -67,8 +67,11 @@ class Stages:
     """Returns the stage whose policy a field of another stage's section names.
 
     Args:
-      value: in `policies` of that stage, or "" for the last of them.
-    Returns: the name; "" for the initial policy. Raises: ValueError for other values.
+      stage: name of the stage whose section it is.
+      field: name of the field, for errors.
+      value: a name in `policies` of that stage, or "" for the last of them.
+    Returns: the name; "" for the initial policy.
+    Raises: ValueError for other values.
     """
     known = self.policies(stage)
     if value and value not in known:
@@ -83,11 +86,12 @@ class Stages:
     """Finds for each stage the one whose policy it starts from, "" being the initial policy.
 
     A section's `start` names an earlier stage that trains a policy, or is "initial". "": the last
-    such stage before it, or the initial policy where there is none.
+    earlier stage that trains one, or the initial policy where there is none.
 
     Raises: ValueError for other names.
     """
     points = {}
+    # References are only checked here: a wrong name must be found before the first stage trains.
     for name, section in self.sections.items():
       points[name] = self.policy_named(name, "start", section.start)
       self.policy_named(name, "reference", getattr(section, "reference", ""))
@@ -107,6 +111,7 @@ class Stages:
     Returns: (where it is from, parameters).
     Raises: FileNotFoundError where there is none; ValueError where none can be read.
     """
+    # A stage may have a folder and no finished checkpoint: then the one before it is the newest.
     for name in reversed(self.sections):
       policy = self.trained(name).policy
       if policy is not None and (self.folder.path / "checkpoints" / name).is_dir():
@@ -118,7 +123,7 @@ class Stages:
         " --workdir.")
 
   def scorers(self, names: Sequence[str]) -> list[str]:
-    """Lists those of these stages whose models can score."""
+    """Lists the stages among `names` whose models can score."""
     return [name for name in names if self.kind(name).scores]
 
   def scorer(self, name: str) -> Scorer:
@@ -164,6 +169,7 @@ class EarlierStages:
     scoring = self.stages.scorers(self.stages.before(self.stage))
     if name in scoring:
       return self.stages.scorer(name)
+    # No earlier stage: the workdir of another run, unless the name is a stage of this run.
     is_stage = name in self.stages.sections
     if not is_stage and (Path(name) / "config.json").is_file() or _split(name)[1]:
       return scorer_of_run(name, self.stages.run.on_sampling_devices.partitioning)
@@ -182,8 +188,8 @@ def scorer_of_run(name: str, partitioning: sharding.Partitioning | None = None) 
   """Returns the model of a run's stage that scores.
 
   Args:
-    name: "workdir:stage", or "workdir" for its last stage with such a model.
-    partitioning: of the devices that score; None: all.
+    name: "workdir:stage", or "workdir" for its last stage whose model scores.
+    partitioning: of the devices that score; None: all devices.
   Raises: ValueError if there is none, or it is not trained yet.
   """
   stages, stage = open_run(name, partitioning)
@@ -201,7 +207,8 @@ def policy_of_run(name: str) -> tuple[Context, Params]:
   """Reads the policy after a stage of a run, "workdir:stage".
 
   Returns: (the run's context without its task, the policy on all devices).
-  Raises: ValueError for what is no run, or has no such stage that trains a policy.
+  Raises: ValueError if the folder is no run, or if the run has no stage of this name that trains a
+    policy.
   """
   stages, stage = open_run(name)
   training = [n for n in stages.sections if stages.trained(n).policy is not None]
@@ -216,9 +223,13 @@ def complete(
   """Samples `group_size` completions of each problem by the policy after a stage, "workdir:stage".
 
   Args:
+    name: the run's folder and its stage.
+    problems: what the policy reads.
+    sampling: how tokens are drawn.
+    group_size: completions of each problem.
     slots: completions decoded at once; 0: all.
-    seed: of the draws.
-  Returns: (samples, completions), those of a problem one after the other.
+    seed: the seed of the random draws.
+  Returns: (samples, completions); the completions of one problem are adjacent.
   Raises: ValueError as `policy_of_run`, and for prompts longer than the run's.
   """
   context, params = policy_of_run(name)
@@ -234,13 +245,19 @@ def open_run(
     name: str, partitioning: sharding.Partitioning | None = None) -> tuple[Stages, str]:
   """Opens the run of "workdir" or "workdir:stage", without its task and its learned rewards.
 
-  Returns: (its stages, the stage's name or "").
-  Raises: ValueError for what is no run, or one of another layout of configs.
+  Args:
+    name: the run's folder, with or without a stage.
+    partitioning: the devices; None: all devices in one mesh.
+  Returns: (the run's stages, the stage's name or "").
+  Raises: ValueError if the folder is no run, or if its config has an older layout.
   """
+  # The whole name may be a folder: a path may contain a colon itself.
   is_run = (Path(name) / "config.json").is_file()
   folder, stage = (Path(name), "") if is_run else _split(name)
   if not (folder / "config.json").is_file():
     raise ValueError(f"{name} is not the workdir of a run: it has no config.json.")
+
+  # The run as it was: its config, without the data it was trained on.
   saved = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
   config, sections = check(saved)
   partitioning = partitioning or sharding.Partitioning(sharding.make_mesh())
@@ -249,7 +266,7 @@ def open_run(
 
 
 def _split(name: str) -> tuple[Path, str]:
-  """Splits "workdir:stage" into (workdir, stage); ("", "") of anything else."""
+  """Splits "workdir:stage" into (workdir, stage); anything else gives (Path(), "")."""
   path, _, stage = name.rpartition(":")
   is_run = path and (Path(path) / "config.json").is_file()
   return (Path(path), stage) if is_run else (Path(), "")

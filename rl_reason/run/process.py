@@ -1,5 +1,4 @@
-"""Starts a command: quiet logs, memory that is kept, errors in one line.
-"""
+"""Starts a command: with quiet logs, memory kept between programs, and errors in one line."""
 
 from collections.abc import Callable
 import contextlib
@@ -17,24 +16,38 @@ from rl_reason.runtime import allocator, compilation, memory, sharding
 
 
 def start() -> None:
-  """Process-wide settings of a command, before any device work: quiet logs, memory that is kept, processes that find each
-  other."""
+  """Makes the process-wide settings of a command. It must be called before any device work.
+
+  Logs become quiet, the allocator keeps freed memory, and a run's processes find each other.
+  """
+  # Logs: orbax logs every rename at the level INFO. A --verbosity of the user's own stays.
   if not flags.FLAGS.is_parsed() or not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every rename.
+    logging.set_verbosity(logging.WARNING)
+
+  # Memory: freed memory is kept for the next allocation, except what a long compilation leaves.
+  # Compilations under 2 s, and programs read from disk, leave little.
   if allocator.keep_freed():
-    compilation.after_each(allocator.give_back, min_seconds=2.0)  # Quicker ones, and those read from disk, leave little.
+    compilation.after_each(allocator.give_back, min_seconds=2.0)
+
+  # Several processes: each learns where the others are.
   sharding.start_distributed()
 
 
 @contextlib.contextmanager
 def errors_in_one_line():
-  """A user's mistake ends the command with its message; RL_REASON_TRACEBACK=1 shows where it was found."""
+  """Ends the command with one line for an error that the user can cure.
+
+  These are ValueError, OSError, FloatingPointError, StoppedByMonitor, and a device's memory that
+  ran out. Other errors are faults of the code and keep their traceback. RL_REASON_TRACEBACK=1 in
+  the environment shows the traceback of every error.
+  """
   try:
     yield
   except (ValueError, OSError, FloatingPointError, StoppedByMonitor) as error:
     if os.environ.get("RL_REASON_TRACEBACK"):
       raise
-    raise SystemExit(f"Error: {error}") from error
+    # An error's notes name the part that it comes from, such as a reward or an environment.
+    raise SystemExit(" ".join([f"Error: {error}", *getattr(error, "__notes__", ())])) from error
   except jax.errors.JaxRuntimeError as error:
     if os.environ.get("RL_REASON_TRACEBACK") or "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -42,8 +55,10 @@ def errors_in_one_line():
 
 
 def command(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
-  """Runs main(config, workdir) under absl with --config (config.define_flag) and --workdir."""
-  workdir = flags.DEFINE_string("workdir", None, "The run's folder: metrics, samples, checkpoints.", required=True)
+  """Runs main(config, workdir) under absl, with --config (config.define_flag) and --workdir."""
+  workdir = flags.DEFINE_string(
+      "workdir", None, "The run's folder: metrics, samples, checkpoints.", required=True)
+  # The config's flags depend on the file, so the file is read before absl parses the command line.
   with errors_in_one_line():
     config, argv = config_lib.define_flag(sys.argv)
   app.run(lambda _: main(config.value, Path(workdir.value)), argv=argv)

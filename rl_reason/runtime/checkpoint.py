@@ -1,4 +1,7 @@
-"""Checkpoints: the learner's state and the host's (data position, stateful rewards) in one atomic orbax step."""
+"""Saves and restores checkpoints: the learner's state and the host's, in one atomic orbax step.
+
+The host's state is, for example, the position in the data and the state of stateful rewards.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -19,7 +22,11 @@ from rl_reason.runtime.sharding import is_main_process
 
 @dataclasses.dataclass(frozen=True)
 class Checkpointing:
-  """every: stage steps between checkpoints (the last step is always saved). keep: newest ones kept per stage."""
+  """Says how often checkpoints are saved, and how many stay.
+
+  every: stage steps between checkpoints; the last step is always saved.
+  keep: number of newest checkpoints kept per stage.
+  """
   every: int = 50
   keep: int = 2
 
@@ -28,56 +35,76 @@ class Checkpointing:
 
 
 class Checkpoints:
-  """The checkpoints of one stage, in `directory`/<step>; saves run beside training, the newest `keep` stay.
+  """Keeps the checkpoints of one stage, in `directory`/<step>.
 
-  A checkpoint appears under its final name only when it is whole: a process killed while it saves leaves the one before.
+  Saves run beside training, and the newest `keep` checkpoints stay. A checkpoint appears under its
+  final name only when it is whole. So a process that is killed while it saves leaves the checkpoint
+  before.
   """
 
   def __init__(self, directory: Path, *, keep: int = 2, note: Callable[[str], None] = print):
+    """Opens the directory, and makes it if needed.
+
+    Args:
+      directory: directory of the stage's checkpoints.
+      keep: number of newest checkpoints that stay.
+      note: receives messages for the user.
+    """
     self._directory = Path(directory).absolute()
     self._note = note
     self._keep = keep
     self._orbax = self._open()
 
   def _open(self) -> ocp.training.Checkpointer:
+    # Saves whenever asked, and removes what a killed process has left unfinished.
     self._directory.mkdir(parents=True, exist_ok=True)
     return ocp.training.Checkpointer(
-        self._directory, save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=ocp.training.preservation_policies.LatestN(self._keep), cleanup_tmp_directories=True)
+        self._directory,
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+        cleanup_tmp_directories=True)
 
   @property
   def steps(self) -> list[int]:
+    """Lists the steps of all checkpoints, in ascending order."""
     return [c.step for c in self._orbax.checkpoints]
 
   def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
-    """Starts saving; the state may be donated to the next update at once.
+    """Starts saving. The state may be donated to the next update immediately.
 
     Args:
+      step: number of the stage's step.
+      state: what the devices hold: a LearnerState, or what a stage that does not train has found.
       host: plain data that JSON can hold.
-    Raises: OSError if this save or the one before it could not be written (disk full, say).
+    Raises: OSError if this save or the one before it could not be written (a full disk, say).
     """
-    # As bytes in an array: orbax would drop empty lists and mappings of a tree.
     parts = _parts(state)
-    text = json.dumps({"host": host, "checksums": {k: int(_checksum(v)) for k, v in parts.items()}}).encode()
+    text = json.dumps({
+        "host": host, "checksums": {k: int(_checksum(v)) for k, v in parts.items()}}).encode()
     try:
-      self._orbax.save_checkpointables_async(step, {**parts, "host": {"json": np.frombuffer(text, np.uint8)}}, force=True)
+      # The text is saved as bytes in an array: orbax would drop empty lists and mappings of a tree.
+      self._orbax.save_checkpointables_async(
+          step, {**parts, "host": {"json": np.frombuffer(text, np.uint8)}}, force=True)
     except Exception as error:
       raise self._cannot_write(step, error) from error
 
   def wait(self) -> None:
-    """Returns when all is written. Raises: OSError if it could not be."""
+    """Waits until all is written. Raises: OSError if it could not be."""
     try:
       self._orbax.wait()
     except Exception as error:
       raise self._cannot_write(None, error) from error
 
   def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """(step, state, host) of the newest checkpoint that can be read, or None if there is none.
+    """Restores the newest checkpoint that can be read.
+
+    A checkpoint that cannot be read is reported and set aside as corrupt-<step>. Then the one
+    before it is tried.
 
     Args:
       abstract: shapes, dtypes and shardings of the state.
 
-    One that cannot be read is named, set aside as corrupt-<step>, and the one before it is tried.
+    Returns: (step, state, host), or None if there is no checkpoint.
     """
     for step in reversed(self.steps):
       try:
@@ -86,55 +113,70 @@ class Checkpoints:
         if not isinstance(abstract, LearnerState):
           return step, loaded["params"], host
         return step, LearnerState(params=loaded["params"], **loaded["optimizer"]), host
-      except Exception as error:  # Whatever a damaged file makes of tensorstore, JSON or zstd.
+      except Exception as error:  # A damaged file can raise anything in tensorstore, JSON or zstd.
         self._set_aside(step, error)
     return None
 
   def restore_params(self, abstract_params: Any) -> tuple[int, Any]:
-    """(step, parameters) of the newest checkpoint that can be read; reading changes nothing on disk.
+    """Restores the parameters of the newest checkpoint that can be read. Changes nothing on disk.
 
-    One that cannot be read is named, and the one before it is tried.
+    A checkpoint that cannot be read is reported, and the one before it is tried.
 
-    Raises: FileNotFoundError if there is none; ValueError if all are damaged.
+    Args:
+      abstract_params: shapes, dtypes and shardings of the parameters.
+
+    Returns: (step, parameters).
+    Raises: FileNotFoundError if there is no checkpoint; ValueError if all are damaged.
     """
     if not self.steps:
-      raise FileNotFoundError(f"No checkpoint in {self._directory}: train first, or name another --workdir.")
+      raise FileNotFoundError(
+          f"No checkpoint in {self._directory}: train first, or name another --workdir.")
     for step in reversed(self.steps):
       try:
         loaded = self._orbax.load_checkpointables(step, {"params": abstract_params, "host": None})
         _verified(loaded)
         return step, loaded["params"]
-      except Exception as error:  # Whatever a damaged file makes of tensorstore, JSON or zstd.
-        self._note(f"The checkpoint {self._directory / str(step)} cannot be read ({_first_line(error)}); looking for the one"
-                   " before it.")
-    raise ValueError(f"None of the checkpoints {self.steps} in {self._directory} can be read. Run the training command"
-                     " again, or name another --workdir.")
+      except Exception as error:  # A damaged file can raise anything in tensorstore, JSON or zstd.
+        self._note(f"The checkpoint {self._directory / str(step)} cannot be read"
+                   f" ({_first_line(error)}); looking for the one before it.")
+    raise ValueError(
+        f"None of the checkpoints {self.steps} in {self._directory} can be read. Run the training"
+        " command again, or name another --workdir.")
 
   def close(self) -> None:
+    """Closes the directory, once all is written."""
     self._orbax.close()
 
   def _set_aside(self, step: int, error: Exception) -> None:
+    """Renames a damaged checkpoint, so that it is neither tried again nor overwritten."""
     aside, times = self._directory / f"corrupt-{step}", 1
     while aside.exists():
       times += 1
       aside = self._directory / f"corrupt-{step}-{times}"
-    self._note(f"The checkpoint {self._directory / str(step)} cannot be read ({_first_line(error)}): it is set aside as"
-               f" {aside.name}, and the one before it is used.")
+    self._note(f"The checkpoint {self._directory / str(step)} cannot be read"
+               f" ({_first_line(error)}): it is set aside as {aside.name}, and the one before it is"
+               " used.")
+    # orbax keeps a list of the checkpoints, so the directory is opened anew after the renaming.
     self._orbax.close()
     if is_main_process():
       (self._directory / str(step)).rename(aside)
     self._orbax = self._open()
 
   def _cannot_write(self, step: int | None, error: Exception) -> OSError:
+    """Makes the error of a failed save, with the free space and what to do."""
     free = shutil.disk_usage(self._directory).free / 2**20
     what = f"The checkpoint of step {step}" if step is not None else "A checkpoint"
     return OSError(
-        f"{what} could not be written to {self._directory} ({free:.0f} MiB free): {str(error)[:300]}. The ones before it,"
-        f" {self.steps}, are whole. Free some space or lower --config.checkpoint.keep, and run the same command again.")
+        f"{what} could not be written to {self._directory} ({free:.0f} MiB free):"
+        f" {str(error)[:300]}. The ones before it, {self.steps}, are whole. Free some space or"
+        " lower --config.checkpoint.keep, and run the same command again.")
 
 
 def _verified(loaded: dict[str, Any]) -> dict[str, Any]:
-  """The plain data saved beside the arrays. Raises: ValueError if the arrays are not those that were saved."""
+  """Returns the plain data saved beside the arrays.
+
+  Raises: ValueError if the arrays are not those that were saved.
+  """
   saved = json.loads(np.asarray(loaded["host"]["json"]).tobytes())
   parts = {name: part for name, part in loaded.items() if name != "host"}
   if any(saved["checksums"][name] != int(_checksum(part)) for name, part in parts.items()):
@@ -144,7 +186,7 @@ def _verified(loaded: dict[str, Any]) -> dict[str, Any]:
 
 @jax.jit
 def _checksum(tree: Any) -> jax.Array:
-  """The sum of all bits, read as unsigned numbers: a changed byte changes it, and no order of summing does."""
+  """Sums all bits, read as unsigned numbers. A changed byte changes the sum; the order does not."""
   def one(x):
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}") if x.dtype != bool else x
     return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
@@ -152,14 +194,15 @@ def _checksum(tree: Any) -> jax.Array:
 
 
 def _first_line(error: Exception) -> str:
+  """Returns an error's class and the first line of its text, at most 200 characters of it."""
   lines = str(error).strip().splitlines()
   return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
 
 
 def _parts(state: Any) -> dict[str, Any]:
-  """Splits a state, so that evaluation can read the parameters alone.
+  """Splits a state into parts, so that an evaluation can read the parameters alone.
 
-  A state that is no LearnerState has one part: what a stage that does not train has found.
+  A state that is not a LearnerState has one part: what a stage that does not train has found.
   """
   if not isinstance(state, LearnerState):
     return {"params": state}

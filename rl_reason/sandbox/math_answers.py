@@ -1,10 +1,11 @@
 r"""Compares mathematical answers with math-verify.
 
     math_text     a completion -> what of it is read: its last \boxed{}, or its end. In any process.
-    check_math    (that text, reference) -> whether they are equal, or what is wrong with the reference. In a worker.
+    check_math    (that text, reference) -> whether they are equal, or what is wrong with the
+                  reference. In a worker.
 
-Worker processes import this module: it imports neither JAX nor anything of rewards/, and math-verify
-only where a worker calls it.
+Worker processes import this module: it imports neither JAX nor anything of rewards/, and
+math-verify only where a worker calls it.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from __future__ import annotations
 import functools
 import re
 
-_BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)  # \\.: an escaped brace is text.
-THIN_SPACE = re.compile(r"(?<=[0-9])(?:\\[,!;: ]|,\\!|\{,\})(?=[0-9]{3}(?![0-9]))")  # 1{,}000  1\,000  1,\!000
-_MAX_ANSWER_CHARACTERS = 2000  # No reference is longer, and math-verify's expressions are quadratic in it.
+# \\.: an escaped brace is text.
+_BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+# 1{,}000  1\,000  1,\!000
+THIN_SPACE = re.compile(r"(?<=[0-9])(?:\\[,!;: ]|,\\!|\{,\})(?=[0-9]{3}(?![0-9]))")
+# No reference is longer, and math-verify's expressions are quadratic in it.
+_MAX_ANSWER_CHARACTERS = 2000
 
 
 # --- Extraction
 
 
 def last_boxed(text: str) -> str | None:
-  r"""The content of the \boxed{...} (or \fbox{...}) that begins last, or None.
+  r"""Finds the content of the \boxed{...} (or \fbox{...}) that begins last, or None.
 
-  Nested and escaped braces are understood; a \boxed{ that is never closed does not count. Linear in the text's length.
+  Nested and escaped braces are understood; a \boxed{ that is never closed does not count. The time
+  is linear in the text's length.
   """
   if "boxed" not in text and "fbox" not in text:
     return None
@@ -41,7 +46,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def math_text(completion: str) -> str | None:
-  r"""The part of a completion that math-verify reads: \boxed{answer}, or the text's end; None if it scores 0 unread."""
+  r"""Finds the part of a completion that math-verify reads: \boxed{answer}, or the text's end.
+
+  Returns: None if the completion scores 0 unread.
+  """
   boxed = last_boxed(completion)
   if boxed is not None:
     boxed = boxed.strip()
@@ -55,12 +63,14 @@ def _wrap(answer: str) -> str:
 
 
 def check_math(pair: tuple[str | None, str]) -> bool | str:
-  """In a worker: whether the completion's text equals the reference, or a complaint about the reference.
+  """Checks in a worker whether the completion's text equals the reference.
 
-  Without a text (None) only the reference is looked at.
+  Without a text (None) it looks at the reference only.
 
-  math-verify's own limits are off: they are signals that its own `except` clauses can swallow; the pool's kill is the
-  limit.
+  math-verify's own limits are off: they are signals that its own `except` clauses can swallow. The
+  pool's kill is the limit.
+
+  Returns: whether they are equal, or a complaint about the reference.
   """
   import math_verify
 
@@ -73,13 +83,14 @@ def check_math(pair: tuple[str | None, str]) -> bool | str:
     return bool(math_verify.verify(gold, answer, timeout_seconds=None))
   except (MemoryError, RecursionError):
     raise
-  except Exception:  # math-verify catches what it foresees; whatever else a completion provokes is a wrong answer.
+  # math-verify catches what it foresees; whatever else a completion provokes is a wrong answer.
+  except Exception:
     return False
 
 
 @functools.lru_cache(maxsize=4096)  # A group's completions share it.
 def _parse_reference(reference: str) -> tuple[list, str | None]:
-  """In a worker: the parsed reference and, if it cannot be used, why."""
+  """Parses the reference in a worker. Returns: (what it parsed, why it cannot be used, if so)."""
   import math_verify
 
   answer = last_boxed(reference)
@@ -88,8 +99,9 @@ def _parse_reference(reference: str) -> tuple[list, str | None]:
     return [], "it is empty"
   gold = math_verify.parse(_wrap(answer), parsing_timeout=None)
   if all(isinstance(g, str) for g in gold):
-    return [], ("math-verify finds no mathematics in it; keep the final answer only, leave the row out, or compare as"
-                " text (exact_answer)")
+    return [], (
+        "math-verify finds no mathematics in it; keep the final answer only, leave the row out, or"
+        " compare as text (exact_answer)")
   return gold, None
 
 

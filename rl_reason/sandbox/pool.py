@@ -1,15 +1,17 @@
-"""Worker processes for checks that may hang, eat memory or crash: an item has a deadline, and only its worker dies.
+"""Runs checks that may hang, eat memory or crash in worker processes.
+
+An item has a deadline, and only its worker dies.
 
     pool = shared_pool("rl_reason.sandbox.math_answers:check_math", timeout_seconds=5.0)
     results = pool.map(items, on_failure=None)      # In the order of the items.
 
-A worker is a plain Python subprocess that imports one function and answers one item at a time over pipes. It is neither
-forked (a fork of a process with JAX's threads can deadlock) nor started by `multiprocessing` (its "spawn" runs the
-user's script again). Messages are JSON, never pickle: a worker that runs model-written code must not be able to run
-code in the trainer.
+A worker is a plain Python subprocess that imports one function and answers one item at a time over
+pipes. It is neither forked (a fork of a process with JAX's threads can deadlock) nor started by
+`multiprocessing` (its "spawn" runs the user's script again). Messages are JSON, never pickle: a
+worker that runs model-written code must not be able to run code in the trainer.
 
-Linux and macOS only: needs process groups, `poll` on pipes and resource limits (macOS does not enforce the memory
-limit).
+It works on Linux and macOS only: it needs process groups, `poll` on pipes and resource limits
+(macOS does not enforce the memory limit).
 """
 
 import atexit
@@ -27,7 +29,8 @@ import time
 from typing import Any
 
 GIB = 1024**3
-MAX_REPLY_BYTES = 64 * 1024**2  # A longer reply is the worker's failure, not the trainer's memory.
+# A longer reply is the worker's failure, and must not become the trainer's memory.
+MAX_REPLY_BYTES = 64 * 1024**2
 _HEADER = struct.Struct(">Q")
 _BOOT = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
          " from rl_reason.sandbox import pool; pool._serve()")
@@ -36,35 +39,42 @@ _BOOT = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
 class WorkerPool:
   """Runs a function of one JSON-able argument in worker processes, with a kill timeout.
 
-  function_path: "package.module:function". It is imported in the worker only and returns something JSON-able. It
-    catches what is a property of the item (malformed text); any other exception is its own bug, and `map` raises it.
+  function_path: "package.module:function". It is imported in the worker only and returns something
+    JSON-able. It catches what is a property of the item (malformed text); any other exception is
+    its own bug, and `map` raises it.
   num_workers: processes, or None for one per usable core, at most 8.
   timeout_seconds: wall-clock time for one item, from the moment a worker that is ready gets it.
   memory_bytes: address space of one worker, or None for no limit.
   start_timeout_seconds: wall-clock time for a worker to start and import the function.
 
-  `failures` counts the items that got `on_failure`, by reason: "timeout", "crash", "memory", "recursion".
-  Workers start at the first `map`, all at once, and live until `close()` or the end of this process; a later `map`
-  starts new ones.
+  `failures` counts the items that got `on_failure`, by reason: "timeout", "crash", "memory",
+  "recursion". Workers start at the first `map`, all at once, and live until `close()` or the end of
+  this process; a later `map` starts new ones.
   """
 
-  def __init__(self, function_path: str, *, num_workers: int | None = None, timeout_seconds: float = 5.0,
-               memory_bytes: int | None = 2 * GIB, start_timeout_seconds: float = 120.0):
+  def __init__(
+      self, function_path: str, *, num_workers: int | None = None, timeout_seconds: float = 5.0,
+      memory_bytes: int | None = 2 * GIB, start_timeout_seconds: float = 120.0):
     if os.name != "posix":
-      raise NotImplementedError(f"WorkerPool needs Linux or macOS, this is {os.name!r}: use WSL on Windows.")
+      raise NotImplementedError(
+          f"WorkerPool needs Linux or macOS, this is {os.name!r}: use WSL on Windows.")
     module, _, name = function_path.partition(":")
     if not module or not name:
       raise ValueError(f'function_path must be "package.module:function", got {function_path!r}.')
     if num_workers is None:
-      cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+      # Usable cores: a container or a job may have fewer than the machine.
+      cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+               else os.cpu_count() or 1)
       num_workers = min(8, cores)
-    for label, value in (("num_workers", num_workers), ("timeout_seconds", timeout_seconds),
+    for label, value in (("num_workers", num_workers),
+                         ("timeout_seconds", timeout_seconds),
                          ("start_timeout_seconds", start_timeout_seconds)):
       if not 0 < value < float("inf"):
         raise ValueError(f"{label} must be a positive number, got {value!r}.")
     if memory_bytes is not None and memory_bytes < GIB // 4:
-      raise ValueError(f"memory_bytes must be at least {GIB // 4} (an idle Python with NumPy takes most"
-                       f" of that), got {memory_bytes}.")
+      raise ValueError(
+          f"memory_bytes must be at least {GIB // 4} (an idle Python with NumPy takes most of"
+          f" that), got {memory_bytes}.")
     self.function_path = function_path
     self.num_workers = num_workers
     self.timeout_seconds = timeout_seconds
@@ -77,33 +87,41 @@ class WorkerPool:
     atexit.register(self.close)
 
   def map(self, items: Sequence[Any], on_failure: Any = None) -> list[Any]:
-    """The function's results in the order of `items`; an item that timed out or killed its worker gets `on_failure`.
+    """Applies the function to items; the results are in the order of `items`.
 
-    Raises: RuntimeError if workers cannot start or the function raises; TypeError if an item is not JSON-able.
+    An item that timed out or killed its worker gets `on_failure`.
+
+    Raises: RuntimeError if workers cannot start or the function raises; TypeError if an item is not
+      JSON-able.
     """
     results = [on_failure] * len(items)
     pending = collections.deque(range(len(items)))
     with self._lock:
-      if os.getpid() != self._owner:  # A forked copy of this process: the workers are the parent's.
+      # In a forked copy of this process the workers are the parent's.
+      if os.getpid() != self._owner:
         self._workers, self._owner = [], os.getpid()
       self._workers = [w for w in self._workers if w.alive() or w.kill()]
       try:
         while pending or any(w.index is not None for w in self._workers):
+          # As many workers as there is work for.
           busy = sum(w.index is not None for w in self._workers)
           while len(self._workers) < min(self.num_workers, busy + len(pending)):
             self._workers.append(_Worker(self))
+          # An item for each worker that waits.
           for worker in self._workers:
             if pending and worker.ready and worker.index is None:
               index = pending.popleft()
               worker.send(index, items[index], time.monotonic() + self.timeout_seconds)
           self._wait(results)
-      except BaseException:  # Also KeyboardInterrupt: a late answer must not be taken for one of the next call's.
+      # Also KeyboardInterrupt: a late answer must not be taken for one of the next call's.
+      except BaseException:
         self._workers = [w for w in self._workers if w.idle() or w.kill()]
         raise
     return results
 
   def _wait(self, results: list[Any]) -> None:
     """Sleeps until a worker can read, has written or is late, and deals with it."""
+    # What to wait for: answers, and room in the pipes of items that are not sent completely.
     poll, by_fd = select.poll(), {}
     for worker in self._workers:
       if worker.ready and worker.index is None:
@@ -113,6 +131,7 @@ class WorkerPool:
       if worker.outgoing:
         poll.register(worker.to_child, select.POLLOUT)
         by_fd[worker.to_child] = worker
+    # Sleep until something happens, or until the first deadline.
     now = time.monotonic()
     first_deadline = min((w.deadline for w in by_fd.values()), default=now)
     events = poll.poll(max(0.0, first_deadline - now) * 1000 + 1)
@@ -126,12 +145,13 @@ class WorkerPool:
         self._take_reply(worker, results)
       elif worker.closed:
         self._lose(worker, "crash")
+    # Late workers.
     now = time.monotonic()
     for worker in [w for w in self._workers if not w.idle() and now >= w.deadline]:
       self._lose(worker, "timeout")
 
   def _take_reply(self, worker: "_Worker", results: list[Any]) -> None:
-    """Files one whole message: {"ready"}, {"result"}, {"failure"} or {"error"}."""
+    """Reads one whole message: {"ready"}, {"result"}, {"failure"} or {"error"}."""
     try:
       reply = json.loads(worker.take())
       kind, value = next(iter(reply.items()))
@@ -143,21 +163,26 @@ class WorkerPool:
       results[worker.index] = value
       worker.index = None
     elif kind == "failure":
-      self._lose(worker, str(value))  # Out of memory: what is left of this process is not to be trusted.
+      # Out of memory: what is left of this process is not to be trusted.
+      self._lose(worker, str(value))
     elif kind == "error":
       self._lose(worker, None)
       if worker.index is None:
         raise RuntimeError(
-            f"A worker could not import {self.function_path!r}: install what is missing or correct the path."
-            f" The worker said:\n{value}")
+            f"A worker could not import {self.function_path!r}: install what is missing or correct"
+            f" the path. The worker said:\n{value}")
       raise RuntimeError(
-          f"{self.function_path} raised on item {worker.index}. A function that runs in workers catches what is wrong"
-          f" with the item and returns a result for it; anything else is a bug in it. The worker said:\n{value}")
+          f"{self.function_path} raised on item {worker.index}. A function that runs in workers"
+          " catches what is wrong with the item and returns a result for it; anything else is a bug"
+          f" in it. The worker said:\n{value}")
     else:
       self._lose(worker, "crash")
 
   def _lose(self, worker: "_Worker", reason: str | None) -> None:
-    """Kills a worker; its item, if it had one, keeps `on_failure`. `map` starts another while items are left."""
+    """Kills a worker; its item, if it had one, keeps `on_failure`.
+
+    `map` starts another worker while items are left.
+    """
     self._workers.remove(worker)
     worker.kill()
     if reason is None:
@@ -165,8 +190,9 @@ class WorkerPool:
     if not worker.ready:
       how = (f"did not start in {self.start_timeout_seconds} s" if reason == "timeout" else
              f"died while starting (exit status {worker.process.returncode})")
-      raise RuntimeError(f"A worker for {self.function_path!r} {how}: see its message on stderr, if any; the machine"
-                         " may be overloaded (fewer num_workers) or out of memory.")
+      raise RuntimeError(
+          f"A worker for {self.function_path!r} {how}: see its message on stderr, if any; the"
+          " machine may be overloaded (fewer num_workers) or out of memory.")
     self.failures[reason] += 1
 
   def close(self) -> None:
@@ -179,21 +205,26 @@ class WorkerPool:
 
 
 class _Worker:
-  """One subprocess, seen from the parent, and the item it works on."""
+  """Talks to one subprocess from the parent, and knows the item that it works on."""
 
   def __init__(self, pool: WorkerPool):
-    # The same import path as here, however the package was installed; its own root too, as chdir may leave '' behind.
+    # The same import path as here, however the package was installed. Its own root too, as chdir
+    # may leave '' behind.
     root = os.path.dirname(os.path.dirname(os.path.abspath(sys.modules["rl_reason"].__file__)))
-    settings = dict(function=pool.function_path, parent=os.getpid(), timeout=pool.timeout_seconds,
-                    memory=pool.memory_bytes)
+    settings = dict(
+        function=pool.function_path, parent=os.getpid(), timeout=pool.timeout_seconds,
+        memory=pool.memory_bytes)
     env = {**os.environ,
            # A thread pool per worker eats address space and cores.
            "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
-           "PYTHONHASHSEED": "0",  # Sympy walks over sets: the same answer must take the same path in every worker.
+           # Sympy walks over sets: the same answer must take the same path in every worker.
+           "PYTHONHASHSEED": "0",
            "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # Never the trainer's accelerator.
     self.process = subprocess.Popen(
-        [sys.executable, "-c", _BOOT, json.dumps([*sys.path, root]), json.dumps(settings)], bufsize=0,
-        # Its own session: Ctrl-C reaches the parent only, and killing the group takes the worker's own children along.
+        [sys.executable, "-c", _BOOT, json.dumps([*sys.path, root]), json.dumps(settings)],
+        bufsize=0,
+        # Its own session: Ctrl-C reaches the parent only, and killing the group takes the worker's
+        # own children along.
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True)
     self.to_child, self.from_child = self.process.stdin.fileno(), self.process.stdout.fileno()
     os.set_blocking(self.to_child, False)
@@ -209,7 +240,10 @@ class _Worker:
     return self.ready and self.index is None
 
   def alive(self) -> bool:
-    """Whether a worker between two calls still waits: it has nothing to say, so that any event is its end."""
+    """Says whether a worker between two calls still waits.
+
+    It has nothing to write then, so that any event is its end.
+    """
     if not self.idle():
       return True
     poll = select.poll()
@@ -220,8 +254,9 @@ class _Worker:
     try:
       message = json.dumps(item).encode()  # ASCII with escapes: lone surrogates survive.
     except TypeError as error:
-      raise TypeError(f"Item {index} of the work is not JSON-able ({error}): send text, numbers, lists and"
-                      " dicts.") from error
+      raise TypeError(
+          f"Item {index} of the work is not JSON-able ({error}): send text, numbers, lists and"
+          " dicts.") from error
     self.index, self.deadline = index, deadline
     self.outgoing = memoryview(_HEADER.pack(len(message)) + message)
     self.write()
@@ -235,7 +270,10 @@ class _Worker:
       self.outgoing = memoryview(b"")  # Dead: reading will show it.
 
   def read(self) -> bool:
-    """Takes what is there; true if a whole message is. Sets `closed` at the end of the stream or on nonsense."""
+    """Takes what is there. Returns: whether a whole message is.
+
+    It sets `closed` at the end of the stream or on nonsense.
+    """
     try:
       data = os.read(self.from_child, 1 << 16)
     except BlockingIOError:
@@ -255,7 +293,10 @@ class _Worker:
     return message
 
   def kill(self) -> None:
-    """Kills the process and its children. Not reaped before this, so that the group's id cannot belong to another."""
+    """Kills the process and its children.
+
+    The process is not reaped before this, so that the group's id cannot belong to another.
+    """
     try:
       os.killpg(self.process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # macOS refuses to signal a group of zombies.
@@ -269,7 +310,10 @@ _shared: dict[tuple, WorkerPool] = {}
 
 
 def shared_pool(function_path: str, **settings: Any) -> WorkerPool:
-  """The pool for this function and these settings, made at the first call: a function has nowhere to keep one."""
+  """Returns the pool for this function and these settings, made at the first call.
+
+  It is shared because a function has nowhere to keep a pool of its own.
+  """
   key = (function_path, *sorted(settings.items()))
   if key not in _shared:
     _shared[key] = WorkerPool(function_path, **settings)
@@ -283,18 +327,22 @@ def close_shared_pools() -> None:
 
 
 def failure_counts() -> dict[str, int]:
-  """Items that got no answer since the process began, over all shared pools: {"timeout": 2, "memory": 1}."""
+  """Counts items that got no answer since the process began, over all shared pools.
+
+  Returns: by reason, e.g. {"timeout": 2, "memory": 1}.
+  """
   return dict(sum((pool.failures for pool in list(_shared.values())), collections.Counter()))
 
 
 def _serve() -> None:
-  """The worker's whole life: import the function, say ready, answer items until stdin ends."""
+  """Runs a worker's whole life: import the function, say ready, answer items until stdin ends."""
   import importlib
   import resource
   import traceback
 
   settings = json.loads(sys.argv[2])
-  # The protocol gets private descriptors, so that nothing the function prints, reads or starts can disturb it.
+  # The protocol gets private descriptors, so that nothing the function prints, reads or starts can
+  # disturb it.
   requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
   null = os.open(os.devnull, os.O_RDWR)
   os.dup2(null, 0)
@@ -307,11 +355,13 @@ def _serve() -> None:
     replies.flush()
 
   def watch_parent():
-    # Stdin's end comes too late for a worker that is busy, or if a fork of the parent holds the pipe.
+    # Stdin's end comes too late for a worker that is busy, or if a fork of the parent holds the
+    # pipe.
     while os.getppid() == settings["parent"]:
       time.sleep(1.0)
     os._exit(1)
 
+  # Import the function.
   threading.Thread(target=watch_parent, daemon=True).start()
   try:
     module, _, name = settings["function"].partition(":")
@@ -322,6 +372,7 @@ def _serve() -> None:
   except BaseException:
     reply(error=traceback.format_exc())
     return
+  # Limit the memory.
   if settings["memory"] is not None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = settings["memory"] if hard == resource.RLIM_INFINITY else min(settings["memory"], hard)
@@ -329,15 +380,18 @@ def _serve() -> None:
       resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     except (ValueError, OSError):
       pass  # macOS: below what is mapped already.
+  # Start-up is over: from here on only hostile items would print.
   os.dup2(null, 1)
-  os.dup2(null, 2)  # Start-up is over: from here on only hostile items would be talking.
+  os.dup2(null, 2)
   reply(ready=True)
 
+  # Answer items.
   _, hard_cpu = resource.getrlimit(resource.RLIMIT_CPU)
   while header := requests.read(_HEADER.size):
     size, = _HEADER.unpack(header)
     item = json.loads(requests.read(size))
-    # A C call can hold the interpreter for hours: if the parent is gone by then, the kernel ends it.
+    # A C call can hold the interpreter for hours: if the parent is gone by then, the kernel ends
+    # the worker.
     cpu_seconds = int(time.process_time() + settings["timeout"]) + 5
     if hard_cpu == resource.RLIM_INFINITY or cpu_seconds < hard_cpu:
       resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, hard_cpu))

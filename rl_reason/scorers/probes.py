@@ -1,9 +1,11 @@
-"""What a model's hidden states tell: linear probes of qualities, and how far a new state is from those that are known.
+"""Reads what a model's hidden states hold: qualities, and how far a new state is from known ones.
+
+Linear probes read the qualities.
 
     probe = fit_probe(states, labels, num_classes=3)
     probe_accuracy(probe, heldout_states, heldout_labels)
     known = Centroids.fit(states, {"harmlessness": labels, ...})
-    known.distances(new_states)     # The smaller, the more like what was seen.
+    known.distances(new_states)     # The smaller, the more a state resembles known ones.
 
 Source: MRMBench and inference-time probing, 2025, arXiv:2511.12464.
 """
@@ -20,23 +22,33 @@ import numpy as np
 import optax
 
 
-def merge_levels(levels: Int[np.ndarray, "N"], num_classes: int, *, edges: Sequence[int] | None = None) -> Int[np.ndarray, "N"]:
-  """Ratings -> fewer classes of about equal mass; which ratings go together is decided on `levels` themselves, or by `edges`.
+def merge_levels(
+    levels: Int[np.ndarray, "N"], num_classes: int, *, edges: Sequence[int] | None = None,
+) -> Int[np.ndarray, "N"]:
+  """Merges ratings into fewer classes of about equal mass.
 
   Args:
-    edges: num_classes - 1 ratings, rising: class k holds those from edges[k - 1] on; None: `level_edges`.
+    levels: ratings.
+    num_classes: classes to be made.
+    edges: num_classes - 1 ratings, rising: class k holds those from edges[k - 1] on. None: those of
+      `level_edges`, which decides on `levels` themselves which ratings go together.
   """
-  return np.searchsorted(np.asarray(level_edges(levels, num_classes) if edges is None else edges), levels, side="right")
+  return np.searchsorted(
+      np.asarray(level_edges(levels, num_classes) if edges is None else edges), levels,
+      side="right")
 
 
 def level_edges(levels: Int[np.ndarray, "N"], num_classes: int) -> list[int]:
-  """Where to cut ratings into classes of masses as equal as can be: the most even of all cuts.
+  """Finds where to cut ratings into classes of masses as equal as possible: the most even cut.
 
   Raises: ValueError where there are fewer different ratings than classes.
   """
   values, counts = np.unique(levels, return_counts=True)
   if len(values) < num_classes:
-    raise ValueError(f"{len(values)} different ratings cannot be {num_classes} classes: take fewer classes, or other rows.")
+    raise ValueError(
+        f"{len(values)} different ratings cannot be {num_classes} classes: take fewer classes, or"
+        " other rows.")
+  # Of all cuts of values[start:] the one with the least sum of squared masses.
   share = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
 
   @functools.cache
@@ -52,19 +64,31 @@ def level_edges(levels: Int[np.ndarray, "N"], num_classes: int) -> list[int]:
 
 
 def fit_probe(
-    states: Float[np.ndarray, "N E"], labels: Int[np.ndarray, "N"], *, num_classes: int, decay: float = 1e-4, steps: int = 300,
+    states: Float[np.ndarray, "N E"], labels: Int[np.ndarray, "N"], *, num_classes: int,
+    decay: float = 1e-4, steps: int = 300,
 ) -> Float[np.ndarray, "E K"]:
-  """W of softmax(h W), without a bias, by the mean cross-entropy plus decay · |W|²; whole-batch Adam, from zero.
+  """Fits W of softmax(h W), without a bias, by mean cross-entropy plus decay · |W|².
 
-  The model that gave the states does not learn. Departs from the paper in the optimizer: its one epoch of small steps is for
-  states of thousands of numbers; here the fit converges, so that probes differ by the states alone.
+  Adam sees the whole batch and starts from zero. The model that gave the states does not learn.
+
+  Args:
+    states: h, hidden states.
+    labels: classes 0 ... num_classes - 1.
+    num_classes: K.
+    decay: weight of |W|².
+    steps: of Adam.
 
   Raises: ValueError for labels outside 0 ... num_classes - 1, or of one class only.
+  Source: it departs from the paper in the optimizer: the paper's one epoch of small steps is for
+    states of thousands of numbers. Here the fit converges, so that probes differ by the states
+    alone.
   """
   states, labels = jnp.asarray(states, jnp.float32), np.asarray(labels)
   if labels.min() < 0 or labels.max() >= num_classes or len(np.unique(labels)) < 2:
-    raise ValueError(f"A probe of {num_classes} classes needs labels 0 ... {num_classes - 1} and two classes at least, got"
-                     f" {np.unique(labels).tolist()}.")
+    raise ValueError(
+        f"A probe of {num_classes} classes needs labels 0 ... {num_classes - 1} and two classes at"
+        f" least, got {np.unique(labels).tolist()}.")
+  # States of any model get the same scale, so that one learning rate serves all.
   scale = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(states))), 1e-6)
   return np.asarray(_fit(states / scale, jnp.asarray(labels), num_classes, decay, steps) / scale)
 
@@ -75,7 +99,8 @@ def _fit(states, labels, num_classes, decay, steps):
 
   def loss(w):
     logits = states @ w
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + decay * jnp.square(w).sum()
+    return (optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            + decay * jnp.square(w).sum())
 
   def step(_, carry):
     w, state = carry
@@ -85,41 +110,58 @@ def _fit(states, labels, num_classes, decay, steps):
   return jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))[0]
 
 
-def probe_accuracy(probe: Float[np.ndarray, "E K"], states: Float[np.ndarray, "N E"], labels: Int[np.ndarray, "N"]) -> float:
-  """The share of states whose likeliest class is their label."""
+def probe_accuracy(
+    probe: Float[np.ndarray, "E K"], states: Float[np.ndarray, "N E"], labels: Int[np.ndarray, "N"],
+) -> float:
+  """Computes the share of states whose likeliest class is their label."""
   return float(np.mean(np.argmax(np.asarray(states) @ probe, axis=-1) == labels))
 
 
 @dataclasses.dataclass(frozen=True)
 class Centroids:
-  """Means of known states, one per label of each dimension. centers: [C, E]; names: the dimension of each."""
+  """Means of known states, one per label of each dimension.
+
+  centers: the means.
+  names: the dimension of each.
+  """
   centers: Float[np.ndarray, "C E"]
   names: tuple[str, ...]
 
   @classmethod
-  def fit(cls, states: Float[np.ndarray, "N E"], labels: Mapping[str, Int[np.ndarray, "N"]]) -> "Centroids":
-    """labels: of each dimension, a class per state. A dimension of one class is left out with a warning.
+  def fit(
+      cls, states: Float[np.ndarray, "N E"], labels: Mapping[str, Int[np.ndarray, "N"]],
+  ) -> "Centroids":
+    """Computes the means.
 
-    Raises: ValueError if none is left.
+    Args:
+      states: known states.
+      labels: for each dimension, a class per state. A dimension of one class is left out with a
+        warning.
+
+    Raises: ValueError if no dimension is left.
     """
     centers, names = [], []
     for name, given in labels.items():
       classes = np.unique(given)
       if len(classes) < 2:
-        logging.warning("The dimension %r has one class only, %s, and no say in how near a state is.", name, classes.tolist())
+        logging.warning(
+            "The dimension %r has one class only, %s, and no say in how near a state"
+            " is.", name, classes.tolist())
         continue
       centers += [np.asarray(states)[given == c].mean(axis=0) for c in classes]
       names += [name] * len(classes)
     if not centers:
-      raise ValueError("No dimension has two classes: there is nothing that a state could be near to. Give more rows.")
+      raise ValueError(
+          "No dimension has two classes: there is nothing that a state could be near to. Give more"
+          " rows.")
     return cls(np.stack(centers), tuple(names))
 
   def distances(self, states: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N"]:
-    """d_min: from each state to the nearest centre, Euclidean."""
+    """Computes d_min, from each state to the nearest centre, Euclidean."""
     return self._all(states).min(axis=1)
 
   def nearest(self, states: Float[np.ndarray, "N E"]) -> list[str]:
-    """The dimension of the nearest centre: what the reward of this state leans on."""
+    """Names the dimension of the nearest centre: what the reward of this state leans on."""
     return [self.names[i] for i in self._all(states).argmin(axis=1)]
 
   def _all(self, states):

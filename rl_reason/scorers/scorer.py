@@ -1,4 +1,7 @@
-"""A finished reward model as a function of text: encoded, batched into few shapes, scored by one jitted, sharded program."""
+"""Turns a finished reward model into a function of text.
+
+Texts are encoded, batched into few shapes, and scored by one jitted, sharded program.
+"""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -25,30 +28,47 @@ NORMALISATIONS = ("none", "mean", "mean_std")
 
 
 class Loaded(NamedTuple):
-  """run: a batch placed on the devices -> scores. mean, std: of its recent scores in training, per output."""
+  """A model whose parameters have been read.
+
+  run: a batch placed on the devices -> scores.
+  mean: of the model's recent scores in training, per output.
+  std: of the same scores, per output.
+  """
   run: Callable[[ResponseBatch], Float[Array, "P G K A"]]
   mean: Float[np.ndarray, "A"]
   std: Float[np.ndarray, "A"]
 
 
 class RowScores(NamedTuple):
-  """Of one prompt's G responses: scores at the places of each, and one for each."""
+  """The scores of one prompt's G responses.
+
+  places: scores at the places of each response.
+  totals: scores of each response as a whole.
+  """
   places: list[Float[np.ndarray, "K A"]]
   totals: Float[np.ndarray, "G A"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-  """A reward model that learns no more.
+  """Scores texts with a reward model that no longer learns.
 
-  load: reads its parameters, when it is first asked. tokenizer: its own. outputs: what its numbers are, e.g. attributes.
-  reads: where it can be read (responses.READINGS), the usual one first. separator: of steps (responses.encode).
-  cumulative: a place's score is that of all up to it, so that differences are what each step or token earns.
-  aggregate: one score of a response's places (reward_model.AGGREGATES).
-  layout: of its batches. max_positions: the context of its decoder.
-  critiques: written of each response first, which the model was trained to read with it; None: none.
+  load: reads its parameters, when it is first asked.
+  tokenizer: the model's own.
+  outputs: what its numbers are, e.g. attributes.
+  reads: where it can be read (responses.READINGS), the usual one first.
+  layout: of its batches.
+  max_positions: the context of its decoder.
+  partitioning: of the devices that run it.
+  separator: of steps (responses.encode).
+  aggregate: one score from those at a response's places (reward_model.AGGREGATES).
+  cumulative: whether a place's score is that of all up to it, so that differences are what each
+    step or token earns.
+  normalise: "mean": the mean in training is subtracted from the scores of places; "mean_std": they
+    are divided by their standard deviation, too.
+  critiques: written of each response first, which the model was trained to read with it; None:
+    there are none.
   load_states: `load` of the hidden states below the head (states_of); None: there is no head.
-  normalise: "mean": places less their mean in training; "mean_std": divided by their standard deviation, too.
   """
   load: Callable[[], Loaded]
   tokenizer: Tokenizer
@@ -69,39 +89,56 @@ class Scorer:
     return self.load()
 
   def encode(
-      self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[str]], read: str = "") -> Encoded:
-    """`encode_rows` of one."""
+      self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[str]],
+      read: str = "") -> Encoded:
+    """Encodes one row, as `encode_rows`."""
     return self.encode_rows([(prompt, responses)], read)[0]
 
   def encode_rows(
-      self, rows: Sequence[tuple[str | Sequence[Message], Sequence[str | Sequence[str]]]], read: str = "") -> list[Encoded]:
-    """(prompt, responses) each, as responses.encode takes them, with their critiques if there are any.
+      self, rows: Sequence[tuple[str | Sequence[Message], Sequence[str | Sequence[str]]]],
+      read: str = "") -> list[Encoded]:
+    """Encodes rows, with their critiques if there are any.
 
-    Raises: ValueError where the model is not read.
+    Args:
+      rows: (prompt, responses), as responses.encode takes them.
+      read: where the model is read, one of `reads`; "": the usual one.
+
+    Raises: ValueError where the model is not read there.
     """
     read = read or self.reads[0]
     if read not in self.reads:
-      raise ValueError(f"This model is read at {' or '.join(self.reads)}, not at {read}: train one with read={read!r}.")
-    encoded = [encode(self.tokenizer, prompt, given, read=read, separator=self.separator) for prompt, given in rows]
+      raise ValueError(
+          f"This model is read at {' or '.join(self.reads)}, not at {read}: train one with"
+          f" read={read!r}.")
+    encoded = [encode(self.tokenizer, prompt, given, read=read, separator=self.separator)
+               for prompt, given in rows]
     if self.critiques is None:
       return encoded
-    return with_critiques(self.critiques, self.tokenizer, rows, encoded, max_positions=self.max_positions,
-                          max_response_tokens=self.layout.max_response_tokens)
+    return with_critiques(
+        self.critiques, self.tokenizer, rows, encoded, max_positions=self.max_positions,
+        max_response_tokens=self.layout.max_response_tokens)
 
   def __call__(self, rows: Sequence[Encoded]) -> list[RowScores]:
-    """Scores of these rows, in their order. Several processes give each its own rows, and must call together.
+    """Scores these rows, in their order.
+
+    Several processes give each its own rows, and must call together.
 
     Raises: ValueError for a prompt and response that are longer than the decoder's context.
     """
     if jax.process_count() == 1:
       return self._score(rows)
+    # All processes score all rows: their devices run one program.
     parts = sharding.gather_objects([dataclasses.asdict(r) for r in rows])
     first = sum(map(len, parts[:jax.process_index()]))
-    return self._score([Encoded(**row) for part in parts for row in part])[first:first + len(rows)]
+    return self._score(
+        [Encoded(**row) for part in parts for row in part])[first:first + len(rows)]
 
-  def totals(self, texts: Sequence[tuple[str | Sequence[Message], str]]) -> Float[np.ndarray, "N A"]:
-    """One score of each response to its prompt."""
-    return np.stack([row.totals[0] for row in self(self.encode_rows([(prompt, [text]) for prompt, text in texts]))])
+  def totals(
+      self, texts: Sequence[tuple[str | Sequence[Message], str]]) -> Float[np.ndarray, "N A"]:
+    """Computes one score of each response to its prompt."""
+    return np.stack([
+        row.totals[0]
+        for row in self(self.encode_rows([(prompt, [text]) for prompt, text in texts]))])
 
   def _score(self, rows):
     if not rows:
@@ -109,31 +146,43 @@ class Scorer:
     size, layout = max(len(r.responses) for r in rows), self._layout_for(rows)
     # Passes of one size, a power of two; the last one is filled up.
     tokens = layout.max_prompt_tokens + size * layout.max_response_tokens
+    # As many rows at once as fit into one pass, and at least one for each part of the batch.
     limit = min(packing.tokens_per_pass() * layout.ways // tokens, len(rows))
     at_once = max(layout.ways, 1 << max(limit.bit_length() - 1, 0))
     scored = []
     for start in range(0, len(rows), at_once):
       part = rows[start:start + at_once]
+      # Filled up with copies of a row, which are cut off below.
       batch, mask = layout.batch([*part, *part[:1] * (at_once - len(part))], size=size)
       with self.partitioning.use():
-        places, totals = self._programs(self.partitioning.place(batch, ("batch",)), self.partitioning.place(mask, ("batch",)))
+        places, totals = self._programs(
+            self.partitioning.place(batch, ("batch",)), self.partitioning.place(mask, ("batch",)))
         places, totals = sharding.fetch(places), sharding.fetch(totals)
-      scored += [RowScores([places[p, g, :len(at)] for g, at in enumerate(row.places)], totals[p, :len(row.places)])
-                 for p, row in enumerate(part)]
+      scored += [
+          RowScores([places[p, g, :len(at)] for g, at in enumerate(row.places)],
+                    totals[p, :len(row.places)])
+          for p, row in enumerate(part)]
     return scored
 
   def _programs(self, batch, mask):
     run, mean, std = self.loaded
-    shift, scale = {"none": (0.0, 1.0), "mean": (mean, 1.0), "mean_std": (mean, np.maximum(std, 1e-6))}[self.normalise]
+    shift, scale = {
+        "none": (0.0, 1.0), "mean": (mean, 1.0),
+        "mean_std": (mean, np.maximum(std, 1e-6))}[self.normalise]
     return _finish(run(batch), mask, shift, scale, how=self.aggregate)
 
   def _layout_for(self, rows) -> Layout:
-    """The layout with room for these rows: doubled until they fit."""
-    prompt, response = max(len(r.prompt) for r in rows), max(len(i) for r in rows for i in r.responses)
+    """Returns the layout with room for these rows: doubled until they fit.
+
+    Doubling keeps the number of shapes, and so of compiled programs, small.
+    """
+    prompt, response = (
+        max(len(r.prompt) for r in rows), max(len(i) for r in rows for i in r.responses))
     if prompt + response > self.max_positions:
-      raise ValueError(f"A prompt of {prompt} tokens and a response of {response} exceed the reward model's context of"
-                       f" {self.max_positions} tokens: lower the policy's max_prompt_tokens or max_tokens, or take a reward"
-                       " model with a longer context.")
+      raise ValueError(
+          f"A prompt of {prompt} tokens and a response of {response} exceed the reward model's"
+          f" context of {self.max_positions} tokens: lower the policy's max_prompt_tokens or"
+          " max_tokens, or take a reward model with a longer context.")
     def room(have, need):
       while have < need:
         have *= 2
@@ -150,37 +199,48 @@ def _finish(scores, mask, shift, scale, *, how):
 
 
 def states_of(scorer: Scorer) -> Scorer:
-  """The same model read below its head: its numbers are the last hidden state that the head reads of a response.
+  """Reads the same model below its head.
+
+  Its numbers are then the last hidden state that the head reads of a response.
 
   Raises: ValueError for a model without a head.
   """
   if scorer.load_states is None:
-    raise ValueError("This model has no head, so no hidden state is read in its place: take a stage of kind 'reward_model'.")
-  return dataclasses.replace(scorer, load=scorer.load_states, outputs=(), aggregate="last", normalise="none")
+    raise ValueError(
+        "This model has no head, so no hidden state is read in its place: take a stage of kind"
+        " 'reward_model'.")
+  return dataclasses.replace(
+      scorer, load=scorer.load_states, outputs=(), aggregate="last", normalise="none")
 
 
 def states_below_head(model: RewardModel, params: Params, *, dtype: jnp.dtype) -> Loaded:
-  """Of a trained decoder, the hidden states in place of the scores."""
+  """Loads a trained decoder that gives its hidden states in place of scores."""
   run = jax.jit(functools.partial(reward_model.states, model, dtype=dtype))
   return Loaded(lambda batch: run(params, batch).astype(jnp.float32), np.zeros(1), np.ones(1))
 
 
 def from_head(model: RewardModel, params: Params, *, dtype: jnp.dtype) -> Loaded:
-  """Of a trained decoder and head."""
+  """Loads a trained decoder and head."""
   run = jax.jit(functools.partial(reward_model.scores, model, dtype=dtype))
   mean, std = reward_model.mean_and_std(params["frozen"]["normaliser"])
   return Loaded(functools.partial(run, params), np.asarray(mean), np.asarray(std))
 
 
-def implicit(config: ModelConfig, params: Params, reference: Params, *, beta: float, dtype: jnp.dtype) -> Loaded:
-  """The reward that a policy trained on preferences is optimal for: beta log π / π_ref (Rafailov et al. 2023, eq. 5).
+def implicit(
+    config: ModelConfig, params: Params, reference: Params, *, beta: float, dtype: jnp.dtype,
+) -> Loaded:
+  """Loads the reward that a policy trained on preferences is optimal for: beta log π / π_ref.
 
-  At a place it is that of the response up to and including it, so that differences are rewards per token (Rafailov et al.
-  2024, arXiv:2404.12358).
+  At a place it is that of the response up to and including the place, so that differences are
+  rewards per token (Rafailov et al. 2024, arXiv:2404.12358).
+
+  Source: Rafailov et al. 2023, eq. 5.
   """
   @jax.jit
   def run(params, reference, batch):
-    ours, theirs = (policy.response_logprobs(config, p, batch, dtype=dtype) for p in (params, reference))
-    return jnp.take_along_axis(jnp.cumsum(beta * (ours - theirs), axis=-1), batch.places, axis=-1)[..., None]
+    ours, theirs = (
+        policy.response_logprobs(config, p, batch, dtype=dtype) for p in (params, reference))
+    return jnp.take_along_axis(
+        jnp.cumsum(beta * (ours - theirs), axis=-1), batch.places, axis=-1)[..., None]
 
   return Loaded(functools.partial(run, params, reference), np.zeros(1), np.ones(1))

@@ -1,4 +1,4 @@
-"""What a kind of stage declares, and what a built stage hands to the training loop."""
+"""Defines what a kind of stage declares, and what a built stage hands to the training loop."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -21,7 +21,7 @@ def first_rows(source: Source, limit: int = 1000) -> list[Problem]:
 
 
 class Resumable(Protocol):
-  """Something whose state is part of a checkpoint, e.g. a RewardSet."""
+  """An object whose state is part of a checkpoint, e.g. a RewardSet."""
 
   def state(self) -> Mapping[str, Any]: ...
 
@@ -29,7 +29,7 @@ class Resumable(Protocol):
 
 
 class Batches(Protocol):
-  """Problems, a list per step on this process; resumable (tasks.pipeline.batches)."""
+  """Yields problems, a list per step on this process; resumable (tasks.pipeline.batches)."""
 
   def __next__(self) -> list[Problem]: ...
 
@@ -46,11 +46,11 @@ Evaluate: TypeAlias = Callable[[Any], tuple[dict[str, float], list[dict[str, Any
 class Trained:
   """What a finished stage leaves, known before it runs.
 
-  shapes: of what `made` reads from its state, with dtypes and shardings.
-  policy: what it leaves -> the policy among it, for evaluations and for stages that start from it;
-    None: it trains none.
-  critic: what it leaves -> {"trunk": of a transformer of the policy's shape, "head": on its hidden
-    states (models.heads)}, for critics that start from it; None: it trains none.
+  shapes: arrays that `made` reads from its state, with dtypes and shardings.
+  policy: (what it leaves) -> the policy among it, for evaluations and for stages that start from
+    it; None: it trains no policy.
+  critic: (what it leaves) -> {"trunk": parameters of a transformer of the policy's shape, "head": a
+    head on its hidden states (models.heads)}, for critics that start from it; None: it trains none.
   """
   shapes: Any
   policy: Callable[[Params], Params] | None = lambda params: params
@@ -62,10 +62,10 @@ class StepResult:
   """What one step of a stage did.
 
   metrics: host numbers, logged under these names.
-  tokens: that the step sampled or learnt from; throughput is counted in them.
+  tokens: tokens that the step sampled or learnt from; throughput is counted in them.
   skipped: updates refused in a row, up to now, because a gradient was not finite.
   updates: optimizer steps made, refused ones too.
-  arrays: "group/name" -> what the step found, a number per unit; saved in the run (run.workdir).
+  arrays: "group/name" -> what the step found, one number per unit; saved in the run (run.workdir).
   shown: a completion to show to whoever watches; "": none.
   """
   metrics: dict[str, float]
@@ -78,20 +78,20 @@ class StepResult:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """A stage that is ready to run; rl_reason.train runs its steps, saves, resumes, logs and evaluates.
+  """A stage that is ready to run. rl_reason.train runs its steps, saves, resumes, logs, evaluates.
 
   It need not train: searching, voting or probing are stages whose state holds what they found.
 
   num_steps: calls of `step`.
   init: () -> the state before the first step, sharded.
-  state_shape: of the state, without computing it.
+  state_shape: shapes of the state, known without computing it.
   data: this process's problems; `step` may take more of them than it is given.
   step: (state, problems, step index) -> (state, StepResult). It may donate the state.
   max_skipped: refused updates in a row that stop the run.
-  resumable: by name, what else a checkpoint holds.
+  resumable: what else a checkpoint holds, by name.
   monitors: watch the metrics of steps and evaluations; they warn, or stop the run.
-  evaluate: how good what it makes is, beside the run's own evaluation of the policy, if it trains
-    one; None: there is no such measure.
+  evaluate: measures what the stage makes, beside the run's own evaluation of the policy; None:
+    there is no such measure.
   close: frees worker processes and the like.
   """
   num_steps: int
@@ -115,16 +115,18 @@ def made(state: State) -> Any:
 class Kind:
   """One kind of stage: what the field `kind` of a config's section names.
 
-  Every hook is called with (section, context, name): the checked section, the stages.context.Context
-  of this stage, and the stage's name.
+  Every hook is called with (section, context, name): the checked section, this stage's
+  stages.context.Context, and the stage's name.
 
-  Config: the dataclass of its section. It has the fields `kind`, `num_steps` and `start`.
-  build: also gets, before the name, the policy that the stage starts from; returns a Stage.
-  trained: what it leaves, known before it runs.
+  Config: dataclass of its section. It has the fields `kind`, `num_steps` and `start`.
+  build: returns a Stage. Before the name it also gets the policy that the stage starts from.
+  trained: returns what the stage leaves, known before it runs.
   check: raises ValueError, before any stage runs, for what could not work.
-  memory: what a device needs to run it.
-  make_scorer: a Scorer of the finished stage, for learned rewards; None: its model cannot score.
+  memory: estimates what a device needs to run it.
+  make_scorer: makes a Scorer of the finished stage, for learned rewards; None: its model cannot
+    score.
   samples_ahead: (section) -> whether it samples while another step updates.
+  takes_problems: whether it needs a source of problems: the run's task, or its section's `data`.
   """
   Config: type
   build: Callable[..., Stage]
@@ -133,6 +135,7 @@ class Kind:
   memory: Callable[..., list[Part]] = lambda section, context, name: []
   make_scorer: Callable[..., Scorer] | None = None
   samples_ahead: Callable[[Any], bool] = lambda section: False
+  takes_problems: bool = True
 
   @property
   def scores(self) -> bool:

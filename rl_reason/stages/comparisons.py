@@ -1,4 +1,4 @@
-"""What the stages that learn from comparisons share: rows that are fit to be learnt from, their batches and their memory."""
+"""Reads and batches comparisons, and estimates memory, for the stages that learn from them."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -24,7 +24,7 @@ from rl_reason.types import Comparison, Source, Task
 
 
 class Section(Protocol):
-  """Fields of both stages' sections."""
+  """Fields of the sections of both stages, preference and reward_model."""
   num_steps: int
   batch_size: int
   max_prompt_tokens: int
@@ -45,38 +45,57 @@ def check_section(section: Section) -> None:
 
 
 def summary(found: Mapping[str, Sequence[Float[np.ndarray, "N"]]]) -> dict[str, float]:
-  """Measures of held-out rows, batch by batch -> their means under "eval/"; of the accuracy with its 95 % interval."""
+  """Averages measures of held-out rows.
+
+  Args:
+    found: name -> one array of measures per batch.
+
+  Returns: means under "eval/"; the accuracy has its 95 % interval beside it.
+  """
   values = {k: np.concatenate(v).astype(np.float64) for k, v in found.items()}
   metrics = {f"eval/{k}": float(v.mean()) for k, v in values.items()}
   if "accuracy" in values and np.isfinite(values["accuracy"]).all():
-    metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = estimates.bootstrap_interval(values["accuracy"])
+    metrics["eval/accuracy_low"], metrics["eval/accuracy_high"] = estimates.bootstrap_interval(
+        values["accuracy"])
   return metrics
 
 
 class Reader:
-  """Comparisons -> ids, for one stage.
+  """Reads comparisons as token ids, for one stage.
 
-  layout: of its batches. microbatches: parts of a batch.
+  layout: of the stage's batches.
+  microbatches: parts of a batch.
   """
 
-  def __init__(self, section: Section, context: Context, complain: Callable[[Comparison, Encoded], None], *,
-               read: str = "end", separator: str = "\n", critiques: Critiques | None = None):
-    """Args:
+  def __init__(
+      self, section: Section, context: Context, complain: Callable[[Comparison, Encoded], None], *,
+      read: str = "end", separator: str = "\n", critiques: Critiques | None = None):
+    """Chooses the layout of the stage's batches.
+
+    Args:
+      section: of the stage.
+      context: of the stage.
       complain: raises ValueError, saying what is wrong, for a row that the loss cannot learn from.
-      critiques: of each response, which `encode_all` appends; needs read="end".
+      read: where scores are read (batches.responses.READINGS).
+      separator: of steps.
+      critiques: of each response, which `encode_all` appends; they need read="end".
     """
-    self._section, self._context, self._complain, self._read, self._separator = section, context, complain, read, separator
+    self._section, self._context, self._complain, self._read, self._separator = (
+        section, context, complain, read, separator)
     self._critiques = critiques
     self.layout = Layout.of(
-        context.policy.config, context.dtype, max_prompt_tokens=section.max_prompt_tokens or context.max_prompt_tokens,
+        context.policy.config, context.dtype,
+        max_prompt_tokens=section.max_prompt_tokens or context.max_prompt_tokens,
         max_response_tokens=section.max_response_tokens, bucket=context.sampler.prompt_bucket,
         ways=context.partitioning.ways("batch"))
     self.microbatches = section.learner.microbatches or packing.num_passes(
-        section.batch_size, 2, self.layout.max_prompt_tokens + 2 * section.max_response_tokens, self.layout.ways)
+        section.batch_size, 2,
+        self.layout.max_prompt_tokens + 2 * section.max_response_tokens, self.layout.ways)
 
   def encode(self, row: Comparison) -> Encoded:
-    """Raises: ValueError that names the row."""
-    encoded = encode_comparison(self._context.policy.tokenizer, row, read=self._read, separator=self._separator)
+    """Encodes one comparison. Raises: ValueError that names the row."""
+    encoded = encode_comparison(
+        self._context.policy.tokenizer, row, read=self._read, separator=self._separator)
     complaint = too_long(encoded, max_prompt_tokens=self.layout.max_prompt_tokens,
                          max_response_tokens=self.layout.max_response_tokens)
     try:
@@ -84,25 +103,33 @@ class Reader:
         raise ValueError(f"it has {complaint}")
       self._complain(row, encoded)
     except ValueError as error:
-      raise ValueError(f"Comparison {row.id!r} cannot be learnt from: {error}. Correct it or the limit, or set"
-                       f" bad_rows='drop'. Its prompt starts {str(row.prompt)[:80]!r}.") from error
+      raise ValueError(
+          f"Comparison {row.id!r} cannot be learnt from: {error}. Correct it or the limit, or set"
+          f" bad_rows='drop'. Its prompt starts {str(row.prompt)[:80]!r}.") from error
     return encoded
 
   def encode_all(self, rows: Sequence[Comparison]) -> list[Encoded]:
-    """With their critiques, if there are any. Raises: as `encode`."""
+    """Encodes comparisons, with their critiques if there are any. Raises: as `encode`."""
     encoded = [self.encode(row) for row in rows]
     if self._critiques is None:
       return encoded
     return with_critiques(
-        self._critiques, self._context.policy.tokenizer, [(row.prompt, row.responses) for row in rows], encoded,
-        max_response_tokens=self.layout.max_response_tokens, max_positions=self._context.policy.config.max_positions)
+        self._critiques, self._context.policy.tokenizer,
+        [(row.prompt, row.responses) for row in rows], encoded,
+        max_response_tokens=self.layout.max_response_tokens,
+        max_positions=self._context.policy.config.max_positions)
 
   def check(self) -> None:
-    """Raises: ValueError for text beyond the model's context and for bad rows, as far as a short look shows them."""
+    """Checks the limits, and looks at rows: the first ones or, if bad ones are dropped, all.
+
+    Raises: ValueError for bad rows, and for text beyond the model's context.
+    """
     limits, context = self.layout, self._context.policy.config.max_positions
     if limits.max_prompt_tokens + limits.max_response_tokens > context:
-      raise ValueError(f"max_prompt_tokens={limits.max_prompt_tokens} and max_response_tokens={limits.max_response_tokens}"
-                       f" are more than the model's context of {context} tokens. Lower one.")
+      raise ValueError(
+          f"max_prompt_tokens={limits.max_prompt_tokens} and"
+          f" max_response_tokens={limits.max_response_tokens}"
+          f" are more than the model's context of {context} tokens. Lower one.")
     task = self._load()
     for half in (task.train, task.heldout):
       if self._section.bad_rows == "error":
@@ -112,9 +139,11 @@ class Reader:
         self._good_rows(half)
 
   def task(self, change: Callable[[Source], Source] = lambda train: train) -> Task:
-    """The rows that can be learnt from, all others told of. change: what becomes of the training half before.
+    """Loads the rows that can be learnt from; dropped rows are logged.
 
-    Raises: ValueError if none is left.
+    Args:
+      change: maps the training half before its rows are judged.
+    Raises: ValueError if no row is left.
     """
     task = self._load()
     task = Task(change(task.train), task.heldout)
@@ -137,21 +166,28 @@ class Reader:
     if not good:
       raise ValueError(f"All {len(source)} comparisons are bad. The first: {complaints[0]}")
     if complaints and tell:
-      logging.warning("%d of %d comparisons are left out. The first: %s", len(complaints), len(source), complaints[0])
+      logging.warning("%d of %d comparisons are left out. The first: %s",
+                      len(complaints), len(source), complaints[0])
     return Selected(source, tuple(good))
 
   def memory(self, state_shape: LearnerState) -> list[memory_lib.Part]:
-    """What a device needs for the update. Rows are taken for pairs; lists need more."""
-    batch = memory_lib.Batch(self._section.batch_size // self.microbatches, 2, self.layout.max_prompt_tokens,
-                             self.layout.max_response_tokens)
-    return learner_memory.learner_parts(state_shape, microbatches=self.microbatches) + learner_memory.update_parts(
-        self._context.policy.config, self._context.partitioning, batch, dtype=self._context.dtype,
-        remat=self._section.learner.remat)
+    """Estimates what a device needs for the update. Rows are taken for pairs; lists need more."""
+    batch = memory_lib.Batch(
+        self._section.batch_size // self.microbatches, 2, self.layout.max_prompt_tokens,
+        self.layout.max_response_tokens)
+    return learner_memory.learner_parts(
+        state_shape, microbatches=self.microbatches) + learner_memory.update_parts(
+            self._context.policy.config, self._context.partitioning, batch,
+            dtype=self._context.dtype, remat=self._section.learner.remat)
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-  """Some rows of a source."""
+  """Picks some rows of a source.
+
+  source: all rows.
+  indices: of the rows that are picked, in order.
+  """
   source: Source
   indices: tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""What a stage is given: what is the same for all stages of a run, and what it may ask of earlier ones."""
+"""Holds what a stage is given: its run, and what it may ask of earlier stages."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray
 from rl_reason.models import transformer
 from rl_reason.models.sources import PolicySource
 from rl_reason.rewards.learned import Models
-from rl_reason.rollout.episodes import Environment
+from rl_reason.rollout.episodes import BoundedEnvironment
 from rl_reason.rollout.sampler import Sampler
 from rl_reason.runtime.randomness import fold
 from rl_reason.runtime.sharding import Partitioning
@@ -28,7 +28,10 @@ class Earlier(Protocol):
   sections: Mapping[str, Any]
 
   def trained(self, name: str) -> Trained:
-    """Returns what an earlier stage leaves, without reading it. Raises: ValueError if it is none."""
+    """Describes what an earlier stage leaves, without reading it.
+
+    Raises: ValueError if there is no such stage.
+    """
 
   def policies(self) -> list[str]:
     """Lists what a policy may be called here: "initial", and the earlier stages that train one."""
@@ -67,7 +70,8 @@ class NothingEarlier:
     raise ValueError(f"There is no stage {name!r}: this stage is not part of a run.")
 
   def policy(self, name: str, field: str = "start") -> Params:
-    raise ValueError(f"{field}={name!r} names a policy of a run, and this stage is not part of one.")
+    raise ValueError(
+        f"{field}={name!r} names a policy of a run, and this stage is not part of one.")
 
   def scorer(self, name: str) -> Scorer:
     raise ValueError(f"{name!r} names a model of a run, and this stage is not part of one.")
@@ -95,14 +99,14 @@ class Context:
   task: Task | None
   max_prompt_tokens: int
   partitioning: Partitioning
-  environment: Environment | None = None
+  environment: BoundedEnvironment | None = None
   prefill_tokens: int = 0
   rollout_partitioning: Partitioning | None = None
   earlier: Earlier = NothingEarlier()
 
   @property
   def on_sampling_devices(self) -> "Context":
-    """The same on the devices that sample during updates, which may be these."""
+    """Returns this context on the devices that sample during updates, which may be the same."""
     if self.rollout_partitioning is None:
       return self
     return dataclasses.replace(
@@ -110,7 +114,7 @@ class Context:
 
   @property
   def sampler(self) -> Sampler:
-    """What samples completions of policies of this run."""
+    """Makes the sampler of completions of this run's policies."""
     return Sampler(
         self.policy.config, self.policy.tokenizer, self.dtype, self.max_prompt_tokens,
         self.prefill_tokens, self.environment)
@@ -143,7 +147,7 @@ class Context:
 
   @property
   def abstract_params(self) -> Params:
-    """Shapes, dtypes and shardings of the policy's parameters."""
+    """Describes the policy's parameters: shapes, dtypes and shardings."""
     config = self.policy.config
     return self.abstract(transformer.abstract_params(config), transformer.parameter_axes(config))
 

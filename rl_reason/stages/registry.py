@@ -23,6 +23,7 @@ def find_kind(name: str, path: str = "") -> Kind:
   """Finds a kind of stage: a key of STAGES, or the dotted path of a Kind.
 
   Args:
+    name: of the kind.
     path: of the field that names it, for errors.
   Raises: ValueError that suggests what was meant.
   """

@@ -1,4 +1,7 @@
-"""What every stage that samples does: problems -> completions -> rewards, judged while others are still sampled."""
+"""Samples and judges for stages: problems -> completions -> rewards.
+
+Completions are judged while others are still sampled.
+"""
 
 from collections.abc import Sequence
 import contextlib
@@ -31,7 +34,7 @@ class RolloutSection:
     (rollout.generate); 0: all.
   page_tokens: keys and values of what is sampled are kept in pages of `n` tokens
     (rollout.generate); 0: in one room for all slots.
-  int8: sample with the layers' matrices rounded to 8 bits.
+  int8: the layers' matrices are rounded to 8 bits while sampling.
   """
   prompts: int
   group_size: int
@@ -55,7 +58,8 @@ class RolloutSection:
     return self.prompts * self.group_size
 
 
-def sampling_memory(section: RolloutSection, context: Context, phase: str = "sampling") -> list[Part]:
+def sampling_memory(
+    section: RolloutSection, context: Context, phase: str = "sampling") -> list[Part]:
   """Estimates what devices hold while they sample as a section says."""
   return rollout_memory.rollout_parts(
       context.policy.config, context.partitioning,
@@ -71,13 +75,19 @@ def sample_rollout(
     section: RolloutSection, context: Context, params: Params, problems: Sequence[Problem],
     rewards: RewardSet, *, index: int, rng: PRNGKeyArray,
 ) -> Rollout:
-  """Samples group_size completions of each problem and judges them; its metrics are what the rewards tell of themselves.
+  """Samples group_size completions of each problem and judges them.
 
   Args:
-    params: a policy without adapters (lora.merge). problems: this process's, equally many on each; the result is of all.
-    index: of the step. rng: of the samples, the same on every process.
+    section: how the stage samples.
+    context: the run's.
+    params: a policy without adapters (lora.merge).
+    problems: this process's, equally many on each process; the result is of all processes.
+    rewards: judge the completions; the result's metrics are what they report of themselves.
+    index: of the step.
+    rng: of the samples, the same on every process.
   """
   started, sampler = time.perf_counter(), context.sampler
+
   # Prompts, the same on every process.
   prompts = sampler.encode_everywhere(problems)
 
@@ -90,15 +100,19 @@ def sample_rollout(
                            rows=rows, step=index)
 
   def on_finished(completions, rows):
+    # Rows are numbered over all processes, and samples over this process's own.
     rows = [int(i) - first for i in rows if own.start <= i < own.stop]
     scoring.add(rows, to_samples(completions, rows))
 
   with contextlib.closing(Scoring(rewards)) as scoring:
     with jax.profiler.TraceAnnotation("generate"):  # In a profile's timeline.
       completions = sampler(
-          params, problems, prompts, section.sampling, group_size=section.group_size, rng=rng, slots=section.slots,
-          page_tokens=section.page_tokens, int8=section.int8, on_finished=on_finished)
+          params, problems, prompts, section.sampling, group_size=section.group_size, rng=rng,
+          slots=section.slots, page_tokens=section.page_tokens, int8=section.int8,
+          on_finished=on_finished)
     generated = time.perf_counter()
+
+    # Rewards that were still missing, laid on tokens, and gathered from all processes.
     with jax.profiler.TraceAnnotation("reward"):
       samples = to_samples(completions)
       judged = scoring.finish(samples)
@@ -107,7 +121,8 @@ def sample_rollout(
           sharding.gather_rows, (judged.total, per_token, judged.logged()))
   return Rollout(
       index, prompts, completions, scores, per_token, components, _show(samples[0], scores[0]),
-      seconds={"time/generate": generated - started, "time/reward": time.perf_counter() - generated},
+      seconds={"time/generate": generated - started,
+               "time/reward": time.perf_counter() - generated},
       metrics={f"reward/{k}": v for k, v in rewards.metrics().items()})
 
 

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning: imitate worked solutions. problems -> rows of prompts with their solutions -> one update."""
+"""Supervised fine-tuning imitates worked solutions.
+
+Problems become rows of prompts with their solutions, and the rows one update.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -27,14 +30,18 @@ from rl_reason.types import Params, Source
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """num_steps: updates. batch_size: solutions per update, over all processes.
+  """The section of an sft stage.
 
+  num_steps: updates.
+  batch_size: solutions per update, over all processes.
   max_completion_tokens: longer solutions are an error.
-  loss_on: what is learnt, "completion" or "text": prompts too. unlearnt: (start, end) markers of stretches of solutions
-    that are read and not learnt (demonstrations.encode).
   learner: memory, LoRA, optimizer (learner.step.Update).
+  loss_on: what is learnt: "completion", or "text", which includes prompts.
+  unlearnt: (start, end) markers of stretches of solutions that are read and not learnt
+    (demonstrations.encode).
   mean_over: token, sequence or fixed_length (losses.token_weights).
-  data: problems with solutions in place of the run's task; none of the run's held-out prompts may be among them.
+  data: problems with solutions in place of the run's task; none of the run's held-out prompts may
+    be among them.
   start: the stage whose policy it starts from (run.earlier).
   """
   kind: str
@@ -49,17 +56,23 @@ class Config:
   start: str = ""
 
   def __post_init__(self):
-    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size, max_completion_tokens=self.max_completion_tokens)
+    at_least(1, num_steps=self.num_steps, batch_size=self.batch_size,
+             max_completion_tokens=self.max_completion_tokens)
     check_microbatches(self.learner.microbatches, self.batch_size)
     one_of(losses.REDUCTIONS, mean_over=self.mean_over)
     one_of(demonstrations.LOSS_ON, loss_on=self.loss_on)
     if not all(a and b for a, b in self.unlearnt):
-      raise ValueError(f"unlearnt must hold pairs of texts, (start, end), got {self.unlearnt}: an empty one is everywhere.")
+      raise ValueError(
+          f"unlearnt must hold pairs of texts, (start, end), got {self.unlearnt}: an empty one is"
+          " everywhere.")
 
 
 def check(config: Config, context: Context, name: str) -> None:
-  """Raises: ValueError for problems without a solution, for prompts and solutions that are too long, and as load_task for
-  data of its own, also for those that the run holds out."""
+  """Tries the first rows.
+
+  Raises: ValueError for problems without a solution, and for prompts and solutions that are too
+    long. For data of its own also as load_task, and for problems that the run holds out.
+  """
   if config.data is not None:
     own = load_task(config.data.source, config.data.args, config.data.train, config.data.heldout)
     if context.task is not None:
@@ -68,27 +81,29 @@ def check(config: Config, context: Context, name: str) -> None:
   size = context.max_prompt_tokens + config.max_completion_tokens
   if size > context.policy.config.max_positions:
     raise ValueError(
-        f"max_prompt_tokens={context.max_prompt_tokens} and max_completion_tokens={config.max_completion_tokens} are more"
+        f"max_prompt_tokens={context.max_prompt_tokens} and"
+        f" max_completion_tokens={config.max_completion_tokens} are more"
         f" than the policy's context of {context.policy.config.max_positions} tokens. Lower one.")
   demonstrations.encode(
       rows, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
-      max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on, unlearnt=config.unlearnt)
+      max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on,
+      unlearnt=config.unlearnt)
 
 
 def solutions(config: Config, context: Context) -> Source:
-  """The problems to learn from, which `check` has compared with those held out."""
+  """Loads the problems to learn from, which `check` has compared with those held out."""
   if config.data is None:
     return context.task.train
   return load_splits(config.data.source, config.data.args, {"train": config.data.train})["train"]
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """The policy itself."""
+  """Describes the policy, which is what the stage leaves."""
   return trained_policy(context, config.learner.lora)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
-  """What a device needs to run this stage."""
+  """Estimates what a device needs to run this stage."""
   state_shape = learner_of(config, context, None, name).state_shape
   return [*merging_memory(context, config.learner.lora, "evaluation"), *update_memory(
       context, state_shape, config.learner, batch_size=config.batch_size,
@@ -104,7 +119,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  """Trains on the solutions of the task's training half; EOS is learnt as part of each."""
+  """Builds the stage. It trains on the solutions of the task's training half, EOS included."""
   learner = learner_of(config, context, params, name)
   update = imitation_update(
       context, learner, config.learner, batch_size=config.batch_size, mean_over=config.mean_over,
@@ -114,14 +129,17 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
     del index
     examples = demonstrations.encode(
         problems, context.policy.tokenizer, max_prompt_tokens=context.max_prompt_tokens,
-        max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on, unlearnt=config.unlearnt)
+        max_completion_tokens=config.max_completion_tokens, loss_on=config.loss_on,
+        unlearnt=config.unlearnt)
+    # Each process encodes its own problems; the update needs those of all processes.
     return update(state, jax.tree.map(sharding.gather_rows, examples))
 
   return Stage(
       num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
       max_skipped=config.learner.optimizer.max_skipped,
       data=pipeline.batches(
-          solutions(config, context), batch_size=config.batch_size, seed=context.stream_seed(name, "data"),
+          solutions(config, context), batch_size=config.batch_size,
+          seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()))
 
 
@@ -131,11 +149,13 @@ def imitation_update(
 ) -> Callable[[LearnerState, Examples], tuple[LearnerState, StepResult]]:
   """Makes the update towards batch_size examples: (state, examples) -> (state, StepResult).
 
-  The examples are the same on every process. It donates the state. Arguments: fields of Config.
+  The examples are the same on every process. The update donates the state. The arguments are fields
+  of Config.
   """
   model, max_tokens = context.policy.config, context.max_prompt_tokens + max_completion_tokens
   parts = section.microbatches or _microbatches(context, batch_size, max_completion_tokens)
-  # Several share a row only where the reference attention runs: flash kernels know rows of one example.
+  # Several share a row only where the reference attention runs: flash kernels know rows of one
+  # example.
   together = attention_kernel(model, context.dtype, max_tokens, jax.devices()[0]) == "reference"
 
   def loss_fn(params, batch):
@@ -147,6 +167,7 @@ def imitation_update(
   program = make_update(learner, loss_fn)
 
   def update(state, examples):
+    # Examples -> packed rows -> microbatches on the devices -> one optimizer step.
     batch = demonstrations.to_batch(
         examples, mean_over=mean_over, max_tokens=max_completion_tokens, together=together,
         divisor=parts * context.partitioning.ways("batch"))
@@ -163,14 +184,17 @@ def update_memory(
 ) -> list[memory_lib.Part]:
   """Estimates what a device holds for `imitation_update`."""
   parts = section.microbatches or _microbatches(context, batch_size, max_completion_tokens)
-  batch = memory_lib.Batch(batch_size // parts, 1, 0, context.max_prompt_tokens + max_completion_tokens)
-  return learner_memory.learner_parts(state_shape, microbatches=parts) + learner_memory.update_parts(
+  batch = memory_lib.Batch(
+      batch_size // parts, 1, 0, context.max_prompt_tokens + max_completion_tokens)
+  return learner_memory.learner_parts(
+      state_shape, microbatches=parts) + learner_memory.update_parts(
       context.policy.config, context.partitioning, batch, dtype=context.dtype, remat=section.remat)
 
 
 def _microbatches(context: Context, batch_size: int, max_completion_tokens: int) -> int:
   return packing.num_passes(
-      batch_size, 1, context.max_prompt_tokens + max_completion_tokens, context.partitioning.ways("batch"))
+      batch_size, 1, context.max_prompt_tokens + max_completion_tokens,
+      context.partitioning.ways("batch"))
 
 
 KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build)

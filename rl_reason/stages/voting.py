@@ -1,6 +1,7 @@
-"""Reward models vote: their score differences on every training pair, kept for stages that relabel by them (rl_reason.scorers.strength).
+"""Lets reward models vote: keeps their score differences on every training pair.
 
-Nothing is trained: a step scores a stretch of the pairs with every member, so that a run that was stopped goes on there.
+Later stages relabel by these differences (rl_reason.scorers.strength). Nothing is trained: a step
+scores a stretch of the pairs with every member, so that a stopped run continues where it was.
 """
 
 import dataclasses
@@ -26,12 +27,17 @@ from rl_reason.types import Comparison, Params, Source
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """num_steps: the pairs are scored in so many stretches.
-  data: its training half is voted on: pairs only. Stages that relabel have the same section.
-  members: earlier stages with reward models, or other runs' (Models.find); best trained on the same pairs in other orders,
-    for one epoch: strength is optimistic where members know the pairs by heart.
-  wrong: a key of the rows' metadata that is true where the label is known to be wrong, for measures of the votes; "": none.
-  start: of no effect, for nothing is trained.
+  """The section of a voting stage.
+
+  num_steps: stretches in which the pairs are scored.
+  data: its training half is voted on, and holds pairs only. Stages that relabel have the same
+    section.
+  members: earlier stages with reward models, or other runs' (Models.find). They are best trained on
+    the same pairs in other orders, for one epoch: strength is optimistic where members know the
+    pairs by heart.
+  wrong: a key of the rows' metadata that is true where the label is known to be wrong, for measures
+    of the votes; "": there is none.
+  start: has no effect, for nothing is trained.
   """
   kind: str
   num_steps: int
@@ -43,18 +49,20 @@ class Config:
   def __post_init__(self):
     at_least(1, num_steps=self.num_steps)
     if len(self.members) < 2 or len(set(self.members)) < len(self.members):
-      raise ValueError(f"members must be two reward models or more, each once, got {self.members}: the strength is their mean.")
+      raise ValueError(
+          f"members must be two reward models or more, each once, got {self.members}: the strength"
+          " is their mean.")
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """It leaves {"differences": members' differences chosen − rejected, [pairs, members]}."""
+  """Describes {"differences": members' score differences chosen − rejected, [pairs, members]}."""
   shape = jax.ShapeDtypeStruct((len(_pairs(config)), len(config.members)), jnp.float32)
   shapes = context.abstract({"differences": shape}, {"differences": PartitionSpec()})
   return Trained(shapes, policy=None)
 
 
 def check(config: Config, context: Context, name: str) -> None:
-  """Raises: ValueError for members that are none, and for rows that are no pairs."""
+  """Raises: ValueError for members that are no reward models, and for rows that are no pairs."""
   for member in config.members:
     context.earlier.scorer(member)
   for row in first_rows(_pairs(config)):
@@ -62,7 +70,7 @@ def check(config: Config, context: Context, name: str) -> None:
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
-  """What a device needs: all members at once."""
+  """Estimates what a device needs: all members at once."""
   size = len(config.members) * memory_lib.sharded_bytes(context.abstract_params)
   return [memory_lib.Part("reward models that vote", size, "vote with fewer members")]
 
@@ -73,6 +81,7 @@ def differences_of(votes: Any) -> Float[np.ndarray, "N M"]:
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
+  """Builds the stage. It ignores `params`, the policy that it would start from."""
   del params
   pairs = _pairs(config)
   members = [context.earlier.scorer(member) for member in config.members]
@@ -81,17 +90,20 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   sharding = shapes["differences"].sharding
 
   def init():
-    return {"differences": jax.device_put(np.zeros(shapes["differences"].shape, np.float32), sharding)}
+    return {"differences": jax.device_put(
+        np.zeros(shapes["differences"].shape, np.float32), sharding)}
 
   def step(votes, rows: list[Comparison], index: int):
     found, tokens = np.zeros((len(rows), len(members)), np.float32), 0
     for row in rows:
       _check_pair(row, config)
+    # Each member's score difference on each pair of the stretch.
     for m, member in enumerate(members):
       encoded = member.encode_rows([(row.prompt, row.responses) for row in rows])
       tokens += sum(len(ids) for one in encoded for ids in one.responses)
       totals = [scored.totals.mean(axis=-1) for scored in member(encoded)]
       found[:, m] = [chosen - rejected for chosen, rejected in totals]
+    # The stretch is written into a copy of the state, at its place among all pairs.
     everything = differences_of(votes).copy()
     everything[index * size:index * size + len(rows)] = found
     mean, deviation = strength(found) if rows else (np.zeros(1), np.zeros(1))
@@ -100,31 +112,46 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
          "strength/negative": float((mean < 0).mean())}, tokens=float(tokens))
 
   def evaluate(votes):
+    # A table of all pairs, from the weakest preference to the strongest.
     mean, deviation = strength(differences_of(votes))
     rows = [pairs[int(i)] for i in np.argsort(mean, kind="stable")]
-    shown = [{"id": row.id, "strength": m, "deviation": d, "chosen": row.responses[0], "rejected": row.responses[1],
+    shown = [{"id": row.id, "strength": m, "deviation": d,
+              "chosen": row.responses[0], "rejected": row.responses[1],
               **({config.wrong: row.metadata.get(config.wrong)} if config.wrong else {})}
-             for row, m, d in zip(rows, np.sort(mean).tolist(), deviation[np.argsort(mean, kind="stable")].tolist())]
-    return votes_metrics(np.sort(mean), [bool(row.metadata.get(config.wrong)) for row in rows] if config.wrong else None), shown
+             for row, m, d in zip(rows, np.sort(mean).tolist(),
+                                  deviation[np.argsort(mean, kind="stable")].tolist())]
+    return votes_metrics(
+        np.sort(mean),
+        [bool(row.metadata.get(config.wrong)) for row in rows] if config.wrong else None), shown
 
   return Stage(num_steps=config.num_steps, init=init, state_shape=shapes, step=step,
                evaluate=evaluate, data=InOrder(pairs, size))
 
 
-def votes_metrics(mean: Float[np.ndarray, "N"], wrong: list[bool] | None) -> dict[str, float]:
-  """Of strengths in rising order: mean and share below 0; of known wrong labels how well low strength finds them, and their
-  share in each fifth of the pairs."""
-  metrics = {"eval/strength": float(mean.mean()), "eval/strength_negative": float((mean < 0).mean())}
+def votes_metrics(
+    mean: Float[np.ndarray, "N"], wrong: list[bool] | None) -> dict[str, float]:
+  """Measures the strengths of pairs, and how well low strength finds known wrong labels.
+
+  Args:
+    mean: strengths in rising order.
+    wrong: whether each pair's label is known to be wrong; None: not known.
+
+  Returns: mean and share below 0; with `wrong` the area under the curve of finding wrong labels by
+    low strength, and their share in each fifth of the pairs.
+  """
+  metrics = {"eval/strength": float(mean.mean()),
+             "eval/strength_negative": float((mean < 0).mean())}
   if wrong is None:
     return metrics
   found = ranking.area_under_curve((-mean).tolist(), wrong)
   fifths = np.array_split(np.array(wrong, np.float64), 5)
   return {**metrics, **({} if found is None else {"eval/wrong_auc": found}),
-          **{f"eval/wrong_in_fifth_{i + 1}": float(part.mean()) for i, part in enumerate(fifths) if part.size}}
+          **{f"eval/wrong_in_fifth_{i + 1}": float(part.mean())
+             for i, part in enumerate(fifths) if part.size}}
 
 
 class InOrder:
-  """The rows of a source once, `size` at a time, then none; resumable."""
+  """Yields the rows of a source once, `size` at a time, then none; resumable."""
 
   def __init__(self, source: Source, size: int):
     self._source, self._size, self._next = source, size, 0
@@ -145,17 +172,22 @@ def _pairs(config: Config) -> Source:
   return _read(json.dumps(dataclasses.asdict(config.data), sort_keys=True))
 
 
-@functools.lru_cache(maxsize=2)  # A stage's shapes, which hang on the number of pairs, are asked for many times.
+# A stage's shapes, which depend on the number of pairs, are asked for many times.
+@functools.lru_cache(maxsize=2)
 def _read(data: str) -> Source:
-  return load_task(*(json.loads(data)[field] for field in ("source", "args", "train", "heldout"))).train
+  return load_task(
+      *(json.loads(data)[field] for field in ("source", "args", "train", "heldout"))).train
 
 
 def _check_pair(row: Comparison, config: Config) -> None:
   if len(row.responses) != 2 or row.preference is None:
-    raise ValueError(f"Row {row.id!r} of {config.data.source!r} has {len(row.responses)} responses with scores {row.scores}: votes"
-                     " are on pairs of which one is the better. Leave it out of the data, or make pairs of it.")
+    raise ValueError(
+        f"Row {row.id!r} of {config.data.source!r} has {len(row.responses)} responses with scores"
+        f" {row.scores}: votes"
+        " are on pairs of which one is the better. Leave it out of the data, or make pairs of it.")
   if config.wrong and config.wrong not in row.metadata:
-    raise ValueError(f"Row {row.id!r} has no {config.wrong!r} in its metadata, which config.wrong names; it has"
+    raise ValueError(
+        f"Row {row.id!r} has no {config.wrong!r} in its metadata, which config.wrong names; it has"
                      f" {', '.join(row.metadata) or 'none'}.")
 
 

@@ -1,4 +1,7 @@
-"""One step off-policy: the next rollout is sampled in a thread while this one's update runs, on its devices or others."""
+"""Trains one step off-policy: a thread samples the next rollout while this one's update runs.
+
+It samples on the devices of the update, or on others.
+"""
 
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -16,22 +19,33 @@ from rl_reason.types import Params, Problem
 
 
 class Ahead:
-  """Step i samples rollout i and, meanwhile, updates on rollout i - 1; so each was drawn by parameters one update old.
+  """Samples rollout i in step i and, meanwhile, updates on rollout i - 1.
 
-  The first step has nothing to update on; the last one updates on its own rollout as well, after the other: as many
-  rollouts and updates as in a synchronous run. Logged as `staleness`: the rollouts that were learnt from between
-  sampling and learning. The rollout that waits belongs into a checkpoint (`state`, `restore`).
+  So each rollout was drawn by parameters one update old. The first step has nothing to update on.
+  The last one updates on its own rollout as well, after the other: a run has as many rollouts and
+  updates as a synchronous one. What is logged as `staleness` is the number of rollouts that were
+  learnt from between sampling and learning. The rollout that waits is part of a checkpoint
+  (`state`, `restore`).
 
-  The policy's parameters are moved once per step to the devices that sample (Context.on_sampling_devices) or, where those
-  update too, copied.
+  The policy's parameters are moved once per step to the devices that sample
+  (Context.on_sampling_devices) or, where those devices update too, copied.
   """
 
   def __init__(
       self, context: Context, sample: Callable[[Params, list[Problem], int], Rollout],
       learn: Callable[[LearnerState, Rollout], tuple[LearnerState, StepResult]], num_steps: int,
       policy: Callable[[Params], Params] = lambda params: params):
-    """sample: of the policy's parameters; policy: picks them among the state's."""
-    self._sampler, self._apart = context.on_sampling_devices, context.rollout_partitioning is not None
+    """Starts the thread that samples.
+
+    Args:
+      context: of the stage.
+      sample: (the policy's parameters, problems, step index) -> a rollout.
+      learn: (state, rollout) -> (state, what the step did).
+      num_steps: of the stage.
+      policy: picks the policy's parameters among the state's.
+    """
+    self._sampler, self._apart = (
+        context.on_sampling_devices, context.rollout_partitioning is not None)
     self._sample, self._learn, self._last, self._policy = sample, learn, num_steps - 1, policy
     self._waiting: tuple[Rollout, float] | None = None  # With its staleness.
     self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
@@ -39,6 +53,7 @@ class Ahead:
   def step(
       self, state: LearnerState, problems: list[Problem], index: int,
   ) -> tuple[LearnerState, StepResult]:
+    # Parameters for the thread, which samples while the update donates the state.
     params = self._policy(state.params)
     if self._apart:
       params = jax.device_put(params, self._sampler.param_shardings)
@@ -50,9 +65,11 @@ class Ahead:
         params = jax.tree.map(jnp.copy, params)  # The update donates its parameters.
       sampling = self._thread.submit(self._in_mesh, params, problems, index)
       del params  # The thread's to free.
-      state, result = self._update(state)  # Where this fails, `close` waits for the thread.
+      # If the update fails, `close` waits for the thread.
+      state, result = self._update(state)
       rollout = sampling.result()
       self._waiting = rollout, 1.0
+    # No later step would learn from the last rollout.
     if index == self._last:
       state, own = self._update(state)
       result = dataclasses.replace(own, skipped=max(own.skipped, result.skipped),
@@ -65,7 +82,7 @@ class Ahead:
         metrics={**rollout.seconds, **result.metrics, "environment_calls": calls})
 
   def _update(self, state: LearnerState) -> tuple[LearnerState, StepResult]:
-    """Learns from the rollout that waits; then none does."""
+    """Learns from the rollout that waits; after that none waits."""
     rollout, staleness = self._waiting
     state, result = self._learn(state, rollout)
     self._waiting = None
@@ -83,7 +100,8 @@ class Ahead:
     return {"waiting": rollout.to_json(), "staleness": staleness}
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    self._waiting = None if state["waiting"] is None else (Rollout.from_json(state["waiting"]), state["staleness"])
+    self._waiting = None if state["waiting"] is None else (
+        Rollout.from_json(state["waiting"]), state["staleness"])
 
   def close(self) -> None:
     self._thread.shutdown()

@@ -1,4 +1,4 @@
-"""The fields of a policy_gradient stage, and which of them go together."""
+"""Holds the fields of a policy_gradient stage, and checks which of them go together."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,14 +14,16 @@ from rl_reason.stages.rollouts import RolloutSection
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Policy gradients on rewards. An algorithm is a choice of fields: experiments/algorithms.py.
+  """The section of a policy_gradient stage: policy gradients on rewards.
+
+  An algorithm is a choice of fields: experiments/algorithms.py.
 
   num_steps: rollouts.
   rewards: what completions earn (rewards.composition.build).
   rollout: how completions are sampled. Filters of its sampling must be off, for the update knows
     only the whole distribution.
   credit: how rewards become advantages.
-  objective: what is made large, and the KL penalty.
+  objective: what is maximised, and the KL penalty.
   learner: passes over a rollout, memory, LoRA (a critic's own trunk is trained whole), optimizer.
   staleness: 0, or 1: the next rollout is sampled while this one's update runs, from parameters one
     step old (ahead.py). It takes memory for a second copy of the policy, or devices of its own
@@ -56,7 +58,7 @@ class Config:
           " policy would never learn. Lower it, or raise num_steps.")
 
   def _check_sampling(self) -> None:
-    """What is sampled must be what the update compares with."""
+    """Checks that what is sampled is what the update compares with."""
     sampling = self.rollout.sampling
     if self.staleness not in (0, 1):
       raise ValueError(
@@ -74,7 +76,7 @@ class Config:
           " every ratio would be off.")
 
   def _check_objective(self) -> None:
-    """Which estimates of advantages an objective can use."""
+    """Checks that the objective can use the estimates of advantages."""
     critic = self.credit.critic
     if critic is not None and critic.vtrace and not self.objective.importance_cap:
       raise ValueError(
@@ -88,7 +90,7 @@ class Config:
           " objective.mean_over='token'.")
 
   def _check_parts(self) -> None:
-    """A rollout is cut into parts of whole groups."""
+    """Checks that a rollout can be cut into parts of whole groups."""
     update, prompts = self.learner, self.rollout.prompts
     if prompts % (update.minibatches * max(1, update.microbatches)):
       raise ValueError(

@@ -1,4 +1,7 @@
-"""A model that learns beside the policy, a trunk and a head; and the critic: its values before completion tokens, its loss."""
+"""Adds a model that learns beside the policy (a trunk and a head), and the critic, one such model.
+
+The critic's values are those before completion tokens.
+"""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -27,15 +30,16 @@ TRUNKS = ("separate", "shared")
 
 @dataclasses.dataclass(frozen=True)
 class Companion:
-  """A model that learns beside the policy and says a number before each completion token: a trunk and a head.
+  """A model that learns beside the policy: it gives a number before each completion token.
 
-  trunk: "separate": a transformer of its own, of the policy's shape; "shared": the head reads the policy's hidden states,
-    and its loss trains the policy's layers too.
-  start: the earlier stage whose reward model or critic (Trained.critic) it starts from, as raw as it scores; "": a copy of
-    the policy that the stage starts from, and a head that says 0.
-  hidden: width of a layer in the head; 0: linear (models.heads.Head).
+  trunk: "separate": a transformer of its own, of the policy's shape. "shared": the head reads the
+    policy's hidden states, and its loss trains the policy's layers too.
+  start: the earlier stage whose reward model or critic (Trained.critic) it starts from, as raw as
+    that model scores. "": it starts as a copy of the policy that the stage starts from, with a head
+    that gives 0.
+  hidden: width of a layer in the head; 0: the head is linear (models.heads.Head).
   warmup_steps: rollouts at the start from which only it learns, and not the policy.
-  optimizer: of trunk and head; None: as the stage's. Either way its gradient is clipped by itself.
+  optimizer: of trunk and head; None: the stage's. In either case its gradient is clipped by itself.
   """
   trunk: str = "separate"
   start: str = ""
@@ -47,8 +51,9 @@ class Companion:
     one_of(TRUNKS, trunk=self.trunk)
     at_least(0, hidden=self.hidden, warmup_steps=self.warmup_steps)
     if self.start and self.trunk == "shared":
-      raise ValueError(f"start={self.start!r} brings a trunk, and trunk='shared' uses the policy's: set trunk='separate', or"
-                       " start=''.")
+      raise ValueError(
+          f"start={self.start!r} brings a trunk, and trunk='shared' uses the policy's: set"
+          " trunk='separate', or start=''.")
 
   @property
   def head(self) -> heads.Head:
@@ -57,15 +62,20 @@ class Companion:
 
 @dataclasses.dataclass(frozen=True)
 class Critic(Companion):
-  """V(s) before each completion token, for PPO (Schulman et al. 2017, arXiv:1707.06347); a Companion.
+  """A Companion that gives V(s) before each completion token, for PPO (Schulman et al. 2017).
 
-  lam: λ of advantages.gae, or vtrace. value_clip: bound of a value's change per rollout, in reward units; 0 for none.
+  lam: λ of advantages.gae, or of vtrace, in [0, 1].
+  value_clip: bound of a value's change per rollout, in reward units; 0: no bound.
   value_coef: weight of the value loss beside the policy's.
-  bootstrap_truncated: the return of a completion that the length limit cut goes on with V after its last token. False:
-    it ends there, as in trl, so that cutting an answer off is no better than not giving one.
-  vtrace: advantages.vtrace in place of gae, whose bounds are all the stage's importance_cap (the paper's: 1.0): for rollouts
-    that the policy which learns would not have drawn just so, as with staleness=1. Between the updates on one rollout it
-    is not estimated anew: there, as ever, the clipped ratio bounds how far they go.
+  bootstrap_truncated: whether the return of a completion that the length limit cut goes on with V
+    after its last token. False: the return ends there, as in trl, so that cutting an answer off is
+    no better than not giving one.
+  vtrace: whether advantages.vtrace replaces gae. All its bounds are the stage's importance_cap (the
+    paper's: 1.0). It is for rollouts that the learning policy would not have drawn exactly so, as
+    with staleness=1. Between the updates on one rollout it is not estimated anew: there, as always,
+    the clipped ratio bounds how far they go.
+
+  Source: arXiv:1707.06347.
   """
   lam: float = 0.95
   value_clip: float = 0.2
@@ -77,58 +87,79 @@ class Critic(Companion):
     super().__post_init__()
     at_least(0, lam=self.lam, value_clip=self.value_clip, value_coef=self.value_coef)
     if self.lam > 1:
-      raise ValueError(f"lam must be in [0, 1], got {self.lam}: above 1 advantages grow with the distance to a reward.")
+      raise ValueError(
+          f"lam must be in [0, 1], got {self.lam}: above 1 advantages grow with the distance to a"
+          " reward.")
 
 
 def check(critic: Companion, context: Context) -> None:
-  """Raises: ValueError where `start` is no earlier stage with a critic of this critic's shape."""
+  """Raises: ValueError where `start` names no earlier stage with a critic of this one's shape."""
   if not critic.start:
     return
   earlier = {name: context.earlier.trained(name) for name in context.earlier.sections}
   critics = {name: t.critic(t.shapes) for name, t in earlier.items() if t.critic is not None}
-  one_of(critics, **{"start (of a critic: an earlier stage that trains a trunk and a head)": critic.start})
+  one_of(critics, **{
+      "start (of a critic: an earlier stage that trains a trunk and a head)": critic.start})
 
   def shapes(tree):
     return {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
   found, wanted = shapes(critics[critic.start]), shapes(abstract_params(critic, context))
-  different = {k: (found.get(k), wanted.get(k)) for k in {**found, **wanted} if found.get(k) != wanted.get(k)}
+  different = {k: (found.get(k), wanted.get(k)) for k in {**found, **wanted}
+               if found.get(k) != wanted.get(k)}
   if different:
     name, (have, need) = next(iter(different.items()))
-    raise ValueError(f"The critic cannot start from stage {critic.start!r}: {name} is {have} there and {need} in the critic"
-                     f" ({len(different)} such places). Use one output and the same head; set critic.hidden accordingly.")
+    raise ValueError(
+        f"The critic cannot start from stage {critic.start!r}: {name} is {have} there and {need} in"
+        f" the critic ({len(different)} such places). Use one output and the same head; set"
+        " critic.hidden accordingly.")
 
 
 def abstract_params(critic: Companion, context: Context) -> Params:
-  """Shapes, dtypes and shardings of {"head": ...} and, of a separate trunk, {"trunk": ...}."""
+  """Describes {"head": ...} and, for a separate trunk, {"trunk": ...}: shapes and shardings."""
   width = context.policy.config.width
-  head = context.abstract(heads.abstract_params(critic.head, width), heads.parameter_axes(critic.head, width))
-  return {"head": head} if critic.trunk == "shared" else {"trunk": context.abstract_params, "head": head}
+  head = context.abstract(
+      heads.abstract_params(critic.head, width), heads.parameter_axes(critic.head, width))
+  return ({"head": head} if critic.trunk == "shared"
+          else {"trunk": context.abstract_params, "head": head})
 
 
 def init_params(critic: Companion, context: Context, policy_params: Params, name: str) -> Params:
-  """Where the critic of stage `name` starts."""
+  """Makes the parameters that the critic of stage `name` starts from."""
   if critic.start:
     return context.earlier.trained(critic.start).critic(context.earlier.finished(critic.start))
   shapes = abstract_params(critic, context)
   make = functools.partial(heads.init_params, critic.head, context.policy.config.width)
-  head = jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes["head"]))(context.rng(name, "critic"))
+  head = jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shapes["head"]))(
+      context.rng(name, "critic"))
   return {**({"trunk": policy_params} if "trunk" in shapes else {}), "head": head}
 
 
 def make_optimizer(
-    critic: Companion, optimizer: Optimizer, *, num_steps: int, updates_per_step: int) -> optax.GradientTransformation:
-  """For parameters {"policy", "critic"}: apart from each other, and the policy's not before the critic's warm-up."""
+    critic: Companion, optimizer: Optimizer, *, num_steps: int, updates_per_step: int,
+) -> optax.GradientTransformation:
+  """Makes the optimizer of parameters {"policy", "critic"}.
+
+  The two are updated apart from each other, and the policy not before the critic's warm-up ends.
+
+  Args:
+    critic: with its warm-up, and its optimizer if it has its own.
+    optimizer: the stage's.
+    num_steps: of the stage.
+    updates_per_step: updates that are made on one rollout.
+  """
   warmup = critic.warmup_steps * updates_per_step
+  # The policy's learning rate follows its schedule over the updates that the policy gets.
   policy_part = clipped_optimizer(optimizer, num_steps * updates_per_step - warmup)
   if warmup:
     policy_part = optax.transforms.conditionally_mask(policy_part, lambda count: count >= warmup)
   return optimizers.refuse_non_finite(optax.partition(
-      {"policy": policy_part, "critic": clipped_optimizer(critic.optimizer or optimizer, num_steps * updates_per_step)},
+      {"policy": policy_part,
+       "critic": clipped_optimizer(critic.optimizer or optimizer, num_steps * updates_per_step)},
       {"policy": "policy", "critic": "critic"}))
 
 
 def split(critic: Companion | None, params: Params) -> tuple[Params, Params | None]:
-  """A stage's parameters -> (the policy's, the critic's if it has one)."""
+  """Splits a stage's parameters into (the policy's, the critic's if it has one)."""
   return (params, None) if critic is None else (params["policy"], params["critic"])
 
 
@@ -136,10 +167,13 @@ def values(
     critic: Companion, params: Params, policy_states: Float[Array, "B T E"] | None,
     states_of: Callable[[Params], Float[Array, "B T E"]],
 ) -> Float[Array, "B T"]:
-  """V before each completion token, from the state that predicts it.
+  """Computes V before each completion token, from the state that predicts the token.
 
   Args:
-    params: of the critic. policy_states: policy.completion_states of the policy; states_of: the same of other parameters.
+    critic: whose values.
+    params: of the critic.
+    policy_states: policy.completion_states of the policy; read for a shared trunk.
+    states_of: computes the same of other parameters; called for a separate trunk.
   """
   states = policy_states if critic.trunk == "shared" else states_of(params["trunk"])
   return heads.apply(critic.head, params["head"], states)[..., 0]
@@ -147,25 +181,37 @@ def values(
 
 @functools.partial(jax.jit, static_argnames=("config", "critic", "dtype"))
 def _score(config, critic, trunk, head, prompts, completions, lengths, segments, *, dtype):
-  states = policy.completion_states(config, trunk, prompts, completions, lengths, segments=segments, dtype=dtype)
+  states = policy.completion_states(
+      config, trunk, prompts, completions, lengths, segments=segments, dtype=dtype)
   return heads.apply(critic, head, states)[..., 0]
 
 
 def score(
-    config: ModelConfig, critic: Companion, policy_params: Params, params: Params, *arrays: Any, dtype: jnp.dtype = jnp.float32,
+    config: ModelConfig, critic: Companion, policy_params: Params, params: Params, *arrays: Any,
+    dtype: jnp.dtype = jnp.float32,
 ) -> Float[Array, "B T"]:
-  """`values`, jitted. arrays: prompts, completions, completion_lengths, segments, as in policy.score."""
+  """Computes `values`, jitted.
+
+  Args:
+    config: architecture of the policy.
+    critic: whose values.
+    policy_params: of the policy, the trunk if it is shared.
+    params: of the critic.
+    arrays: prompts, completions, completion_lengths, segments, as in policy.score.
+    dtype: of the computation.
+  """
   trunk = policy_params if critic.trunk == "shared" else params["trunk"]
   return _score(config, critic.head, trunk, params["head"], *arrays, dtype=dtype)
 
 
 def add_value_loss(
-    critic: Critic, loss: Float[Array, ""], statistics: losses.LossStatistics, values: Float[Array, "B T"],
-    batch: RolloutBatch,
+    critic: Critic, loss: Float[Array, ""], statistics: losses.LossStatistics,
+    values: Float[Array, "B T"], batch: RolloutBatch,
 ) -> tuple[Float[Array, ""], losses.LossStatistics]:
-  """The policy's loss plus value_coef times losses.value_loss, reduced with the same token_weights."""
+  """Adds value_coef times losses.value_loss to the policy's loss, with the same token_weights."""
   per_token, clipped = losses.value_loss(
-      values, batch.behaviour_values, batch.returns, batch.completion_mask, clip=critic.value_clip or math.inf)
+      values, batch.behaviour_values, batch.returns, batch.completion_mask,
+      clip=critic.value_clip or math.inf)
   value_loss = jnp.sum(batch.token_weights * per_token)
   loss = loss + critic.value_coef * value_loss
   return loss, statistics.replace(
@@ -174,10 +220,15 @@ def add_value_loss(
 
 
 def metrics(
-    values: Float[np.ndarray, "B T"], returns: Float[np.ndarray, "B T"], mask: Bool[np.ndarray, "B T"],
+    values: Float[np.ndarray, "B T"], returns: Float[np.ndarray, "B T"],
+    mask: Bool[np.ndarray, "B T"],
 ) -> Mapping[str, float]:
-  """Of a rollout, before it is learnt from: the mean value, and which share of the returns' variance the values explain,
-  1 − Var(R − V) / Var(R): 1 all, 0 none, below 0 worse than a constant; 0 where the returns do not vary."""
+  """Measures the values of a rollout, before it is learnt from.
+
+  Returns: the mean value, and the share of the returns' variance that the values explain,
+    1 − Var(R − V) / Var(R): 1 all, 0 none, below 0 worse than a constant; 0 where the returns do
+    not vary.
+  """
   v, r = values[mask].astype(np.float64), returns[mask].astype(np.float64)
   variance = r.var()
   explained = 1 - (r - v).var() / variance if variance > 1e-10 else 0.0  # Below it is rounding.

@@ -1,4 +1,7 @@
-"""The loss of a policy_gradient stage: log-probabilities and advantages of a microbatch -> one number."""
+"""Computes the loss of a policy_gradient stage.
+
+Log-probabilities and advantages of a microbatch become one number.
+"""
 
 import dataclasses
 
@@ -18,11 +21,11 @@ from rl_reason.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """The policy's objective and, with a companion, what that learns.
+  """Computes the policy's objective and, with a companion, the companion's loss.
 
   model: architecture of the policy.
   dtype: of the computation.
-  objective: what is made large.
+  objective: what is maximised.
   credit: which companion learns beside the policy.
   temperature: of the distribution that was sampled from.
   remat: what the backward pass computes again.

@@ -1,4 +1,4 @@
-"""The compiled programs of a policy_gradient stage, begun before they are needed."""
+"""Compiles the programs of a policy_gradient stage, beginning before they are needed."""
 
 import dataclasses
 from typing import Any
@@ -12,19 +12,20 @@ from rl_reason.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """What scores a rollout and what learns from it; both compile at once, and while scores come.
+  """What scores a rollout and what learns from it. Both compile at once, and while scores come.
 
   score: models.policy.score.
   update: (state, microbatches) -> (state, metrics).
-  last_first: the shapes of the first rollout of the last run like this one: what it needed lies on
-    disk, and is read while this one samples.
+  last_first: the shapes of the first rollout of the last run like this one. The programs that it
+    needed lie on disk, and are read while this run samples.
   """
   score: compilation.Program
   update: compilation.Program
   last_first: compilation.Note
 
   def begin(
-      self, assembler: Assembler, rollout: Rollout, state_shape: LearnerState, policy_shapes: Params,
+      self, assembler: Assembler, rollout: Rollout, state_shape: LearnerState,
+      policy_shapes: Params,
       rng: Any, *, reference: bool,
   ) -> None:
     """Begins to compile what a rollout of these shapes is scored and learnt from with.

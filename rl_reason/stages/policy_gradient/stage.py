@@ -1,4 +1,4 @@
-"""Policy gradients on rewards: prompts -> completions -> rewards -> advantages -> updates.
+"""Trains by policy gradients: prompts -> completions -> rewards -> advantages -> updates.
 
 An algorithm is a choice of fields: GRPO, Dr. GRPO, RLOO, REINFORCE++ with and without a baseline,
 DAPO, GSPO, CISPO, GMPO and PPO are written out in experiments/algorithms.py.
@@ -54,7 +54,8 @@ def check(config: Config, context: Context, name: str) -> None:
     raise ValueError(
         f"staleness=1 runs two programs at once, and {context.partitioning.mesh.size} devices could"
         " start them in different orders and wait for each other for ever: give sampling devices of"
-        " its own with --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one device.")
+        " its own with --config.rollout_mesh.data=..., or set staleness=0, or a mesh of one"
+        " device.")
   with contextlib.closing(build_rewards(config.rewards, models=context.models)) as rewards:
     rewards.check_references([p.reference for p in problems])
   if config.credit.companion is not None:
@@ -62,7 +63,7 @@ def check(config: Config, context: Context, name: str) -> None:
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """It leaves the policy itself or, with a companion, {"policy": ..., "critic": ...}."""
+  """Describes the policy itself or, with a companion, {"policy": ..., "critic": ...}."""
   policy_part, companion = trained_policy(context, config.learner.lora), config.credit.companion
   if companion is None:
     return policy_part
@@ -159,7 +160,8 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       seed=context.stream_seed(name, "data"), process_index=jax.process_index(),
       process_count=jax.process_count())
   parts = PolicyGradient(
-      config, context, name, learner, Assembler(config.credit, config.objective, rows, programs.score),
+      config, context, name, learner,
+      Assembler(config.credit, config.objective, rows, programs.score),
       programs, build_rewards(config.rewards, models=context.models), data,
       policy_of=trained(config, context, name).policy,
       reference=params if config.objective.kl.coef else None)

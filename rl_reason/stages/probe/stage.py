@@ -52,7 +52,7 @@ class Config:
     return len(self.functions)
 
   def function(self, name: str) -> tuple[Callable[..., Mapping[str, Any]], dict[str, Any]]:
-    """Finds one of the functions and its arguments. Raises: ValueError for what cannot be called."""
+    """Finds a function and its arguments. Raises: ValueError for what cannot be called."""
     entry = self.functions[name]
     entry = {"function": entry} if isinstance(entry, str) else dict(entry)
     path, args = entry.pop("function", name), dict(entry.pop("args", {}))
@@ -100,16 +100,17 @@ class Probe:
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """It leaves the number of functions that were run; what they found is in the run's folder."""
+  """Describes the number of functions that were run; what they found is in the run's folder."""
   del config, name
   return Trained({"done": jax.ShapeDtypeStruct((), jnp.int32, sharding=_replicated(context))},
                  policy=None)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
-  """Estimates what a device needs for sure: the policy. What a function does is its own affair."""
+  """Estimates what a device needs at least: the policy. A function's own needs are not known."""
   del config, name
-  return [memory_lib.Part("policy that is probed", memory_lib.sharded_bytes(context.abstract_params),
+  return [memory_lib.Part(
+      "policy that is probed", memory_lib.sharded_bytes(context.abstract_params),
                           "spread it over more devices with mesh.fsdp or mesh.tensor")]
 
 
@@ -171,4 +172,5 @@ def _replicated(context: Context) -> jax.sharding.Sharding:
   return jax.sharding.NamedSharding(context.partitioning.mesh, jax.sharding.PartitionSpec())
 
 
-KIND = Kind(Config=Config, memory=memory, trained=trained, build=build)
+# What a function needs of a task it finds in the context, or makes itself.
+KIND = Kind(Config=Config, memory=memory, trained=trained, build=build, takes_problems=False)

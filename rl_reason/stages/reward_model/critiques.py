@@ -1,4 +1,4 @@
-"""Who writes the critiques that a reward model reads with each response, and what that takes."""
+"""Finds who writes the critiques that a reward model reads with each response."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -19,16 +19,21 @@ from rl_reason.stages.context import Context
 
 @dataclasses.dataclass(frozen=True)
 class Critique:
-  """A critique of each response is written first, and the head scores prompt, response and critique.
+  """A critique of each response, written first: the head scores prompt, response and critique.
 
-  generate: who writes it: an earlier stage that trains a policy, or "initial"; a name in judges.asked.GENERATORS or a
-    dotted path, as for a judge. "": nobody, the head reads responses alone.
-  generate_args: of a policy of this run its `sampling` (fields of rollout.Sampling) and what else PolicyTexts takes
-    (max_prompt_tokens, batch_size, chat, seed); else what `generate` takes.
-  template, marker, cache_size, cache_file: as in rewards.critiques.Critiques.
+  generate: who writes it: an earlier stage that trains a policy, or "initial"; a name in
+    judges.asked.GENERATORS or a dotted path, as for a judge. "": nobody; the head reads responses
+    alone.
+  generate_args: for a policy of this run its `sampling` (fields of rollout.Sampling) and what else
+    PolicyTexts takes (max_prompt_tokens, batch_size, chat, seed); otherwise what `generate` takes.
+  template: as in rewards.critiques.Critiques.
+  marker: as in rewards.critiques.Critiques.
+  cache_size: as in rewards.critiques.Critiques.
+  cache_file: as in rewards.critiques.Critiques.
 
-  Source: Ankner et al. 2024 (Critique-out-Loud), arXiv:2408.11791. There one model writes and scores, and goes on learning
-    to write while its head learns; here they are two, of which the second may start from the first (the stage's `start`).
+  Source: Ankner et al. 2024 (Critique-out-Loud), arXiv:2408.11791. There one model writes and
+    scores, and goes on learning to write while its head learns. Here they are two models, of which
+    the second may start from the first (the stage's `start`).
   """
   generate: str = ""
   generate_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -43,8 +48,9 @@ def check(section: Critique, context: Context) -> None:
   if not section.generate:
     return
   if jax.process_count() > 1:
-    raise ValueError(f"critique.generate={section.generate!r}: processes could get different critiques of one response. Use"
-                     " one process, or generate=''.")
+    raise ValueError(
+        f"critique.generate={section.generate!r}: processes could get different critiques of one"
+        " response. Use one process, or generate=''.")
   if ":" not in section.generate:
     one_of([*context.earlier.policies(), *GENERATORS], **{
         "critique.generate (an earlier stage that trains a policy, or a model)": section.generate})
@@ -53,7 +59,10 @@ def check(section: Critique, context: Context) -> None:
 
 
 def make_critiques(section: Critique, context: Context) -> Critiques | None:
-  """What writes them, or None. A policy's parameters are read when it is first asked. Raises: ValueError."""
+  """Makes what writes critiques, or None. A policy's parameters are read when it is first asked.
+
+  Raises: ValueError for arguments that cannot work.
+  """
   if not section.generate:
     return None
   generate, args = section.generate, section.generate_args
@@ -70,17 +79,19 @@ def make_critiques(section: Critique, context: Context) -> Critiques | None:
 
 
 def memory(section: Critique, context: Context) -> list[memory_lib.Part]:
-  """What a device needs for a writer of this run."""
+  """Estimates what a device needs for a writer of this run."""
   if not _of_this_run(section, context):
     return []
   texts = _policy_texts(section, context)
   batch = memory_lib.Batch(texts.batch_size, 1, texts.max_prompt_tokens, texts.sampling.max_tokens)
   return [
-      memory_lib.Part("policy that writes critiques", memory_lib.sharded_bytes(context.abstract_params),
-                      "let a server write them: critique.generate='chat_endpoint'"),
+      memory_lib.Part(
+          "policy that writes critiques", memory_lib.sharded_bytes(context.abstract_params),
+          "let a server write them: critique.generate='chat_endpoint'"),
       *rollout_memory.rollout_parts(
-          context.policy.config, context.partitioning, batch, dtype=context.dtype, params=context.abstract_params,
-          phase="critiques", cure="lower critique.generate_args.batch_size")]
+          context.policy.config, context.partitioning, batch, dtype=context.dtype,
+          params=context.abstract_params, phase="critiques",
+          cure="lower critique.generate_args.batch_size")]
 
 
 def _of_this_run(section: Critique, context: Context) -> bool:
@@ -88,9 +99,10 @@ def _of_this_run(section: Critique, context: Context) -> bool:
 
 
 def _policy_texts(section: Critique, context: Context) -> PolicyTexts:
-  """Without parameters yet."""
+  """Makes the policy that writes critiques, without parameters yet."""
   args = {"sampling": {}, **section.generate_args}
   naming.check_arguments("The policy that writes critiques", PolicyTexts, args, positional=3)
   naming.check_arguments("critique.generate_args.sampling", Sampling, args["sampling"])
   args["sampling"] = Sampling(**args["sampling"])
-  return PolicyTexts(context.policy.config, None, context.policy.tokenizer, **{"dtype": context.dtype, **args})
+  return PolicyTexts(context.policy.config, None, context.policy.tokenizer,
+                     **{"dtype": context.dtype, **args})

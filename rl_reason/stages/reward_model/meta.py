@@ -1,4 +1,4 @@
-"""MetaRM: a reward model's gradient is taken where it tells a policy's new responses further apart."""
+"""MetaRM takes a reward model's gradient where it scores a policy's new responses further apart."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -24,13 +24,20 @@ from rl_reason.types import Comparison, Params, Problem
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-  """Each update's gradient is taken at θ' = θ + step_size ∇J(θ) and applied to θ, J being preferences.spread of the scores of
-  a policy's responses, which have no labels: what the pairs teach that also tells those apart is learnt more.
+  """MetaRM: gradients are taken at parameters that score a policy's responses further apart.
 
-  policy: whose responses: an earlier stage that trains a policy, or "initial". They are sampled anew before each update.
-  sampling: rollout.Sampling; with an end they must fit into max_response_tokens.
-  prompts: so many of an update's rows give theirs. responses: k, to each.
-  step_size: η. max_norm: a longer ∇J is shortened to it first, for a large step makes all differences large and teaches noise.
+  Each update's gradient is taken at θ' = θ + step_size ∇J(θ) and applied to θ. J is
+  preferences.spread of the scores of a policy's responses, which have no labels. What the pairs
+  teach is learnt more where it also separates those responses.
+
+  policy: whose responses: an earlier stage that trains a policy, or "initial". They are sampled
+    anew before each update.
+  sampling: rollout.Sampling; with an end token the responses must fit into max_response_tokens.
+  prompts: rows of an update whose prompts are answered.
+  step_size: η.
+  responses: k, responses to each prompt.
+  max_norm: a longer ∇J is first shortened to this length, for a large step makes all differences
+    large and teaches noise.
 
   Source: Wang et al. 2024, arXiv:2401.06080 (MetaRM): first order, no second derivatives.
   """
@@ -48,45 +55,65 @@ class Meta:
 
 
 def check(section: Meta, context: Context, layout: Layout) -> None:
-  """Raises: ValueError for a policy that nobody trains before, and for responses that do not fit.
+  """Raises: ValueError for a policy that no earlier stage trains, and for too long responses.
 
   Args:
-    layout: of its rows.
+    section: to be checked.
+    context: of the stage.
+    layout: of the section's rows.
   """
-  one_of(context.earlier.policies(), **{"meta.policy (an earlier stage that trains a policy)": section.policy})
+  one_of(context.earlier.policies(), **{
+      "meta.policy (an earlier stage that trains a policy)": section.policy})
   if context.environment is not None:
-    raise ValueError("meta samples single answers, and the run has an environment: leave out config.environment, or meta.")
+    raise ValueError(
+        "meta samples single answers, and the run has an environment: leave out"
+        " config.environment, or meta.")
   if section.sampling.max_tokens >= layout.max_response_tokens:
-    raise ValueError(f"meta.sampling.max_tokens={section.sampling.max_tokens} and an end are more than max_response_tokens="
-                     f"{layout.max_response_tokens}: lower the first, or raise the second.")
+    raise ValueError(
+        f"meta.sampling.max_tokens={section.sampling.max_tokens} and an end are more than"
+        " max_response_tokens="
+        f"{layout.max_response_tokens}: lower the first, or raise the second.")
   if section.prompts % (ways := context.partitioning.ways("batch")):
-    raise ValueError(f"meta.prompts={section.prompts} is no multiple of the {ways} devices that share a batch: raise it.")
-  check_sampling(section.sampling, context.policy.config, context.policy.tokenizer, max_prompt_tokens=layout.max_prompt_tokens)
+    raise ValueError(
+        f"meta.prompts={section.prompts} is no multiple of the {ways} devices that share a batch:"
+        " raise it.")
+  check_sampling(section.sampling, context.policy.config, context.policy.tokenizer,
+                 max_prompt_tokens=layout.max_prompt_tokens)
 
 
 def memory(section: Meta, context: Context, layout: Layout) -> list[memory_lib.Part]:
-  """What a device needs to sample: the update's own parts are those of its pairs."""
-  batch = memory_lib.Batch(section.prompts, section.responses, layout.max_prompt_tokens, section.sampling.max_tokens)
+  """Estimates what a device needs to sample: the update's own parts are those of its pairs."""
+  batch = memory_lib.Batch(section.prompts, section.responses, layout.max_prompt_tokens,
+                           section.sampling.max_tokens)
   return [
-      memory_lib.Part("policy that answers", memory_lib.sharded_bytes(context.abstract_params), "leave out meta"),
+      memory_lib.Part("policy that answers", memory_lib.sharded_bytes(context.abstract_params),
+                      "leave out meta"),
       *rollout_memory.rollout_parts(
-          context.policy.config, context.partitioning, batch, dtype=context.dtype, params=context.abstract_params,
-          phase="meta", cure="lower meta.prompts or meta.responses")]
+          context.policy.config, context.partitioning, batch, dtype=context.dtype,
+          params=context.abstract_params, phase="meta",
+          cure="lower meta.prompts or meta.responses")]
 
 
 class Responses:
-  """Samples what has no labels, for one stage; the same again for the same update, so there is nothing to save."""
+  """Samples responses, which have no labels, for one stage.
+
+  The same update gets the same responses again, so there is nothing to save.
+  """
 
   def __init__(self, section: Meta, context: Context, stage: str, layout: Layout):
-    """layout: of the stage's own rows."""
+    """Args: layout: of the stage's own rows."""
     self._section, self._context, self._stage, self._layout = section, context, stage, layout
     self._params: Params | None = None  # Read when first asked.
 
   def __call__(self, rows: Sequence[Comparison], index: int) -> ResponseBatch:
-    """Host arrays: k responses to the prompts of the first rows of update `index`, each with its end."""
+    """Samples k responses to the prompts of the first rows of update `index`.
+
+    Returns: host arrays; each response has its end token.
+    """
     section, context, tokenizer = self._section, self._context, self._context.policy.tokenizer
     if self._params is None:
       self._params = context.earlier.policy(section.policy, "meta.policy")
+    # Prompts -> responses.
     problems = [Problem(prompt=row.prompt, reference="") for row in rows[:section.prompts]]
     sampler = dataclasses.replace(
         context.sampler, max_prompt_tokens=self._layout.max_prompt_tokens)
@@ -94,24 +121,38 @@ class Responses:
     sampled = sampler(
         self._params, problems, prompts, section.sampling, group_size=section.responses,
         rng=context.rng(self._stage, "meta", index))
-    ids = [_with_end(row[:length].tolist(), tokenizer) for row, length in zip(sampled.tokens, sampled.lengths)]
+    # Responses -> a batch as the reward model reads it.
+    ids = [_with_end(row[:length].tolist(), tokenizer)
+           for row, length in zip(sampled.tokens, sampled.lengths)]
     groups = [ids[i:i + section.responses] for i in range(0, len(ids), section.responses)]
     return self._layout.batch([
-        Encoded(tokens[:length].tolist(), group, [[len(row) - 1] for row in group], [[0]] * len(group))
+        Encoded(
+            tokens[:length].tolist(), group, [[len(row) - 1] for row in group], [[0]] * len(group))
         for tokens, length, group in zip(np.asarray(prompts.tokens), prompts.lengths, groups)])[0]
 
 
 def _with_end(ids: list[int], tokenizer) -> list[int]:
-  """As responses.encode has them: one EOS in the end, also where the limit ended them."""
+  """Ends ids as responses.encode does: with one EOS, also where the limit ended them."""
   return [*(ids[:-1] if ids and ids[-1] in tokenizer.stop_ids else ids), tokenizer.eos_id]
 
 
 def ascend(
-    section: Meta, scores: Callable[[Params], Float[Array, "P k A"]], trained: Params, frozen: Params,
+    section: Meta, scores: Callable[[Params], Float[Array, "P k A"]],
+    trained: Params, frozen: Params,
 ) -> tuple[Params, dict[str, Array]]:
-  """θ' of what is trained, and what is logged of the step (learner.train_step's lookahead)."""
+  """Steps towards more spread (learner.train_step's lookahead).
+
+  Args:
+    section: with the step size.
+    scores: (parameters) -> scores of the responses.
+    trained: θ, parameters that are trained.
+    frozen: the other parameters.
+
+  Returns: (θ', what is logged of the step).
+  """
   spread, gradient = jax.value_and_grad(
       lambda trained: jnp.mean(preferences.spread(scores(lora.combine(trained, frozen)))))(trained)
   norm = optax.tree.norm(gradient)
   step = section.step_size * jnp.minimum(1.0, section.max_norm / jnp.maximum(norm, 1e-12))
-  return jax.tree.map(lambda x, g: x + step * g, trained, gradient), {"meta/spread": spread, "meta/grad_norm": norm}
+  return jax.tree.map(lambda x, g: x + step * g, trained, gradient), {
+      "meta/spread": spread, "meta/grad_norm": norm}

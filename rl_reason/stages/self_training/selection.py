@@ -1,4 +1,7 @@
-"""Which sampled completions are imitated: those above a threshold, distinct, so many of each problem; in which order."""
+"""Selects which sampled completions are imitated, and in which order.
+
+They are above a threshold, distinct, and a limited number of each problem.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -17,13 +20,13 @@ CHOICES = ("best", "random")
 class Keep:
   """Which completions a policy imitates: the field `keep` of a self_training section.
 
-  thresholds: total rewards, rising: completions below it are not imitated. With several the round's
-    updates are made with one after the other, on fewer and better completions of the same set
-    (ReST's improve steps).
-  distinct: of a problem's equal completions one is kept.
+  thresholds: total rewards, rising: completions below a threshold are not imitated. With several,
+    the round's updates are made with one after the other, on fewer and better completions of the
+    same set (ReST's improve steps).
+  distinct: whether of a problem's equal completions only one is kept.
   per_problem: completions of each problem at most; 0: all.
-  choose: which of them, the "best" or "random" ones.
-  balance: problems are drawn equally often, whatever they have kept.
+  choose: which of them are kept, the "best" or "random" ones.
+  balance: whether problems are drawn equally often, however many completions they have kept.
   """
   thresholds: tuple[float, ...] = (1.0,)
   distinct: bool = True
@@ -44,8 +47,11 @@ class Keep:
 class Candidate:
   """A completion that may be imitated.
 
-  prompt, completion: token ids. score: its total reward, infinite for a problem's own solution.
-  learnt: per token of the completion; None: all. hinted: sampled after a prompt with the answer.
+  prompt: token ids.
+  completion: token ids.
+  score: its total reward, infinite for a problem's own solution.
+  learnt: per token of the completion, whether it is learnt; None: all are.
+  hinted: whether it was sampled after a prompt with the answer.
   """
   prompt: tuple[int, ...]
   completion: tuple[int, ...]
@@ -55,9 +61,11 @@ class Candidate:
 
 
 class Pool:
-  """What a round has sampled and may imitate, on every process; belongs into a checkpoint.
+  """What a round has sampled and may imitate, on every process. It is part of a checkpoint.
 
-  sampled: completions judged so far, those after hints aside. empty: phases that had nothing to imitate, in all rounds.
+  candidates: completions that may be imitated.
+  sampled: completions judged so far, except those after hints.
+  empty: phases that had nothing to imitate, in all rounds.
   """
 
   def __init__(self):
@@ -67,50 +75,77 @@ class Pool:
   def clear(self) -> None:
     self.candidates, self.sampled = [], 0
 
-  def add(self, prompts: Sequence[tuple[int, ...]], completions: Completions, scores: np.ndarray, lowest: float, *,
-          hinted: bool = False) -> None:
-    """Completions that ended and reach the lowest threshold; adjacent ones belong to one prompt."""
+  def add(
+      self, prompts: Sequence[tuple[int, ...]], completions: Completions, scores: np.ndarray,
+      lowest: float, *, hinted: bool = False) -> None:
+    """Adds the completions that ended and reach the lowest threshold.
+
+    Args:
+      prompts: token ids of each prompt.
+      completions: equally many of each prompt; those of one prompt are adjacent.
+      scores: total reward of each completion.
+      lowest: the lowest threshold.
+      hinted: whether the prompts held the answers.
+    """
     group_size, lowest = len(scores) // len(prompts), np.float32(lowest)
     self.sampled += 0 if hinted else len(scores)
     self.candidates += [
-        Candidate(prompts[i // group_size], tuple(completions.tokens[i, :completions.lengths[i]].tolist()),
+        Candidate(prompts[i // group_size],
+                  tuple(completions.tokens[i, :completions.lengths[i]].tolist()),
                   float(scores[i]), hinted=hinted)
         for i in range(len(scores)) if scores[i] >= lowest and not completions.truncated[i]]
 
   def add_examples(self, prompts: Sequence[tuple[int, ...]], examples: Examples) -> None:
-    for prompt, tokens, learnt, n in zip(prompts, examples.tokens, examples.learnt, examples.lengths):
+    """Adds the problems' own solutions, which every threshold keeps."""
+    for prompt, tokens, learnt, n in zip(
+        prompts, examples.tokens, examples.learnt, examples.lengths):
       own = slice(len(prompt), n)
       self.candidates.append(Candidate(
           prompt, tuple(tokens[own].tolist()), float("inf"), learnt=tuple(learnt[own].tolist())))
 
   def state(self) -> dict[str, Any]:
-    places = {prompt: i for i, prompt in enumerate(dict.fromkeys(c.prompt for c in self.candidates))}
-    return {"sampled": self.sampled, "empty": self.empty, "prompts": [list(p) for p in places], "candidates": [
-        [places[c.prompt], list(c.completion), c.score, c.learnt and list(c.learnt), c.hinted] for c in self.candidates]}
+    # Each prompt is written once, and candidates name it by its place.
+    places = {prompt: i for i, prompt in enumerate(
+        dict.fromkeys(c.prompt for c in self.candidates))}
+    return {
+        "sampled": self.sampled, "empty": self.empty, "prompts": [list(p) for p in places],
+        "candidates": [
+            [places[c.prompt], list(c.completion), c.score, c.learnt and list(c.learnt), c.hinted]
+            for c in self.candidates]}
 
   def restore(self, state: Mapping[str, Any]) -> None:
-    self.sampled, self.empty, prompts = state["sampled"], state["empty"], [tuple(p) for p in state["prompts"]]
-    self.candidates = [Candidate(prompts[i], tuple(completion), score, learnt and tuple(learnt), hinted)
-                       for i, completion, score, learnt, hinted in state["candidates"]]
+    self.sampled, self.empty, prompts = (
+        state["sampled"], state["empty"], [tuple(p) for p in state["prompts"]])
+    self.candidates = [
+        Candidate(prompts[i], tuple(completion), score, learnt and tuple(learnt), hinted)
+        for i, completion, score, learnt, hinted in state["candidates"]]
 
 
 def keep(
-    candidates: Sequence[Candidate], *, threshold: float, per_problem: int = 0, choose: str = "best",
-    distinct: bool = True, seed: int = 0,
+    candidates: Sequence[Candidate], *, threshold: float, per_problem: int = 0,
+    choose: str = "best", distinct: bool = True, seed: int = 0,
 ) -> list[Candidate]:
-  """The candidates to imitate, in the order given.
+  """Selects the candidates to imitate, in the order given.
+
+  Own solutions (infinite score) are kept and not counted.
 
   Args:
-    threshold: lowest total reward, compared in the rewards' float32. distinct: of a prompt's equal completions the first is kept.
-    per_problem: at most so many of one prompt; 0: all. choose: "best": highest rewards, of equal ones the first;
-      "random". Own solutions (infinite score) are kept and not counted.
+    candidates: all that may be imitated.
+    threshold: lowest total reward, compared in the rewards' float32.
+    per_problem: candidates of one prompt at most; 0: all.
+    choose: "best": highest rewards, of equal ones the first; "random".
+    distinct: whether of a prompt's equal completions only the first is kept.
+    seed: for "random".
   """
+  # Above the threshold and distinct, by prompt.
   by_prompt: dict[tuple[int, ...], list[int]] = {}
   seen, rng = set(), np.random.default_rng(seed)
   for i, c in enumerate(candidates):
-    if np.float32(c.score) >= np.float32(threshold) and not (distinct and (c.prompt, c.completion) in seen):
+    if np.float32(c.score) >= np.float32(threshold) and not (
+        distinct and (c.prompt, c.completion) in seen):
       seen.add((c.prompt, c.completion))
       by_prompt.setdefault(c.prompt, []).append(i)
+  # A limited number of each prompt.
   chosen = []
   for places in by_prompt.values():
     own = [i for i in places if candidates[i].score == np.inf]
@@ -124,9 +159,14 @@ def keep(
   return [candidates[i] for i in sorted(chosen)]
 
 
-def draw(kept: Sequence[Candidate], first: int, count: int, *, balance: bool, seed: int) -> list[Candidate]:
-  """Numbers first ... first + count - 1 of an endless sequence: all that is kept, shuffled, again and again; with
-  `balance` one of each prompt a time, a random one."""
+def draw(
+    kept: Sequence[Candidate], first: int, count: int, *, balance: bool, seed: int,
+) -> list[Candidate]:
+  """Draws numbers first ... first + count - 1 of an endless sequence.
+
+  The sequence is all that is kept, shuffled, again and again. With `balance` each pass holds one
+  candidate of each prompt, a random one.
+  """
   by_prompt: dict[tuple[int, ...], list[Candidate]] = {}
   for c in kept:
     by_prompt.setdefault(c.prompt, []).append(c)
@@ -135,13 +175,17 @@ def draw(kept: Sequence[Candidate], first: int, count: int, *, balance: bool, se
   for epoch in range(first // size, (first + count - 1) // size + 1):
     rng = np.random.default_rng((seed, epoch))
     once = [own[rng.integers(len(own))] for own in by_prompt.values()] if balance else kept
-    batch += [once[i] for n, i in enumerate(rng.permutation(size), epoch * size) if first <= n < first + count]
+    batch += [once[i] for n, i in enumerate(rng.permutation(size), epoch * size)
+              if first <= n < first + count]
   return batch
 
 
 def to_examples(candidates: Sequence[Candidate], max_tokens: int) -> Examples:
+  """Lays candidates out as examples; only the tokens of completions are learnt."""
   rows = []
   for c in candidates:
     learnt = c.learnt or (True,) * len(c.completion)
-    rows.append([(c.prompt, False), *(((token,), is_learnt) for token, is_learnt in zip(c.completion, learnt))])
+    rows.append([
+        (c.prompt, False),
+        *(((token,), is_learnt) for token, is_learnt in zip(c.completion, learnt))])
   return Examples.of(rows, max_tokens)

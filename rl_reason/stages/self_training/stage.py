@@ -1,26 +1,32 @@
-"""Self-training: a policy samples, rewards judge, and it imitates what is good of its own, round after round.
+"""Self-training: a policy samples, rewards judge, and the policy imitates its own good completions.
 
-    generate -> score -> keep (threshold, distinct, so many per problem) -> imitate
+This goes on round after round:
+
+    generate -> score -> keep (threshold, distinct, n per problem) -> imitate
 
 What the papers do is a choice of fields:
 
-    rejection sampling (RFT, arXiv:2308.01825)   num_rounds=1, distinct, imitate_solutions
-    expert iteration (arXiv:1705.08439)          several rounds, begin="current", accumulate
-    STaR (arXiv:2203.14465)                      begin="initial", per_problem=1, hint: rationalisation of the unsolved
-    ReST (arXiv:2308.08998)                      rising thresholds: improve steps on one grown set; imitate_solutions
+    rejection sampling (RFT, arXiv:2308.01825)
+        num_rounds=1, distinct, imitate_solutions
+    expert iteration (arXiv:1705.08439)
+        several rounds, begin="current", accumulate
+    STaR (arXiv:2203.14465)
+        begin="initial", per_problem=1, hint: rationalisation of the unsolved
+    ReST (arXiv:2308.08998)
+        rising thresholds: improve steps on one grown set; imitate_solutions
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import functools
 import time
 from typing import Any
 
 import jax
+from jaxtyping import Bool, Float
 import numpy as np
 
-from rl_reason.arrays import Inputs
+from rl_reason.arrays import Inputs, LearnerState
 from rl_reason.batches import demonstrations
 from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.prompts import encode_prompts
@@ -29,6 +35,8 @@ from rl_reason.learner.step import Learner, make_learner, Update
 from rl_reason.models import lora as lora_lib
 from rl_reason.objectives import losses
 from rl_reason.rewards.composition.build import build_rewards
+from rl_reason.rewards.composition.reward_set import RewardSet
+from rl_reason.rollout.record import Rollout
 from rl_reason.rollout.samples import check_sampling
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.runtime import sharding
@@ -47,26 +55,27 @@ BEGINNINGS = ("current", "initial")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Rounds of generating and imitating.
+  """The section of a self_training stage: rounds of generating and imitating.
 
   In all there are num_rounds * (generation_steps + len(keep.thresholds) * updates) steps.
 
-  num_rounds: of generating and imitating.
+  num_rounds: rounds of generating and imitating.
   generation_steps: batches of problems that a round samples, as `rollout` says.
-  updates: that a round makes per threshold.
+  updates: updates that a round makes per threshold.
   batch_size: kept completions per update.
   rollout: how completions are sampled.
-  rewards: what they earn (rewards.composition.build).
+  rewards: what completions earn (rewards.composition.build).
   learner: memory, LoRA, optimizer (learner.step.Update).
   keep: which completions are imitated. Those that the length limit cut are never kept: imitating
     them teaches not to end.
-  begin: "current": a round's updates go on from the policy that sampled; "initial": from the one
+  begin: "current": a round's updates go on from the policy that sampled; "initial": from the policy
     that this stage starts from.
-  accumulate: what earlier rounds kept is imitated too.
-  imitate_solutions: the sampled problems' own solutions are imitated too, whatever the threshold.
-  hint: asks again, for problems of which no completion reaches the lowest threshold, with a prompt
-    made from {prompt} and {reference}; what is kept of that is imitated after the prompt without
-    hint (STaR's rationalisation). "": does not.
+  accumulate: whether what earlier rounds kept is imitated too.
+  imitate_solutions: whether the sampled problems' own solutions are imitated too, whatever the
+    threshold.
+  hint: a prompt made from {prompt} and {reference}, with which the problems are asked again of
+    which no completion reaches the lowest threshold. What is kept of that is imitated after the
+    prompt without hint (STaR's rationalisation). "": they are not asked again.
   mean_over: token, sequence or fixed_length (losses.token_weights).
   start: the stage whose policy it starts from (run.earlier).
   """
@@ -113,16 +122,23 @@ class Config:
 
 
 def check(config: Config, context: Context, name: str) -> None:
-  """Raises: ValueError for what sampling and rewards cannot use, hints that make prompts too long, missing solutions."""
+  """Tries the first problems.
+
+  Raises: ValueError for what sampling and rewards cannot use, for hints that make prompts too long,
+    and for missing solutions.
+  """
   tokenizer = context.policy.tokenizer
-  check_sampling(config.rollout.sampling, context.policy.config, tokenizer, max_prompt_tokens=context.max_prompt_tokens)
+  check_sampling(config.rollout.sampling, context.policy.config, tokenizer,
+                 max_prompt_tokens=context.max_prompt_tokens)
   if context.environment is not None:
-    raise ValueError("A self_training stage imitates whole completions, and with config.environment they hold an"
-                     " environment's words too: leave the environment out, or train with policy_gradient.")
+    raise ValueError(
+        "A self_training stage imitates whole completions, and with config.environment they hold an"
+        " environment's words too: leave the environment out, or train with policy_gradient.")
   problems = first_rows(context.task.train)
   encode_prompts(problems, tokenizer, max_tokens=context.max_prompt_tokens)
   if config.hint:
-    encode_prompts([with_hint(p, config.hint) for p in problems], tokenizer, max_tokens=context.max_prompt_tokens)
+    encode_prompts([with_hint(p, config.hint) for p in problems], tokenizer,
+                   max_tokens=context.max_prompt_tokens)
   if config.imitate_solutions:
     _solutions(config, context, problems)
   with contextlib.closing(build_rewards(config.rewards, models=context.models)) as rewards:
@@ -130,12 +146,12 @@ def check(config: Config, context: Context, name: str) -> None:
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:
-  """The policy itself."""
+  """Describes the policy, which is what the stage leaves."""
   return trained_policy(context, config.learner.lora)
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
-  """What a device needs to run this stage: to sample, to update."""
+  """Estimates what a device needs to run this stage: to sample, to update."""
   state_shape = learner_of(config, context, None, name).state_shape
   return [
       *merging_memory(context, config.learner.lora, "evaluation", "sampling"),
@@ -154,91 +170,168 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  """Samples problems of the task's training half in rounds, and learns from its own completions of them."""
+  """Builds the stage: it samples problems in rounds, and learns from its own completions."""
   learner = learner_of(config, context, params, name)
   update = sft.imitation_update(
       context, learner, config.learner, batch_size=config.batch_size, mean_over=config.mean_over,
       max_completion_tokens=config.rollout.sampling.max_tokens)
   rewards = build_rewards(config.rewards, models=context.models)
-  pool = selection.Pool()
-
-  def collect(state, problems, index) -> StepResult:
-    """Samples and judges one batch of problems; what may be imitated joins the pool."""
-    params, lowest = lora_lib.merge(state.params), config.keep.thresholds[0]
-
-    def sample(problems, stream):
-      return sample_rollout(config.rollout, context, params, problems, rewards, index=index, rng=context.rng(name, stream, index))
-
-    def reached(scores):
-      return (scores.reshape(-1, config.rollout.group_size) >= lowest).any(axis=1)
-    rollout = sample(problems, "rollout")
-    prompts, solved = _rows(rollout.prompts), reached(rollout.scores)
-    pool.add(prompts, rollout.completions, rollout.scores, lowest)
-    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()), **rollout.seconds}
-    if config.hint:
-      first = jax.process_index() * len(problems)
-      unsolved = [p for p, is_solved in zip(problems, solved[first:first + len(problems)]) if not is_solved]
-      rationalised = np.zeros(len(solved), bool)
-      if sharding.any_process(bool(unsolved)):
-        # As many as were asked the first time, so that one program serves both: filled up with any, which do not count.
-        asked = (unsolved + list(problems))[:len(problems)]
-        counts = np.repeat(sharding.gather_rows(np.arange(len(problems)) < len(unsolved)), config.rollout.group_size)
-        hinted = [with_hint(p, config.hint) for p in asked]
-        second = sample(hinted, "hint")
-        scores = np.where(counts, second.scores, -np.inf)
-        pool.add(_rows(_encoded(context, asked)), second.completions, scores, lowest, hinted=True)
-        rationalised, spent = reached(scores), {**groups.metrics(second), **second.seconds}
-        # What the fill-ups cost was spent, too.
-        metrics |= {key: metrics[key] + spent[key] for key in ("tokens", "environment_calls", *second.seconds)}
-      metrics["solved_with_hint"] = float(rationalised.mean())
-    if config.imitate_solutions:
-      pool.add_examples(prompts, jax.tree.map(sharding.gather_rows, _solutions(config, context, problems)))
-    tokens = metrics.pop("tokens")
-    return StepResult({"round": index // config.steps_per_round + 1.0, **metrics}, tokens=tokens,
-                      shown=rollout.shown)
-
-  @functools.lru_cache(maxsize=1)
-  def kept(round_index, phase) -> list[selection.Candidate]:
-    """What these updates imitate. Complete once a round has sampled, and the same after a restart."""
-    return selection.keep(
-        pool.candidates, threshold=config.keep.thresholds[phase], per_problem=config.keep.per_problem, choose=config.keep.choose,
-        distinct=config.keep.distinct, seed=context.stream_seed(name, "keep", round_index, phase))
-
-  def step(state, problems, index):
-    round_index, within = divmod(index, config.steps_per_round)
-    if within == 0 and not config.accumulate:
-      pool.clear()
-    if within < config.generation_steps:
-      return state, collect(state, problems, index)
-    phase, number = divmod(within - config.generation_steps, config.updates)
-    chosen = kept(round_index, phase)
-    if not chosen and number == 0:
-      pool.empty += 1
-    metrics = {"round": round_index + 1.0, "threshold": config.keep.thresholds[phase], "kept/samples": float(len(chosen)),
-               "kept/problems": float(len({c.prompt for c in chosen})),
-               "kept/share": sum(c.score < np.inf for c in chosen) / max(1, pool.sampled), "kept/empty": float(pool.empty)}
-    if not chosen:  # Nothing to imitate: the policy stays as it is, and the next round samples anew.
-      return state, StepResult(metrics)
-    if config.begin == "initial" and phase == 0 and number == 0:
-      state = learner.init()
-    started = time.perf_counter()
-    seed = context.stream_seed(name, "order", round_index, phase)
-    batch = selection.draw(chosen, number * config.batch_size, config.batch_size, balance=config.keep.balance, seed=seed)
-    state, result = update(state, selection.to_examples(
-        batch, context.max_prompt_tokens + config.rollout.sampling.max_tokens))
-    metrics |= {**result.metrics, "time/update": time.perf_counter() - started}
-    return state, dataclasses.replace(result, metrics=metrics)
-
+  parts = SelfTraining(config, context, name, learner, update, rewards, selection.Pool())
   return Stage(
-      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape, step=step,
-      max_skipped=config.learner.optimizer.max_skipped, resumable={"rewards": rewards, "pool": pool}, close=rewards.close,
+      num_steps=config.num_steps, init=learner.init, state_shape=learner.state_shape,
+      step=parts.step, max_skipped=config.learner.optimizer.max_skipped,
+      resumable={"rewards": rewards, "pool": parts.pool}, close=rewards.close,
       data=Rounds(pipeline.batches(
-          context.task.train, batch_size=config.rollout.prompts, seed=context.stream_seed(name, "data"),
+          context.task.train, batch_size=config.rollout.prompts,
+          seed=context.stream_seed(name, "data"),
           process_index=jax.process_index(), process_count=jax.process_count()), config))
 
 
+@dataclasses.dataclass
+class SelfTraining:
+  """The parts of a self_training stage, and what a step does with them.
+
+  update: (state, examples) -> (state, StepResult), imitation.
+  rewards: judge completions.
+  pool: completions that may be imitated.
+  """
+  config: Config
+  context: Context
+  name: str
+  learner: Learner
+  update: Callable[[LearnerState, Examples], tuple[LearnerState, StepResult]]
+  rewards: RewardSet
+  pool: selection.Pool
+  _kept: tuple[tuple[int, int], list[selection.Candidate]] | None = None
+
+  def step(
+      self, state: LearnerState, problems: list[Problem], index: int,
+  ) -> tuple[LearnerState, StepResult]:
+    """Samples, in the first steps of a round, or imitates what is kept."""
+    round_index, within = divmod(index, self.config.steps_per_round)
+    if within == 0 and not self.config.accumulate:
+      self.pool.clear()
+    if within < self.config.generation_steps:
+      return state, self.collect(state, problems, index)
+    # One threshold after the other.
+    phase, number = divmod(within - self.config.generation_steps, self.config.updates)
+    return self.imitate(state, round_index, phase, number)
+
+  # Sampling.
+
+  def collect(self, state: LearnerState, problems: list[Problem], index: int) -> StepResult:
+    """Samples and judges one batch of problems; what may be imitated joins the pool."""
+    params = lora_lib.merge(state.params)
+
+    # Completions and their rewards.
+    rollout = self._sample(params, problems, "rollout", index)
+    prompts, solved = _rows(rollout.prompts), self._reached(rollout.scores)
+    self.pool.add(prompts, rollout.completions, rollout.scores, self._lowest)
+    metrics = {**rollout.metrics, **groups.metrics(rollout), "solved": float(solved.mean()),
+               **rollout.seconds}
+
+    # The unsolved problems again, with a hint.
+    if self.config.hint:
+      spent, rationalised = self._with_hints(params, problems, solved, index)
+      metrics |= {key: metrics[key] + value for key, value in spent.items()}
+      metrics["solved_with_hint"] = rationalised
+
+    # The problems' own solutions.
+    if self.config.imitate_solutions:
+      examples = _solutions(self.config, self.context, problems)
+      self.pool.add_examples(prompts, jax.tree.map(sharding.gather_rows, examples))
+    tokens = metrics.pop("tokens")
+    number = index // self.config.steps_per_round + 1.0
+    return StepResult({"round": number, **metrics}, tokens=tokens, shown=rollout.shown)
+
+  def _with_hints(
+      self, params: Params, problems: list[Problem], solved: Bool[np.ndarray, "P"], index: int,
+  ) -> tuple[dict[str, float], float]:
+    """Asks the unsolved problems again, with a hint.
+
+    Args:
+      solved: of all processes' problems.
+    Returns: (what it cost, by metric; the share of problems that it solved).
+    """
+    first, size = jax.process_index() * len(problems), len(problems)
+    unsolved = [p for p, done in zip(problems, solved[first:first + size]) if not done]
+    # Every process must sample, or none: sampling is one program over all of them.
+    if not sharding.any_process(bool(unsolved)):
+      return {}, 0.0
+    # As many as were asked the first time, so that one program serves both. They are filled up
+    # with any problems, which do not count.
+    asked = (unsolved + list(problems))[:size]
+    counts = np.repeat(sharding.gather_rows(np.arange(size) < len(unsolved)),
+                       self.config.rollout.group_size)
+    second = self._sample(
+        params, [with_hint(p, self.config.hint) for p in asked], "hint", index)
+    scores = np.where(counts, second.scores, -np.inf)
+    # Imitated after the prompts without hint, which the policy will be asked.
+    self.pool.add(_rows(self.context.sampler.encode_everywhere(asked)), second.completions,
+                  scores, self._lowest, hinted=True)
+    # What the fill-ups cost was spent, too.
+    cost = {**groups.metrics(second), **second.seconds}
+    spent = {key: cost[key] for key in ("tokens", "environment_calls", *second.seconds)}
+    return spent, float(self._reached(scores).mean())
+
+  def _sample(
+      self, params: Params, problems: list[Problem], stream: str, index: int) -> Rollout:
+    return sample_rollout(
+        self.config.rollout, self.context, params, problems, self.rewards, index=index,
+        rng=self.context.rng(self.name, stream, index))
+
+  @property
+  def _lowest(self) -> float:
+    return self.config.keep.thresholds[0]
+
+  def _reached(self, scores: Float[np.ndarray, "B"]) -> Bool[np.ndarray, "P"]:
+    """Says per problem whether one of its completions reaches the lowest threshold."""
+    return (scores.reshape(-1, self.config.rollout.group_size) >= self._lowest).any(axis=1)
+
+  # Imitation.
+
+  def imitate(
+      self, state: LearnerState, round_index: int, phase: int, number: int,
+  ) -> tuple[LearnerState, StepResult]:
+    """Makes the update `number` with the threshold `phase` of a round."""
+    config, chosen = self.config, self.kept(round_index, phase)
+    if not chosen and number == 0:
+      self.pool.empty += 1
+    metrics = {
+        "round": round_index + 1.0, "threshold": config.keep.thresholds[phase],
+        "kept/samples": float(len(chosen)),
+        "kept/problems": float(len({c.prompt for c in chosen})),
+        "kept/share": sum(c.score < np.inf for c in chosen) / max(1, self.pool.sampled),
+        "kept/empty": float(self.pool.empty)}
+    if not chosen:  # Nothing to imitate: the policy stays as it is; the next round samples anew.
+      return state, StepResult(metrics)
+    if config.begin == "initial" and phase == 0 and number == 0:
+      state = self.learner.init()
+    started = time.perf_counter()
+    batch = selection.draw(
+        chosen, number * config.batch_size, config.batch_size, balance=config.keep.balance,
+        seed=self.context.stream_seed(self.name, "order", round_index, phase))
+    state, result = self.update(state, selection.to_examples(
+        batch, self.context.max_prompt_tokens + config.rollout.sampling.max_tokens))
+    metrics |= {**result.metrics, "time/update": time.perf_counter() - started}
+    return state, dataclasses.replace(result, metrics=metrics)
+
+  def kept(self, round_index: int, phase: int) -> list[selection.Candidate]:
+    """Selects what the updates of a phase imitate.
+
+    It is complete once a round has sampled, and the same after a restart.
+    """
+    keep, key = self.config.keep, (round_index, phase)
+    if self._kept is None or self._kept[0] != key:
+      self._kept = key, selection.keep(
+          self.pool.candidates, threshold=keep.thresholds[phase], per_problem=keep.per_problem,
+          choose=keep.choose, distinct=keep.distinct,
+          seed=self.context.stream_seed(self.name, "keep", round_index, phase))
+    return self._kept[1]
+
+
 class Rounds(Iterator):
-  """Problems for the steps that sample, an empty list for those that imitate."""
+  """Yields problems for the steps that sample, and an empty list for those that imitate."""
 
   def __init__(self, batches: Batches, config: Config):
     self._batches, self._config, self._step = batches, config, 0
@@ -257,7 +350,7 @@ class Rounds(Iterator):
 
 
 def with_hint(problem: Problem, hint: str) -> Problem:
-  """The problem with its answer in the prompt; of messages, in the last one."""
+  """Puts the answer into a problem's prompt; of messages, into the last one."""
   def fill(text):
     return hint.format(prompt=text, reference=problem.reference)
   if isinstance(problem.prompt, str):
@@ -266,13 +359,10 @@ def with_hint(problem: Problem, hint: str) -> Problem:
   return dataclasses.replace(problem, prompt=(*before, {**last, "content": fill(last["content"])}))
 
 
-def _encoded(context: Context, problems: Sequence[Problem]) -> Inputs:
-  """All processes' prompts."""
-  return context.sampler.encode_everywhere(problems)
 
 
 def _rows(prompts: Inputs) -> list[tuple[int, ...]]:
-  """Their token ids."""
+  """Lists the token ids of each prompt."""
   return [tuple(row[:n].tolist()) for row, n in zip(prompts.tokens, prompts.lengths)]
 
 
@@ -283,8 +373,12 @@ def _solutions(config: Config, context: Context, problems: Sequence[Problem]) ->
 
 
 def _num_updates(config: Config) -> int:
-  """Over which the learning rate follows its schedule: those of a round where each begins anew."""
-  return len(config.keep.thresholds) * config.updates * (1 if config.begin == "initial" else config.num_rounds)
+  """Counts the updates over which the learning rate follows its schedule.
+
+  They are those of one round where each round begins anew.
+  """
+  return len(config.keep.thresholds) * config.updates * (
+      1 if config.begin == "initial" else config.num_rounds)
 
 
 KIND = Kind(Config=Config, check=check, memory=memory, trained=trained, build=build)
