@@ -61,12 +61,13 @@ registries = extension("registries")
 
 MINE = next(b.text for b in blocks("python") if b.page.name == "README.md")
 LIBRARY = next(b.text for b in blocks("python") if "completion_logprobs" in b.text)
-MODULE = next(b.text for b in blocks("python") if b.text.startswith("# my_package/mine.py"))
+# Path -> the text of a module that the pages show, by the comment in its first line.
+MODULES = {m[1]: b.text for b in blocks("python") if (m := re.match(r"# (my_package/\w+\.py)\n", b.text))}
 CONFIGS = [b for b in blocks("python") if re.match(r"c[.\[]", b.text)]
 
 
 def test_every_python_block_is_run_by_one_of_these_tests():
-  run = {MINE, LIBRARY, MODULE, *(b.text for b in CONFIGS)}
+  run = {MINE, LIBRARY, *MODULES.values(), *(b.text for b in CONFIGS)}
   assert [b.id for b in blocks("python") if b.text not in run] == []
 
 
@@ -112,9 +113,10 @@ def test_library_example_runs():
 
 @pytest.fixture
 def own_package(tmp_path, monkeypatch):
-  """The module that the documentation's configs name."""
+  """The modules that the documentation's configs name; the one of rewards, a source and a policy."""
   (tmp_path / "my_package").mkdir()
-  (tmp_path / "my_package" / "mine.py").write_text(MODULE)
+  for path, text in MODULES.items():
+    (tmp_path / path).write_text(text)
   monkeypatch.syspath_prepend(tmp_path)
   for name in [n for n in sys.modules if n.partition(".")[0] == "my_package"]:
     monkeypatch.delitem(sys.modules, name)
@@ -206,6 +208,22 @@ def test_fields_that_the_text_names_exist():
   wrong = [(page, field) for page, field in named
            if not any(has_field(section, field) for section in sections.values())]
   assert wrong == []
+
+
+def test_functions_and_classes_that_the_text_names_exist():
+  named = {m for text in TEXT.values() for m in re.findall(r"`(rl_reason(?:\.\w+)+)", text)}
+  assert len(named) > 10
+
+  def exists(dotted):
+    module, _, name = dotted.rpartition(".")
+    try:
+      return importlib.util.find_spec(dotted) is not None or exists_in(module, name)
+    except ModuleNotFoundError:
+      return exists_in(module, name)
+
+  def exists_in(module, name):
+    return hasattr(importlib.import_module(module), name)
+  assert [dotted for dotted in sorted(named) if not exists(dotted)] == []
 
 
 def test_modules_that_commands_run_exist():

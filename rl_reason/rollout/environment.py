@@ -1,7 +1,7 @@
 '''Says what an environment is: it has a state, reads a policy's turns and answers them.
 
-An environment is any object with the two methods of `Environment`. This one is a game of guessing:
 An environment is any object with the two methods of `Environment`. This example is a guessing game:
+
     class Guess:
       """Answers guesses of a digit with "higher" or "lower", and pays for the right one."""
 
