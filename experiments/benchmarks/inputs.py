@@ -60,9 +60,9 @@ def make_params(config: ModelConfig, eos_probability: float, seed: int = 0) -> P
   The probability does not depend on the tokens before (see the module's docstring).
 
   Args:
-    config: of the model.
-    eos_probability: in [0, 1).
-    seed: of the weights.
+    config: the model's config.
+    eos_probability: P(EOS) at every token, in [0, 1).
+    seed: the seed that the weights are drawn with.
   """
   rng = np.random.default_rng(seed)
 

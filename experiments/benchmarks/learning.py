@@ -72,8 +72,8 @@ def compare(
   """Trains both systems with one seed. What is complete is not done again.
 
   Args:
-    config: of our run.
-    folder: of this seed.
+    config: the config of our run.
+    folder: the folder for this seed.
     python: the interpreter of TRL's environment.
   Returns: system -> {"reward": mean reward of each step, "pass@1": of the final policy on held-out
     problems}.

@@ -133,10 +133,10 @@ class Worker:
 class Benchmark:
   """The measurement of one shape.
 
-  name: of the shape.
-  systems: that are measured.
+  name: the shape's name.
+  systems: the systems that are measured.
   rounds: measured steps of each system.
-  folder: for models, logs and caches.
+  folder: the folder for models, logs and caches.
   """
   name: str
   systems: tuple[str, ...]

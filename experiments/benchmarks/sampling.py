@@ -28,8 +28,8 @@ from rl_reason.rollout.sampling import Sampling
 class Settings:
   """What is sampled, and with which options.
 
-  prompts: of a round, as in `shapes`.
-  completions: of each prompt.
+  prompts: number of prompts in a round, as in `shapes`.
+  completions: number of completions of each prompt.
   prompt_tokens: length of every prompt, in tokens.
   max_tokens: limit of a completion, in tokens.
   slots: completions decoded at once, as in rollout.generate.
@@ -55,7 +55,7 @@ def measure(
     model: fields of the model's config, as in `shapes`.
     rounds: number of measured rounds.
   Returns: the settings, and
-    seconds: of each round.
+    seconds: time of each round.
     tokens: sampled in a round.
     lengths: minimum, quartiles and maximum of the completions' lengths.
     compile_seconds: by how much the first round took longer than the others' median.

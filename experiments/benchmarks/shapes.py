@@ -20,7 +20,7 @@ TINY = dict(
     mlp_hidden=128)
 
 # prompts: number of prompts in a step.
-# completions: of each prompt.
+# completions: number of completions of each prompt.
 # prompt_tokens: length of all prompts, in tokens.
 # max_tokens: limit of the completions, in tokens.
 # stop_half_by: half of the completions end before this share of the limit, each token being as

@@ -22,7 +22,7 @@ def summarise(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """Summarises a shape's entry in the results, for each system.
 
   Returns: system -> numbers, which are medians over rounds if not said otherwise:
-    seconds: of a step.
+    seconds: time of a step.
     low: the shortest step, in seconds.
     high: the longest step, in seconds.
     generated: tokens sampled per second.
@@ -30,7 +30,7 @@ def summarise(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     peak_mb: the largest peak of memory.
     roofline: the roofline's time as a fraction of the step's.
     speedup: the system's seconds over ours, round by round; absent without ours.
-    failure: of a system that failed; one that failed before its first round has nothing else.
+    failure: why the system failed, if it did; without any round there is nothing else.
   """
   summary, systems = {}, entry["systems"]
   for name, system in systems.items():

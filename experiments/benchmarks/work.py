@@ -61,7 +61,7 @@ def step_work(
     model: fields of the model's config, as in `shapes`.
     prompts: number of prompts.
     prompt_tokens: length of each prompt, in tokens.
-    lengths: of all prompts' completions, in tokens, EOS included.
+    lengths: lengths of all prompts' completions, in tokens, EOS included.
     longest: the longest length, which says how often decoding reads the weights; needed where
       `lengths` are only means. None: the maximum of `lengths`.
   """

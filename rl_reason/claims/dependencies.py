@@ -66,7 +66,7 @@ class _Reach:
   """The definitions that a run reaches.
 
   sources: the source of the packages.
-  names: that the config names.
+  names: the names in the config.
   referring: definition -> the names of those that refer to it, once for each reference.
   chosen: registry -> the entries that are counted, by key.
   """

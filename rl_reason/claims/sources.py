@@ -213,7 +213,7 @@ def of_packages(names: Iterable[str]) -> Sources:
   """Returns the source of some packages, read once for all callers, and again if a file changed.
 
   Args:
-    names: of packages, and of modules that are in none. Names without source are left out.
+    names: names of packages, and of modules that are in none. Names without source are left out.
   """
   found = tuple(sorted((name, where) for name in names if (where := _places(name))))
   if _cached(found).changed():

@@ -163,7 +163,7 @@ class Reader:
 
     Args:
       body: statements, or a lambda's expression.
-      names: that are bound from outside, such as arguments.
+      names: names that are bound from outside, such as arguments.
       is_class: whether it is a class's body.
     """
     own, imports = list(_own_nodes(body)), {}
