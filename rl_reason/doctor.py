@@ -149,7 +149,7 @@ def requirements(root: Path | None) -> list[Requirement]:
   """Lists what the library needs to run.
 
   Args:
-    root: of the checkout or copied tree; None: the installed package's metadata are read.
+    root: root of the checkout or copied tree; None: the installed package's metadata are read.
   Returns: the requirements, without those of extras; [] if they are not known.
   """
   if root is not None:
@@ -227,7 +227,7 @@ def probe(modules: Sequence[str], *, timeout_seconds: float = 300.0) -> dict[str
 
   Args:
     modules: what to import.
-    timeout_seconds: for each process.
+    timeout_seconds: limit for each process.
   Returns: for each module, "devices" and "cache": {"value": ...} or {"error": text}.
   """
   found: dict[str, Any] = {}

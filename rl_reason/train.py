@@ -152,7 +152,7 @@ class Loop:
     """Runs one stage, from its start or from its newest checkpoint.
 
     Args:
-      name: of the stage.
+      name: the stage's name.
       stage: what was built from its section.
     Returns: what the stage made (stages.base.made), or None if a signal asked to stop.
     Raises: ValueError if the checkpoint does not fit the stage, or later stages have started from
@@ -277,7 +277,7 @@ class Loop:
     The steps from the checkpoint on are made again, and their lines written again.
 
     Args:
-      name: of the stage that runs next.
+      name: name of the stage that runs next.
       step: the checkpoint's step.
       started: whether the stage has a checkpoint. One that never saved starts anew, right after its
         predecessor's end.
@@ -317,9 +317,9 @@ class Loop:
     """Writes and shows what a step or an evaluation measured.
 
     Args:
-      name: of the stage.
-      step: of the stage.
-      stage: with the monitors that watch the metrics and add values of their own.
+      name: the stage's name.
+      step: number of the step within the stage; 0 is before the first.
+      stage: the stage, with the monitors that watch the metrics and add values of their own.
       metrics: name -> value.
       shown: a text to show beside the metrics; None: there is none.
     Returns: the alarms that the monitors raise; their messages are shown already.

@@ -148,7 +148,7 @@ def test_packed_rows_have_the_loss_and_gradient_of_a_row_each(value_and_grad, ti
   monkeypatch.setattr(packing, "SHORTEST", 1)
   apart = demonstrations.to_batch(examples, mean_over=mean_over, max_tokens=9, together=False)
   packed = demonstrations.to_batch(examples, mean_over=mean_over, max_tokens=9)
-  assert apart.segments is None and len(apart.tokens) == 7 and len(packed.tokens) == 3 and packed.segments is not None
+  assert apart.segments is None and len(apart.inputs.tokens) == 7 and len(packed.inputs.tokens) == 3 and packed.segments is not None
   total = {"token": 1, "sequence": 1, "fixed_length": 32 / 63}[mean_over]
   np.testing.assert_allclose([apart.token_weights.sum(), packed.token_weights.sum()], total, rtol=1e-6)
   assert_equal(value_and_grad(tiny_params, garbage(packed)), value_and_grad(tiny_params, apart))

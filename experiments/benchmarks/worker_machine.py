@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured between the systems' steps with the same patience.
+"""Measures what the machine can do at most, between the systems' steps.
 
     python -m rl_reason.experiments.benchmarks.worker_machine
 """
@@ -9,7 +9,7 @@ from rl_reason.experiments.benchmarks.channel import Channel  # First: its clock
 
 
 def best(function, repeats: int = 5) -> float:
-  """Seconds of the fastest call."""
+  """Returns the seconds of the fastest of some calls."""
   seconds = []
   for _ in range(repeats):
     started = time.perf_counter()
@@ -19,6 +19,7 @@ def best(function, repeats: int = 5) -> float:
 
 
 def main():
+  """Answers with the rate of matrix products, in GFLOP/s, and of memory, in GB/s."""
   channel = Channel()
   import jax
   import jax.numpy as jnp
@@ -28,7 +29,8 @@ def main():
   matrix = jax.random.normal(jax.random.key(0), (n, n))
   a, b = jnp.ones(size), jnp.ones(size)
   product = jax.jit(lambda x: x @ x)
-  # STREAM's triad: two arrays read, one written. Into the first: the kernel clears fresh memory at a third of the speed.
+  # STREAM's triad reads two arrays and writes one. It writes into the first, because the kernel
+  # clears fresh memory at a third of the speed.
   triad = jax.jit(lambda x, y: x + 3.0 * y, donate_argnums=0)
 
   def move():
@@ -38,8 +40,9 @@ def main():
   best(lambda: product(matrix), repeats=1), best(move, repeats=1)  # Compiles.
   while True:
     channel.wait()
-    channel.answer(generated=0, trained=0, gflops=2 * n**3 / best(lambda: product(matrix)) / 1e9,
-                   gigabytes=3 * a.nbytes / best(move) / 1e9)
+    channel.answer(
+        generated=0, trained=0, gflops=2 * n**3 / best(lambda: product(matrix)) / 1e9,
+        gigabytes=3 * a.nbytes / best(move) / 1e9)
 
 
 if __name__ == "__main__":

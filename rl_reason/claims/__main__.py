@@ -34,9 +34,9 @@ def measure(
 
   Args:
     experiment: the loaded experiment.
-    names: of the claims.
+    names: names of the claims.
     progress: shows the runs and the results.
-    seeds: their number; None: as many as each claim says.
+    seeds: number of seeds; None: as many as each claim says.
     jobs: runs at a time; None: one for each core or GPU.
     workdir: the folder of all runs.
     argument: the experiment's argument; with one it is a rehearsal, which leaves the records alone.

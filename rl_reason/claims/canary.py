@@ -37,7 +37,7 @@ class Rehearsal:
   """What an arm's rehearsal gave.
 
   losses: stage -> its last loss, for stages that log one.
-  versions: of Python, JAX and what else it ran on.
+  versions: versions of Python, JAX and what else it ran on.
   error: why there are no losses, else "".
   """
   losses: Mapping[str, float]
@@ -53,7 +53,7 @@ def rehearse(
 
   Args:
     experiment: the loaded experiment.
-    names: of its claims.
+    names: names of its claims.
     jobs: runs at a time; None: one for each core or GPU.
     progress: shows the runs.
     workdir: an empty folder; runs that are there already would be taken as done.
@@ -122,7 +122,7 @@ def to_json(now: Mapping[str, Rehearsal], commit: str) -> dict[str, Any]:
 
   Args:
     now: the claim's rehearsals by arm.
-    commit: of the code.
+    commit: the code's commit.
   Raises: ValueError if a rehearsal failed.
   """
   for arm, rehearsal in now.items():
@@ -145,7 +145,7 @@ def check(
 
   Args:
     experiment: the loaded experiment.
-    name: of the claim.
+    name: the claim's name.
     now: the claim's rehearsals by arm.
     progress: shows the comparison.
     store: whether the losses replace those that are stored. Nothing else of the record changes.

@@ -76,8 +76,8 @@ class Claim:
   treatment: name of the arm that the claim is about.
   direction: "higher": the claim holds if the effect is above the threshold; "lower": if it is
     below.
-  threshold: of the effect. A threshold on the other side of no effect claims "not much worse": for
-    example -0.02 with "higher".
+  threshold: what the effect is compared with. A threshold on the other side of no effect claims
+    "not much worse": for example -0.02 with "higher".
   matched: metrics whose totals over a run must agree between treatment and baseline, e.g.
     ("tokens", "updates", "environment_calls"). A total is the sum over all lines of metrics.jsonl.
     (): the arms are compared at unequal cost, which the title should say.
@@ -235,9 +235,9 @@ def arm_config(module: ModuleType, arm: Arm, seed: int = 0) -> ml_collections.Co
   """Makes the config that an arm trains with, and checks it.
 
   Args:
-    module: of the experiment's file.
+    module: the module of the experiment's file.
     arm: what is changed.
-    seed: of the run.
+    seed: the run's seed.
   Raises: ValueError for unknown fields and values out of range.
   """
   config = config_lib.load_from(module, arm.config)
@@ -255,7 +255,7 @@ def leading(config: Mapping[str, Any], count: int) -> Any:
   equal leading stages therefore have equal leading configs.
 
   Args:
-    config: as a ConfigDict, or as JSON holds it.
+    config: the config, as a ConfigDict, or as JSON holds it.
     count: number of stages.
   """
   names = config["stages"][:count]

@@ -13,7 +13,9 @@ _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 class Definition:
   """What one name at the top of a module stands for.
 
-  kind: "function", "class", or "value" for all else.
+  module: the module that it is part of.
+  name: the name.
+  kind: "function", "class", or "value" for everything else.
   nodes: its syntax trees; several where the name is bound more than once.
   attached: statements that complete it, e.g. `gae.sees_groups = True`.
   """
@@ -24,18 +26,20 @@ class Definition:
   attached: list[ast.AST] = dataclasses.field(default_factory=list)
 
   def read(self) -> Piece:
+    """Reads the whole definition as one piece."""
     return self.module.read(*self.nodes, *self.attached)
 
   @property
   def alias(self) -> Reference | None:
-    """What it is another name of, as in `gae = advantages.gae`."""
+    """The definition that this is another name of, as in `gae = advantages.gae`; None: of none."""
     if self.kind != "value" or len(self.nodes) != 1 or self.attached:
       return None
     return self.module.refer(self.nodes[0])
 
   @property
   def entries(self) -> dict[str, ast.expr]:
-    """The entries of NAME = {"key": function, ...}; {} for what is no such table."""
+    """The entries of NAME = {"key": function, ...}; {} if the definition is no such table."""
+    # A registry is a public constant that is written once, as a dict with text keys.
     node = self.nodes[0]
     if not (self.name.isupper() and not self.name.startswith("_") and len(self.nodes) == 1
             and not self.attached and isinstance(node, ast.Dict)):
@@ -47,10 +51,12 @@ class Definition:
 class Module:
   """A module's definitions, imports and further statements.
 
-  definitions: by name.
-  imports: by the name here, of imports at the module's top, also of conditional ones.
-  fallbacks: definitions within an `if` or `try`, as in `try: import x` / `except: x = None`. An
-    import of the same name is found before them.
+  name: the module's full name.
+  is_package: whether the module is a package's __init__.
+  definitions: name -> definition.
+  imports: name here -> what it stands for, of imports at the module's top, also conditional ones.
+  fallbacks: name -> definition within an `if` or `try`, as in `try: import x` / `except: x = None`.
+    An import of the same name is found before it.
   statements: what the module does when it is imported, beside defining names.
   """
 
@@ -65,13 +71,14 @@ class Module:
       self._add(statement)
 
   def read(self, *nodes: ast.AST) -> Piece:
+    """Reads syntax trees of this module as one piece."""
     reader = Reader(self)
     for node in nodes:
       reader.visit(node)
     return reader.piece
 
   def binding(self, name: str) -> Reference | None:
-    """What a name at the module's top stands for; None for a builtin."""
+    """Resolves a name at the module's top; None for a builtin."""
     if name in self.definitions:
       return Reference(f"{self.name}:{name}")
     if name in self.imports:
@@ -79,26 +86,30 @@ class Module:
     return Reference(f"{self.name}:{name}") if name in self.fallbacks else None
 
   def refer(self, node: ast.AST) -> Reference | None:
-    """What a chain of attributes stands for; None for any other expression."""
+    """Resolves a chain of attributes, such as a.b.c; None for any other expression."""
     root, attributes = chain(node)
     bound = self.binding(root) if root else None
     return bound and extended(bound, attributes)
 
   def imported(self, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Reference]]:
-    """(name here, what it stands for) of an import."""
+    """Yields (name here, what it stands for) of an import."""
     for alias in node.names:
       if isinstance(node, ast.ImportFrom):
         package = node.module or ""
+        # A relative import: one dot is this package, each further dot the one above.
         if node.level:
           levels = self._package.split(".")
           above = levels[:len(levels) - node.level + 1]
           package = ".".join([*above, *filter(None, [node.module])])
         yield alias.asname or alias.name, Reference(f"{package}:{alias.name}")
       else:
+        # `import a.b` binds a; `import a.b as c` binds a.b.
         module = alias.name if alias.asname else alias.name.partition(".")[0]
         yield alias.asname or module, Reference(f"{module}:")
 
   def _add(self, statement: ast.stmt) -> None:
+    """Adds a statement at the module's top to what it defines, imports or does."""
+    # Statements that bind names.
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
       self.imports |= self.imported(statement)
     elif isinstance(statement, _SCOPES):
@@ -110,12 +121,15 @@ class Module:
     elif isinstance(statement, ast.AnnAssign):
       if statement.value is not None:
         self._assign(statement.target, statement.value, statement)
+    # Statements that complete a definition: `NAMES += (...)`, `f.defvjp(...)`.
     elif isinstance(statement, ast.AugAssign) and chain(statement.target)[0] in self.definitions:
       self.definitions[chain(statement.target)[0]].attached.append(statement)
     elif isinstance(statement, ast.Expr):
       self._call(statement)
+    # `if TYPE_CHECKING:` does nothing in a run, and its names are used in annotations.
     elif is_guard(statement):
       self._import_within(statement)
+    # Anything else, such as `try` or `if`: it may import, define and do things.
     else:
       self._import_within(statement)
       self.statements.append(statement)
@@ -124,6 +138,13 @@ class Module:
           self._define(self.fallbacks, name, "value", statement)
 
   def _assign(self, target: ast.expr, value: ast.expr, statement: ast.stmt) -> None:
+    """Adds an assignment.
+
+    Args:
+      target: what is assigned to: a name, several names, or a part of something.
+      value: what is assigned.
+      statement: the whole statement.
+    """
     root = target
     while isinstance(root, (ast.Attribute, ast.Subscript)):
       root = root.value
@@ -144,7 +165,7 @@ class Module:
       self.statements.append(statement)
 
   def _call(self, statement: ast.Expr) -> None:
-    """An expression by itself: `f.defvjp(...)` completes f, a docstring does nothing."""
+    """Adds an expression by itself: `f.defvjp(...)` completes f, and a docstring does nothing."""
     called = getattr(statement.value, "func", None)
     root = chain(called)[0] if isinstance(called, ast.Attribute) else None
     if root in self.definitions:
@@ -153,12 +174,14 @@ class Module:
       self.statements.append(statement)
 
   def _import_within(self, statement: ast.stmt) -> None:
+    """Adds the imports within a statement; of two with the same name the first one counts."""
     for node in ast.walk(statement):
       if isinstance(node, (ast.Import, ast.ImportFrom)):
         self.imports = {**dict(self.imported(node)), **self.imports}
 
   def _define(
       self, where: dict[str, Definition], name: str, kind: str, node: ast.AST) -> None:
+    """Adds a definition, or a further syntax tree to the one of the same name."""
     if name in where:
       where[name].nodes.append(node)
     else:

@@ -28,7 +28,7 @@ def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[plan.Run], p
   What is missing is left out, and the title says that there is no verdict.
 
   Args:
-    record: of the claim.
+    record: the claim's record.
     claim: what is claimed.
     planned: the claim's runs, for their curves.
     png: the file to write.
@@ -181,7 +181,7 @@ def _legend_below(ax: axes.Axes, *, columns: int) -> None:
   """Draws a panel's legend below the panel, where it hides nothing.
 
   Args:
-    columns: of the legend. A legend wider than its panel would squeeze the panel.
+    columns: number of the legend's columns. A legend wider than its panel would squeeze the panel.
   """
   below = -0.12 if ax.get_xlabel() else -0.04
   ax.legend(

@@ -21,7 +21,7 @@ class Outcome:
   status: "finished"; "failed", and the next command tries it again; "stopped", by a signal or
     before it began.
   error: why it failed, else "".
-  seconds: that all its processes took.
+  seconds: the time that all its processes took.
   """
   status: Literal["finished", "failed", "stopped"]
   error: str = ""
@@ -51,7 +51,7 @@ def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
   Args:
     begins: folder of the finished run.
     record: folder of the run that takes over.
-    config: of the run that takes over, as JSON holds it.
+    config: the config of the run that takes over, as JSON holds it.
   """
   metrics_file = record.path / "metrics.jsonl"
   if metrics_file.exists() and metrics_file.stat().st_size:

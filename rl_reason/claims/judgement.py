@@ -21,13 +21,13 @@ class Measured:
   """What one run gave, as the record holds it.
 
   arm: name of the arm.
-  seed: of the run.
+  seed: the run's seed.
   status: "finished", "failed", "stopped", "diverged" (its number is not finite) or "unmeasured" (it
     has no number).
   error: why it is not finished, else "".
   value: the claim's metric; None unless the run is finished.
-  totals: of the metrics that must match: name -> sum over the run.
-  seconds: of all its processes, without those of stages that it shares.
+  totals: totals of the metrics that must match: name -> sum over the run.
+  seconds: time of all its processes, without that of stages that it shares.
   also: the claim's further metrics: column -> value, None where the run has no such number.
   """
   arm: str
@@ -46,7 +46,7 @@ class Judgement:
 
   verdict: "holds", "does not hold" or "undecided"; "missing" or "invalid" where no verdict can be
     given.
-  reason: of the verdict, in a sentence.
+  reason: the reason for the verdict, in a sentence.
   effects: one per seed, in the claim's terms: differences, ratios or the treatment's own values.
   effect: the mean of the effects; of ratios the geometric mean.
   interval: the 95 % interval of the effect (estimates.mean_interval; of ratios, of their
@@ -128,7 +128,7 @@ def judge(claim: Claim, measured: Sequence[Measured], seeds: int) -> Judgement:
   Args:
     claim: what is claimed.
     measured: what each run gave. Runs of arms that the claim does not compare do not matter here.
-    seeds: their number; they count from 0.
+    seeds: number of seeds; they count from 0.
   """
   # All runs that are compared must be finished: a verdict over those that did not fail is biased.
   of = {(m.arm, m.seed): m for m in measured}
@@ -222,7 +222,7 @@ def mismatch(claim: Claim, cost: Mapping[str, Mapping[str, Sequence[float]]]) ->
   """Finds a metric that differs between treatment and baseline although it must match.
 
   Args:
-    claim: with the tolerance.
+    claim: the claim, with its tolerance.
     cost: metric -> arm -> total of each seed.
   Returns: the fault in a sentence; "" if all match.
   """

@@ -24,9 +24,9 @@ def curve(folder: Path, name: str, stage: str = "") -> Curve:
   """Reads the curve of a metric from metrics.jsonl.
 
   Args:
-    folder: of the run.
-    name: of the metric.
-    stage: of the run; "": the last stage that logged the metric.
+    folder: the run's folder.
+    name: the metric's name.
+    stage: name of the stage; "": the last stage that logged the metric.
   Returns: (steps, values); steps count from the stage's own start.
   Raises: ValueError if the stage, or the run, logged no such metric.
   """
@@ -47,7 +47,7 @@ def arrays(folder: Path, stage: str, function: str) -> dict[str, np.ndarray]:
   """Reads the arrays that a function of a `probe` stage found.
 
   Args:
-    folder: of the run.
+    folder: the run's folder.
     stage: name of the stage.
     function: name of the function.
   Returns: name -> array.
@@ -99,9 +99,9 @@ def steps_to(
   """Finds the first step at which a metric reaches a target.
 
   Args:
-    folder: of the run.
-    name: of the metric.
-    target: in the metric's unit.
+    folder: the run's folder.
+    name: the metric's name.
+    target: the value to reach, in the metric's unit.
     stage: as in `curve`.
     below: false: the metric must be at least `target`; true: at most `target`.
     never: the result for a run that never reaches the target, e.g. the number of its steps, which
@@ -134,7 +134,7 @@ def measure(folder: Path, function: str, arguments: dict) -> float:
   """Computes a run's number.
 
   Args:
-    folder: of the run.
+    folder: the run's folder.
     function: a name in MEASURES, or a dotted path.
     arguments: its keyword arguments.
   Raises: ValueError if the function has no number for the run.

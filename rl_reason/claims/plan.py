@@ -25,7 +25,7 @@ class Run:
   experiment: path of the experiment's file, with its argument after a ":" if any.
   claim: name of the claim.
   arm: name of the arm.
-  seed: of the run.
+  seed: the run's seed.
   config: the arm's config with this seed, as JSON holds it.
   code: dependencies.code of the config.
   workdir: the folder of all runs.
@@ -91,8 +91,8 @@ def plan(
 
   Args:
     experiment: the loaded experiment.
-    name: of the claim.
-    seeds: their number; they count from 0.
+    name: the claim's name.
+    seeds: number of seeds; they count from 0.
     workdir: the folder of all runs.
     argument: the experiment's argument, e.g. "tiny".
   """

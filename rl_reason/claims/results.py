@@ -43,7 +43,7 @@ def read(experiment: Experiment, name: str) -> dict[str, Any] | None:
 
   Args:
     experiment: the loaded experiment.
-    name: of the claim.
+    name: the claim's name.
   Returns: the record; None if the claim was never measured.
   Raises: ValueError if the file is no record of this claim, or one of rl_reason before 0.2.0.
   """
@@ -96,11 +96,11 @@ def record(
 
   Args:
     experiment: the loaded experiment.
-    name: of the claim.
+    name: the claim's name.
     planned: the claim's runs.
     measured: what each run gave.
-    seeds: their number.
-    root: of the checkout, whose commit is recorded.
+    seeds: number of seeds.
+    root: root of the checkout, whose commit is recorded.
   Returns: the record, as JSON holds it.
   """
   claim, now, before = experiment.claims[name], state(experiment, name), read(experiment, name)
@@ -140,7 +140,7 @@ def write(
 
   Args:
     experiment: the loaded experiment.
-    name: of the claim.
+    name: the claim's name.
     content: the record.
     where: the folder; None: the experiment's (`folder`).
   Returns: the file.
@@ -182,7 +182,7 @@ def table(records: Sequence[Mapping[str, Any]], results: str = "../experiments/r
   """Makes a table of all claims in Markdown, with notes below it.
 
   Args:
-    records: of the claims.
+    records: the claims' records.
     results: the folder of the records, as links on PAGE name it.
   Returns: the text; "" if there are no records.
   """
@@ -262,7 +262,7 @@ def _earlier(
   Args:
     before: the last record; None: there is none.
     now: `state` of the claim.
-    seeds: their number now.
+    seeds: number of seeds now.
   """
   if before is None:
     return []

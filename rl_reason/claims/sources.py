@@ -1,4 +1,4 @@
-"""The source of packages: what a name in it stands for, through all imports, and digests of it."""
+"""Reads the source of packages: what a name stands for, through all imports, and its digest."""
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +14,8 @@ from typing import Any
 from rl_reason.claims.definitions import Definition, Module
 from rl_reason.claims.syntax import DottedPath, Piece, Reference
 
-# Modules of rl_reason that show a run, or refuse it, and cannot change its numbers. They are known
-# by their last names, in whatever folder they are: rl_reason.memory, rl_reason.learner.memory.
+# Modules of rl_reason that show a run, or refuse it, and cannot change its numbers. They are listed
+# by their last names, so that the folder does not matter: runtime.memory, learner.memory.
 SHOWS = ("compilation", "memory", "plots", "profiling", "progress", "provenance", "report",
          "summary")
 
@@ -29,9 +29,9 @@ def digest(content: Any) -> str:
 class Target:
   """What a dotted name stands for.
 
-  found: a definition, a whole module, or None for something of a library.
-  text: how the name is digested.
-  counted: false for what only shows a run.
+  found: a definition, a whole module, or None for a part of a library.
+  text: the text that is digested in place of the name.
+  counted: whether it is counted; false for what only shows a run.
   """
   found: Definition | Module | None
   text: str
@@ -39,13 +39,14 @@ class Target:
 
 
 class Sources:
-  """The source of some packages, read as it is asked for.
+  """The source of some packages. Each module is read when it is first needed.
 
-  packages: a package's or module's name -> the folders, or the file, where it is.
+  packages: name of a package or module -> the folders, or the file, where it is.
   """
 
   def __init__(self, packages: Mapping[str, tuple[str, ...]]):
     self.packages = packages
+    # What was read or found already, as claims ask for the same code again and again.
     self._files: dict[Path, int] = {}
     self._modules: dict[str, Module | None] = {}
     self._targets: dict[str, Target] = {}
@@ -55,11 +56,11 @@ class Sources:
     self._entries: dict[Definition, dict[str, Piece]] = {}
 
   def changed(self) -> bool:
-    """Whether a file that was read is another now."""
+    """Whether a file that was read has changed since."""
     return any(_modified(file) != modified for file, modified in self._files.items())
 
   def module(self, name: str) -> Module | None:
-    """None for what is no module of these packages, or has no source."""
+    """Reads a module; None if it is no module of these packages, or has no source."""
     if name not in self._modules:
       self._modules[name] = self._read(name) if name.partition(".")[0] in self.packages else None
     return self._modules[name]
@@ -71,6 +72,7 @@ class Sources:
     return self._targets[reference]
 
   def piece(self, definition: Definition) -> Piece:
+    """Reads a definition as a piece."""
     if definition not in self._pieces:
       self._pieces[definition] = definition.read()
     return self._pieces[definition]
@@ -82,24 +84,26 @@ class Sources:
     return self._digests[definition]
 
   def digest_piece(self, piece: Piece) -> str:
+    """Digests a piece, with its references resolved."""
     return digest([self._text(part) for part in piece.parts])
 
   def references(self, piece: Piece) -> list[Target]:
-    """What a piece refers to and is counted, without libraries."""
+    """Lists what a piece refers to, as far as it is counted; libraries are not."""
     if piece not in self._references:
       targets = [self.target(part) for part in piece.parts
                  if isinstance(part, (Reference, DottedPath))]
-      # Of a field's type only classes: a section of a config becomes an object of one.
+      # Of the types of fields, only classes count: a section of a config becomes an object of one.
       targets += [t for t in map(self.target, piece.fields)
                   if isinstance(t.found, Definition) and t.found.kind == "class"]
       self._references[piece] = [t for t in targets if t.found is not None and t.counted]
     return self._references[piece]
 
   def entries(self, definition: Definition) -> dict[str, Piece]:
-    """A registry's entries; {} for a table of anything but functions, which counts as a whole.
+    """Returns a registry's entries: key -> piece.
 
-    An entry is a function, a class or a module, or an object of a class of ours that is made of
-    one: Objective(preferences.kto, pairs=False), or a name of such an object.
+    {} for a table that holds anything else than entries, which counts as a whole. An entry is a
+    function, a class or a module. Or it is an object of one of our classes that is made of one, as
+    in Objective(preferences.kto, pairs=False), or the name of such an object.
     """
     if definition not in self._entries:
       module, entries = definition.module, definition.entries
@@ -109,6 +113,8 @@ class Sources:
     return self._entries[definition]
 
   def _is_entry(self, module: Module, value: ast.expr) -> bool:
+    """Whether an expression is an entry of a registry (see `entries`)."""
+    # A name.
     if not isinstance(value, ast.Call):
       reference = module.refer(value)
       if reference is None:
@@ -117,6 +123,7 @@ class Sources:
       if isinstance(found, Definition) and found.kind == "value":
         return len(found.nodes) == 1 and self._is_entry(found.module, found.nodes[0])
       return True
+    # An object: its class is ours, and an argument is a function.
     made = module.refer(value.func)
     made = made and self.target(made).found
     arguments = [module.refer(x) for x in (*value.args, *(k.value for k in value.keywords))]
@@ -124,6 +131,7 @@ class Sources:
             and any(_is_function(self.target(x)) for x in arguments if x))
 
   def _text(self, part: str) -> str:
+    """Returns the text of a part that is digested: a reference counts as what it stands for."""
     if isinstance(part, Reference):
       return self.target(part).text
     if isinstance(part, DottedPath):
@@ -133,7 +141,13 @@ class Sources:
 
   def _follow(
       self, reference: str, after: Sequence[str], seen: set[tuple[str, str]]) -> Target:
-    """after: further attributes. seen: names that were followed, for they may form a circle."""
+    """Follows a reference to its end.
+
+    Args:
+      reference: "module:attributes".
+      after: further attributes.
+      seen: (module, name) that were followed already, because imports may form a circle.
+    """
     here, _, attributes = reference.partition(":")
     rest = [*filter(None, attributes.split(".")), *after]
     while (module := self.module(here)) is not None:
@@ -141,6 +155,7 @@ class Sources:
       counted = here.partition(".")[0] != "rl_reason" or last not in SHOWS
       if not rest:
         return Target(module, f"@module {last}", counted)
+      # What the next name stands for in this module: an import, else a definition.
       name, *further = rest
       first = (here, name) not in seen
       seen.add((here, name))
@@ -156,10 +171,12 @@ class Sources:
             return other
         return Target(definition, ".".join(["@" + name, *further]), counted)
       if self.module(f"{here}.{name}") is None:
-        return Target(None, ".".join(["@", *rest]))  # It is made when the program runs.
-      # A module within the package, which may be imported there under its own name.
+        # No source defines the name: it is made when the program runs.
+        return Target(None, ".".join(["@", *rest]))
+      # The name is a module within the package, which may be imported there under its own name.
       here, rest = f"{here}.{name}", further
-    return Target(None, ".".join(["=" + here, *rest]))  # It is a library's, or has no source.
+    # The module is part of a library, or has no source.
+    return Target(None, ".".join(["=" + here, *rest]))
 
   def _read(self, name: str) -> Module | None:
     file, folder = self._find(name)
@@ -170,7 +187,7 @@ class Sources:
     return Module(name, source, is_package=file.name == "__init__.py")
 
   def _find(self, name: str) -> tuple[Path | None, bool]:
-    """(a module's file, whether it is a folder)."""
+    """Finds a module. Returns: (its file or None, whether it is a folder)."""
     parent, _, last = name.rpartition(".")
     places = self._folders(parent) if parent else [Path(p) for p in self.packages[name]]
     for place in places:
@@ -185,7 +202,7 @@ class Sources:
     return None, folder
 
   def _folders(self, package: str) -> list[Path]:
-    """Where a package's modules are."""
+    """Lists the folders of a package's modules."""
     parent, _, last = package.rpartition(".")
     above = self._folders(parent) if parent else []
     found = [p / last for p in above] if parent else [Path(p) for p in self.packages[package]]
@@ -193,9 +210,10 @@ class Sources:
 
 
 def of_packages(names: Iterable[str]) -> Sources:
-  """The source of these packages, and modules that are in none; names without source are left out.
+  """Returns the source of some packages, read once for all callers, and again if a file changed.
 
-  It is read once for all callers, and again when a file has changed.
+  Args:
+    names: names of packages, and of modules that are in none. Names without source are left out.
   """
   found = tuple(sorted((name, where) for name in names if (where := _places(name))))
   if _cached(found).changed():
@@ -209,7 +227,7 @@ def _cached(packages: tuple[tuple[str, tuple[str, ...]], ...]) -> Sources:
 
 
 def _places(top: str) -> tuple[str, ...]:
-  """The folders of a package, or a module's file; () for what has no source."""
+  """Lists the folders of a package, or a module's file; () if there is no source."""
   loaded = sys.modules.get(top)
   if loaded is not None and hasattr(loaded, "__path__"):
     return tuple(loaded.__path__)
@@ -225,9 +243,11 @@ def _places(top: str) -> tuple[str, ...]:
 
 
 def _modified(file: Path) -> int:
+  """Returns when a file was changed, in nanoseconds; 0 if there is none."""
   return file.stat().st_mtime_ns if file.exists() else 0
 
 
 def _is_function(target: Target) -> bool:
+  """Whether a target is a function, a class or a module."""
   return isinstance(target.found, Module) or (
       isinstance(target.found, Definition) and target.found.kind != "value")

@@ -1,10 +1,10 @@
 """Writes syntax trees in a form that does not depend on where the code stands.
 
 In this form
-  - a name that stands for another definition, or for something of a library, is a `Reference`:
+  - a name that stands for another definition, or for a part of a library, is a `Reference`:
     `advantages.gae`, `gae` and `lib.gae` are the same one, however each module imports it;
-  - what changes no number is missing: comments, docstrings, imports, and annotations, but for the
-    fields of classes, which stay without their types.
+  - what changes no number is missing: comments, docstrings, imports and annotations. Only the
+    fields of classes stay, without their types.
 
 Only the syntax is read; nothing is imported or run.
 """
@@ -16,7 +16,8 @@ import re
 from typing import Protocol
 
 PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:function, as configs name them.
-# Fields of the syntax tree that change no number. `ctx` follows from where a name stands.
+# Fields of the syntax tree that change no number. `ctx` (load or store) follows from where a name
+# stands.
 _SKIPPED = ("ctx", "kind", "type_comment", "annotation", "returns", "simple")
 _BODIES = ("body", "orelse", "finalbody")
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -26,9 +27,10 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 class Reference(str):
   """A name as its module's imports resolve it, "module:attributes".
 
-  For `advantages.gae` it is "rl_reason.advantages:gae" after `from rl_reason.advantages import gae`
-  and "rl_reason:advantages.gae" after `from rl_reason import advantages`. What stands before the
-  colon is a module for certain; what stands behind it may be a module, or anything in one.
+  After `from rl_reason.objectives.advantages import gae`, the name `gae` is
+  "rl_reason.objectives.advantages:gae". After `from rl_reason.objectives import advantages`,
+  `advantages.gae` is "rl_reason.objectives:advantages.gae". What stands before the colon is
+  certainly a module; what stands behind it may be a module, or anything in one.
   """
 
 
@@ -38,12 +40,13 @@ class DottedPath(str):
 
 @dataclasses.dataclass(eq=False)
 class Piece:
-  """A part of the code, read.
+  """A part of the code that was read.
 
-  parts: its form; joined, with its references resolved, they are what is digested.
-  fields: references in the annotations of a class's fields, which are no part of its form.
-  strings: its short constants.
-  attributes: what it takes from objects that are not known here: `build` of `stage.build(...)`.
+  parts: its form; the parts, with references resolved, are what is digested.
+  fields: references in the annotations of a class's fields, which are no part of the form.
+  strings: its short text constants.
+  attributes: attributes that it takes from objects that are not known here: `build` of
+    `stage.build(...)`.
   """
   parts: list[str] = dataclasses.field(default_factory=list)
   fields: list[Reference] = dataclasses.field(default_factory=list)
@@ -52,19 +55,22 @@ class Piece:
 
 
 class Names(Protocol):
-  """What a module knows of the names in it."""
+  """What a module knows about the names in it."""
 
   def binding(self, name: str) -> Reference | None:
-    """What a name at the module's top stands for; None for a builtin."""
+    """Resolves a name at the module's top; None for a builtin."""
 
   def imported(self, node: ast.Import | ast.ImportFrom) -> Iterable[tuple[str, Reference]]:
-    """(name here, what it stands for) of an import."""
+    """Yields (name here, what it stands for) of an import."""
 
 
 class Reader:
   """Writes syntax trees of one module into a Piece.
 
-  scopes: from the outermost: (is it a class's, {name bound in it: a Reference if imported}).
+  module: says what names at its top stand for.
+  piece: what is written.
+  scopes: the scopes around the current place, the outermost first: (whether it is a class's, {name
+    that is bound in it: a Reference if it is imported, else None}).
   """
 
   def __init__(self, module: Names):
@@ -72,6 +78,7 @@ class Reader:
     self.scopes: list[tuple[bool, dict[str, Reference | None]]] = []
 
   def visit(self, node: ast.AST) -> None:
+    """Writes a syntax tree, with the method for its kind if there is one."""
     special = _SPECIAL.get(type(node))
     if special is None:
       self.fields(node)
@@ -79,7 +86,10 @@ class Reader:
       special(self, node)
 
   def fields(self, node: ast.AST, skipped: Sequence[str] = ()) -> None:
-    """Empty fields are left out, for they differ between versions of Python."""
+    """Writes a node field by field.
+
+    Empty fields are left out, because versions of Python differ in them.
+    """
     write = self.piece.parts.append
     write(f"({type(node).__name__}")
     for name in node._fields:
@@ -97,11 +107,14 @@ class Reader:
     write(")")
 
   def name(self, node: ast.Name) -> None:
+    """Writes a name as what it stands for, or as it is if it is bound here."""
+    # A name that is assigned in a class's body is a field of the class, and no reference.
     field = isinstance(node.ctx, ast.Store) and self.scopes and self.scopes[-1][0]
     found = None if field else self.lookup(node.id)
     self.piece.parts.append(found or node.id)
 
   def attribute(self, node: ast.Attribute) -> None:
+    """Writes a.b.c as one reference if `a` is known, else field by field."""
     root, attributes = chain(node)
     found = self.lookup(root) if root else None
     if found:
@@ -111,6 +124,7 @@ class Reader:
       self.fields(node)
 
   def constant(self, node: ast.Constant) -> None:
+    """Writes a constant; a short text may name a registry's entry, or be a function's path."""
     value = node.value
     if isinstance(value, str) and len(value) < 80:
       self.piece.strings.add(value)
@@ -120,6 +134,7 @@ class Reader:
     self.piece.parts.append(repr(value))
 
   def call(self, node: ast.Call) -> None:
+    """Writes a call; getattr(x, "name") takes an attribute as x.name does."""
     if isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr") and node.args[1:]:
       name = node.args[1]
       if isinstance(name, ast.Constant):
@@ -127,7 +142,8 @@ class Reader:
     self.fields(node)
 
   def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
-    # Decorators and defaults are read where the function stands, its body in its own scope.
+    """Writes a function."""
+    # Decorators and defaults are read in the scope around the function, its body in its own scope.
     self.fields(node, skipped=("body",))
     given = node.args
     arguments = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs,
@@ -136,12 +152,20 @@ class Reader:
     self.within(body, dict.fromkeys(arguments))
 
   def class_(self, node: ast.ClassDef) -> None:
+    """Writes a class."""
     self.fields(node, skipped=("body",))
     self.within(node.body, {}, is_class=True)
 
   def within(
       self, body: Sequence[ast.AST], names: dict[str, Reference | None], *, is_class: bool = False,
   ) -> None:
+    """Writes a body in a scope of its own.
+
+    Args:
+      body: statements, or a lambda's expression.
+      names: names that are bound from outside, such as arguments.
+      is_class: whether it is a class's body.
+    """
     own, imports = list(_own_nodes(body)), {}
     for node in own:
       if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -153,8 +177,10 @@ class Reader:
     self.scopes.pop()
 
   def comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
+    """Writes a comprehension, whose targets are bound in a scope of its own."""
+    # The first iterable is read in the scope around it: in [x for x in x] the last x is outside.
     first = node.generators[0]
-    self.visit(first.iter)  # It is read outside: [x for x in x].
+    self.visit(first.iter)
     targets = [n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)]
     self.scopes.append((False, dict.fromkeys(targets)))
     generators = [ast.comprehension(first.target, ast.Constant(None), first.ifs, first.is_async),
@@ -164,7 +190,10 @@ class Reader:
     self.scopes.pop()
 
   def annotated(self, node: ast.AnnAssign) -> None:
-    """A field of a class stays one without its type; elsewhere `x: int = 1` is `x = 1`."""
+    """Writes an annotated assignment without its type.
+
+    A field of a class stays a field; elsewhere `x: int = 1` is written as `x = 1`.
+    """
     if self.scopes and self.scopes[-1][0]:
       types = Reader(self.module)
       types.scopes = self.scopes
@@ -175,10 +204,10 @@ class Reader:
       self.fields(ast.Assign(targets=[node.target], value=node.value))
 
   def lookup(self, name: str) -> Reference | None:
-    """What a name stands for outside of this definition; None for what it binds itself."""
+    """Resolves a name outside of this definition; None for a name that the definition binds."""
     for i, (is_class, names) in enumerate(reversed(self.scopes)):
-      # Methods do not see their class's names. What the class's body itself sees depends on the
-      # order of its lines: the module's name is taken, so that nothing is missed.
+      # Methods do not see the names of their class. What the class's body sees depends on the order
+      # of its lines: here it is the module's name, so that no dependency is missed.
       if name in names and not is_class:
         return names[name]
       if name in names and i == 0 and self.module.binding(name) is None:
@@ -195,12 +224,13 @@ _SPECIAL = {
 
 
 def extended(reference: Reference, attributes: Sequence[str]) -> Reference:
+  """Adds attributes to a reference."""
   module, _, before = reference.partition(":")
   return Reference(f"{module}:{'.'.join([*filter(None, [before]), *attributes])}")
 
 
 def chain(node: ast.AST) -> tuple[str | None, list[str]]:
-  """("a", ["b", "c"]) of a.b.c; (None, ...) of what does not begin with a name."""
+  """Splits a.b.c into ("a", ["b", "c"]); (None, ...) for what does not begin with a name."""
   attributes = []
   while isinstance(node, ast.Attribute):
     attributes.insert(0, node.attr)
@@ -209,7 +239,7 @@ def chain(node: ast.AST) -> tuple[str | None, list[str]]:
 
 
 def _kept(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-  """The statements that do something."""
+  """Yields the statements that do something: no imports, docstrings, `pass` or guards."""
   for node in body:
     nothing = isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)) or (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
@@ -218,7 +248,7 @@ def _kept(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 
 def is_guard(node: ast.AST) -> bool:
-  """`if TYPE_CHECKING:` or `if __name__ == ...:`, which no run enters."""
+  """Whether a node is `if TYPE_CHECKING:` or `if __name__ == ...:`, which no run enters."""
   if not isinstance(node, ast.If) or node.orelse:
     return False
   test = node.test
@@ -229,24 +259,25 @@ def is_guard(node: ast.AST) -> bool:
 
 
 def _own_nodes(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-  """All nodes of a scope's body, without those of the scopes within it."""
+  """Yields all nodes of a scope's body, without those of the scopes within it."""
   waiting = list(body)
   while waiting:
     node = waiting.pop()
     yield node
     if isinstance(node, _COMPREHENSIONS):
-      # Its targets are its own, but `:=` in it binds here.
+      # The targets of a comprehension are its own, but `:=` in it binds a name of this scope.
       waiting += [n for n in ast.walk(node) if isinstance(n, ast.NamedExpr)]
     elif not isinstance(node, (*_SCOPES, ast.Lambda)):
       waiting += ast.iter_child_nodes(node)
 
 
 def bound_names(body: Iterable[ast.AST]) -> set[str]:
-  """The names that a scope's body binds, without imports and those that it declares elsewhere."""
+  """Lists the names that a scope's body binds, without imports and `global` or `nonlocal` names."""
   return _bound(_own_nodes(body))
 
 
 def _bound(nodes: Iterable[ast.AST]) -> set[str]:
+  """Lists the names that nodes of one scope bind (see `bound_names`)."""
   names, outside = set(), set()
   for node in nodes:
     if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):

@@ -50,10 +50,10 @@ def work(
     experiment: path of the experiment's file, with its argument after a ":" if any.
     claim: name of the claim.
     arm: name of the arm.
-    seed: of the run.
+    seed: the run's seed.
     stages: how many of the first stages are trained; 0: all.
-    digest: of the run, as it was planned.
-    folder: of the run.
+    digest: the run's digest when it was planned.
+    folder: the run's folder.
     begins: folder of the run whose stages this one takes over; None: it trains all stages itself.
   Returns: the exit status: 0 if the run is finished, folder.STOPPED if a signal stopped it.
   Raises: whatever the training raises; the error is in failed.json.

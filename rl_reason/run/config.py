@@ -51,7 +51,7 @@ class RunConfig:
     Stages without data of their own learn from it. None: policies are not evaluated on problems.
   environment: who answers a policy's turns; None: a completion is one turn.
   evaluation: how often and how a policy is evaluated on the task.
-  seed: of the run, in [0, 2^31); every random key is folded from it.
+  seed: the run's seed, in [0, 2^31); every random key is folded from it.
   max_prompt_tokens: longest prompt, in tokens; longer prompts are an error.
   prefill_tokens: sampling reads prompts in stretches of `n` tokens (rollout.generate); 0: whole.
   mesh: how the devices that update are arranged.
@@ -148,7 +148,7 @@ def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.Co
   """Does what `load` does, from an experiment's module.
 
   Args:
-    module: with a function get_config.
+    module: a module with a function get_config.
     argument: the argument of get_config; "": its default.
   """
   config = module.get_config(argument) if argument else module.get_config()

@@ -189,7 +189,7 @@ def scorer_of_run(name: str, partitioning: sharding.Partitioning | None = None) 
 
   Args:
     name: "workdir:stage", or "workdir" for its last stage whose model scores.
-    partitioning: of the devices that score; None: all devices.
+    partitioning: the devices that score; None: all devices.
   Raises: ValueError if there is none, or it is not trained yet.
   """
   stages, stage = open_run(name, partitioning)

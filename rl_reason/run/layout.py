@@ -36,7 +36,7 @@ def moved_fields(config: Mapping[str, Any]) -> dict[str, str]:
   """Finds fields of the old layout in a run's config.
 
   Args:
-    config: as a ConfigDict, or as JSON holds it.
+    config: the config, as a ConfigDict, or as JSON holds it.
   Returns: {dotted field: where it is now}, e.g. {"rl.kl_coef": "rl.objective.kl.coef"}.
   """
   found = {}
@@ -54,7 +54,7 @@ def check_layout(config: Mapping[str, Any], what: str) -> None:
   """Refuses a config of the old layout.
 
   Args:
-    config: as a ConfigDict, or as JSON holds it.
+    config: the config, as a ConfigDict, or as JSON holds it.
     what: names the config in the error, e.g. "The config".
   Raises: ValueError that names up to 6 of the old fields with their new places.
   """

@@ -37,7 +37,7 @@ class Workdir:
     """Makes the folder this run's, or reports what changed in the config since the run was stopped.
 
     Args:
-      config: of the run.
+      config: the run's config.
       note: called with a line about changed fields.
     Raises: ValueError if the folder belongs to another run, or holds a run without its config.
     """
@@ -75,7 +75,7 @@ class Workdir:
     """Writes a JSON file, which is there whole or not at all.
 
     Args:
-      name: of the file, relative to the folder.
+      name: path of the file, relative to the folder.
       content: what JSON can hold.
     """
     target = self.path / name
@@ -123,8 +123,10 @@ def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def versions() -> dict[str, str]:
-  """Returns what the run ran on: versions of Python and packages, platform, kind and number of
-  devices."""
+  """Returns what the run ran on.
+
+  These are versions of Python and packages, the platform, and kind and number of the devices.
+  """
   packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
   # The version of the code that runs, not the installed distribution's: a copied tree has no
   # distribution, or an older one is installed beside it.

@@ -1,4 +1,7 @@
-"""Our tokenizers against their peers, live: transformers' AutoTokenizer on the same directory, and SentencePiece."""
+"""Compares our tokenizers with their peers, live.
+
+The peers are transformers' AutoTokenizer on the same directory, and SentencePiece.
+"""
 
 import json
 import random
@@ -18,9 +21,11 @@ CHATML = ("{% for message in messages %}"
           "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 BOS_CHATML = "{{ bos_token }}" + CHATML
 CORPUS = [
-    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May.",
+    "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in"
+    " May.",
     "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
-    "Ein Zug fährt um 12:30 Uhr ab — wie weit ist er um 14:45 Uhr?  We'll see; they'd say 3.14159 \\frac{1}{2}.",
+    "Ein Zug fährt um 12:30 Uhr ab — wie weit ist er um 14:45 Uhr?  We'll see; they'd say"
+    " 3.14159 \\frac{1}{2}.",
     "数学の問題です。 🙂🙃 Ω ≈ 1e-9\tand\r\nmore\n\n\n   spaces   ",
 ]
 CHATS = (
@@ -33,12 +38,14 @@ CHATS = (
 def texts(count=300):
   """The corpus and random cuts of it, put together with special tokens and awkward characters."""
   rng = random.Random(0)
-  pieces = [*CORPUS, *SPECIAL, "<think>", "</think>", " ", "\n", "\0", "\ufffd", "é", "e\u0301", "12345"]
+  pieces = [
+      *CORPUS, *SPECIAL, "<think>", "</think>", " ", "\n", "\0", "\ufffd", "é", "e\u0301", "12345"]
   def piece():
     text = rng.choice(pieces)
     start = rng.randrange(len(text) + 1) if text in CORPUS else 0
     return text[start:start + rng.randrange(1, 30)]
-  return ["", *CORPUS, *("".join(piece() for _ in range(rng.randrange(1, 6))) for _ in range(count))]
+  return [
+      "", *CORPUS, *("".join(piece() for _ in range(rng.randrange(1, 6))) for _ in range(count))]
 
 
 @pytest.fixture(params=["plain", "bos"])
@@ -53,7 +60,8 @@ def directory(tmp_path, request):
   backend.add_tokens(["<think>", "</think>"])
   bos = request.param == "bos"
   if bos:
-    backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)])
   theirs = transformers.PreTrainedTokenizerFast(
       tokenizer_object=backend, bos_token="<s>", eos_token="<|im_end|>", pad_token="</s>")
   theirs.chat_template = BOS_CHATML if bos else CHATML
@@ -69,12 +77,15 @@ def assert_same(ours, theirs):
     doubled = theirs.encode("") == [0] and text.startswith("<s>")
     assert ids == theirs.encode(text)[doubled:]
     assert ours.encode(text, allow_special=True) == theirs.encode(text, add_special_tokens=False)
-    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert ours.encode(text) == theirs.encode(
+        text, add_special_tokens=False, split_special_tokens=True)
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
     assert ours.decode(ids[1:-1]) == theirs.decode(ids[1:-1], skip_special_tokens=True)
   for chat in CHATS:
-    assert ours.render_prompt(chat) == theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    assert ours.encode_prompt(chat) == theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert ours.render_prompt(chat) == theirs.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=False)
+    assert ours.encode_prompt(chat) == theirs.apply_chat_template(
+        chat, add_generation_prompt=True)["input_ids"]
 
 
 def test_directory_gives_the_ids_of_transformers(directory):
@@ -90,12 +101,13 @@ def test_saved_directory_gives_transformers_the_same_ids(directory, tmp_path):
 
 
 def test_messages_are_sanitised_as_in_transformers(directory):
-  # Theirs encodes what comes before, in and after a control token apart; ours as one text. Compare where no merge or
-  # word crosses the seams.
+  # Theirs encodes the texts before, in and after a control token separately, and ours encodes one
+  # text. They are compared where no merge or word crosses the seams.
   ours, theirs = tokenizer.load(directory), transformers.AutoTokenizer.from_pretrained(directory)
   chat = [{"role": "user", "content": "\n<|im_end|>\n<s>\n"}]
   try:
-    expected = theirs.apply_chat_template(chat, add_generation_prompt=True, sanitize_control_tokens=True)["input_ids"]
+    expected = theirs.apply_chat_template(
+        chat, add_generation_prompt=True, sanitize_control_tokens=True)["input_ids"]
   except TypeError:
     pytest.skip("this transformers has no sanitize_control_tokens")
   ids = ours.encode_prompt(chat)
@@ -116,11 +128,13 @@ def test_character_tokenizer_loads_in_transformers(tmp_path):
 @pytest.mark.parametrize("space_prefix", [False, True])
 def test_sentencepiece_bpe_gives_the_ids_of_sentencepiece(tmp_path, space_prefix):
   sentencepiece = pytest.importorskip("sentencepiece")
-  # A user-defined piece in the middle of a text is followed by another added space in llama.cpp, not in SentencePiece.
+  # In llama.cpp a user-defined piece in the middle of a text is followed by another added space; in
+  # SentencePiece it is not.
   user_defined = [] if space_prefix else ["<think>", "\n\n"]
   (tmp_path / "corpus.txt").write_text("\n".join(CORPUS), encoding="utf-8")
   sentencepiece.SentencePieceTrainer.train(
-      input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=400, model_type="bpe",
+      input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "m"), vocab_size=400,
+      model_type="bpe",
       byte_fallback=True, remove_extra_whitespaces=False, normalization_rule_name="identity",
       add_dummy_prefix=space_prefix,
       control_symbols=["<|im_end|>"], user_defined_symbols=user_defined, minloglevel=2)
@@ -133,7 +147,8 @@ def test_sentencepiece_bpe_gives_the_ids_of_sentencepiece(tmp_path, space_prefix
   writer.add_token_scores([theirs.get_score(i) for i in range(len(pieces))])
   writer.add_token_types([
       kinds.BYTE if theirs.is_byte(i) else kinds.UNKNOWN if theirs.is_unknown(i)
-      else kinds.CONTROL if theirs.is_control(i) else kinds.USER_DEFINED if piece in user_defined else kinds.NORMAL
+      else kinds.CONTROL if theirs.is_control(i)
+      else kinds.USER_DEFINED if piece in user_defined else kinds.NORMAL
       for i, piece in enumerate(pieces)])
   writer.add_bos_token_id(theirs.bos_id())
   writer.add_eos_token_id(theirs.eos_id())

@@ -1,4 +1,7 @@
-"""Our decoder and file formats against transformers, live: same directory, same logits; both ways."""
+"""Compares our decoder and file formats with transformers, live and in both directions.
+
+From the same directory both must compute the same logits.
+"""
 
 import copy
 import json
@@ -20,7 +23,8 @@ pytestmark = pytest.mark.oracle
 
 def random_model(raw, seed=0):
   torch.manual_seed(seed)
-  config = transformers.AutoConfig.for_model(**copy.deepcopy(raw))  # It writes into the inner dictionaries.
+  # A copy, because for_model writes into the inner dictionaries.
+  config = transformers.AutoConfig.for_model(**copy.deepcopy(raw))
   model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
   perturb(model)
   return model.eval()
@@ -36,7 +40,8 @@ def perturb(model):
 def our_logits(config, params, tokens, dtype=jnp.float32):
   tokens = jnp.asarray(tokens)
   lengths = jnp.full(tokens.shape[0], tokens.shape[1])
-  return np.asarray(jax.jit(lambda p: unembed(config, p, forward(config, p, Inputs(tokens, lengths), dtype=dtype)[0]))(params))
+  return np.asarray(jax.jit(lambda p: unembed(
+      config, p, forward(config, p, Inputs(tokens, lengths), dtype=dtype)[0]))(params))
 
 
 def their_logits(model, tokens):
@@ -45,7 +50,9 @@ def their_logits(model, tokens):
 
 
 def report(name, ours, theirs):
-  print(f"\n{name}: max |ours - theirs| = {np.abs(ours - theirs).max():.2e}, logits up to {np.abs(theirs).max():.1f}")
+  print(
+      f"\n{name}: max |ours - theirs| = {np.abs(ours - theirs).max():.2e},"
+      f" logits up to {np.abs(theirs).max():.1f}")
 
 
 TOKENS = np.random.RandomState(2).randint(0, 96, (2, 24))
@@ -54,18 +61,23 @@ TOKENS = np.random.RandomState(2).randint(0, 96, (2, 24))
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_greedy_tokens_agree_and_our_files_load_there(name, tmp_path):
   model = random_model(CASES[name])
-  model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if name in ("llama", "gemma3") else "1GB")
-  assert (tmp_path / "theirs/model.safetensors.index.json").exists() == (name in ("llama", "gemma3"))
+  model.save_pretrained(
+      tmp_path / "theirs", max_shard_size="20KB" if name in ("llama", "gemma3") else "1GB")
+  assert (
+      (tmp_path / "theirs/model.safetensors.index.json").exists()
+      == (name in ("llama", "gemma3")))
   config, params = pretrained.read_config(tmp_path / "theirs"), pretrained.load(tmp_path / "theirs")
   ours, theirs = our_logits(config, params, TOKENS), their_logits(model, TOKENS)
   report(name, ours, theirs)
   np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
   prompt = TOKENS[:, :6]
-  greedy = model.generate(torch.tensor(prompt), max_new_tokens=16, do_sample=False, use_cache=True).numpy()
+  greedy = model.generate(
+      torch.tensor(prompt), max_new_tokens=16, do_sample=False, use_cache=True).numpy()
   padded = np.zeros_like(greedy)
   padded[:, :6] = prompt
-  step = jax.jit(lambda tokens, n: unembed(config, params, forward(config, params, Inputs(tokens, n))[0]).argmax(-1))
+  step = jax.jit(lambda tokens, n: unembed(
+      config, params, forward(config, params, Inputs(tokens, n))[0]).argmax(-1))
   for i in range(6, padded.shape[1]):
     padded[:, i] = np.asarray(step(padded, np.full(2, i)))[:, i - 1]
   np.testing.assert_array_equal(padded, greedy)
@@ -75,21 +87,25 @@ def test_logits_and_greedy_tokens_agree_and_our_files_load_there(name, tmp_path)
     pretrained.save(target, config, params, dtype=dtype, max_shard_bytes=shard)
     again, loading = transformers.AutoModelForCausalLM.from_pretrained(
         target, attn_implementation="eager", output_loading_info=True)
-    assert not loading["missing_keys"] and not loading["unexpected_keys"] and not loading["mismatched_keys"]
+    assert (
+        not loading["missing_keys"] and not loading["unexpected_keys"]
+        and not loading["mismatched_keys"])
     assert type(again).__name__ == type(model).__name__
     assert again.dtype == getattr(torch, dtype)
     if dtype == "float32":
       np.testing.assert_allclose(their_logits(again, TOKENS), theirs, atol=1e-6, rtol=0)
     else:  # The same rounding of every weight, computed in float32 on both sides.
       rounded = our_logits(pretrained.read_config(target), pretrained.load(target), TOKENS)
+      # By dtype, because .float() would keep rotary tables rounded.
       again = transformers.AutoModelForCausalLM.from_pretrained(
-          target, attn_implementation="eager", dtype=torch.float32)  # .float() would keep rotary tables rounded.
+          target, attn_implementation="eager", dtype=torch.float32)
       np.testing.assert_allclose(rounded, their_logits(again, TOKENS), atol=1e-4, rtol=0)
 
 
 def test_bfloat16_checkpoints_of_transformers(tmp_path):
   random_model(CASES["qwen3"]).to(torch.bfloat16).save_pretrained(tmp_path)
-  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32)
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path, attn_implementation="eager", dtype=torch.float32)
   config, params = pretrained.read_config(tmp_path), pretrained.load(tmp_path, dtype=jnp.bfloat16)
   assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
   ours = our_logits(config, jax.tree.map(lambda x: x.astype(jnp.float32), params), TOKENS)
@@ -98,8 +114,9 @@ def test_bfloat16_checkpoints_of_transformers(tmp_path):
 
 def test_the_language_model_inside_gemma3_with_images(tmp_path):
   text = copy.deepcopy({**CASES["gemma3"], "final_logit_softcapping": None})
-  vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28,
-                patch_size=14)
+  vision = dict(
+      hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+      image_size=28, patch_size=14)
   config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
   config._attn_implementation = "eager"
   torch.manual_seed(0)
@@ -130,23 +147,25 @@ def test_soft_capped_attention():
 
 
 @pytest.mark.parametrize("raw", [
-    {"model_type": "gemma3", "text_config": dict(hidden_size=2560, intermediate_size=10240, model_type="gemma3_text",
-                                                 num_hidden_layers=34, sliding_window=1024,
-                                                 rope_scaling={"factor": 8.0, "rope_type": "linear"})},
+    {"model_type": "gemma3", "text_config": dict(
+        hidden_size=2560, intermediate_size=10240, model_type="gemma3_text",
+        num_hidden_layers=34, sliding_window=1024,
+        rope_scaling={"factor": 8.0, "rope_type": "linear"})},
     {"model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 2,
      "num_attention_heads": 32, "intermediate_size": 14336},
-    {"model_type": "qwen3", "vocab_size": 1000, "hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16,
-     "num_key_value_heads": 8, "intermediate_size": 3072},
-    {"model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-     "intermediate_size": 128},
+    {"model_type": "qwen3", "vocab_size": 1000, "hidden_size": 1024, "num_hidden_layers": 2,
+     "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 3072},
+    {"model_type": "llama", "vocab_size": 1000, "hidden_size": 64, "num_hidden_layers": 2,
+     "num_attention_heads": 4, "intermediate_size": 128},
 ])
 def test_absent_keys_mean_what_they_mean_to_transformers(raw):
   from rl_reason.models import huggingface
   ours = huggingface.from_json(raw)
   theirs = transformers.AutoConfig.for_model(**raw).get_text_config()
-  for field, key in dict(vocab_size="vocab_size", width="hidden_size", num_heads="num_attention_heads",
-                         num_kv_heads="num_key_value_heads", head_dim="head_dim",
-                         max_positions="max_position_embeddings", norm_eps="rms_norm_eps").items():
+  for field, key in dict(
+      vocab_size="vocab_size", width="hidden_size", num_heads="num_attention_heads",
+      num_kv_heads="num_key_value_heads", head_dim="head_dim",
+      max_positions="max_position_embeddings", norm_eps="rms_norm_eps").items():
     assert getattr(ours, field) == getattr(theirs, key), field
   assert ours.tied_embeddings == theirs.tie_word_embeddings
   rope = theirs.rope_parameters.get("full_attention", theirs.rope_parameters)
@@ -172,9 +191,12 @@ def test_a_model_with_new_tokens_loads_there(tmp_path):
   source.tokenizer.save(tmp_path / "ours")
   tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
   ids = tok.encode("1<|reflect|>2<note>", add_special_tokens=False)
-  assert ids == source.tokenizer.encode("1<|reflect|>2<note>") and ids[1::2] == [FIRST_NEW, FIRST_NEW + 1]
+  assert (
+      ids == source.tokenizer.encode("1<|reflect|>2<note>")
+      and ids[1::2] == [FIRST_NEW, FIRST_NEW + 1])
   assert tok.decode(ids, skip_special_tokens=True) == "1<|reflect|>2<note>"
-  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path / "ours", attn_implementation="eager").eval()
   assert model.get_input_embeddings().weight.shape[0] == FIRST_NEW + 2
   ours, theirs = our_logits(source.config, params, [ids]), their_logits(model, [ids])
   report("new tokens", ours, theirs)
