@@ -9,7 +9,8 @@ def shortened(signature: str) -> str:
   parts = re.split(r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", signature)
   for i in range(0, len(parts), 2):
     parts[i] = re.sub(r"~?((?:[A-Za-z_]\w*\.)+)(?=[A-Za-z_])", _module, parts[i])
-    parts[i] = parts[i].replace("<factory>", "...")
+    # What has no name to show: factories and functions.
+    parts[i] = re.sub(r"<(?:function )?(?:[^<>]|<\w+>)*>", "...", parts[i])
   return _without_fields("".join(parts))
 
 
@@ -33,6 +34,8 @@ def _without_fields(signature: str) -> str:
 
 def process(app, what, name, obj, options, signature, return_annotation):
   """The handler of the event autodoc-process-signature."""
+  if signature == "(*args, **kwargs)":  # A protocol's, which nobody makes objects of.
+    return "", None
   return (signature and shortened(signature), return_annotation and shortened(return_annotation))
 
 
