@@ -286,3 +286,10 @@ def test_mistakes_end_the_command_with_one_line(tmp_path):
     [line] = [line for line in done.stderr.splitlines() if line.strip()]
     assert line.startswith("Error: ") and message in line
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_the_unit_interval_has_its_ends_and_nothing_outside(value):
+  checks.in_unit_interval("share", low=0, high=1.0)
+  with pytest.raises(ValueError, match=rf"noise must be in \[0, 1\], got {value}: it is a share"):
+    checks.in_unit_interval("share", low=0, noise=value)

@@ -20,6 +20,19 @@ def at_least(bound: float, **values: float) -> None:
       raise ValueError(f"{name} must be at least {bound}, got {value}.")
 
 
+def in_unit_interval(noun: str, **values: float) -> None:
+  """Checks that every value is in [0, 1].
+
+  Args:
+    noun: what the values are: "probability" or "share".
+    values: field name -> its value.
+  Raises: ValueError that names the first field outside; NaN counts as outside.
+  """
+  for name, value in values.items():
+    if not 0 <= value <= 1:
+      raise ValueError(f"{name} must be in [0, 1], got {value}: it is a {noun}.")
+
+
 def one_of(known: Mapping[str, Any] | Sequence[str], **values: str) -> None:
   """Checks that every value is one of the known names.
 

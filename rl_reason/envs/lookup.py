@@ -5,6 +5,7 @@ Each search brings one fact, which is sometimes another fact than the one that w
 
 import dataclasses
 
+from rl_reason.config.checks import in_unit_interval
 from rl_reason.rollout.environment import State, Turn
 from rl_reason.tasks.worlds.lookup import document, SEARCH
 from rl_reason.types import Message, Problem
@@ -25,8 +26,7 @@ class Lookup:
   reliable: float = 0.9
 
   def __post_init__(self):
-    if not 0 <= self.reliable <= 1:
-      raise ValueError(f"reliable must be in [0, 1], got {self.reliable}: it is a probability.")
+    in_unit_interval("probability", reliable=self.reliable)
 
   def reset(self, problem: Problem, seed: int) -> State:
     """Begins an episode: its state is the problem's world, and the number of turns."""

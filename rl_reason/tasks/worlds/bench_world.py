@@ -17,7 +17,7 @@ Made for RewardBench 2 (Malik et al. 2025, arXiv:2506.01937) at small scale; the
 
 import dataclasses
 
-from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.checks import at_least, in_unit_interval, one_of
 from rl_reason.tasks.draws import draw_in_part, Draws, Generated
 from rl_reason.types import Comparison, Problem
 
@@ -262,6 +262,4 @@ def _check(size: int, part: str, dialect: str, **shares: float) -> None:
   at_least(1, size=size)
   one_of(("train", "heldout"), part=part)
   one_of(DIALECTS, dialect=dialect)
-  for name, share in shares.items():
-    if not 0 <= share <= 1:
-      raise ValueError(f"{name} must be in [0, 1], got {share}: it is a share.")
+  in_unit_interval("share", **shares)

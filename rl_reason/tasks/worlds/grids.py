@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.checks import at_least, in_unit_interval, one_of
 from rl_reason.tasks.draws import draw_in_part, Draws, Generated
 from rl_reason.types import Comparison, Problem
 
@@ -127,8 +127,7 @@ def grid_problems(
   """
   at_least(1, size=size)
   one_of(("train", "heldout", "all"), part=part)
-  if not 0 <= careless <= 1:
-    raise ValueError(f"careless must be in [0, 1], got {careless}: it is a probability.")
+  in_unit_interval("probability", careless=careless)
   if set(unreliable) - set(COLOURS):
     raise ValueError(f"unreliable must be colours of {COLOURS!r}, got {unreliable!r}.")
   return GridProblems(size, seed, part, careless, unreliable)

@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.checks import at_least, in_unit_interval, one_of
 from rl_reason.tasks.draws import draw_in_part, Draws, Generated
 from rl_reason.types import Comparison, Problem
 
@@ -209,6 +209,4 @@ def _check(size: int, part: str, min_moves: int, max_moves: int, **shares: Any) 
   one_of(("train", "heldout", "all"), part=part)
   if max_moves < min_moves:
     raise ValueError(f"max_moves must be at least min_moves={min_moves}, got {max_moves}.")
-  for name, share in shares.items():
-    if not 0 <= share <= 1:
-      raise ValueError(f"{name} must be in [0, 1], got {share}: it is a probability.")
+  in_unit_interval("probability", **shares)

@@ -14,7 +14,7 @@ import dataclasses
 import re
 import string
 
-from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.checks import at_least, in_unit_interval, one_of
 from rl_reason.tasks.draws import draw_in_part, Draws, Generated
 from rl_reason.types import Problem
 
@@ -118,7 +118,5 @@ def lookup_problems(
   at_least(1, size=size)
   at_least(2, max_turns=max_turns)
   one_of(("train", "heldout", "all"), part=part)
-  for name, share in dict(one_hop=one_hop, careless=careless, reliable=reliable).items():
-    if not 0 <= share <= 1:
-      raise ValueError(f"{name} must be in [0, 1], got {share}: it is a probability.")
+  in_unit_interval("probability", one_hop=one_hop, careless=careless, reliable=reliable)
   return LookupProblems(size, seed, part, one_hop, careless, reliable, max_turns)

@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.checks import at_least, in_unit_interval, one_of
 from rl_reason.tasks.draws import Draws, Generated
 from rl_reason.types import Comparison, Problem
 
@@ -152,6 +152,5 @@ def summary_pairs(
   """
   at_least(1, size=size)
   one_of(("train", "heldout"), part=part)
-  if not 0 <= noise <= 1:
-    raise ValueError(f"noise must be in [0, 1], got {noise}: it is a share.")
+  in_unit_interval("share", noise=noise)
   return SummaryPairs(size, seed, part, noise)

@@ -8,7 +8,7 @@ a learned one.
 
 import dataclasses
 
-from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.checks import at_least, in_unit_interval, one_of
 from rl_reason.tasks.draws import draw_in_part, Draws, Generated
 from rl_reason.types import Comparison, Problem
 
@@ -124,9 +124,7 @@ def running_sums(
   one_of(("train", "heldout", "all"), part=part)
   if modulus > 10:
     raise ValueError(f"modulus must be at most 10, got {modulus}: a sum is one digit.")
-  for name, share in dict(careless=careless, idle=idle).items():
-    if not 0 <= share <= 1:
-      raise ValueError(f"{name} must be in [0, 1], got {share}: it is a probability.")
+  in_unit_interval("probability", careless=careless, idle=idle)
   return RunningSums(size, seed, part, digits, modulus, careless, idle)
 
 
