@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from rl_reason import __main__ as commands
-
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 
 def is_door(file):

@@ -19,8 +19,8 @@ from rl_reason.reporting.metrics import read_metrics
 from rl_reason.rewards.composition.build import build_rewards
 from rl_reason.run import config
 from rl_reason.stages.registry import STAGES
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A block is not run only where a comment before it says why: <!-- not run: the reason -->.
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)

@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from rl_reason import doctor
-
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
 
 
 def run(python=sys.executable):

@@ -13,7 +13,8 @@ import re
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 PACKAGES = {"rl_reason": "rl_reason", "rl_reason.models": "models",
             "rl_reason.rewards": "rewards", "rl_reason.experiments": "experiments"}
 

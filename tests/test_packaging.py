@@ -14,7 +14,6 @@ import zipfile
 import pytest
 import setuptools
 
-ROOT = Path(__file__).parents[1]
 BUILT_FROM = ("setup.py", "requirements.txt", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -62,6 +61,7 @@ def import_all(arguments) -> str:
   """Code that imports every module and prints its name and file."""
   return f"""
 import importlib, sys
+from tests import ROOT
 for name in {sorted(modules(arguments))}:
   print(name, importlib.import_module(name).__file__)
 """

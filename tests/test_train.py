@@ -121,6 +121,7 @@ def unsolved(**arguments):
 '''
 CONFIG = '''
 from rl_reason.experiments import quickstart
+from tests import ROOT
 
 
 def get_config(size="tiny"):
@@ -151,9 +152,8 @@ def command(user_folder):
   """(workdir, overrides..., step_seconds=, module=) -> a started process on one device."""
   def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py"):
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RL_REASON_TRACEBACK")}
-    root = Path(rl_reason.__file__).parent.parent
     environment |= {"STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
-                    "PYTHONPATH": os.pathsep.join([str(root), str(user_folder), os.environ.get("PYTHONPATH", "")])}
+                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(user_folder), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}", *arguments],
         cwd=user_folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -8,13 +8,13 @@ import json
 
 import jax
 import jax.numpy as jnp
-from make_reference_values import CASES
 import numpy as np
 import pytest
 
 from rl_reason.arrays import Inputs
 from rl_reason.models import pretrained
 from rl_reason.models.transformer import forward, unembed
+from tests.make_reference_values import CASES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -179,9 +179,8 @@ def test_absent_keys_mean_what_they_mean_to_transformers(raw):
 
 
 def test_a_model_with_new_tokens_loads_there(tmp_path):
-  from test_tokenizer import FIRST_NEW, model_directory
-
   from rl_reason.models import sources
+  from tests.models.test_tokenizer import FIRST_NEW, model_directory
   raw = {**CASES["llama"], "vocab_size": FIRST_NEW}
   random_model(raw).save_pretrained(tmp_path / "theirs")
   model_directory(tmp_path / "theirs")
