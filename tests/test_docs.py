@@ -7,6 +7,7 @@ from pathlib import Path
 import re
 import runpy
 import sys
+from types import SimpleNamespace
 import typing
 
 from nbclient import NotebookClient
@@ -128,6 +129,19 @@ def test_own_functions_do_what_the_page_says(own_package):
   assert own_package.brevity([sample], limit=40) == [0.5]
   assert own_package.Riddles("train")[4].reference == "5"
   assert own_package.my_policy(width=32).config.width == 32
+
+
+def test_own_probe_finds_what_the_page_says(own_package):
+  class Probe:
+    context = SimpleNamespace(task=SimpleNamespace(heldout=("1", "2", "3")))
+
+    def sample(self, problems, sampling):
+      assert sampling.max_tokens == 16
+      return [SimpleNamespace(completion="x" * int(p)) for p in problems], None
+
+  found = importlib.import_module("my_package.probes").lengths(Probe(), count=3)
+  assert found["mean"] == 2
+  np.testing.assert_array_equal(found["of_each"], [1, 2, 3])
 
 
 class AnyModel:

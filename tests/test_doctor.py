@@ -1,7 +1,6 @@
 """The doctor names what is missing and the cure, in installations that are broken in many ways."""
 
 import json
-from pathlib import Path
 import subprocess
 import sys
 

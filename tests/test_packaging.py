@@ -14,6 +14,8 @@ import zipfile
 import pytest
 import setuptools
 
+from tests import ROOT
+
 BUILT_FROM = ("setup.py", "requirements.txt", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -61,7 +63,6 @@ def import_all(arguments) -> str:
   """Code that imports every module and prints its name and file."""
   return f"""
 import importlib, sys
-from tests import ROOT
 for name in {sorted(modules(arguments))}:
   print(name, importlib.import_module(name).__file__)
 """

@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-from pathlib import Path
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-import rl_reason
 from rl_reason.config.overrides import override
 from rl_reason.reporting.metrics import read_metrics
 from rl_reason.rewards.composition.monitors import StoppedByMonitor
@@ -26,6 +24,7 @@ from rl_reason.run import earlier
 from rl_reason.run import workdir as workdir_lib
 from rl_reason.stages.context import Context
 from rl_reason.train import StopRequest, train
+from tests import ROOT
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
 # be slow, so that a signal finds the run in the middle of a step.
@@ -121,7 +120,6 @@ def unsolved(**arguments):
 '''
 CONFIG = '''
 from rl_reason.experiments import quickstart
-from tests import ROOT
 
 
 def get_config(size="tiny"):

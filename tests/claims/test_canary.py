@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ from rl_reason.claims import __main__, canary, declaration
 from rl_reason.claims.canary import Rehearsal
 from rl_reason.reporting.metrics import MetricWriter
 from rl_reason.reporting.progress import Progress
+from tests import ROOT
 
 STORED = {"losses": {"more": {"sft": 2.0, "rl": 1e-9}, "less": {"sft": 3.0}}, "commit": "abc",
           "versions": {"jax": "1"}}
@@ -80,7 +80,6 @@ def test_of_each_stage_the_last_loss_counts(tmp_path):
 
 EXPERIMENT = '''
 from rl_reason.experiments import quickstart
-from tests import ROOT
 
 LAST = dict(function="last", args=dict(name="loss"))
 CLAIM = dict(

@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import json
 import os
-from pathlib import Path
 import re
 import signal
 import struct
@@ -23,6 +22,7 @@ from rl_reason.claims.judgement import Measured
 from rl_reason.reporting.metrics import MetricWriter, read_metrics
 from rl_reason.run import config as config_lib
 from rl_reason.run.workdir import Workdir
+from tests import ROOT
 
 # Declarations.
 
@@ -312,7 +312,6 @@ def test_an_interrupted_take_over_is_done_again_and_a_begun_run_keeps_its_own(tm
 
 FUSSY = '''
 import sys
-from tests import ROOT
 
 def fussy(samples):
   if "--seed=1" in sys.argv:

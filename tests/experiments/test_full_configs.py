@@ -8,7 +8,6 @@ here, and not after a download on a pod.
 import ast
 import json
 import math
-from pathlib import Path
 
 import jax
 import pytest

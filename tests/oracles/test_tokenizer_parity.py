@@ -3,7 +3,6 @@
 The peers are transformers' AutoTokenizer on the same directory, and SentencePiece.
 """
 
-import json
 import random
 
 import gguf

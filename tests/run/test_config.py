@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import operator
 import os
-from pathlib import Path
 import subprocess
 import sys
 from typing import Literal
@@ -13,7 +12,6 @@ from absl import flags
 import ml_collections
 import pytest
 
-import rl_reason
 from rl_reason.config import checks, naming
 from rl_reason.config import fields as fields_lib
 from rl_reason.experiments import algorithms

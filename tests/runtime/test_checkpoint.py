@@ -1,7 +1,6 @@
 """Checkpoints of a small state: whole or not at all, damaged ones set aside, old ones removed, full disks told."""
 
 import os
-from pathlib import Path
 import re
 import subprocess
 import sys
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import rl_reason
 from rl_reason.arrays import LearnerState
 from rl_reason.runtime.checkpoint import Checkpoints
+from tests import ROOT
 
 # Of orbax, when one part of a checkpoint cannot be read and the loading of the others is given up.
 pytestmark = pytest.mark.filterwarnings(
@@ -222,10 +221,8 @@ def test_of_a_damaged_checkpoint_the_one_before_is_evaluated_and_nothing_is_move
 
 FULL_DISK = '''
 import resource, signal, sys
-from pathlib import Path
 from tests.runtime.test_checkpoint import HOST, shape, state
 from rl_reason.runtime.checkpoint import Checkpoints
-from tests import ROOT
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
 checkpoints.save(1, state(1), HOST)
 checkpoints.wait()

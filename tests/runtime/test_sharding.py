@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-from pathlib import Path
 import pickle
 import re
 import socket

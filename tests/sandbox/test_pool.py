@@ -10,6 +10,7 @@ import time
 import pytest
 
 from rl_reason.sandbox import pool as workers
+from tests import ROOT
 
 # What no worker may load: it takes seconds and hundreds of megabytes, once per worker.
 HEAVY = {"jax", "flax", "optax", "rl_reason.rewards", "rl_reason.models"}
@@ -17,7 +18,6 @@ HEAVY = {"jax", "flax", "optax", "rl_reason.rewards", "rl_reason.models"}
 # What the workers run: a module of its own, so that a worker imports nothing else from here.
 FUNCTIONS = r'''
 import os, signal, sys, time
-from tests import ROOT
 
 def act(item):
   """Does what the item says."""

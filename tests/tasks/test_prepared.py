@@ -1,7 +1,6 @@
 """TFDS data sets: what is written comes back, by name, without TensorFlow."""
 
 import json
-import pathlib
 import pickle
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 from rl_reason.tasks import prepared
 from rl_reason.types import Problem
+from tests import ROOT
 
 TRAIN = [
     Problem("What is 1+1? é", "2", "1+1=2", "a", {"type": "sum", "steps": [1, 2]}),
@@ -94,7 +94,6 @@ import sys
 from absl import flags
 from rl_reason.tasks import prepare
 from rl_reason.tasks.registry import load_task
-from tests import ROOT
 flags.FLAGS(["prepare", "--name=sums", "--data_dir={tmp_path}", '--args={arguments}', '--splits={splits}'])
 prepare.main(["prepare"])
 task = load_task("tfds", dict(name="sums", data_dir="{tmp_path}"), dict(split="train"), dict(split="test"))
