@@ -1,6 +1,7 @@
 """TFDS data sets: what is written comes back, by name, without TensorFlow."""
 
 import json
+import pathlib
 import pickle
 import subprocess
 import sys
