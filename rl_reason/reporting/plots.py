@@ -53,10 +53,13 @@ PANELS = (
     Panel("Supervised fine-tuning", "loss (nats per token)", ("loss",), stage="sft"),
 )
 
+# What the training loop logs of every step: how it ran, not what it learnt.
+_LOOP = ("tokens", "updates", "skipped_in_a_row")
+
 
 def learning_curves(
     metrics_path: str | os.PathLike[str], png_path: str | os.PathLike[str], *,
-    panels: Sequence[Panel] = PANELS,
+    panels: Sequence[Panel] | None = None,
 ) -> list[str]:
   """Draws a run's metrics over its steps into a PNG 1200 pixels wide.
 
@@ -67,7 +70,8 @@ def learning_curves(
   Args:
     metrics_path: a metrics.jsonl or the folder that holds it; the run may still be going on.
     png_path: path of the PNG. It is written in one step, so a viewer never sees half of it.
-    panels: what to draw, e.g. `PANELS` and more.
+    panels: what to draw, e.g. `PANELS` and more; None: `PANELS`, or a chart for each metric where
+      none of them has data, as in a run whose only stage is the user's own kind.
 
   Returns: the titles of the panels drawn.
   Raises: ValueError if no panel has data, with the names of the metrics in the file;
@@ -75,7 +79,9 @@ def learning_curves(
   """
   records = metrics.read_metrics(metrics_path)
   starts = _stage_starts(records)
-  drawn = [panel for panel in panels if _keys_of(panel, records)]
+  drawn = [panel for panel in panels or PANELS if _keys_of(panel, records)]
+  if not drawn and panels is None:
+    drawn = _panel_of_each(records)
   if not drawn:
     found = sorted({key for record in records for key in record} - {"stage", "step"})
     raise ValueError(
@@ -93,6 +99,16 @@ def learning_curves(
   sheet.savefig(temporary, format="png")
   os.replace(temporary, png_path)
   return [panel.title for panel in drawn]
+
+
+def _panel_of_each(records: Sequence[Mapping[str, Any]], limit: int = 9) -> list[Panel]:
+  """Makes a panel for each of the first metrics that say what a run learnt or found.
+
+  A stage of the user's own may log none: then what the loop logs is drawn.
+  """
+  names = {key: None for record in records for key in record if key not in ("stage", "step")}
+  own = [name for name in names if name not in _LOOP and not name.startswith("time/")]
+  return [Panel(name, name, (name,)) for name in (own or [*names])[:limit]]
 
 
 def _stage_starts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:

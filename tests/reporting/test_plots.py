@@ -41,11 +41,23 @@ def test_a_panel_of_ones_own_and_one_point(tmp_path):
   png_size(tmp_path / "a.png")
 
 
+def test_a_run_that_no_panel_knows_has_a_chart_for_each_metric(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write("own", 1, {"margin": 0.5, "hits": 2.0, "tokens": 1.0, "time/step": 0.1})
+  assert learning_curves(tmp_path, tmp_path / "a.png") == ["margin", "hits"]
+
+
+def test_a_run_that_logs_nothing_of_its_own_has_charts_of_its_steps(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write("own", 1, {"tokens": 1.0, "time/step": 0.1})
+  assert learning_curves(tmp_path, tmp_path / "a.png") == ["tokens", "time/step"]
+
+
 def test_nothing_to_draw_names_what_there_is(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.write("dpo", 1, {"margin": 0.5})
   with pytest.raises(ValueError, match=r"has the metrics \['margin'\]"):
-    learning_curves(tmp_path, tmp_path / "a.png")
+    learning_curves(tmp_path, tmp_path / "a.png", panels=[Panel("Loss", "nats", ("loss",))])
   with pytest.raises(FileNotFoundError):
     learning_curves(tmp_path / "nowhere", tmp_path / "a.png")
   assert not (tmp_path / "a.png").exists()
