@@ -1,6 +1,7 @@
 """Estimates what a forward pass of a model holds in memory."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,15 @@ def saved_activations(
     dtype: of the computation.
     remat: what the backward pass computes again, a key of transformer.REMAT_POLICIES.
   """
-  # One device's share of the model, with the whole batch: divided by the batch's split at the end.
-  model = _local(model, partitioning)
+  # One device's share of the model, with the whole batch: divided by the batch's split.
+  whole = _saved_bytes(_local(model, partitioning), batch, jnp.dtype(dtype), remat)
+  return whole / batch_ways(partitioning, batch.completions)
+
+
+# Tracing takes seconds for the smallest model, and stages of a run often ask for the same shapes.
+@functools.lru_cache(maxsize=256)
+def _saved_bytes(model: ModelConfig, batch: Batch, dtype: jnp.dtype, remat: str) -> int:
+  """Returns the bytes that a backward pass of the whole batch gets from its forward pass."""
   def array(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.int32)
   params = transformer.abstract_params(model)
@@ -52,7 +60,7 @@ def saved_activations(
 
   # Shapes alone: nothing is computed, whatever the size of the model.
   saved = jax.eval_shape(residuals, params, data)
-  return sum(x.size * x.dtype.itemsize for x in saved) / batch_ways(partitioning, batch.completions)
+  return sum(x.size * x.dtype.itemsize for x in saved)
 
 
 def logits_part(model, partitioning, positions, phase, cure) -> Part:

@@ -20,7 +20,7 @@ from rl_reason.reporting.metrics import read_metrics
 from rl_reason.rewards.composition.build import build_rewards
 from rl_reason.run import config
 from rl_reason.stages.registry import STAGES
-from tests import ROOT
+from tests import environment, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A block is not run only where a comment before it says why: <!-- not run: the reason -->.
@@ -360,8 +360,8 @@ def test_every_room_has_a_page_of_the_reference():
 
 def test_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
   monkeypatch.setenv("RL_REASON_NOTEBOOK_SIZE", "tiny")
-  monkeypatch.setenv("PYTHONPATH", str(ROOT))
-  monkeypatch.setenv("XLA_FLAGS", "")
+  for name, value in environment().items():
+    monkeypatch.setenv(name, value)
   monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
   # A kernel of this very interpreter, whatever kernels are registered for the user.
   kernel = tmp_path / "kernels" / "python3"

@@ -24,7 +24,7 @@ from rl_reason.run import earlier
 from rl_reason.run import workdir as workdir_lib
 from rl_reason.stages.context import Context
 from rl_reason.train import StopRequest, train
-from tests import ROOT
+from tests import environment
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
 # be slow, so that a signal finds the run in the middle of a step.
@@ -149,12 +149,9 @@ def user_folder(tmp_path_factory):
 def command(user_folder):
   """(workdir, overrides..., step_seconds=, module=) -> a started process on one device."""
   def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py"):
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RL_REASON_TRACEBACK")}
-    environment |= {"STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
-                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(user_folder), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}", *arguments],
-        cwd=user_folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        cwd=user_folder, env=environment(folders=[user_folder], STEP_SECONDS=str(step_seconds)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
   return start
 
 

@@ -1,7 +1,6 @@
 """The canary: rehearsals whose last losses are stored in a claim's record, and compared later."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from rl_reason.claims import __main__, canary, declaration
 from rl_reason.claims.canary import Rehearsal
 from rl_reason.reporting.metrics import MetricWriter
 from rl_reason.reporting.progress import Progress
-from tests import ROOT
+from tests import environment
 
 STORED = {"losses": {"more": {"sft": 2.0, "rl": 1e-9}, "less": {"sft": 3.0}}, "commit": "abc",
           "versions": {"jax": "1"}}
@@ -105,7 +104,7 @@ RECORD = {"experiment": "small", "verdict": "holds", "test": {}, "configs": {}, 
 def command(folder, *arguments):
   return subprocess.run(
       [sys.executable, "-m", "rl_reason.claims", "experiments/small.py", *arguments], cwd=folder,
-      env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+      env=environment(), capture_output=True, text=True)
 
 
 def file_of(folder, name):

@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import json
-import os
 import re
 import signal
 import struct
@@ -22,7 +21,7 @@ from rl_reason.claims.judgement import Measured
 from rl_reason.reporting.metrics import MetricWriter, read_metrics
 from rl_reason.run import config as config_lib
 from rl_reason.run.workdir import Workdir
-from tests import ROOT
+from tests import environment, ROOT
 
 # Declarations.
 
@@ -64,32 +63,27 @@ def test_a_claim_about_one_arm_needs_no_baseline():
 
 
 EXPERIMENT = '''
+from ml_collections import ConfigDict
 from rl_reason.experiments import quickstart
 
 CLAIMS = {claims}
 
 def get_config(size="tiny"):
-  c = quickstart.get_config(size)
-  c.stages = ("sft",)
-  c.sft.num_steps, c.sft.batch_size = {steps}, 4
-  c.task.train.size = 50
-  c.evaluation.update(num_problems=1, samples_per_problem=1, every=0, batch_size=1)
-  c.checkpoint.every = 10
-  c.mesh = dict(fsdp=1)  # The tests' eight devices are one processor.
-  return c
+  tiny = quickstart.get_config(size)
+  return ConfigDict(dict(
+      seed=0, stages=("fit",), policy=tiny.policy, checkpoint=dict(every=10), mesh=dict(fsdp=1),
+      fit=dict(kind="tests.claims.descent:KIND", num_steps={steps}, learning_rate=0.1, seconds=0.02)))
 '''
-LEARNS = {**SECTION, "arms": dict(learns=dict(), stays=dict(overrides={"sft.learner.optimizer.learning_rate": 0.0})),
-          "treatment": "learns", "baseline": "stays", "metric": dict(function="last", args=dict(name="loss", stage="sft")),
+LEARNS = {**SECTION, "arms": dict(learns=dict(), stays=dict(overrides={"fit.learning_rate": 0.0})),
+          "treatment": "learns", "baseline": "stays", "metric": dict(function="last", args=dict(name="loss", stage="fit")),
           "direction": "lower", "matched": ("tokens", "updates"), "seeds": 2}
 # A second stage after the same first one.
-AGAIN = dict(
-    kind="sft", num_steps=3, batch_size=4, max_completion_tokens=28,
-    learner=dict(optimizer=dict(learning_rate=1e-3)))
+AGAIN = dict(kind="tests.claims.descent:KIND", num_steps=3, learning_rate=0.01)
 TWICE = {**LEARNS, "title": "Twice is better", "treatment": "again", "baseline": "learns", "matched": (),
          "metric": dict(function="last", args=dict(name="loss")),
-         "also": {"first": dict(function="last", args=dict(name="loss", stage="sft")),
+         "also": {"first": dict(function="last", args=dict(name="loss", stage="fit")),
                   "second": dict(function="last", args=dict(name="loss", stage="again"))},
-         "arms": dict(learns=dict(), again=dict(overrides={"stages": ("sft", "again"), "again": AGAIN}))}
+         "arms": dict(learns=dict(), again=dict(overrides={"stages": ("fit", "again"), "again": AGAIN}))}
 
 
 @pytest.fixture
@@ -104,10 +98,10 @@ def experiment(tmp_path):
 
 
 @pytest.mark.parametrize("arm, message", [
-    (dict(overrides={"sft.batch_sise": 2}), "small.py: CLAIMS.'a'..arms.'learns'.: config.sft has no field 'batch_sise'. Did"
-                                            " you mean 'batch_size'"),
-    (dict(overrides={"sfd.batch_size": 2}), "no section 'sfd'. Did you mean 'sft'"),
-    (dict(overrides={"sft.batch_size": "two"}), "config.sft.batch_size must be int, got 'two'"),
+    (dict(overrides={"fit.num_stebs": 2}), "small.py: CLAIMS.'a'..arms.'learns'.: config.fit has no field 'num_stebs'. Did"
+                                            " you mean 'num_steps'"),
+    (dict(overrides={"fid.num_steps": 2}), "no section 'fid'. Did you mean 'fit'"),
+    (dict(overrides={"fit.num_steps": "two"}), "config.fit.num_steps must be int, got 'two'"),
     (dict(config="huge"), "Unknown size 'huge'"),
 ])
 def test_an_arm_that_cannot_be_is_refused_before_anything_runs(experiment, arm, message):
@@ -116,12 +110,15 @@ def test_an_arm_that_cannot_be_is_refused_before_anything_runs(experiment, arm, 
 
 
 def test_an_arm_replaces_fields_and_whole_sections(experiment):
+  other = dict(source="small", args=dict(characters="ab", width=8, num_layers=1))
   loaded = declaration.load(str(experiment({"a": {**LEARNS, "arms": {**LEARNS["arms"], "learns": dict(overrides={
-      "sft.batch_size": 2, "evaluation.rewards": dict(number_answer=0.5), "task.args.min_terms": 2})}}})))
+      "fit.num_steps": 2, "policy": other, "checkpoint.keep": 3})}}})))
   learns, stays = loaded.configs["a"]["learns"], loaded.configs["a"]["stays"]
-  assert learns.sft.batch_size == 2 and stays.sft.batch_size == 4 and stays.sft.learner.optimizer.learning_rate == 0
-  assert learns.evaluation.rewards.to_dict() == {"number_answer": 0.5} and learns.task.args.min_terms == 2
-  assert loaded.configs["a"]["learns"].seed == 0
+  assert (learns.fit.num_steps, stays.fit.num_steps) == (2, 4)
+  assert (learns.fit.learning_rate, stays.fit.learning_rate) == (0.1, 0.0)
+  assert learns.policy.to_dict() == other
+  assert learns.checkpoint.to_dict() == {"every": 10, "keep": 3}
+  assert learns.seed == 0
 
 
 def test_a_rehearsals_argument_stands_behind_an_arms_own(experiment):
@@ -310,16 +307,7 @@ def test_an_interrupted_take_over_is_done_again_and_a_begun_run_keeps_its_own(tm
 
 # Whole claims: real runs, side by side.
 
-FUSSY = '''
-import sys
-
-def fussy(samples):
-  if "--seed=1" in sys.argv:
-    raise RuntimeError("not this one")
-  return [0.0] * len(samples)
-'''
-FAILS = {**LEARNS, "title": "It fails", "arms": {**LEARNS["arms"], "learns": dict(overrides={
-    "evaluation.rewards": dict(fussy=dict(function="fussy_claims:fussy"))})}}
+FAILS = {**LEARNS, "title": "It fails", "arms": {**LEARNS["arms"], "learns": dict(overrides={"fit.fails_with": 1})}}
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +317,6 @@ def bench(tmp_path_factory):
   (folder / "experiments").mkdir()
   claims = {"learns": LEARNS, "fails": FAILS, "twice": TWICE}
   (folder / "experiments" / "small.py").write_text(EXPERIMENT.format(claims=repr(claims), steps=40))
-  (folder / "fussy_claims.py").write_text(FUSSY)
   (folder / "docs").mkdir()
   (folder / results.PAGE).write_text(f"# Mine\n\n{results.BEGIN}\n{results.END}\n\nThe end.\n")
   process = start(folder)
@@ -349,11 +336,7 @@ def bench(tmp_path_factory):
 def start(folder, *arguments):
   return subprocess.Popen(
       [sys.executable, "-m", "rl_reason.claims", "experiments/small.py", *arguments], cwd=folder, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=environment(folder))
-
-
-def environment(folder):
-  return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=environment(folders=[folder]))
 
 
 def lines(path):
@@ -386,7 +369,7 @@ def test_a_killed_command_ends_its_runs_and_the_same_command_finishes_them(bench
   for run in folder.glob("runs/claims/small/*s-*/seed*"):  # Those of the one stage: "learns" and "stays".
     if (run / runs.FINISHED).exists():
       steps = [json.loads(x)["step"] for x in (run / "metrics.jsonl").read_text().splitlines()]
-      assert steps == [0, *range(1, 41), 40]  # An evaluation before, one after.
+      assert steps == [*range(1, 41), 40]  # The end has a line of its own.
   assert "learns, seed 0: finished after" in output
 
 
@@ -398,8 +381,8 @@ def test_a_claim_that_holds_is_recorded_drawn_and_listed(bench):
       (arm, seed, "finished") for seed in (0, 1) for arm in ("learns", "stays")]
   assert record["effects"] == [record["runs"][i]["value"] - record["runs"][i + 1]["value"] for i in (0, 2)]
   assert record["cost"]["updates"] == {"learns": [40, 40], "stays": [40, 40]}
-  assert record["test"]["threshold"] == 0.0 and record["configs"]["stays"]["sft"]["learner"]["optimizer"]["learning_rate"] == 0
-  assert record["code"]["imitation_loss"] and record["versions"]["jax"] and record["earlier"] == []
+  assert record["test"]["threshold"] == 0.0 and record["configs"]["stays"]["fit"]["learning_rate"] == 0
+  assert record["code"]["NoProblems"] and record["versions"]["jax"] and record["earlier"] == []
   image = (folder / "experiments/results/small/learns.png").read_bytes()
   assert image[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">I", image[16:20]) == (1200,)
   page = (folder / results.PAGE).read_text()
@@ -451,15 +434,15 @@ def test_a_result_is_stale_when_the_claim_the_config_or_the_code_changed(bench, 
   record = path.read_text()
   try:
     assert results.stale(declaration.load(str(file)), "learns") == []
-    file.write_text(original.replace("c.sft.batch_size = 40, 4", "c.sft.batch_size = 40, 8"))
+    file.write_text(original.replace("num_steps=40", "num_steps=41"))
     assert results.stale(declaration.load(str(file)), "learns") == [
-        "learns: sft.batch_size was 4 and is 8", "stays: sft.batch_size was 4 and is 8"]
+        "learns: fit.num_steps was 40 and is 41", "stays: fit.num_steps was 40 and is 41"]
     file.write_text(original)
-    path.write_text(json.dumps({**json.loads(record), "code": {**json.loads(record)["code"], "imitation_loss": "0"}}))
-    assert results.stale(declaration.load(str(file)), "learns") == ["code of imitation_loss"]
+    path.write_text(json.dumps({**json.loads(record), "code": {**json.loads(record)["code"], "NoProblems": "0"}}))
+    assert results.stale(declaration.load(str(file)), "learns") == ["code of NoProblems"]
     assert command.main(["--list", "--stale", str(file)]) == 0
     shown = capsys.readouterr().out
-    assert "small/learns" in shown and "code of imitation_loss" in shown and "small/fails" not in shown
+    assert "small/learns" in shown and "code of NoProblems" in shown and "small/fails" not in shown
     path.write_text(record.replace('"name": "learns"', '"name": "other"'))
     with pytest.raises(ValueError, match="is the record of claim 'other' of 'small', not of 'learns'"):
       results.stale(declaration.load(str(file)), "learns")
@@ -504,7 +487,7 @@ def test_ctrl_c_stops_the_runs_saved(experiment, tmp_path):
     process.kill()
   assert process.returncode == 130 and "the same command continues" in output
   assert all(map(free, tmp_path.glob("runs/**/lock")))
-  assert any(tmp_path.glob("runs/**/checkpoints/sft/*")) and not (tmp_path / "experiments/results").exists()
+  assert any(tmp_path.glob("runs/**/checkpoints/fit/*")) and not (tmp_path / "experiments/results").exists()
 
 
 def test_arguments_that_cannot_be(experiment, monkeypatch, tmp_path):

@@ -1,7 +1,6 @@
 """The report on a scorer: which numbers which rows give, baselines beside it, scores of the wrong shape, the command."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from rl_reason.evaluation import reward_models as judge_lib
 from rl_reason.evaluation.reward_models import judge, judge_beside_baselines
 from rl_reason.tasks.preferences import comparisons
 from rl_reason.types import Comparison, Step
+from tests import environment
 
 
 def by_text(table, default=0.0):
@@ -230,9 +230,8 @@ def test_scorers_by_name():
 
 
 def run_command(folder, *arguments):
-  environment = {**os.environ, "XLA_FLAGS": ""}
   return subprocess.run([sys.executable, "-m", "rl_reason.judge", *arguments], capture_output=True, text=True,
-                        env=environment, timeout=120)
+                        env=environment(), timeout=120)
 
 
 def test_the_command_writes_a_report_and_a_table(tmp_path):

@@ -22,7 +22,7 @@ from rl_reason.arrays import Inputs
 from rl_reason.models import config as configs
 from rl_reason.models import huggingface, pretrained, safetensors_files
 from rl_reason.models.transformer import abstract_params, forward, unembed
-from tests import ROOT
+from tests import environment, ROOT
 from tests.make_reference_values import CASES, read_case, write_directory
 
 SMALL = configs.small(vocab_size=40, width=16, num_layers=2, num_heads=2)
@@ -200,8 +200,7 @@ def test_loading_never_holds_a_second_copy(tmp_path):
       sizes = [x.nbytes for x in jax.tree.leaves(params)]
       print(sum(sizes), max(sizes), memory("VmHWM") - before)
   """)
-  env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-  out = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=env, capture_output=True, text=True)
+  out = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment(), capture_output=True, text=True)
   assert out.returncode == 0, out.stderr
   total, largest, peak = map(int, out.stdout.split())
   print(f"\nparameters {total / 1e6:.0f} MB, largest {largest / 1e6:.0f} MB, peak growth {peak / 1e6:.0f} MB")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import operator
-import os
 import subprocess
 import sys
 from typing import Literal
@@ -18,7 +17,7 @@ from rl_reason.experiments import algorithms
 from rl_reason.run import config as config_lib
 from rl_reason.runtime import sharding
 from rl_reason.stages import registry
-from tests import ROOT
+from tests import environment
 
 QUICKSTART = "experiments/quickstart.py:tiny"
 
@@ -270,9 +269,7 @@ def test_a_mistake_on_the_command_line(arguments, message):
 
 
 def command(*arguments, module="rl_reason.train"):
-  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
-      [str(ROOT), os.environ.get("PYTHONPATH", "")])}
-  return subprocess.run([sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True,
+  return subprocess.run([sys.executable, "-m", module, *arguments], env=environment(), capture_output=True, text=True,
                         timeout=120)
 
 

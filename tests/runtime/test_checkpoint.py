@@ -12,7 +12,7 @@ import pytest
 
 from rl_reason.arrays import LearnerState
 from rl_reason.runtime.checkpoint import Checkpoints
-from tests import ROOT
+from tests import environment
 
 # Of orbax, when one part of a checkpoint cannot be read and the loading of the others is given up.
 pytestmark = pytest.mark.filterwarnings(
@@ -237,9 +237,7 @@ except OSError as error:
 
 
 def test_a_full_disk_is_told_and_the_checkpoints_before_stay(tmp_path, notes):
-  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(
-      [str(ROOT), os.environ.get("PYTHONPATH", "")])}
-  done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path / "stage"], env=environment,
+  done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path / "stage"], env=environment(),
                         capture_output=True, text=True, timeout=120)
   raised = done.stdout[done.stdout.find("Raised:"):]
   assert f"could not be written to {tmp_path / 'stage'}" in raised, done.stderr

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import pickle
 import re
 import socket
@@ -24,7 +23,7 @@ from rl_reason.rollout.generate import generate
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.runtime import sharding
 from rl_reason.runtime.sharding import DEFAULT_RULES, make_mesh, partition_spec, Partitioning
-from tests import ROOT
+from tests import environment
 
 
 def axes(sizes):
@@ -93,21 +92,21 @@ def test_an_absent_accelerator_is_an_error():
     sharding.check_platform("cuda")
 
 
-@pytest.mark.parametrize("environment", [
+@pytest.mark.parametrize("variables", [
     {}, {"JAX_NUM_PROCESSES": "2"}, {"JAX_PROCESS_ID": "0", "JAX_NUM_PROCESSES": "two"}])
-def test_half_an_environment_of_several_processes_is_an_error(environment):
+def test_half_an_environment_of_several_processes_is_an_error(variables):
   with pytest.raises(ValueError, match="set JAX_NUM_PROCESSES and JAX_PROCESS_ID"):
-    sharding.start_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", **environment})
+    sharding.start_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1", **variables})
 
 
 def test_one_process_starts_nothing(monkeypatch):
   started = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda *args: started.append(args))
-  for environment in ({}, {"SLURM_NTASKS": "1"}, {"OMPI_COMM_WORLD_SIZE": "1"}, {"TPU_WORKER_HOSTNAMES": "localhost"}):
-    sharding.start_distributed(environment)
+  for variables in ({}, {"SLURM_NTASKS": "1"}, {"OMPI_COMM_WORLD_SIZE": "1"}, {"TPU_WORKER_HOSTNAMES": "localhost"}):
+    sharding.start_distributed(variables)
   assert not started
-  for environment in ({"SLURM_NTASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"TPU_WORKER_HOSTNAMES": "a,b"}):
-    sharding.start_distributed(environment)
+  for variables in ({"SLURM_NTASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"TPU_WORKER_HOSTNAMES": "a,b"}):
+    sharding.start_distributed(variables)
   sharding.start_distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"})
   assert started == [(), (), (), ("a:1", 3, 2)]
 
@@ -316,13 +315,10 @@ def test_two_processes_equal_one(one_device, tiny_config, tiny_params, tiny_batc
     s.bind(("localhost", 0))
     address = f"localhost:{s.getsockname()[1]}"
   (tmp_path / "inputs").write_bytes(pickle.dumps((tiny_config, tiny_params, tiny_batch)))
-  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
   processes = [subprocess.Popen(
       [sys.executable, "-c", PROCESS, str(tmp_path / "inputs"), str(tmp_path / "out")], text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={
-          **os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2",
-          "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-          "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)})
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(
+          devices=2, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)))
       for i in range(2)]
   try:
     outputs = [p.communicate(timeout=300)[0] for p in processes]

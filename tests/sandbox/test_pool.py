@@ -10,7 +10,7 @@ import time
 import pytest
 
 from rl_reason.sandbox import pool as workers
-from tests import ROOT
+from tests import environment
 
 # What no worker may load: it takes seconds and hundreds of megabytes, once per worker.
 HEAVY = {"jax", "flax", "optax", "rl_reason.rewards", "rl_reason.models"}
@@ -266,10 +266,9 @@ PARENT = """
 def start_parent(tmp_path, then, timeout=100.0):
   """A process without a main guard that uses a pool; (process, its worker's pid)."""
   (tmp_path / "worker_functions.py").write_text(FUNCTIONS)
-  env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
   script = tmp_path / "script.py"
   script.write_text(textwrap.dedent(PARENT).format(then=then, timeout=timeout))
-  parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
+  parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment(folders=[tmp_path]), cwd=tmp_path)
   return parent, int(parent.stdout.readline())
 
 
