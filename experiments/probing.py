@@ -246,6 +246,7 @@ TINY_KNOWN = {"rows": 40, "data.args.size": 40}
 
 
 def get_config(argument: str = "filter") -> ConfigDict:
+  # Long on purpose: a config is read from top to bottom, and these are its numbers.
   name, size = naming.arm_and_size(argument, ("zoo", *FILTERS), whole="full")
   if not name:
     return _full()

@@ -158,6 +158,8 @@ class Block(nn.Module):
     Returns: the residual stream, and this layer's (k, v) of x's own tokens or the cache that now
       holds them.
     """
+    # Long and nested on purpose: flax declares a module's parameters inside its one compact method,
+    # and the helpers below declare them. What they compute with stands in models/attention.py.
     c = self.config
     is_local, past, cache = per_layer
     # 0 or 1, traced, because layers are scanned: it chooses among the tables and the masks.

@@ -4,6 +4,7 @@ The number of devices is set before JAX starts; tests that need the real number 
 `tiny` fixtures are one model and one batch that the tests of the core share.
 """
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -22,8 +23,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 programs = tempfile.TemporaryDirectory(prefix="rl_reason_programs_", ignore_cleanup_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-
-import gc
 
 import jax
 import numpy as np

@@ -335,3 +335,43 @@ def test_a_module_that_is_in_no_room_has_no_place():
   assert places("rl_reason.stages.brand_new") == []
   assert places("rl_reason.runtime_more") == []
   assert [room for _, room in places("rl_reason.rewards.composition.build")] == ["rewards"]
+
+
+# Functions.
+
+
+def on_purpose(source: str) -> list[str]:
+  """Lists functions of over 60 lines of code, or with over two inside, that do not say why.
+
+  Docstrings do not count. A function says why in a comment that begins "Long on purpose", "Nested
+  on purpose" or "Long and nested on purpose".
+  """
+  found, lines = [], source.splitlines()
+  for node in ast.walk(ast.parse(source)):
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+      continue
+    text = ast.get_docstring(node, clean=False)
+    length = node.end_lineno - node.lineno + 1 - (text.count("\n") + 1 if text else 0)
+    inside = [n for n in ast.walk(node)
+              if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n is not node]
+    own = "\n".join(lines[node.lineno - 1:node.end_lineno])
+    if (length > 60 or len(inside) > 2) and not re.search(r"# (Long|Nested)[ \w]* on purpose: ", own):
+      found.append(f"{node.name}, {length} lines, {len(inside)} functions inside")
+  return found
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES.values()])
+def test_long_functions_say_why(folder):
+  found = {str(path.relative_to(ROOT)): long for path in sorted((ROOT / folder).rglob("*.py"))
+           if (long := on_purpose(path.read_text()))}
+  assert found == {}
+
+
+def test_a_function_that_is_long_or_holds_many_is_found():
+  many = "def f():\n" + "".join(f"  def g{i}():\n    pass\n" for i in range(3))
+  long = "def f():\n" + "  x = 1\n" * 60
+  documented = 'def f():\n  """Text.\n' + "  more\n" * 80 + '  """\n'
+  assert on_purpose(many) == ["f, 7 lines, 3 functions inside"]
+  assert on_purpose(long) == ["f, 61 lines, 0 functions inside"]
+  assert on_purpose(long.replace("x = 1", "# Long on purpose: it is.", 1)) == []
+  assert on_purpose(documented) == []

@@ -17,6 +17,7 @@ import shapes
 
 def main(name, directory):
   """Answers one step after the other, until the other side ends the run."""
+  # Nested on purpose: TRL calls these functions back, and they read what is set up here.
   channel, shape = Channel(), shapes.SHAPES[name]
   sys.path.pop(0)  # This folder's names are short, and would shadow other packages'.
   os.environ |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")

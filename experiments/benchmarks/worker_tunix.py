@@ -39,6 +39,7 @@ def load(directory, model, mesh):
 
 def main(name, directory):
   """Answers one step after the other, until the other side ends the run."""
+  # Long on purpose: Tunix's modules can only be imported here, and all that follows uses them.
   channel, shape = Channel(), shapes.SHAPES[name]
   sys.path.pop(0)  # This folder's names are short, and would shadow other packages'.
   os.environ |= dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")

@@ -109,32 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing or cannot be compared; with --canary, an arm computes other losses than those in the
     record. 0: none of these.
   """
-  # The command line.
-  parser = argparse.ArgumentParser(
-      prog="python -m rl_reason.claims", description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("experiments", nargs="*", metavar="experiments/NAME.py[:argument]")
-  parser.add_argument(
-      "--claim", action="append", help="only the claim of this name; may be given several times")
-  parser.add_argument(
-      "--seeds", type=int, help="how many, from 0 on; by default as many as the claim says")
-  parser.add_argument(
-      "--jobs", type=int, help="runs at a time; by default one for each core or GPU")
-  parser.add_argument(
-      "--workdir", type=Path, default=Path("runs/claims"), help="the runs' folders")
-  parser.add_argument("--all", action="store_true", help="every experiment that states a claim")
-  parser.add_argument(
-      "--stale", action="store_true",
-      help="only claims whose config or code changed since the result")
-  parser.add_argument(
-      "--list", action="store_true", help="show the claims and their results, run nothing")
-  parser.add_argument("--canary", action="store_true", help=(
-      "rehearse every arm and compare its last losses with the record's, or store them where it"
-      " has none"))
-  parser.add_argument(
-      "--store", action="store_true",
-      help="with --canary: store the losses in place of the record's")
-  args = parser.parse_args(argv)
+  args = _parser().parse_args(argv)
   with errors_in_one_line():
     # The claims that are meant.
     if args.seeds is not None:
@@ -183,6 +158,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = [
         results.read(e, name) for e, names, argument in todo for name in names if not argument]
     return int(any(r["verdict"] in ("missing", "invalid") for r in records))
+
+
+def _parser() -> argparse.ArgumentParser:
+  """Makes the parser of the command line."""
+  parser = argparse.ArgumentParser(
+      prog="python -m rl_reason.claims", description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("experiments", nargs="*", metavar="experiments/NAME.py[:argument]")
+  parser.add_argument(
+      "--claim", action="append", help="only the claim of this name; may be given several times")
+  parser.add_argument(
+      "--seeds", type=int, help="how many, from 0 on; by default as many as the claim says")
+  parser.add_argument(
+      "--jobs", type=int, help="runs at a time; by default one for each core or GPU")
+  parser.add_argument(
+      "--workdir", type=Path, default=Path("runs/claims"), help="the runs' folders")
+  parser.add_argument("--all", action="store_true", help="every experiment that states a claim")
+  parser.add_argument(
+      "--stale", action="store_true",
+      help="only claims whose config or code changed since the result")
+  parser.add_argument(
+      "--list", action="store_true", help="show the claims and their results, run nothing")
+  parser.add_argument("--canary", action="store_true", help=(
+      "rehearse every arm and compare its last losses with the record's, or store them where it"
+      " has none"))
+  parser.add_argument(
+      "--store", action="store_true",
+      help="with --canary: store the losses in place of the record's")
+  return parser
 
 
 def _choose(specs: Sequence[str], *, all_of_them: bool) -> list[tuple[Experiment, str]]:

@@ -84,6 +84,8 @@ def train_step(
 
   Returns: the new state and metrics; `skipped_in_a_row` is above 0 where the update was refused.
   """
+  # Nested on purpose: JAX differentiates and scans over functions of what this step is given.
+
   # 1. Choose where the gradient is taken.
   trained, frozen = lora.partition(state.params)
   at, told = (trained, {}) if lookahead is None else lookahead(trained, frozen)

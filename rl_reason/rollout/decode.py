@@ -268,28 +268,13 @@ def decode_chunk(
 
   Returns: the slots (their `past` as before) and what was sampled.
   """
-  b, capacity, room = slots.ids.shape[0], slots.past[0][0].shape[-1], prompts.cache[0][0].shape[-1]
-  if not slots.past[0][0].shape[0]:  # A pool without pages has nothing to read.
-    capacity = 0
+  # Nested on purpose: a loop's condition and body, which read what is fixed during the chunk.
+  b = slots.ids.shape[0]
   # Each completion has its own key, so that its slot does not matter.
   rows = jax.vmap(functools.partial(jax.random.fold_in, rng))(slots.ids)
-  prompt_lengths = prompts.lengths[slots.prompts]
-  start_lengths = slots.lengths
-  prompt_positions = jnp.broadcast_to(jnp.arange(room), (prompts.lengths.shape[0], room))
+  prompt_lengths, start_lengths = prompts.lengths[slots.prompts], slots.lengths
   chunk_positions = (prompt_lengths + start_lengths)[:, None] + jnp.arange(size)
-
-  # What is fixed during the chunk: positions and masks of the prompts, then of the past.
-  keys = [(prompt_positions, prompt_positions < prompts.lengths[:, None], sharing)]
-  past = [(prompt,) for prompt in prompts.cache]
-  if paging is not None:
-    places, owners = paging.starts[:, None] + jnp.arange(capacity), paging.pages.owners
-    keys.append((prompt_lengths[owners][:, None] + places,
-                 places < start_lengths[owners][:, None], paging.pages))
-  elif capacity:
-    keys.append((prompt_lengths[:, None] + jnp.arange(capacity),
-                 jnp.arange(capacity) < start_lengths[:, None], None))
-  if len(keys) > 1:
-    past = [(prompt, own) for prompt, own in zip(prompts.cache, slots.past)]
+  past, keys = _before_the_chunk(prompts, slots, sharing, paging)
 
   def more(carry):
     _, done, _, chunk = carry
@@ -327,6 +312,32 @@ def decode_chunk(
   hidden, done, lengths, chunk = jax.lax.while_loop(
       more, body, (slots.hidden, slots.done, start_lengths, empty))
   return slots.replace(hidden=hidden, done=done, lengths=lengths), chunk
+
+
+def _before_the_chunk(
+    prompts: Prompts, slots: Slots, sharing: Sharing | None, paging: Paging | None,
+) -> tuple[list[tuple], list[tuple]]:
+  """Returns what a chunk's tokens read that was there before it, which is fixed while it runs.
+
+  Returns: for each layer (keys and values of the prompts, those of the past), and for the prompts
+    and the past (positions, which are real, who reads them); the past is left out if it is empty.
+  """
+  room, capacity = prompts.cache[0][0].shape[-1], slots.past[0][0].shape[-1]
+  if not slots.past[0][0].shape[0]:  # A pool without pages has nothing to read.
+    capacity = 0
+  prompt_lengths = prompts.lengths[slots.prompts]
+  positions = jnp.broadcast_to(jnp.arange(room), (prompts.lengths.shape[0], room))
+  keys = [(positions, positions < prompts.lengths[:, None], sharing)]
+  if paging is not None:
+    places, owners = paging.starts[:, None] + jnp.arange(capacity), paging.pages.owners
+    keys.append((prompt_lengths[owners][:, None] + places,
+                 places < slots.lengths[owners][:, None], paging.pages))
+  elif capacity:
+    keys.append((prompt_lengths[:, None] + jnp.arange(capacity),
+                 jnp.arange(capacity) < slots.lengths[:, None], None))
+  if len(keys) == 1:
+    return [(prompt,) for prompt in prompts.cache], keys
+  return [(prompt, own) for prompt, own in zip(prompts.cache, slots.past)], keys
 
 
 def _empty_caches(config: ModelConfig, b: int, size: int, dtype: jnp.dtype) -> LayerCaches:

@@ -105,6 +105,9 @@ def generate(
   Raises: ValueError for stop strings without decode_text, for fewer slots than a group, and for
     negative numbers of tokens.
   """
+  # Long on purpose: the loop's six steps hand `cache`, `state` and `schedule` on to each other, and
+  # reading them in their order is how one understands continuous batching.
+
   # 1. Checks, and what the host keeps track of.
   for name, value, meaning in (("prefill_tokens", prefill_tokens, "reads prompts whole"),
                                ("page_tokens", page_tokens, "keeps tokens without pages")):

@@ -334,12 +334,25 @@ def failure_counts() -> dict[str, int]:
   return dict(sum((pool.failures for pool in list(_shared.values())), collections.Counter()))
 
 
+def _limit_memory(limit: int) -> None:
+  """Limits the memory of this process, in bytes, as far as the system lets it."""
+  import resource
+
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
+  limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+  try:
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+  except (ValueError, OSError):
+    pass  # macOS: below what is mapped already.
+
+
 def _serve() -> None:
   """Runs a worker's whole life: import the function, say ready, answer items until stdin ends."""
   import importlib
   import resource
   import traceback
 
+  # Long on purpose: it is a worker's whole life, and the order of its steps keeps it safe.
   settings = json.loads(sys.argv[2])
   # The protocol gets private descriptors, so that nothing the function prints, reads or starts can
   # disturb it.
@@ -372,14 +385,8 @@ def _serve() -> None:
   except BaseException:
     reply(error=traceback.format_exc())
     return
-  # Limit the memory.
   if settings["memory"] is not None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = settings["memory"] if hard == resource.RLIM_INFINITY else min(settings["memory"], hard)
-    try:
-      resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    except (ValueError, OSError):
-      pass  # macOS: below what is mapped already.
+    _limit_memory(settings["memory"])
   # Start-up is over: from here on only hostile items would print.
   os.dup2(null, 1)
   os.dup2(null, 2)

@@ -18,6 +18,7 @@ import numpy as np
 from rl_reason.config.checks import at_least
 from rl_reason.evaluation import ranking
 from rl_reason.runtime import memory as memory_lib
+from rl_reason.scorers.scorer import Scorer
 from rl_reason.scorers.strength import strength
 from rl_reason.stages.base import first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
@@ -83,49 +84,73 @@ def differences_of(votes: Any) -> Float[np.ndarray, "N M"]:
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
   """Builds the stage. It ignores `params`, the policy that it would start from."""
   del params
-  pairs = _pairs(config)
-  members = [context.earlier.scorer(member) for member in config.members]
-  size = -(-len(pairs) // config.num_steps)
   shapes = trained(config, context, name).shapes
-  sharding = shapes["differences"].sharding
+  votes = Votes(
+      config, _pairs(config), [context.earlier.scorer(member) for member in config.members],
+      shapes["differences"])
+  return Stage(num_steps=config.num_steps, init=votes.init, state_shape=shapes, step=votes.step,
+               evaluate=votes.evaluate, data=InOrder(votes.pairs, votes.size))
 
-  def init():
-    return {"differences": jax.device_put(
-        np.zeros(shapes["differences"].shape, np.float32), sharding)}
 
-  def step(votes, rows: list[Comparison], index: int):
-    found, tokens = np.zeros((len(rows), len(members)), np.float32), 0
+@dataclasses.dataclass(frozen=True)
+class Votes:
+  """The vote of a stage, a stretch of pairs at each step.
+
+  config: section of the stage.
+  pairs: the pairs that are voted on.
+  members: the reward models that vote, M.
+  differences: shape [N, M], dtype and sharding of the state: chosen less rejected of each pair, by
+    each member.
+  """
+  config: Config
+  pairs: Source
+  members: list[Scorer]
+  differences: jax.ShapeDtypeStruct
+
+  @property
+  def size(self) -> int:
+    """Returns the number of pairs of a step."""
+    return -(-len(self.pairs) // self.config.num_steps)
+
+  def init(self) -> dict[str, jax.Array]:
+    """Makes the state before the first vote: zeros."""
+    return self._placed(np.zeros(self.differences.shape, np.float32))
+
+  def step(
+      self, votes: dict[str, jax.Array], rows: list[Comparison], index: int,
+  ) -> tuple[dict[str, jax.Array], StepResult]:
+    """Lets every member vote on a stretch of pairs."""
+    found, tokens = np.zeros((len(rows), len(self.members)), np.float32), 0
     for row in rows:
-      _check_pair(row, config)
+      _check_pair(row, self.config)
     # Each member's score difference on each pair of the stretch.
-    for m, member in enumerate(members):
+    for m, member in enumerate(self.members):
       encoded = member.encode_rows([(row.prompt, row.responses) for row in rows])
       tokens += sum(len(ids) for one in encoded for ids in one.responses)
       totals = [scored.totals.mean(axis=-1) for scored in member(encoded)]
       found[:, m] = [chosen - rejected for chosen, rejected in totals]
     # The stretch is written into a copy of the state, at its place among all pairs.
     everything = differences_of(votes).copy()
-    everything[index * size:index * size + len(rows)] = found
+    everything[index * self.size:index * self.size + len(rows)] = found
     mean, deviation = strength(found) if rows else (np.zeros(1), np.zeros(1))
-    return {"differences": jax.device_put(everything, sharding)}, StepResult(
+    return self._placed(everything), StepResult(
         {"strength/mean": float(mean.mean()), "strength/deviation": float(deviation.mean()),
          "strength/negative": float((mean < 0).mean())}, tokens=float(tokens))
 
-  def evaluate(votes):
-    # A table of all pairs, from the weakest preference to the strongest.
+  def evaluate(self, votes: dict[str, jax.Array]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Measures all votes, and lists the pairs from the weakest preference to the strongest."""
     mean, deviation = strength(differences_of(votes))
-    rows = [pairs[int(i)] for i in np.argsort(mean, kind="stable")]
+    order, wrong = np.argsort(mean, kind="stable"), self.config.wrong
+    rows = [self.pairs[int(i)] for i in order]
     shown = [{"id": row.id, "strength": m, "deviation": d,
               "chosen": row.responses[0], "rejected": row.responses[1],
-              **({config.wrong: row.metadata.get(config.wrong)} if config.wrong else {})}
-             for row, m, d in zip(rows, np.sort(mean).tolist(),
-                                  deviation[np.argsort(mean, kind="stable")].tolist())]
-    return votes_metrics(
-        np.sort(mean),
-        [bool(row.metadata.get(config.wrong)) for row in rows] if config.wrong else None), shown
+              **({wrong: row.metadata.get(wrong)} if wrong else {})}
+             for row, m, d in zip(rows, mean[order].tolist(), deviation[order].tolist())]
+    known = [bool(row.metadata.get(wrong)) for row in rows] if wrong else None
+    return votes_metrics(mean[order], known), shown
 
-  return Stage(num_steps=config.num_steps, init=init, state_shape=shapes, step=step,
-               evaluate=evaluate, data=InOrder(pairs, size))
+  def _placed(self, differences: np.ndarray) -> dict[str, jax.Array]:
+    return {"differences": jax.device_put(differences, self.differences.sharding)}
 
 
 def votes_metrics(

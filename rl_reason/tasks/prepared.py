@@ -80,9 +80,6 @@ def tfds_source(
 
   Raises: ValueError naming what is missing and the cure.
   """
-  # Imported here, not above: it takes seconds, and only readers of such sets need it.
-  import tensorflow_datasets as tfds
-
   # Check the arguments before anything is read.
   data_dir = os.path.expanduser(data_dir) or None
   if max_rows is not None and max_rows < 1:
@@ -93,20 +90,7 @@ def tfds_source(
         prompt, reference, system, chat, reference_pattern, solution, id, examples)
 
   # Find the data set, and its split.
-  cure = (
-      "Prepare it first (`python -m rl_reason.tasks.prepare --help` for own rows), correct name or"
-      " data_dir, or set"
-      " download=True.")
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-  except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
-    raise ValueError(
-        f"TFDS knows no data set {name!r} in data_dir={data_dir!r}: {_first_line(error)}"
-        f" {cure}") from error
-  if not builder.is_prepared():
-    if not download:
-      raise ValueError(f"TFDS data set {name!r} is not prepared in {builder.data_dir}. {cure}")
-    builder.download_and_prepare(file_format="array_record")
+  builder = _find(name, data_dir, download)
   if str(split).partition("[")[0] not in builder.info.splits:
     raise ValueError(
         f"TFDS data set {name!r} has no split"
@@ -145,6 +129,29 @@ def tfds_source(
   return Prepared(f"{name}[{split}]", data, indices[:max_rows], mapping)
 
 
+def _find(name: str, data_dir: str | None, download: bool) -> Any:
+  """Returns the TFDS builder of a data set that is prepared, or is prepared now.
+
+  Raises: ValueError for a data set that is not known, or not prepared.
+  """
+  # Imported here, not above: it takes seconds, and only readers of such sets need it.
+  import tensorflow_datasets as tfds
+
+  cure = ("Prepare it first (`python -m rl_reason.tasks.prepare --help` for own rows), correct name"
+          " or data_dir, or set download=True.")
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+    raise ValueError(
+        f"TFDS knows no data set {name!r} in data_dir={data_dir!r}: {_first_line(error)}"
+        f" {cure}") from error
+  if not builder.is_prepared():
+    if not download:
+      raise ValueError(f"TFDS data set {name!r} is not prepared in {builder.data_dir}. {cure}")
+    builder.download_and_prepare(file_format="array_record")
+  return builder
+
+
 def prepare(name: str, splits: Mapping[str, Any], data_dir: str, version: str = "1.0.0") -> str:
   """Writes sources as a TFDS data set in ArrayRecord files.
 
@@ -174,6 +181,7 @@ def prepare(name: str, splits: Mapping[str, Any], data_dir: str, version: str = 
   data_dir = os.path.expanduser(data_dir)
   features = tfds.features.FeaturesDict({column: tfds.features.Text() for column in COLUMNS})
 
+  # Nested on purpose: TFDS takes a class, whose base is imported in this function. Its own
   # tfds.dataset_builders.store_as_tfds_dataset would do the same, but it imports TensorFlow.
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(version)
