@@ -137,9 +137,7 @@ class Stages:
 
   def _newest(self, name: str) -> tuple[int, Any]:
     """Reads (step, what the stage left) of its newest checkpoint that can be read."""
-    keep = self.config.checkpoint.keep
-    with contextlib.closing(self.folder.checkpoints(name, keep=keep, note=print)) as checkpoints:
-      return checkpoints.restore_params(self.trained(name).shapes)
+    return self.folder.read_params(name, self.trained(name).shapes)
 
 
 @dataclasses.dataclass(frozen=True)

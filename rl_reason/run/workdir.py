@@ -19,7 +19,7 @@ from rl_reason.config import fields as config_lib
 from rl_reason.run.config import IDENTITY
 from rl_reason.run.layout import check_layout
 from rl_reason.runtime import sharding
-from rl_reason.runtime.checkpoint import Checkpoints
+from rl_reason.runtime.checkpoint import Checkpoints, read_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Workdir:
       partial.replace(target)
 
   def checkpoints(self, stage: str, *, keep: int, note: Callable[[str], None]) -> Checkpoints:
-    """Opens a stage's checkpoints.
+    """Opens a stage's checkpoints for the training that owns the folder, and cleans them up.
 
     Args:
       stage: name of the stage.
@@ -115,6 +115,14 @@ class Workdir:
       note: called with lines about checkpoints that cannot be read.
     """
     return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
+
+  def read_params(
+      self, stage: str, shapes: Any, *, note: Callable[[str], None] = print) -> tuple[int, Any]:
+    """Reads what a stage left in its newest checkpoint (runtime.checkpoint.read_params).
+
+    It only reads, so it may be called beside a training in the same folder.
+    """
+    return read_params(self.path / "checkpoints" / stage, shapes, note=note)
 
 
 def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
