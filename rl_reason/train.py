@@ -4,24 +4,27 @@
     ... --config.seed=1      # Any field of the config can be set so.
 
 The order is: config -> context -> stages -> the loop -> checkpoints, metrics, evaluations.
-The same command continues a run that was stopped. Ctrl-C or SIGTERM saves and stops after the
-current step.
+The same command continues a run that was stopped, and so does --workdir alone: the folder's
+config.json is the truth of the run, and fields set on the command line change it from then on.
+Ctrl-C or SIGTERM saves and stops after the current step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
-from pathlib import Path
+import os
 import signal
+import sys
 import time
 from typing import Any
 
+from etils import epath
 import ml_collections
 
 from rl_reason.evaluation.accuracy import check_verifier, evaluate
 from rl_reason.evaluation.accuracy import memory as evaluation_memory
-from rl_reason.reporting import plots, summary
+from rl_reason.reporting import plots, summary, whole_files
 from rl_reason.reporting.metrics import MetricWriter, read_metrics
 from rl_reason.reporting.progress import Progress
 from rl_reason.rewards.composition.monitors import Alarm, StoppedByMonitor
@@ -30,14 +33,16 @@ from rl_reason.run import process
 from rl_reason.run.config import RunConfig
 from rl_reason.run.context import make_context
 from rl_reason.run.earlier import Stages
-from rl_reason.run.workdir import Workdir
+from rl_reason.run.workdir import Claim, Workdir
 from rl_reason.runtime import compilation, memory, sharding
+from rl_reason.runtime.checkpoint import CheckpointMismatch
 from rl_reason.runtime.profiling import Trace
 from rl_reason.stages.base import Evaluate, made, Stage
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool | None = None,
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], *,
+    plain: bool | None = None, overridden: Sequence[str] = (),
 ) -> Any:
   """Runs the stages of a config, continuing where an earlier call with this workdir stopped.
 
@@ -45,6 +50,7 @@ def train(
     config: an experiment's get_config(); rl_reason.run.config documents the fields.
     workdir: the run's folder (run.workdir.Workdir).
     plain: true prints lines, false draws a live panel; None decides by the terminal.
+    overridden: fields that a command line set, for the record (run.record.Record).
 
   Returns: what the last stage made, which is its parameters if it trains, or None if a signal
     stopped the run early.
@@ -56,12 +62,12 @@ def train(
   # All fields are checked here. A mistake in a late stage must not be found after hours of an early
   # one.
   run_config, sections = config_lib.check(config)
-  folder = Workdir(Path(workdir))
+  folder = Workdir(whole_files.folder(workdir, "--workdir"))
   with (Progress(plain, enabled=sharding.is_main_process()) as progress,
         contextlib.ExitStack() as exits):
     # ---- The run's folder ------------------------------------------------------------------------
     # It is new, or holds this very run; a folder with another run is refused and left untouched.
-    folder.claim(config, progress.note)
+    claim = folder.claim(config, progress.note, overridden)
     # Compiled programs are kept on disk, so that a run that continues need not compile again.
     compilation.keep_programs(progress.note)
 
@@ -98,7 +104,7 @@ def train(
         wandb=run_config.logging.wandb or None, enabled=sharding.is_main_process()))
     trace = exits.enter_context(Trace(run_config.logging.profile, folder.path, progress.note))
     stop = exits.enter_context(StopRequest())
-    loop = Loop(run_config, stages, writer, progress, trace, stop)
+    loop = Loop(run_config, stages, claim, writer, progress, trace, stop)
 
     # ---- The stages, one after the other ---------------------------------------------------------
     # Each starts from an earlier stage's policy, mostly its predecessor's, and may read the models
@@ -122,10 +128,15 @@ def train(
       policies = {k: v for k, v in policies.items() if k in still_needed}
 
     # ---- The end: a table of what each stage changed, and the learning curves --------------------
+    if claim.changes and not claim.begun:
+      progress.note(
+          f"The run is finished, so nothing was trained with {', '.join(claim.changes)}:"
+          " config.json is as it was.")
     if sharding.is_main_process():
       progress.table("What each stage changed", summary.COLUMNS, summary.summary(
           read_metrics(folder.path), run_config.stages))
-      plots.learning_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+      if claim.begun or not (folder.path / "curves.png").exists():
+        plots.learning_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
       progress.note(f"Metrics, curves.png, samples and checkpoints are in {folder.path}.")
     return left
 
@@ -136,6 +147,7 @@ class Loop:
 
   config: the checked config of the run.
   stages: all stages of the run, with its folder.
+  claim: what this call changes in the run's record.
   writer: writes metrics.jsonl and what else records metrics.
   progress: shows the run in the terminal.
   trace: profiles the steps that the config asks for.
@@ -143,6 +155,7 @@ class Loop:
   """
   config: RunConfig
   stages: Stages
+  claim: Claim
   writer: MetricWriter
   progress: Progress
   trace: Trace
@@ -170,7 +183,10 @@ class Loop:
     with contextlib.closing(self.stages.folder.checkpoints(
         name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       # ---- Where to begin: the start, or the newest checkpoint that can be read ------------------
-      restored = saved.restore(stage.state_shape)
+      try:
+        restored = saved.restore(stage.state_shape)
+      except CheckpointMismatch as error:
+        raise self.claim.explain(name, error) from error
       if restored is None:
         step, state = 0, stage.init()
       else:
@@ -193,7 +209,15 @@ class Loop:
       # ---- Is there anything left to do? ---------------------------------------------------------
       # A stage that an earlier call completed: metrics.jsonl is not rewound, so that what later
       # stages logged stays.
-      if step >= stage.num_steps:
+      if step > stage.num_steps:
+        raise ValueError(
+            f"Stage {name!r} has a checkpoint of step {step} in {self.stages.folder.path}, and"
+            f" num_steps is {stage.num_steps}: steps are not taken back. Set"
+            f" --config.{name}.num_steps={step} or more, or choose another --workdir.")
+      if step == stage.num_steps:
+        self.claim.refuse_in_complete(name, step)
+        if f"{name}.num_steps" in self.claim.changes:
+          self.claim.begin(name, step)
         self.progress.note(f"Stage {name} is complete: {step} steps.")
         return made(state)
       # A stage that is incomplete, while a later one has checkpoints: its num_steps was raised.
@@ -208,6 +232,8 @@ class Loop:
             f" --config.{name}.num_steps={step} back, or choose another --workdir.")
 
       # ---- Before the first step: the record, and what the policy is worth -----------------------
+      # The config of the steps to come is recorded before the first of them.
+      self.claim.begin(name, step)
       self._rewind(name, step, started=restored is not None)
       self.progress.stage(name, stage.num_steps, step)
       if first and restored is None:
@@ -374,11 +400,11 @@ class StopRequest:
       signal.signal(s, handler)
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Runs `train` as a command; errors that the user can cure are one line."""
   with process.errors_in_one_line():
     process.start()
-    train(config, workdir)
+    train(config, workdir, overridden=config_lib.overridden(sys.argv))
 
 
 if __name__ == "__main__":

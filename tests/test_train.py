@@ -467,12 +467,36 @@ def test_a_run_tells_what_it_compiles_and_can_be_profiled(config, tmp_path):
     assert shown.count(name) == 2, name
 
 
-def test_a_finished_run_is_left_as_it_is(config, tmp_path):
+def contents(folder):
+  """The bytes of all files of a run."""
+  return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(config, tmp_path, capsys):
   first = train(config, tmp_path, plain=True)
-  before = (tmp_path / "metrics.jsonl").read_bytes()
+  assert steps(tmp_path)[0]["learning_rate"] == pytest.approx(3e-4 / 5)  # The first of five updates of warm-up.
+  before = contents(tmp_path)
   again = train(config, tmp_path, plain=True)
-  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+  assert contents(tmp_path) == before
   assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
+
+  # Nothing would be trained with another learning rate, and other shapes do not fit what is saved.
+  for changes, message in [
+      ({"learner.optimizer.learning_rate": 0.5}, "Stage 'rl' is complete at step 1 .*learning_rate was 0.0003 and is 0.5"),
+      ({"learner.optimizer.name": "sgd"}, "config changed: rl.learner.optimizer.name was 'adamw' and is 'sgd'"),
+      ({"learner.optimizer.max_grad_norm": 0.0}, "config changed: rl.learner.optimizer.max_grad_norm was 1.0 and is 0.0"),
+      ({"learner.lora.rank": 4}, "config changed: rl.learner.lora.rank was 0 and is 4"),
+      ({"credit.critic": dict(trunk="separate"), "credit.baseline": "none"}, "config changed: rl.credit"),
+      ({"num_steps": 0}, "num_steps")]:
+    other = config.copy_and_resolve_references()
+    override(other.rl, changes)
+    with pytest.raises(ValueError, match=message):
+      train(other, tmp_path, plain=True)
+  capsys.readouterr()
+  config.evaluation.every = 7
+  train(config, tmp_path, plain=True)
+  assert "nothing was trained with evaluation.every" in " ".join(capsys.readouterr().out.split())
+  assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("reward, message", [
@@ -544,25 +568,6 @@ def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monk
     train(config, tmp_path, plain=True)
   assert message in str(error.value)
   workdir_lib.Workdir(tmp_path).claim(good, pytest.fail)  # The failed attempt has not made the folder its own.
-
-
-def test_another_runs_folder_is_refused_and_a_changed_detail_is_told(config, tmp_path):
-  notes, folder = [], workdir_lib.Workdir(tmp_path / "run")
-  folder.claim(config, notes.append)
-  (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "rl", "step": 0, "eval/pass@1": 0.0}\n')
-  folder.claim(config, notes.append)
-  assert notes == []
-  config.rl.learner.optimizer.learning_rate = 0.5
-  folder.claim(config, notes.append)
-  assert notes == ["Resuming with a changed config: rl.learner.optimizer.learning_rate was 0.0003 and is 0.5."]
-  before = (tmp_path / "run" / "config.json").read_bytes()
-  config.seed, config.policy.args.width = 1, 64
-  with pytest.raises(ValueError, match="another run: policy.args.width was 32 and is 64, seed was 0 and is 1. Nothing was touched"):
-    folder.claim(config, notes.append)
-  assert (tmp_path / "run" / "config.json").read_bytes() == before
-  (tmp_path / "run" / "config.json").unlink()
-  with pytest.raises(ValueError, match="holds a run without its config.json"):
-    folder.claim(config, notes.append)
 
 
 def test_the_first_signal_asks_and_the_second_insists():

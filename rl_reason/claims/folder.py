@@ -8,6 +8,7 @@ import shutil
 from typing import Any, Literal
 
 from rl_reason.claims.plan import Run
+from rl_reason.run import record as run_record
 from rl_reason.run.workdir import Workdir
 
 # What a worker leaves in its run's folder.
@@ -62,7 +63,7 @@ def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
     shutil.rmtree(record.path / name, ignore_errors=True)
     if (begins / name).is_dir():
       shutil.copytree(begins / name, record.path / name)
-  record.write("config.json", config)
+  record.write(run_record.CONFIG, config)
   record.write(BEGAN, {"folder": str(begins.absolute())})
   shutil.copyfile(begins / "metrics.jsonl", partial := metrics_file.with_suffix(".partial"))
   partial.replace(metrics_file)

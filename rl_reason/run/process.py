@@ -3,13 +3,14 @@
 from collections.abc import Callable
 import contextlib
 import os
-from pathlib import Path
 import sys
 
 from absl import app, flags, logging
+from etils import epath
 import jax
 import ml_collections
 
+from rl_reason.reporting import whole_files
 from rl_reason.rewards.composition.monitors import StoppedByMonitor
 from rl_reason.run import config as config_lib
 from rl_reason.runtime import allocator, compilation, memory, sharding
@@ -54,11 +55,12 @@ def errors_in_one_line():
     raise SystemExit(f"Error: {memory.exhausted(error)}") from error
 
 
-def command(main: Callable[[ml_collections.ConfigDict, Path], None]) -> None:
+def command(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
   """Runs main(config, workdir) under absl, with --config (config.define_flag) and --workdir."""
   workdir = flags.DEFINE_string(
       "workdir", None, "The run's folder: metrics, samples, checkpoints.", required=True)
   # The config's flags depend on the file, so the file is read before absl parses the command line.
   with errors_in_one_line():
     config, argv = config_lib.define_flag(sys.argv)
-  app.run(lambda _: main(config.value, Path(workdir.value)), argv=argv)
+  app.run(
+      lambda _: main(config.value, whole_files.folder(workdir.value, "--workdir")), argv=argv)
