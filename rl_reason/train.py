@@ -33,6 +33,7 @@ from rl_reason.run import process
 from rl_reason.run.config import RunConfig
 from rl_reason.run.context import make_context
 from rl_reason.run.earlier import Stages
+from rl_reason.run.owner import Ownership
 from rl_reason.run.workdir import Claim, Workdir
 from rl_reason.runtime import compilation, memory, sharding
 from rl_reason.runtime.checkpoint import CheckpointMismatch
@@ -66,7 +67,9 @@ def train(
   with (Progress(plain, enabled=sharding.is_main_process()) as progress,
         contextlib.ExitStack() as exits):
     # ---- The run's folder ------------------------------------------------------------------------
-    # It is new, or holds this very run; a folder with another run is refused and left untouched.
+    # It is new, or holds this very run; a folder with another run is refused and left untouched. No
+    # other process may train in it at the same time.
+    owner = exits.enter_context(folder.owned(progress.note))
     claim = folder.claim(config, progress.note, overridden)
     # Compiled programs are kept on disk, so that a run that continues need not compile again.
     compilation.keep_programs(progress.note)
@@ -104,7 +107,7 @@ def train(
         wandb=run_config.logging.wandb or None, enabled=sharding.is_main_process()))
     trace = exits.enter_context(Trace(run_config.logging.profile, folder.path, progress.note))
     stop = exits.enter_context(StopRequest())
-    loop = Loop(run_config, stages, claim, writer, progress, trace, stop)
+    loop = Loop(run_config, stages, claim, owner, writer, progress, trace, stop)
 
     # ---- The stages, one after the other ---------------------------------------------------------
     # Each starts from an earlier stage's policy, mostly its predecessor's, and may read the models
@@ -148,6 +151,7 @@ class Loop:
   config: the checked config of the run.
   stages: all stages of the run, with its folder.
   claim: what this call changes in the run's record.
+  owner: the ownership of the run's folder; None on all processes but the main one.
   writer: writes metrics.jsonl and what else records metrics.
   progress: shows the run in the terminal.
   trace: profiles the steps that the config asks for.
@@ -156,6 +160,7 @@ class Loop:
   config: RunConfig
   stages: Stages
   claim: Claim
+  owner: Ownership | None
   writer: MetricWriter
   progress: Progress
   trace: Trace
@@ -241,6 +246,8 @@ class Loop:
 
       # ---- The loop ------------------------------------------------------------------------------
       while step < stage.num_steps:
+        if self.owner is not None:
+          self.owner.check()
         # One step, as the stage defines it: for RL a rollout, its rewards and its updates.
         started, compile_seconds = time.perf_counter(), compiled.seconds
         with self.trace.step(name, step + 1):

@@ -19,6 +19,7 @@ from rl_reason.config import fields as config_lib
 from rl_reason.reporting.whole_files import write_whole
 from rl_reason.run import record
 from rl_reason.run.config import as_json, recorded
+from rl_reason.run.owner import Ownership
 from rl_reason.runtime import sharding
 from rl_reason.runtime.checkpoint import CheckpointMismatch, Checkpoints, read_params
 
@@ -28,7 +29,7 @@ class Workdir:
   """A run's folder, on a disk or in an object store.
 
   It holds config.json and history.json (run.record), versions.json, metrics.jsonl, curves.png,
-  samples/, arrays/<stage>/, profile/ and checkpoints/<stage>/.
+  samples/, arrays/<stage>/, profile/ and checkpoints/<stage>/; and owner.json while it is trained.
 
   path: where the folder is.
   """
@@ -75,6 +76,27 @@ class Workdir:
     if changed:
       note(f"Resuming with a changed config: {record.in_words(changed)}.")
     return Claim(self, found, resolved, changed, overridden)
+
+  @contextlib.contextmanager
+  def owned(self, note: Callable[[str], None]) -> Iterator[Ownership | None]:
+    """Makes this run the folder's only owner within the context (run.owner).
+
+    Args:
+      note: called with a line about an owner that is gone.
+    Yields: the ownership, on the main process; None on others, whose folder it is too.
+    Raises: ValueError on all processes, if another run owns the folder.
+    """
+    with contextlib.ExitStack() as exits:
+      owner, error = None, ""
+      if sharding.is_main_process():
+        try:
+          owner = exits.enter_context(Ownership(self.path, note))
+        except (ValueError, OSError) as refused:
+          error = str(refused)
+      # The other processes would wait for the main one in their first common step.
+      if error := next(filter(None, sharding.gather_objects(error)), ""):
+        raise ValueError(error)
+      yield owner
 
   @contextlib.contextmanager
   def explaining(self, config: ml_collections.ConfigDict) -> Iterator[None]:

@@ -124,3 +124,12 @@ def test_arrays_are_read_as_they_were_saved(tmp_path):
     assert found["a"].tolist() == [0, 1, 2]
     assert found["b"].tolist() == [1, 1]
   assert sorted(p.name for p in (tmp_path / "arrays" / "after").iterdir()) == ["other.npz", "zoo.npz"]
+
+
+def test_a_folder_has_one_owner_at_a_time(tmp_path):
+  with Workdir(tmp_path).owned(pytest.fail):
+    with pytest.raises(ValueError, match="Another process trains in"):
+      with Workdir(tmp_path).owned(pytest.fail):
+        pass
+  with Workdir(tmp_path).owned(pytest.fail):
+    pass
