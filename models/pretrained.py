@@ -35,6 +35,7 @@ from rl_reason.models import gguf_files, huggingface, safetensors_files
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.safetensors_files import Weight
 from rl_reason.models.transformer import abstract_params
+from rl_reason.reporting import exits
 from rl_reason.types import Params
 
 # Bytes read at once: few against any tensor worth streaming, many against a system call.
@@ -530,4 +531,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  with exits.with_status():
+    main()

@@ -25,6 +25,7 @@ from rl_reason.evaluation.reward_models import (
   ScoreFn,
   table_rows,
 )
+from rl_reason.reporting import exits
 from rl_reason.reporting.progress import Progress
 from rl_reason.rewards.judge import pairwise_scorer, pointwise_scorer
 from rl_reason.run import earlier, process
@@ -130,4 +131,5 @@ if __name__ == "__main__":
       "threshold", None,
       "Of step scores; by default chosen on each half of the rows for the other.")
   flags.DEFINE_string("output", "", "A JSON file for the report.")
-  app.run(lambda _: main(flags.FLAGS))
+  with exits.with_status():
+    app.run(lambda _: main(flags.FLAGS))

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import signal
 import sys
 import time
 from typing import Any
@@ -25,6 +24,7 @@ import ml_collections
 from rl_reason.evaluation.accuracy import check_verifier, evaluate
 from rl_reason.evaluation.accuracy import memory as evaluation_memory
 from rl_reason.reporting import plots, summary, whole_files
+from rl_reason.reporting.exits import CLOSED, StopRequest
 from rl_reason.reporting.metrics import MetricWriter, read_metrics
 from rl_reason.reporting.progress import Progress
 from rl_reason.rewards.composition.monitors import Alarm, StoppedByMonitor
@@ -36,14 +36,14 @@ from rl_reason.run.earlier import Stages
 from rl_reason.run.owner import Ownership
 from rl_reason.run.workdir import Claim, Workdir
 from rl_reason.runtime import compilation, memory, sharding
-from rl_reason.runtime.checkpoint import CheckpointMismatch
+from rl_reason.runtime.checkpoint import CheckpointMismatch, Checkpoints
 from rl_reason.runtime.profiling import Trace
 from rl_reason.stages.base import Evaluate, made, Stage
 
 
 def train(
     config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], *,
-    plain: bool | None = None, overridden: Sequence[str] = (),
+    plain: bool | None = None, overridden: Sequence[str] = (), stop: StopRequest | None = None,
 ) -> Any:
   """Runs the stages of a config, continuing where an earlier call with this workdir stopped.
 
@@ -52,9 +52,11 @@ def train(
     workdir: the run's folder (run.workdir.Workdir).
     plain: true prints lines, false draws a live panel; None decides by the terminal.
     overridden: fields that a command line set, for the record (run.record.Record).
+    stop: is asked for a stop by Ctrl-C and SIGTERM; its status says which it was. None: one of its
+      own.
 
-  Returns: what the last stage made, which is its parameters if it trains, or None if a signal
-    stopped the run early.
+  Returns: what the last stage made, which is its parameters if it trains, or None if a signal or a
+    closed output stopped the run early.
   Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if
     gradients stay non-finite; StoppedByMonitor if a monitor stops the run; OSError if a checkpoint
     cannot be written. What was saved stays whole.
@@ -106,7 +108,7 @@ def train(
         folder.path, tensorboard=run_config.logging.tensorboard,
         wandb=run_config.logging.wandb or None, enabled=sharding.is_main_process()))
     trace = exits.enter_context(Trace(run_config.logging.profile, folder.path, progress.note))
-    stop = exits.enter_context(StopRequest())
+    stop = exits.enter_context(stop or StopRequest())
     loop = Loop(run_config, stages, claim, owner, writer, progress, trace, stop)
 
     # ---- The stages, one after the other ---------------------------------------------------------
@@ -155,7 +157,7 @@ class Loop:
   writer: writes metrics.jsonl and what else records metrics.
   progress: shows the run in the terminal.
   trace: profiles the steps that the config asks for.
-  stop: says whether a signal asked the run to stop.
+  stop: says whether a signal asked the run to stop, and with which exit status.
   """
   config: RunConfig
   stages: Stages
@@ -164,7 +166,7 @@ class Loop:
   writer: MetricWriter
   progress: Progress
   trace: Trace
-  stop: "StopRequest"
+  stop: StopRequest
 
   def run(self, name: str, stage: Stage) -> Any:
     """Runs one stage, from its start or from its newest checkpoint.
@@ -210,6 +212,8 @@ class Loop:
         stage.monitors.restore(host.get("monitors", {}))
         for key, part in stage.resumable.items():
           part.restore(host["resumable"][key])
+      # A run that was asked to stop saved at once, without the evaluation that was due.
+      owed = restored is not None and bool(host.get("evaluation_due"))
 
       # ---- Is there anything left to do? ---------------------------------------------------------
       # A stage that an earlier call completed: metrics.jsonl is not rewound, so that what later
@@ -219,7 +223,7 @@ class Loop:
             f"Stage {name!r} has a checkpoint of step {step} in {self.stages.folder.path}, and"
             f" num_steps is {stage.num_steps}: steps are not taken back. Set"
             f" --config.{name}.num_steps={step} or more, or choose another --workdir.")
-      if step == stage.num_steps:
+      if step == stage.num_steps and not owed:
         self.claim.refuse_in_complete(name, step)
         if f"{name}.num_steps" in self.claim.changes:
           self.claim.begin(name, step)
@@ -239,10 +243,16 @@ class Loop:
       # ---- Before the first step: the record, and what the policy is worth -----------------------
       # The config of the steps to come is recorded before the first of them.
       self.claim.begin(name, step)
-      self._rewind(name, step, started=restored is not None)
+      self._rewind(name, step, started=restored is not None, lines=1 if owed else None)
       self.progress.stage(name, stage.num_steps, step)
-      if first and restored is None:
-        self._evaluate(name, 0, stage, judge, made(state))
+      if owed or first and restored is None:
+        alarms = self._evaluate(name, step, stage, judge, made(state))
+        if alarms is None:
+          return None
+        if owed:
+          saved.save(step, state, self._host(stage), overwrite=True)
+          if halting := self._halting(alarms):
+            self._halt(name, step, saved, halting)
 
       # ---- The loop ------------------------------------------------------------------------------
       while step < stage.num_steps:
@@ -276,35 +286,63 @@ class Loop:
               f" checkpoint is {saved.steps[-1:] or 'none'}. Lower the learning rate, or look at"
               " loss and kl in metrics.jsonl.")
 
-        # An evaluation, if one is due. All processes must agree on stopping: a signal may reach one
-        # of them only, and the others would wait for it in the next step.
-        last, stopping = step == stage.num_steps, sharding.any_process(self.stop.requested)
-        if last or evaluation.every and step % evaluation.every == 0:
-          alarms += self._evaluate(name, step, stage, judge, made(state))
-        halting = [alarm.message for alarm in alarms if alarm.action == "stop"]
+        # An evaluation, if one is due. Where the run must stop it is put off until the run goes on:
+        # a machine that is taken away gives notice of 30 seconds, which are for the checkpoint.
+        last, stopping = step == stage.num_steps, self._stopping()
+        due = last or bool(evaluation.every) and step % evaluation.every == 0
+        if due and not stopping:
+          found = self._evaluate(name, step, stage, judge, made(state))
+          stopping, due, alarms = found is None, found is None, [*alarms, *(found or [])]
 
         # A checkpoint, if one is due. It comes after the step's lines are written: a run that
         # continues from it drops the lines after its step, and would miss lines written later.
+        halting = self._halting(alarms)
         if last or stopping or halting or step % checkpointing.every == 0:
-          saved.save(step, state, {
-              "data": stage.data.get_state(),
-              "resumable": {k: v.state() for k, v in stage.resumable.items()},
-              "monitors": stage.monitors.state()})
+          saved.save(step, state, self._host(stage, evaluation_due=due and stopping))
 
         # An early end, by a monitor or a signal. Saving runs beside training, so wait for it.
         if halting:
-          saved.wait()
-          raise StoppedByMonitor(
-              f"Stage {name!r} stopped at step {step}, which is saved. {halting[0]} The same"
-              " command continues.")
-        # A signal in the last step stops nothing here: the stage is complete.
-        if stopping and not last:
+          self._halt(name, step, saved, halting)
+        if stopping:
           saved.wait()
           return None
       saved.wait()
       return made(state)
 
-  def _rewind(self, name: str, step: int, *, started: bool) -> None:
+  def _stopping(self) -> bool:
+    """Tells whether the run must stop, for which all processes must agree.
+
+    A signal may reach one of them only, and the others would wait for it in the next step.
+    """
+    if self.progress.closed:
+      self.stop.request(CLOSED)
+    self.stop.request(max(sharding.gather_objects(self.stop.status)))
+    return self.stop.requested
+
+  def _host(self, stage: Stage, *, evaluation_due: bool = False) -> dict[str, Any]:
+    """Returns the host's part of a checkpoint: what must go back to the same step."""
+    return {
+        "data": stage.data.get_state(),
+        "resumable": {k: v.state() for k, v in stage.resumable.items()},
+        "monitors": stage.monitors.state(), "evaluation_due": evaluation_due}
+
+  def _halting(self, alarms: Sequence[Alarm]) -> str:
+    """Returns the message of a monitor that stops the run, on any process; "" if none does.
+
+    Monitors also watch what differs between processes, such as times, so these must agree.
+    """
+    own = [alarm.message for alarm in alarms if alarm.action == "stop"]
+    return next(filter(None, sharding.gather_objects("".join(own[:1]))), "")
+
+  def _halt(self, name: str, step: int, saved: Checkpoints, message: str) -> None:
+    """Ends the run as a monitor asks for. Raises: StoppedByMonitor, once all is written."""
+    saved.wait()
+    raise StoppedByMonitor(
+        f"Stage {name!r} stopped at step {step}, which is saved. {message} The same command"
+        " continues.")
+
+  def _rewind(
+      self, name: str, step: int, *, started: bool, lines: int | None = None) -> None:
     """Drops the lines of metrics.jsonl that were written after the checkpoint.
 
     The steps from the checkpoint on are made again, and their lines written again.
@@ -314,12 +352,13 @@ class Loop:
       step: the checkpoint's step.
       started: whether the stage has a checkpoint. One that never saved starts anew, right after its
         predecessor's end.
+      lines: how many lines of the step itself stay; None: all.
     """
     order = self.config.stages
     # A step of -1 is before all lines of the first stage, even before those of its evaluation at
     # step 0; 2**31 is after all lines of the predecessor.
     if started:
-      self.writer.rewind(order, name, step)
+      self.writer.rewind(order, name, step, lines=lines)
     elif name == order[0]:
       self.writer.rewind(order, name, -1)
     else:
@@ -328,7 +367,7 @@ class Loop:
   def _judge(self, name: str, stage: Stage) -> Evaluate:
     """Makes what evaluates a stage: its own evaluation and, if it trains a policy, the run's.
 
-    Returns: (what the stage left) -> (metrics, rows to show).
+    Returns: (what the stage left) -> (metrics, rows to show), or None if the run must stop.
     """
     policy, context = self.stages.trained(name).policy, self.stages.run
 
@@ -338,7 +377,10 @@ class Loop:
         # The same random keys at every step: two evaluations differ by the policy alone.
         result = evaluate(
             self.config.evaluation, context.sampler, context.task.heldout, policy(left),
-            rng=functools.partial(context.rng, "evaluation"), report=self.progress.note)
+            rng=functools.partial(context.rng, "evaluation"), report=self.progress.note,
+            stopping=self._stopping)
+        if result is None:
+          return None
         metrics, rows = {**metrics, **result.metrics}, [*result.rows()[:50], *rows]
       return metrics, rows
     return judge
@@ -366,13 +408,16 @@ class Loop:
 
   def _evaluate(
       self, name: str, step: int, stage: Stage, judge: Evaluate, left: Any,
-  ) -> list[Alarm]:
+  ) -> list[Alarm] | None:
     """Evaluates what a stage has made by a step: logs the metrics, and writes up to 100 samples.
 
-    Returns: the alarms that the monitors raise.
+    Returns: the alarms that the monitors raise; None if the run must stop, and nothing is logged.
     """
     started = time.perf_counter()
-    metrics, rows = judge(left)
+    found = judge(left)
+    if found is None:
+      return None
+    metrics, rows = found
     alarms = self._log(
         name, step, stage, {**metrics, "time/evaluation": time.perf_counter() - started})
     if sharding.is_main_process():
@@ -380,38 +425,14 @@ class Loop:
     return alarms
 
 
-class StopRequest:
-  """Turns the first Ctrl-C or SIGTERM into `requested`; a second one interrupts at once.
-
-  requested: whether a signal has come.
-  """
-
-  def __init__(self):
-    self.requested = False
-    self._before: Mapping[int, Any] = {}
-
-  def __enter__(self):
-    # Only the main thread may handle signals: elsewhere, for example in a notebook, none is caught.
-    with contextlib.suppress(ValueError):
-      self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _handle(self, number, frame):
-    self.requested = True
-    # The handlers from before are put back, so that the next signal does what it always does.
-    for s, handler in self._before.items():
-      signal.signal(s, handler)
-
-
 def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Runs `train` as a command; errors that the user can cure are one line."""
   with process.errors_in_one_line():
     process.start()
-    train(config, workdir, overridden=config_lib.overridden(sys.argv))
+    stop = StopRequest()
+    left = train(config, workdir, overridden=config_lib.overridden(sys.argv), stop=stop)
+  if left is None:
+    raise SystemExit(stop.status)
 
 
 if __name__ == "__main__":

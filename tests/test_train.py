@@ -23,7 +23,7 @@ from rl_reason.run import context as run
 from rl_reason.run import earlier
 from rl_reason.run import workdir as workdir_lib
 from rl_reason.stages.context import Context
-from rl_reason.train import StopRequest, train
+from rl_reason.train import train
 from tests import ROOT
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
@@ -207,7 +207,7 @@ def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(command, unint
   assert checkpoints("sft") == [2]
 
   status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "rl", 1, signal.SIGTERM)
-  assert status == 0, output
+  assert status == 143, output
   assert "Stopped and saved: the same command continues." in output
   stopped_at = checkpoints("rl")[-1]
   assert stopped_at in (1, 2)  # The step that the signal found running was finished.
@@ -566,22 +566,6 @@ def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monk
     train(config, tmp_path, plain=True)
   assert message in str(error.value)
   workdir_lib.Workdir(tmp_path).claim(good, pytest.fail)  # The failed attempt has not made the folder its own.
-
-
-def test_the_first_signal_asks_and_the_second_insists():
-  # A shell's background jobs, CI's among them, start with Ctrl-C ignored.
-  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-  for number in (signal.SIGINT, signal.SIGTERM):
-    with StopRequest() as stop:
-      assert not stop.requested
-      os.kill(os.getpid(), number)
-      assert stop.requested
-      assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-  with pytest.raises(KeyboardInterrupt), StopRequest():
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
-  signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import shutil
 from typing import Any, Literal
 
 from rl_reason.claims.plan import Run
+from rl_reason.reporting import exits
 from rl_reason.run import record as run_record
 from rl_reason.run.workdir import Workdir
 
@@ -85,5 +86,5 @@ def read_json(path: Path) -> Any:
   return json.loads(path.read_text()) if path.exists() else None
 
 
-# The exit status of a worker whose run a signal stopped; what the run did is saved.
-STOPPED = 3
+# The exit statuses of a worker whose run a signal stopped; what the run did is saved.
+STOPPED = (exits.INTERRUPTED, exits.TERMINATED)

@@ -119,7 +119,9 @@ class MetricWriter:
       self._write_wandb(stage, step, numbers)
     self._num_lines += 1
 
-  def rewind(self, stage_order: Sequence[str], stage: str, step: int) -> None:
+  def rewind(
+      self, stage_order: Sequence[str], stage: str, step: int, *, lines: int | None = None,
+  ) -> None:
     """Drops every line after (stage, step), so that the file will be that of an uninterrupted run.
 
     The file is replaced in one step: a kill during the call leaves the old file or the new one.
@@ -129,6 +131,7 @@ class MetricWriter:
       stage_order: the names of all stages of the run, in the order they run.
       stage: the stage that is resumed.
       step: the last step to keep, that of the restored checkpoint; -1 keeps nothing of the stage.
+      lines: how many lines of that step to keep, the first ones; None: all.
 
     Raises: ValueError if a name repeats, or if `stage` or a stage in the file is not in
       `stage_order`.
@@ -146,7 +149,7 @@ class MetricWriter:
           f"cannot rewind to stage {stage!r}: the run's stages are {list(stage_order)}. Resume with"
           " the config that wrote the checkpoint.")
     # 2. Keep the lines up to (stage, step).
-    kept = []
+    kept, of_step = [], 0
     for number, line in enumerate(_complete_lines(self.path), start=1):
       record = _parse(line, self.path, number)
       if record["stage"] not in order:
@@ -154,7 +157,9 @@ class MetricWriter:
             f"{self.path}:{number}: stage {record['stage']!r} is not among this run's stages"
             f" {list(stage_order)}: the file was written with another config. Resume with that"
             " config, or take a new workdir.")
-      if (order[record["stage"]], record["step"]) <= (order[stage], step):
+      at, last = (order[record["stage"]], record["step"]), (order[stage], step)
+      of_step += at == last
+      if at < last or at == last and (lines is None or of_step <= lines):
         kept.append(line)
     self._reopen(kept)
     # 3. Rebuild TensorBoard's view from the file.

@@ -10,7 +10,7 @@ from etils import epath
 import jax
 import ml_collections
 
-from rl_reason.reporting import whole_files
+from rl_reason.reporting import exits, whole_files
 from rl_reason.rewards.composition.monitors import StoppedByMonitor
 from rl_reason.run import config as config_lib
 from rl_reason.runtime import allocator, compilation, memory, sharding
@@ -45,6 +45,8 @@ def errors_in_one_line():
   try:
     yield
   except (ValueError, OSError, FloatingPointError, StoppedByMonitor) as error:
+    if isinstance(error, BrokenPipeError) and exits.stdout_is_closed():
+      raise  # No error: nobody reads on, and the command ends quietly (reporting.exits).
     if os.environ.get("RL_REASON_TRACEBACK"):
       raise
     # An error's notes name the part that it comes from, such as a reward or an environment.
@@ -57,10 +59,12 @@ def errors_in_one_line():
 
 def command(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
   """Runs main(config, workdir) under absl, with --config (config.define_flag) and --workdir."""
-  workdir = flags.DEFINE_string(
-      "workdir", None, "The run's folder: metrics, samples, checkpoints.", required=True)
-  # The config's flags depend on the file, so the file is read before absl parses the command line.
-  with errors_in_one_line():
-    config, argv = config_lib.define_flag(sys.argv)
-  app.run(
-      lambda _: main(config.value, whole_files.folder(workdir.value, "--workdir")), argv=argv)
+  with exits.with_status():
+    workdir = flags.DEFINE_string(
+        "workdir", None, "The run's folder: metrics, samples, checkpoints.", required=True)
+    # The config's flags depend on the file, so the file is read before absl parses the command
+    # line.
+    with errors_in_one_line():
+      config, argv = config_lib.define_flag(sys.argv)
+    app.run(
+        lambda _: main(config.value, whole_files.folder(workdir.value, "--workdir")), argv=argv)

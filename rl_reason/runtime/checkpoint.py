@@ -81,13 +81,15 @@ class Checkpoints:
     """Lists the steps of all checkpoints, in ascending order."""
     return [c.step for c in self._orbax.checkpoints]
 
-  def save(self, step: int, state: Any, host: dict[str, Any]) -> None:
+  def save(
+      self, step: int, state: Any, host: dict[str, Any], *, overwrite: bool = False) -> None:
     """Starts saving. The state may be donated to the next update immediately.
 
     Args:
       step: number of the stage's step.
       state: what the devices hold: a LearnerState, or what a stage that does not train has found.
       host: plain data that JSON can hold.
+      overwrite: whether a checkpoint of this step is removed first; else there must be none.
     Raises: OSError if this save or the one before it could not be written (a full disk, say).
     """
     parts = _parts(state)
@@ -97,7 +99,8 @@ class Checkpoints:
     # The text is saved as bytes in an array: orbax would drop empty lists and mappings of a tree.
     plain = {"json": np.frombuffer(text, np.uint8), "crc": np.uint32([zlib.crc32(text)])}
     try:
-      self._orbax.save_checkpointables_async(step, {**parts, "host": plain}, force=True)
+      self._orbax.save_checkpointables_async(
+          step, {**parts, "host": plain}, force=True, overwrite=overwrite)
     except Exception as error:
       raise self._cannot_write(step, error) from error
 

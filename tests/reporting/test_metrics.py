@@ -77,6 +77,14 @@ def test_rewind_of_a_kept_line_keeps_its_bytes(tmp_path):
   assert (tmp_path / "metrics.jsonl").read_text() == '{"step":1,  "stage":"rl","kl":1.50}\n'
 
 
+def test_rewind_can_drop_what_followed_a_step_s_first_line(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    for stage, step, value in [("rl", 1, 0), ("rl", 2, 1), ("rl", 2, 2), ("rl", 3, 3)]:
+      writer.write(stage, step, {"x": value})
+    writer.rewind(["rl"], "rl", 2, lines=1)
+  assert [line["x"] for line in read_metrics(tmp_path)] == [0, 1]
+
+
 def test_sigkill_loses_nothing_that_was_written(tmp_path):
   code = ("import os, signal, sys\nfrom rl_reason.reporting.metrics import MetricWriter\n"
           "writer = MetricWriter(sys.argv[1])\nfor step in range(3): writer.write('rl', step, {'kl': step / 3})\n"
