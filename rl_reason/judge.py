@@ -11,7 +11,6 @@ the report. In Python, call evaluation.reward_models.judge with any function fro
 
 from collections.abc import Callable, Mapping
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -27,6 +26,7 @@ from rl_reason.evaluation.reward_models import (
 )
 from rl_reason.reporting import exits
 from rl_reason.reporting.progress import Progress
+from rl_reason.reporting.whole_files import write_whole
 from rl_reason.rewards.judge import pairwise_scorer, pointwise_scorer
 from rl_reason.run import earlier, process
 from rl_reason.tasks.registry import load_splits
@@ -102,7 +102,7 @@ def main(flag_values: flags.FlagValues) -> None:
           "scorer": flag_values.scorer, "scorer_args": score_args, "data": arguments,
           "dropped": source.dropped,
           "reports": {name: r.as_json() for name, r in reports.items()}}
-      Path(flag_values.output).write_text(json.dumps(content, indent=2) + "\n")
+      write_whole(flag_values.output, (json.dumps(content, indent=2) + "\n").encode())
     with Progress(enabled=True) as progress:
       progress.table(
           f"{flag_values.scorer} on {source.name}: "

@@ -250,6 +250,7 @@ class Loop:
         if alarms is None:
           return None
         if owed:
+          self.writer.flush()
           saved.save(step, state, self._host(stage), overwrite=True)
           if halting := self._halting(alarms):
             self._halt(name, step, saved, halting)
@@ -298,6 +299,7 @@ class Loop:
         # continues from it drops the lines after its step, and would miss lines written later.
         halting = self._halting(alarms)
         if last or stopping or halting or step % checkpointing.every == 0:
+          self.writer.flush()
           saved.save(step, state, self._host(stage, evaluation_due=due and stopping))
 
         # An early end, by a monitor or a signal. Saving runs beside training, so wait for it.

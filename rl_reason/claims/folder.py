@@ -56,7 +56,7 @@ def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
     config: the config of the run that takes over, as JSON holds it.
   """
   metrics_file = record.path / "metrics.jsonl"
-  if metrics_file.exists() and metrics_file.stat().st_size:
+  if metrics_file.exists() and metrics_file.stat().length:
     return
   # Without metrics there is nothing of its own here: what there is comes from a copy that was cut
   # short, and is copied again. The metrics come last, and whole, so that they mark a complete copy.

@@ -34,6 +34,11 @@ def folder(path: str | os.PathLike[str], flag: str) -> epath.Path:
   return epath.Path(text)
 
 
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+  """Returns a path from the root on; a URL is one already, which epath's own `absolute` misses."""
+  return epath.Path(path) if is_url(path) else epath.Path(path).absolute()
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
   """Writes a file in one step: a process that is killed leaves the old file or the new one.
 

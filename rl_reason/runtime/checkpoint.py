@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from rl_reason.arrays import LearnerState
 from rl_reason.config.checks import at_least
+from rl_reason.reporting.whole_files import absolute, is_url
 from rl_reason.runtime.sharding import is_main_process
 
 
@@ -62,7 +63,7 @@ class Checkpoints:
       keep: number of newest checkpoints that stay.
       note: receives messages for the user.
     """
-    self._directory = epath.Path(directory).absolute()
+    self._directory = absolute(directory)
     self._note = note
     self._keep = keep
     self._orbax = self._open()
@@ -162,7 +163,7 @@ class Checkpoints:
   def _cannot_write(self, step: int | None, error: Exception) -> OSError:
     """Makes the error of a failed save, with the free space and what to do."""
     free = ""
-    if "://" not in str(self._directory):  # An object store has no disk that could be full.
+    if not is_url(self._directory):  # An object store has no disk that could be full.
       free = f" ({shutil.disk_usage(self._directory).free / 2**20:.0f} MiB free)"
     what = f"The checkpoint of step {step}" if step is not None else "A checkpoint"
     return OSError(
@@ -173,8 +174,13 @@ class Checkpoints:
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
   """Lists the steps of a directory's finished checkpoints, in ascending order; changes nothing."""
-  names = ocp.path.step.standard_name_format().find_all(epath.Path(directory))
-  return sorted(found.step for found in names)
+  directory = epath.Path(directory)
+  if not directory.is_dir():
+    return []
+  # On a disk orbax renames a checkpoint when it is whole. In an object store it marks it.
+  return sorted(
+      int(path.name) for path in directory.iterdir() if path.name.isdecimal()
+      and (not is_url(directory) or (path / "commit_success.txt").exists()))
 
 
 def read_params(
@@ -194,7 +200,7 @@ def read_params(
   Raises: FileNotFoundError if there is no checkpoint; CheckpointMismatch if the newest whole one
     holds other parameters; ValueError if all are damaged.
   """
-  directory, damaged = epath.Path(directory).absolute(), set()
+  directory, damaged = absolute(directory), set()
   if not saved_steps(directory):
     raise FileNotFoundError(
         f"No checkpoint in {directory}: train first, or name another --workdir.")

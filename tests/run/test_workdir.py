@@ -7,9 +7,9 @@ import pytest
 
 from rl_reason.config.overrides import override
 from rl_reason.run import config as config_lib
-from rl_reason.run import record
+from rl_reason.run import earlier, record
 from rl_reason.run.workdir import Workdir
-from rl_reason.runtime.checkpoint import CheckpointMismatch
+from rl_reason.runtime.checkpoint import CheckpointMismatch, saved_steps
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +133,30 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path):
         pass
   with Workdir(tmp_path).owned(pytest.fail):
     pass
+
+
+def test_a_run_may_lie_in_an_object_store(store, config):
+  folder = Workdir("gs://bucket/run")
+  with folder.owned(pytest.fail):
+    assert "gs://bucket/run/owner.json" in store.objects
+    with pytest.raises(ValueError, match="Another process trains in gs://bucket/run"):
+      with folder.owned(pytest.fail):
+        pass
+    folder.claim(config, pytest.fail)
+    folder.write("samples/rl-1.json", [{"prompt": "x"}])
+    folder.save_arrays("after", {"zoo/a": np.arange(3)})
+    # As orbax leaves a finished checkpoint there, and one that was never finished.
+    store.objects["gs://bucket/run/checkpoints/rl/5/commit_success.txt"] = b""
+    store.objects["gs://bucket/run/checkpoints/rl/6/params/x"] = b""
+    other = config.copy_and_resolve_references()
+    override(other, {"seed": 5})
+    with pytest.raises(ValueError, match="seed was 0 and is 5"):
+      folder.claim(other, pytest.fail)
+    override(config, {"rl.learner.optimizer.learning_rate": 0.5})
+    folder.claim(config, lambda note: None).begin("rl", 5)
+  assert sorted(k.removeprefix("gs://bucket/run/") for k in store.objects if "checkpoints" not in k) == [
+      "arrays/after/zoo.npz", "config.json", "history.json", "samples/rl-1.json", "versions.json"]
+  assert record.read("gs://bucket/run").config["rl"]["learner"]["optimizer"]["learning_rate"] == 0.5
+  assert saved_steps("gs://bucket/run/checkpoints/rl") == [5]
+  with pytest.raises(ValueError, match="has no stage 'sft' that trains a model that scores"):
+    earlier.scorer_of_run("gs://bucket/run:sft")

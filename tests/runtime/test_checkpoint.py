@@ -315,6 +315,14 @@ def test_a_reader_makes_no_folder(tmp_path):
   assert not (tmp_path / "none").exists()
 
 
+def test_a_reader_looks_into_an_object_store(store):
+  store.objects["gs://bucket/rl/7/host/d"] = b""
+  with pytest.raises(FileNotFoundError, match="No checkpoint in gs://bucket/rl: train first"):
+    read_params("gs://bucket/rl", {})  # Not finished: it lacks orbax's mark.
+  store.objects["gs://bucket/rl/7/commit_success.txt"] = b""
+  assert saved_steps("gs://bucket/rl") == [7]
+
+
 def test_a_reader_goes_on_with_a_newer_checkpoint_if_its_own_is_removed(checkpoints, tmp_path, notes, monkeypatch):
   # The training saves twice while the reader has opened the first one, which is then removed.
   save(checkpoints, 1)
