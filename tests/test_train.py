@@ -1,10 +1,12 @@
 """Whole runs of the shrunk quickstart: they resume bit for bit, refuse what cannot work, and learn."""
 
+import contextlib
 import gzip
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -148,9 +150,10 @@ def user_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def command(user_folder):
   """(workdir, overrides..., step_seconds=, module=) -> a started process on one device."""
-  def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py"):
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RL_REASON_TRACEBACK")}
-    environment |= {"STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
+  def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py", environment=None):
+    given, environment = environment or {}, {
+        k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "RL_REASON_TRACEBACK")}
+    environment |= {**given, "STEP_SECONDS": str(step_seconds), "JAX_PLATFORMS": "cpu",
                     "PYTHONPATH": os.pathsep.join([str(ROOT), str(user_folder), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}", *arguments],
@@ -566,6 +569,32 @@ def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monk
     train(config, tmp_path, plain=True)
   assert message in str(error.value)
   workdir_lib.Workdir(tmp_path).claim(good, pytest.fail)  # The failed attempt has not made the folder its own.
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices_and_processes(command, tmp_path):
+  # One process with one device, then two processes with two devices each, then one with one again.
+  alone = command(tmp_path, "--config.stages=('rl',)", "--config.rl.num_steps=1", "--config.checkpoint.every=1",
+                  "--config.evaluation.every=0")
+  output, _ = alone.communicate(timeout=600)
+  assert alone.returncode == 0, output
+  with contextlib.closing(socket.socket()) as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+  both = [command(
+      tmp_path, "--config.rl.num_steps=2", environment={
+          "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
+          "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}) for i in range(2)]
+  outputs = [process.communicate(timeout=600)[0] for process in both]
+  assert [process.returncode for process in both] == [0, 0], outputs
+  alone = command(tmp_path, "--config.rl.num_steps=3")
+  output, _ = alone.communicate(timeout=600)
+  assert alone.returncode == 0, output
+  assert [line["step"] for line in steps(tmp_path)] == [1, 2, 3]
+  assert [line["reward/calls"] for line in steps(tmp_path)] == [1, 2, 3]
+  history = json.loads((tmp_path / "history.json").read_text())
+  assert [(c["stage"], c["step"], c["fields"]) for c in history["changes"]] == [
+      ("rl", step, {"rl.num_steps": {"was": step, "is": step + 1}}) for step in (1, 2)]
 
 
 @pytest.mark.slow
