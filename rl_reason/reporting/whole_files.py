@@ -1,6 +1,10 @@
 """Writes files that are there whole or not at all, on disks and in object stores (gs://, s3://)."""
 
+from collections.abc import Iterator
+import contextlib
 import os
+from pathlib import Path
+import tempfile
 
 from etils import epath
 
@@ -37,6 +41,23 @@ def folder(path: str | os.PathLike[str], flag: str) -> epath.Path:
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
   """Returns a path from the root on; a URL is one already, which epath's own `absolute` misses."""
   return epath.Path(path) if is_url(path) else epath.Path(path).absolute()
+
+
+@contextlib.contextmanager
+def local_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+  """Gives a folder on a disk, for libraries that know no URLs.
+
+  Args:
+    path: the folder that is meant.
+  Yields: the folder itself; for a URL an empty one, whose files are uploaded at the context's end.
+  """
+  if not is_url(path):
+    yield Path(path)
+    return
+  with tempfile.TemporaryDirectory() as temporary:
+    yield Path(temporary)
+    for file in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):
+      write_whole(epath.Path(path) / file.relative_to(temporary), file.read_bytes())
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:

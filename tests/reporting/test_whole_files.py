@@ -3,7 +3,7 @@
 from etils import epath
 import pytest
 
-from rl_reason.reporting.whole_files import absolute, folder, write_whole
+from rl_reason.reporting.whole_files import absolute, folder, local_folder, write_whole
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path, monkeypatch):
@@ -42,3 +42,20 @@ def test_a_url_is_absolute(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert str(absolute("gs://bucket/a")) == "gs://bucket/a"
   assert str(absolute("a")) == str(tmp_path / "a")
+
+
+def test_a_folder_for_libraries_that_know_no_urls(store, tmp_path):
+  with local_folder("gs://bucket/model") as local:
+    (local / "part").mkdir()
+    (local / "part" / "a").write_bytes(b"1")
+    assert store.objects == {}
+  assert store.objects == {"gs://bucket/model/part/a": b"1"}
+  with local_folder(tmp_path) as local:
+    assert local == tmp_path
+
+
+def test_nothing_is_uploaded_after_an_error(store):
+  with pytest.raises(OSError), local_folder("gs://bucket/model") as local:
+    (local / "a").write_bytes(b"1")
+    raise OSError
+  assert store.objects == {}
