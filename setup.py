@@ -54,6 +54,8 @@ setuptools.setup(
             "pytest>=8"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        # Runs in gs:// buckets: epath reads and writes by the first, orbax by the second.
+        "gcs": ["gcsfs>=2024.2", "google-cloud-storage>=2.10"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],
         "docs": ["sphinx>=8.2", "myst-parser>=4", "furo>=2024.8"],

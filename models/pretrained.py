@@ -27,6 +27,7 @@ import tempfile
 from typing import Any, Protocol
 import zipfile
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,8 @@ from rl_reason.models import gguf_files, huggingface, safetensors_files
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.safetensors_files import Weight
 from rl_reason.models.transformer import abstract_params
+from rl_reason.reporting import exits
+from rl_reason.reporting.whole_files import is_url, local_folder
 from rl_reason.types import Params
 
 # Bytes read at once: few against any tensor worth streaming, many against a system call.
@@ -304,7 +307,7 @@ def save(
 
   Args:
     directory: new or empty, or an earlier result of this function, whose other files (a
-      tokenizer's) are kept.
+      tokenizer's) are kept. In an object store (gs://) it must be empty without `overwrite`.
     config: the model's architecture.
     params: its parameters, without adapters.
     dtype: of the stored weights: float32 (exact), bfloat16 or float16.
@@ -314,6 +317,15 @@ def save(
   Raises: ValueError where the config's family cannot express it, or parameters are not those of
     the config; FileExistsError where the directory holds something else.
   """
+  if is_url(directory):
+    held = epath.Path(directory)
+    if not overwrite and held.exists() and any(held.iterdir()):
+      raise FileExistsError(
+          f"{directory} is not empty: choose another directory, or pass overwrite=True to replace"
+          " the model in it.")
+    with local_folder(directory) as local:
+      return save(
+          local, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, overwrite=True)
   # Check everything before anything is written.
   target, shapes = Path(directory), abstract_params(config)
   if dtype not in safetensors_files.SAVED_DTYPES:
@@ -530,4 +542,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  with exits.with_status():
+    main()

@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 
 from rl_reason.models import tokenizer_files
+from rl_reason.reporting.whole_files import local_folder
 from rl_reason.types import Message
 
 # Unicode noncharacters, never part of a text: they mark control tokens while a prompt is put
@@ -230,8 +231,8 @@ class CharacterTokenizer:
     backend.decoder = tokenizers.decoders.Fuse()
     backend.add_special_tokens([self.EOS])
     config = {"eos_token": self.EOS, "pad_token": self.EOS, "characters": self.characters}
-    tokenizer_files.write_directory(
-        pathlib.Path(directory), backend, config, self.stop_ids, self.pad_id)
+    with local_folder(directory) as folder:
+      tokenizer_files.write_directory(folder, backend, config, self.stop_ids, self.pad_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,8 +352,9 @@ class PretrainedTokenizer:
       config["new_tokens"] = list(self.files.new_tokens)
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
-    tokenizer_files.write_directory(
-        pathlib.Path(directory), self.files.backend, config, self.stop_ids, self.pad_id)
+    with local_folder(directory) as folder:
+      tokenizer_files.write_directory(
+          folder, self.files.backend, config, self.stop_ids, self.pad_id)
 
   def _visible(self, ids: Sequence[int]) -> list[int]:
     """Returns the ids that decoding shows."""

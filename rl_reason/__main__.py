@@ -12,6 +12,7 @@ import runpy
 import sys
 
 from rl_reason.config import naming
+from rl_reason.reporting import exits
 
 # Name -> (module, what it does). tests/test_commands.py checks that every module with a command
 # line is in this list.
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
   module, _ = COMMANDS[name]
   sys.argv = [module, *rest]
   # The commands parse sys.argv, and run under `if __name__ == "__main__"`, as with python -m.
-  runpy.run_module(module, run_name="__main__", alter_sys=True)
+  # Signals count from here on, while the command's packages are still being imported.
+  with exits.with_status():
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
   return 0
 
 

@@ -27,7 +27,7 @@ import tempfile
 from typing import Any
 
 import rl_reason
-from rl_reason.reporting import provenance
+from rl_reason.reporting import exits, provenance
 from rl_reason.sandbox import pool
 
 OLDEST_PYTHON = (3, 11)
@@ -514,4 +514,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  with exits.with_status():
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Measures how often a policy is right on held-out problems.
 
-    python -m rl_reason.evaluate --config=experiments/NAME.py --workdir=DIR
+    python -m rl_reason.evaluate --workdir=DIR
     ... --config.evaluation.samples_per_problem=8      # For pass@8 and maj@8.
 
 It evaluates the newest checkpoint of a run, prints a table of pass@1, pass@k and maj@k with 95 %
@@ -8,8 +8,8 @@ confidence intervals, and writes DIR/evaluation.json.
 """
 
 import functools
-from pathlib import Path
 
+from etils import epath
 import ml_collections
 
 from rl_reason.evaluation.accuracy import check_verifier, evaluate
@@ -22,24 +22,25 @@ from rl_reason.run.workdir import Workdir
 from rl_reason.runtime import compilation, sharding
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Evaluates the newest policy of the run in `workdir`, and writes evaluation.json there."""
   with process.errors_in_one_line():
     # The config, the devices and the held-out problems.
-    config, sections = run.check(config)
+    run_config, sections = run.check(config)
     process.start()
     compilation.keep_programs(print)
-    folder, context = Workdir(workdir), make_context(config)
+    folder, context = Workdir(workdir), make_context(run_config)
     if context.task is None:
       raise ValueError("The config has no task to evaluate a policy on: add config.task and"
                        " config.evaluation.")
-    check_verifier(config.evaluation, context.task.heldout)
+    check_verifier(run_config.evaluation, context.task.heldout)
 
     # The evaluation, with the same random keys as those during training: the numbers are the run's.
     with Progress(enabled=sharding.is_main_process()) as progress, context.partitioning.use():
-      where, params = Stages(config, sections, folder, context).newest_policy()
+      with folder.explaining(config):
+        where, params = Stages(run_config, sections, folder, context).newest_policy()
       result = evaluate(
-          config.evaluation, context.sampler, context.task.heldout, params,
+          run_config.evaluation, context.sampler, context.task.heldout, params,
           rng=functools.partial(context.rng, "evaluation"), report=progress.note)
 
       # The report: all metrics in the file, those with an interval in the table.

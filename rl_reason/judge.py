@@ -11,7 +11,6 @@ the report. In Python, call evaluation.reward_models.judge with any function fro
 
 from collections.abc import Callable, Mapping
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -25,7 +24,9 @@ from rl_reason.evaluation.reward_models import (
   ScoreFn,
   table_rows,
 )
+from rl_reason.reporting import exits
 from rl_reason.reporting.progress import Progress
+from rl_reason.reporting.whole_files import write_whole
 from rl_reason.rewards.judge import pairwise_scorer, pointwise_scorer
 from rl_reason.run import earlier, process
 from rl_reason.tasks.registry import load_splits
@@ -101,7 +102,7 @@ def main(flag_values: flags.FlagValues) -> None:
           "scorer": flag_values.scorer, "scorer_args": score_args, "data": arguments,
           "dropped": source.dropped,
           "reports": {name: r.as_json() for name, r in reports.items()}}
-      Path(flag_values.output).write_text(json.dumps(content, indent=2) + "\n")
+      write_whole(flag_values.output, (json.dumps(content, indent=2) + "\n").encode())
     with Progress(enabled=True) as progress:
       progress.table(
           f"{flag_values.scorer} on {source.name}: "
@@ -130,4 +131,5 @@ if __name__ == "__main__":
       "threshold", None,
       "Of step scores; by default chosen on each half of the rows for the other.")
   flags.DEFINE_string("output", "", "A JSON file for the report.")
-  app.run(lambda _: main(flags.FLAGS))
+  with exits.with_status():
+    app.run(lambda _: main(flags.FLAGS))

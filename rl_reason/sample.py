@@ -1,16 +1,14 @@
 r"""Shows what a policy answers to a prompt.
 
-    python -m rl_reason.sample --config=experiments/quickstart.py --workdir=runs/quickstart \
-        --prompt="7+2-5=" --num_samples=4
+    python -m rl_reason.sample --workdir=runs/quickstart --prompt="7+2-5=" --num_samples=4
 
 The prompt is a user's message where the run's task has chat prompts, else plain text. Completions
 are sampled as the config's evaluation section says: with
 --config.evaluation.sampling.temperature=0 each token is the likeliest one.
 """
 
-from pathlib import Path
-
 from absl import flags
+from etils import epath
 import jax
 import ml_collections
 
@@ -31,7 +29,7 @@ _INITIAL = flags.DEFINE_bool(
 _SEED = flags.DEFINE_integer("seed", 0, "Of the completions.")
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Prints --num_samples completions of --prompt by the newest policy of the run in `workdir`."""
   with process.errors_in_one_line():
     # The run, and the prompt as a problem of its task.
@@ -49,7 +47,9 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
       if _INITIAL.value:
         params = context.initial_params()
       else:
-        where, params = Stages(run_config, sections, Workdir(workdir), context).newest_policy()
+        folder = Workdir(workdir)
+        with folder.explaining(config):
+          where, params = Stages(run_config, sections, folder, context).newest_policy()
         print(f"# {where}")
       # The completions. Where the run has an environment, each is an episode: the policy's turns
       # and the environment's answers.

@@ -4,24 +4,27 @@
     ... --config.seed=1      # Any field of the config can be set so.
 
 The order is: config -> context -> stages -> the loop -> checkpoints, metrics, evaluations.
-The same command continues a run that was stopped. Ctrl-C or SIGTERM saves and stops after the
-current step.
+The same command continues a run that was stopped, and so does --workdir alone: the folder's
+config.json is the truth of the run, and fields set on the command line change it from then on.
+Ctrl-C or SIGTERM saves and stops after the current step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
-from pathlib import Path
-import signal
+import os
+import sys
 import time
 from typing import Any
 
+from etils import epath
 import ml_collections
 
 from rl_reason.evaluation.accuracy import check_verifier, evaluate
 from rl_reason.evaluation.accuracy import memory as evaluation_memory
-from rl_reason.reporting import plots, summary
+from rl_reason.reporting import plots, summary, whole_files
+from rl_reason.reporting.exits import CLOSED, StopRequest
 from rl_reason.reporting.metrics import MetricWriter, read_metrics
 from rl_reason.reporting.progress import Progress
 from rl_reason.rewards.composition.monitors import Alarm, StoppedByMonitor
@@ -30,14 +33,17 @@ from rl_reason.run import process
 from rl_reason.run.config import RunConfig
 from rl_reason.run.context import make_context
 from rl_reason.run.earlier import Stages
-from rl_reason.run.workdir import Workdir
+from rl_reason.run.owner import Ownership
+from rl_reason.run.workdir import Claim, Workdir
 from rl_reason.runtime import compilation, memory, sharding
+from rl_reason.runtime.checkpoint import CheckpointMismatch, Checkpoints
 from rl_reason.runtime.profiling import Trace
 from rl_reason.stages.base import Evaluate, made, Stage
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | Path, *, plain: bool | None = None,
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], *,
+    plain: bool | None = None, overridden: Sequence[str] = (), stop: StopRequest | None = None,
 ) -> Any:
   """Runs the stages of a config, continuing where an earlier call with this workdir stopped.
 
@@ -45,9 +51,12 @@ def train(
     config: an experiment's get_config(); rl_reason.run.config documents the fields.
     workdir: the run's folder (run.workdir.Workdir).
     plain: true prints lines, false draws a live panel; None decides by the terminal.
+    overridden: fields that a command line set, for the record (run.record.Record).
+    stop: is asked for a stop by Ctrl-C and SIGTERM; its status says which it was. None: one of its
+      own.
 
-  Returns: what the last stage made, which is its parameters if it trains, or None if a signal
-    stopped the run early.
+  Returns: what the last stage made, which is its parameters if it trains, or None if a signal or a
+    closed output stopped the run early.
   Raises: ValueError or OSError before any device work for what cannot work; FloatingPointError if
     gradients stay non-finite; StoppedByMonitor if a monitor stops the run; OSError if a checkpoint
     cannot be written. What was saved stays whole.
@@ -56,12 +65,14 @@ def train(
   # All fields are checked here. A mistake in a late stage must not be found after hours of an early
   # one.
   run_config, sections = config_lib.check(config)
-  folder = Workdir(Path(workdir))
+  folder = Workdir(whole_files.folder(workdir, "--workdir"))
   with (Progress(plain, enabled=sharding.is_main_process()) as progress,
         contextlib.ExitStack() as exits):
     # ---- The run's folder ------------------------------------------------------------------------
-    # It is new, or holds this very run; a folder with another run is refused and left untouched.
-    folder.claim(config, progress.note)
+    # It is new, or holds this very run; a folder with another run is refused and left untouched. No
+    # other process may train in it at the same time.
+    owner = exits.enter_context(folder.owned(progress.note))
+    claim = folder.claim(config, progress.note, overridden)
     # Compiled programs are kept on disk, so that a run that continues need not compile again.
     compilation.keep_programs(progress.note)
 
@@ -97,8 +108,8 @@ def train(
         folder.path, tensorboard=run_config.logging.tensorboard,
         wandb=run_config.logging.wandb or None, enabled=sharding.is_main_process()))
     trace = exits.enter_context(Trace(run_config.logging.profile, folder.path, progress.note))
-    stop = exits.enter_context(StopRequest())
-    loop = Loop(run_config, stages, writer, progress, trace, stop)
+    stop = exits.enter_context(stop or StopRequest())
+    loop = Loop(run_config, stages, claim, owner, writer, progress, trace, stop)
 
     # ---- The stages, one after the other ---------------------------------------------------------
     # Each starts from an earlier stage's policy, mostly its predecessor's, and may read the models
@@ -122,10 +133,15 @@ def train(
       policies = {k: v for k, v in policies.items() if k in still_needed}
 
     # ---- The end: a table of what each stage changed, and the learning curves --------------------
+    if claim.changes and not claim.begun:
+      progress.note(
+          f"The run is finished, so nothing was trained with {', '.join(claim.changes)}:"
+          " config.json is as it was.")
     if sharding.is_main_process():
       progress.table("What each stage changed", summary.COLUMNS, summary.summary(
           read_metrics(folder.path), run_config.stages))
-      plots.learning_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
+      if claim.begun or not (folder.path / "curves.png").exists():
+        plots.learning_curves(folder.path / "metrics.jsonl", folder.path / "curves.png")
       progress.note(f"Metrics, curves.png, samples and checkpoints are in {folder.path}.")
     return left
 
@@ -136,17 +152,21 @@ class Loop:
 
   config: the checked config of the run.
   stages: all stages of the run, with its folder.
+  claim: what this call changes in the run's record.
+  owner: the ownership of the run's folder; None on all processes but the main one.
   writer: writes metrics.jsonl and what else records metrics.
   progress: shows the run in the terminal.
   trace: profiles the steps that the config asks for.
-  stop: says whether a signal asked the run to stop.
+  stop: says whether a signal asked the run to stop, and with which exit status.
   """
   config: RunConfig
   stages: Stages
+  claim: Claim
+  owner: Ownership | None
   writer: MetricWriter
   progress: Progress
   trace: Trace
-  stop: "StopRequest"
+  stop: StopRequest
 
   def run(self, name: str, stage: Stage) -> Any:
     """Runs one stage, from its start or from its newest checkpoint.
@@ -170,7 +190,10 @@ class Loop:
     with contextlib.closing(self.stages.folder.checkpoints(
         name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       # ---- Where to begin: the start, or the newest checkpoint that can be read ------------------
-      restored = saved.restore(stage.state_shape)
+      try:
+        restored = saved.restore(stage.state_shape)
+      except CheckpointMismatch as error:
+        raise self.claim.explain(name, error) from error
       if restored is None:
         step, state = 0, stage.init()
       else:
@@ -189,11 +212,21 @@ class Loop:
         stage.monitors.restore(host.get("monitors", {}))
         for key, part in stage.resumable.items():
           part.restore(host["resumable"][key])
+      # A run that was asked to stop saved at once, without the evaluation that was due.
+      owed = restored is not None and bool(host.get("evaluation_due"))
 
       # ---- Is there anything left to do? ---------------------------------------------------------
       # A stage that an earlier call completed: metrics.jsonl is not rewound, so that what later
       # stages logged stays.
-      if step >= stage.num_steps:
+      if step > stage.num_steps:
+        raise ValueError(
+            f"Stage {name!r} has a checkpoint of step {step} in {self.stages.folder.path}, and"
+            f" num_steps is {stage.num_steps}: steps are not taken back. Set"
+            f" --config.{name}.num_steps={step} or more, or choose another --workdir.")
+      if step == stage.num_steps and not owed:
+        self.claim.refuse_in_complete(name, step)
+        if f"{name}.num_steps" in self.claim.changes:
+          self.claim.begin(name, step)
         self.progress.note(f"Stage {name} is complete: {step} steps.")
         return made(state)
       # A stage that is incomplete, while a later one has checkpoints: its num_steps was raised.
@@ -208,13 +241,24 @@ class Loop:
             f" --config.{name}.num_steps={step} back, or choose another --workdir.")
 
       # ---- Before the first step: the record, and what the policy is worth -----------------------
-      self._rewind(name, step, started=restored is not None)
+      # The config of the steps to come is recorded before the first of them.
+      self.claim.begin(name, step)
+      self._rewind(name, step, started=restored is not None, lines=1 if owed else None)
       self.progress.stage(name, stage.num_steps, step)
-      if first and restored is None:
-        self._evaluate(name, 0, stage, judge, made(state))
+      if owed or first and restored is None:
+        alarms = self._evaluate(name, step, stage, judge, made(state))
+        if alarms is None:
+          return None
+        if owed:
+          self.writer.flush()
+          saved.save(step, state, self._host(stage), overwrite=True)
+          if halting := self._halting(alarms):
+            self._halt(name, step, saved, halting)
 
       # ---- The loop ------------------------------------------------------------------------------
       while step < stage.num_steps:
+        if self.owner is not None:
+          self.owner.check()
         # One step, as the stage defines it: for RL a rollout, its rewards and its updates.
         started, compile_seconds = time.perf_counter(), compiled.seconds
         with self.trace.step(name, step + 1):
@@ -243,35 +287,64 @@ class Loop:
               f" checkpoint is {saved.steps[-1:] or 'none'}. Lower the learning rate, or look at"
               " loss and kl in metrics.jsonl.")
 
-        # An evaluation, if one is due. All processes must agree on stopping: a signal may reach one
-        # of them only, and the others would wait for it in the next step.
-        last, stopping = step == stage.num_steps, sharding.any_process(self.stop.requested)
-        if last or evaluation.every and step % evaluation.every == 0:
-          alarms += self._evaluate(name, step, stage, judge, made(state))
-        halting = [alarm.message for alarm in alarms if alarm.action == "stop"]
+        # An evaluation, if one is due. Where the run must stop it is put off until the run goes on:
+        # a machine that is taken away gives notice of 30 seconds, which are for the checkpoint.
+        last, stopping = step == stage.num_steps, self._stopping()
+        due = last or bool(evaluation.every) and step % evaluation.every == 0
+        if due and not stopping:
+          found = self._evaluate(name, step, stage, judge, made(state))
+          stopping, due, alarms = found is None, found is None, [*alarms, *(found or [])]
 
         # A checkpoint, if one is due. It comes after the step's lines are written: a run that
         # continues from it drops the lines after its step, and would miss lines written later.
+        halting = self._halting(alarms)
         if last or stopping or halting or step % checkpointing.every == 0:
-          saved.save(step, state, {
-              "data": stage.data.get_state(),
-              "resumable": {k: v.state() for k, v in stage.resumable.items()},
-              "monitors": stage.monitors.state()})
+          self.writer.flush()
+          saved.save(step, state, self._host(stage, evaluation_due=due and stopping))
 
         # An early end, by a monitor or a signal. Saving runs beside training, so wait for it.
         if halting:
-          saved.wait()
-          raise StoppedByMonitor(
-              f"Stage {name!r} stopped at step {step}, which is saved. {halting[0]} The same"
-              " command continues.")
-        # A signal in the last step stops nothing here: the stage is complete.
-        if stopping and not last:
+          self._halt(name, step, saved, halting)
+        if stopping:
           saved.wait()
           return None
       saved.wait()
       return made(state)
 
-  def _rewind(self, name: str, step: int, *, started: bool) -> None:
+  def _stopping(self) -> bool:
+    """Tells whether the run must stop, for which all processes must agree.
+
+    A signal may reach one of them only, and the others would wait for it in the next step.
+    """
+    if self.progress.closed:
+      self.stop.request(CLOSED)
+    self.stop.request(max(sharding.gather_objects(self.stop.status)))
+    return self.stop.requested
+
+  def _host(self, stage: Stage, *, evaluation_due: bool = False) -> dict[str, Any]:
+    """Returns the host's part of a checkpoint: what must go back to the same step."""
+    return {
+        "data": stage.data.get_state(),
+        "resumable": {k: v.state() for k, v in stage.resumable.items()},
+        "monitors": stage.monitors.state(), "evaluation_due": evaluation_due}
+
+  def _halting(self, alarms: Sequence[Alarm]) -> str:
+    """Returns the message of a monitor that stops the run, on any process; "" if none does.
+
+    Monitors also watch what differs between processes, such as times, so these must agree.
+    """
+    own = [alarm.message for alarm in alarms if alarm.action == "stop"]
+    return next(filter(None, sharding.gather_objects("".join(own[:1]))), "")
+
+  def _halt(self, name: str, step: int, saved: Checkpoints, message: str) -> None:
+    """Ends the run as a monitor asks for. Raises: StoppedByMonitor, once all is written."""
+    saved.wait()
+    raise StoppedByMonitor(
+        f"Stage {name!r} stopped at step {step}, which is saved. {message} The same command"
+        " continues.")
+
+  def _rewind(
+      self, name: str, step: int, *, started: bool, lines: int | None = None) -> None:
     """Drops the lines of metrics.jsonl that were written after the checkpoint.
 
     The steps from the checkpoint on are made again, and their lines written again.
@@ -281,12 +354,13 @@ class Loop:
       step: the checkpoint's step.
       started: whether the stage has a checkpoint. One that never saved starts anew, right after its
         predecessor's end.
+      lines: how many lines of the step itself stay; None: all.
     """
     order = self.config.stages
     # A step of -1 is before all lines of the first stage, even before those of its evaluation at
     # step 0; 2**31 is after all lines of the predecessor.
     if started:
-      self.writer.rewind(order, name, step)
+      self.writer.rewind(order, name, step, lines=lines)
     elif name == order[0]:
       self.writer.rewind(order, name, -1)
     else:
@@ -295,7 +369,7 @@ class Loop:
   def _judge(self, name: str, stage: Stage) -> Evaluate:
     """Makes what evaluates a stage: its own evaluation and, if it trains a policy, the run's.
 
-    Returns: (what the stage left) -> (metrics, rows to show).
+    Returns: (what the stage left) -> (metrics, rows to show), or None if the run must stop.
     """
     policy, context = self.stages.trained(name).policy, self.stages.run
 
@@ -305,7 +379,10 @@ class Loop:
         # The same random keys at every step: two evaluations differ by the policy alone.
         result = evaluate(
             self.config.evaluation, context.sampler, context.task.heldout, policy(left),
-            rng=functools.partial(context.rng, "evaluation"), report=self.progress.note)
+            rng=functools.partial(context.rng, "evaluation"), report=self.progress.note,
+            stopping=self._stopping)
+        if result is None:
+          return None
         metrics, rows = {**metrics, **result.metrics}, [*result.rows()[:50], *rows]
       return metrics, rows
     return judge
@@ -333,13 +410,16 @@ class Loop:
 
   def _evaluate(
       self, name: str, step: int, stage: Stage, judge: Evaluate, left: Any,
-  ) -> list[Alarm]:
+  ) -> list[Alarm] | None:
     """Evaluates what a stage has made by a step: logs the metrics, and writes up to 100 samples.
 
-    Returns: the alarms that the monitors raise.
+    Returns: the alarms that the monitors raise; None if the run must stop, and nothing is logged.
     """
     started = time.perf_counter()
-    metrics, rows = judge(left)
+    found = judge(left)
+    if found is None:
+      return None
+    metrics, rows = found
     alarms = self._log(
         name, step, stage, {**metrics, "time/evaluation": time.perf_counter() - started})
     if sharding.is_main_process():
@@ -347,38 +427,14 @@ class Loop:
     return alarms
 
 
-class StopRequest:
-  """Turns the first Ctrl-C or SIGTERM into `requested`; a second one interrupts at once.
-
-  requested: whether a signal has come.
-  """
-
-  def __init__(self):
-    self.requested = False
-    self._before: Mapping[int, Any] = {}
-
-  def __enter__(self):
-    # Only the main thread may handle signals: elsewhere, for example in a notebook, none is caught.
-    with contextlib.suppress(ValueError):
-      self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _handle(self, number, frame):
-    self.requested = True
-    # The handlers from before are put back, so that the next signal does what it always does.
-    for s, handler in self._before.items():
-      signal.signal(s, handler)
-
-
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   """Runs `train` as a command; errors that the user can cure are one line."""
   with process.errors_in_one_line():
     process.start()
-    train(config, workdir)
+    stop = StopRequest()
+    left = train(config, workdir, overridden=config_lib.overridden(sys.argv), stop=stop)
+  if left is None:
+    raise SystemExit(stop.status)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ The number of devices is set before JAX starts; tests that need the real number 
 `tiny` fixtures are one model and one batch that the tests of the core share.
 """
 
+import fnmatch
 import gc
 import importlib.metadata
+import io
 import os
 import pathlib
 import tempfile
@@ -24,6 +26,7 @@ programs = tempfile.TemporaryDirectory(prefix="rl_reason_programs_", ignore_clea
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", programs.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -106,3 +109,95 @@ def shared_data():
   if not folder.is_dir():
     pytest.skip(f"No real data at {folder}; set RL_REASON_DATA.")
   return folder
+
+
+class ObjectStore:
+  """A file system behind epath's interface that stands in for gs://: objects, and no appending.
+
+  Objects lie in a dict. A folder is there while an object is in it, as in a real store.
+  """
+
+  def __init__(self):
+    self.objects, self.times = {}, {}
+    self.uploads = 0
+
+  def _key(self, path):
+    key = os.fspath(path).rstrip("/")
+    assert key.startswith("gs://"), f"{key} is no path of the store"
+    return key
+
+  def open(self, path, mode):
+    key = self._key(path)
+    if "r" in mode:
+      if key not in self.objects:
+        raise FileNotFoundError(key)
+      content = io.BytesIO(self.objects[key])
+    elif "w" in mode:
+      content = _Upload(self, key)
+    else:
+      raise ValueError("objects cannot be appended to")
+    return content if "b" in mode else io.TextIOWrapper(content)
+
+  def _below(self, path):
+    return [key for key in self.objects if key.startswith(self._key(path) + "/")]
+
+  def exists(self, path):
+    return self._key(path) in self.objects or self.isdir(path)
+
+  def isdir(self, path):
+    return bool(self._below(path))
+
+  def listdir(self, path):
+    return sorted({key.removeprefix(self._key(path) + "/").partition("/")[0] for key in self._below(path)})
+
+  def glob(self, path):
+    return [key for key in self.objects if fnmatch.fnmatch(key, self._key(path))]
+
+  def makedirs(self, path, *, exist_ok=False, mode=None):
+    pass
+
+  def mkdir(self, path, *, exist_ok=False, mode=None):
+    pass
+
+  def rmtree(self, path):
+    for key in self._below(path):
+      del self.objects[key]
+
+  def remove(self, path):
+    if self.objects.pop(self._key(path), None) is None:
+      raise FileNotFoundError(path)
+
+  def rename(self, path, dst):
+    raise AssertionError("a store renames by copying, which is not one step")
+
+  replace = rename
+
+  def stat(self, path):
+    content = self.objects.get(self._key(path))
+    if content is None and not self.isdir(path):
+      raise FileNotFoundError(path)
+    return epath.stat_utils.StatResult(
+        is_directory=content is None, length=len(content or b""), mtime=0, owner=None, group=None, mode=None)
+
+
+class _Upload(io.BytesIO):
+  """An object that is there once it is closed."""
+
+  def __init__(self, store, key):
+    super().__init__()
+    self.store, self.key = store, key
+
+  def close(self):
+    if not self.closed:
+      self.store.objects[self.key] = self.getvalue()
+      self.store.uploads += 1
+    super().close()
+
+
+@pytest.fixture
+def store(monkeypatch):
+  """Puts a stand-in where gs:// is, and checks that no local folder `gs:` is made."""
+  store = ObjectStore()
+  monkeypatch.setitem(epath.gpath._PREFIX_TO_BACKEND, "gs", store)
+  yield store
+  assert not pathlib.Path("gs:").exists()

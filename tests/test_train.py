@@ -1,10 +1,11 @@
 """Whole runs of the shrunk quickstart: they resume bit for bit, refuse what cannot work, and learn."""
 
+import contextlib
 import gzip
 import json
-import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from rl_reason.run import context as run
 from rl_reason.run import earlier
 from rl_reason.run import workdir as workdir_lib
 from rl_reason.stages.context import Context
-from rl_reason.train import StopRequest, train
+from rl_reason.train import train
 from tests import environment
 
 # A user's own reward with a memory: what a completion earns depends on how often it was called before. It can be told to
@@ -148,10 +149,13 @@ def user_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def command(user_folder):
   """(workdir, overrides..., step_seconds=, module=) -> a started process on one device."""
-  def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train", config="experiment.py"):
+  def start(workdir, *arguments, step_seconds=0.0, module="rl_reason.train",
+            config="experiment.py", variables=None):
     return subprocess.Popen(
         [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}", *arguments],
-        cwd=user_folder, env=environment(folders=[user_folder], STEP_SECONDS=str(step_seconds)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        cwd=user_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment(
+            folders=[user_folder], STEP_SECONDS=str(step_seconds), **(variables or {})))
   return start
 
 
@@ -204,7 +208,7 @@ def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(command, unint
   assert checkpoints("sft") == [2]
 
   status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "rl", 1, signal.SIGTERM)
-  assert status == 0, output
+  assert status == 143, output
   assert "Stopped and saved: the same command continues." in output
   stopped_at = checkpoints("rl")[-1]
   assert stopped_at in (1, 2)  # The step that the signal found running was finished.
@@ -464,12 +468,34 @@ def test_a_run_tells_what_it_compiles_and_can_be_profiled(config, tmp_path):
     assert shown.count(name) == 2, name
 
 
-def test_a_finished_run_is_left_as_it_is(config, tmp_path):
+def contents(folder):
+  """The bytes of all files of a run."""
+  return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_is_left_as_it_is(config, tmp_path, capsys):
   first = train(config, tmp_path, plain=True)
-  before = (tmp_path / "metrics.jsonl").read_bytes()
+  assert steps(tmp_path)[0]["learning_rate"] == pytest.approx(3e-4 / 5)  # The first of five updates of warm-up.
+  before = contents(tmp_path)
   again = train(config, tmp_path, plain=True)
-  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+  assert contents(tmp_path) == before
   assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
+
+  # Nothing would be trained with another learning rate, and other shapes do not fit what is saved.
+  for changes, message in [
+      ({"learner.optimizer.learning_rate": 0.5}, "Stage 'rl' is complete at step 1 .*learning_rate was 0.0003 and is 0.5"),
+      ({"learner.optimizer.name": "sgd"}, "config changed: rl.learner.optimizer.name was 'adamw' and is 'sgd'"),
+      ({"credit.critic": dict(trunk="separate"), "credit.baseline": "none", "credit.normalise": "token_whiten"},
+       "config changed: .*rl.credit.critic was None")]:
+    other = config.copy_and_resolve_references()
+    override(other.rl, changes)
+    with pytest.raises(ValueError, match=message):
+      train(other, tmp_path, plain=True)
+  capsys.readouterr()
+  config.evaluation.every = 7
+  train(config, tmp_path, plain=True)
+  assert "nothing was trained with evaluation.every" in " ".join(capsys.readouterr().out.split())
+  assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("reward, message", [
@@ -543,39 +569,30 @@ def test_what_cannot_work_is_found_before_any_device_work(config, tmp_path, monk
   workdir_lib.Workdir(tmp_path).claim(good, pytest.fail)  # The failed attempt has not made the folder its own.
 
 
-def test_another_runs_folder_is_refused_and_a_changed_detail_is_told(config, tmp_path):
-  notes, folder = [], workdir_lib.Workdir(tmp_path / "run")
-  folder.claim(config, notes.append)
-  (tmp_path / "run" / "metrics.jsonl").write_text('{"stage": "rl", "step": 0, "eval/pass@1": 0.0}\n')
-  folder.claim(config, notes.append)
-  assert notes == []
-  config.rl.learner.optimizer.learning_rate = 0.5
-  folder.claim(config, notes.append)
-  assert notes == ["Resuming with a changed config: rl.learner.optimizer.learning_rate was 0.0003 and is 0.5."]
-  before = (tmp_path / "run" / "config.json").read_bytes()
-  config.seed, config.policy.args.width = 1, 64
-  with pytest.raises(ValueError, match="another run: policy.args.width was 32 and is 64, seed was 0 and is 1. Nothing was touched"):
-    folder.claim(config, notes.append)
-  assert (tmp_path / "run" / "config.json").read_bytes() == before
-  (tmp_path / "run" / "config.json").unlink()
-  with pytest.raises(ValueError, match="holds a run without its config.json"):
-    folder.claim(config, notes.append)
-
-
-def test_the_first_signal_asks_and_the_second_insists():
-  # A shell's background jobs, CI's among them, start with Ctrl-C ignored.
-  inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
-  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-  for number in (signal.SIGINT, signal.SIGTERM):
-    with StopRequest() as stop:
-      assert not stop.requested
-      os.kill(os.getpid(), number)
-      assert stop.requested
-      assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-  with pytest.raises(KeyboardInterrupt), StopRequest():
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
-  signal.signal(signal.SIGINT, inherited)
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices_and_processes(command, tmp_path):
+  # One process with one device, then two processes with two devices each, then one with one again.
+  alone = command(tmp_path, "--config.stages=('rl',)", "--config.rl.num_steps=1", "--config.checkpoint.every=1",
+                  "--config.evaluation.every=0")
+  output, _ = alone.communicate(timeout=600)
+  assert alone.returncode == 0, output
+  with contextlib.closing(socket.socket()) as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+  both = [command(
+      tmp_path, "--config.rl.num_steps=2", variables={
+          "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
+          "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}) for i in range(2)]
+  outputs = [process.communicate(timeout=600)[0] for process in both]
+  assert [process.returncode for process in both] == [0, 0], outputs
+  alone = command(tmp_path, "--config.rl.num_steps=3")
+  output, _ = alone.communicate(timeout=600)
+  assert alone.returncode == 0, output
+  assert [line["step"] for line in steps(tmp_path)] == [1, 2, 3]
+  assert [line["reward/calls"] for line in steps(tmp_path)] == [1, 2, 3]
+  history = json.loads((tmp_path / "history.json").read_text())
+  assert [(c["stage"], c["step"], c["fields"]) for c in history["changes"]] == [
+      ("rl", step, {"rl.num_steps": {"was": step, "is": step + 1}}) for step in (1, 2)]
 
 
 @pytest.mark.slow

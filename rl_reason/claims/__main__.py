@@ -20,6 +20,7 @@ import tempfile
 from rl_reason.claims import canary, declaration, judgement, plan, results, runs
 from rl_reason.claims.declaration import Experiment
 from rl_reason.config.checks import at_least, one_of
+from rl_reason.reporting import exits
 from rl_reason.reporting.progress import Progress
 from rl_reason.run import config as config_lib
 from rl_reason.run.process import errors_in_one_line
@@ -29,7 +30,7 @@ def measure(
     experiment: Experiment, names: Sequence[str], progress: Progress, *,
     seeds: int | None = None, jobs: int | None = None,
     workdir: Path = Path("runs/claims"), argument: str = "",
-) -> bool:
+) -> None:
   """Runs claims of an experiment, records their results and draws them.
 
   Args:
@@ -40,7 +41,7 @@ def measure(
     jobs: runs at a time; None: one for each core or GPU.
     workdir: the folder of all runs.
     argument: the experiment's argument; with one it is a rehearsal, which leaves the records alone.
-  Returns: false if a signal stopped it before all runs were done.
+  Raises: exits.Stopped if a signal stopped it before all runs were done.
   """
   # The runs of all these claims together, so that arms that they share run once.
   counts = {name: seeds or experiment.claims[name].seeds for name in names}
@@ -48,8 +49,7 @@ def measure(
   for name in names:
     if changes := results.stale(experiment, name):
       progress.note(f"{experiment.name}/{name}: {results.shorten(changes)}.")
-  if not runs.run_all([r for name in names for r in planned[name]], jobs, progress):
-    return False
+  runs.run_all([r for name in names for r in planned[name]], jobs, progress)
   # Imported here, because matplotlib takes a second to load.
   from rl_reason.claims import figures
 
@@ -74,7 +74,6 @@ def measure(
     progress.note(f"Written: {path}, {path.with_suffix('.png').name}.")
   if not argument and results.update_docs(root):
     progress.note(f"The table in {root / results.PAGE} is up to date.")
-  return True
 
 
 def rehearse(
@@ -88,15 +87,13 @@ def rehearse(
     progress: shows the rehearsals and the comparisons.
     jobs: runs at a time; None: one for each core or GPU.
     store: whether the losses are stored in place of the records'.
-  Returns: the exit status: 0 if all are the same or stored, 1 if not, 130 if a signal stopped it.
+  Returns: the exit status: 0 if all are the same or stored, 1 if not.
+  Raises: exits.Stopped if a signal stopped it.
   """
   good = True
   for experiment, names in chosen:
     with tempfile.TemporaryDirectory() as workdir:
       now = canary.rehearse(experiment, names, jobs, progress, Path(workdir))
-    if now is None:
-      progress.note("Stopped: the experiments before this one are compared.")
-      return 130
     for name in names:
       good &= canary.check(experiment, name, now[name], progress, store=store)
   return int(not good)
@@ -105,12 +102,12 @@ def rehearse(
 def main(argv: Sequence[str] | None = None) -> int:
   """Measures, lists or rehearses claims, as the command line says.
 
-  Returns: the exit status. 130: a signal stopped it. 1: a claim has no verdict, because runs are
-    missing or cannot be compared; with --canary, an arm computes other losses than those in the
-    record. 0: none of these.
+  Returns: the exit status. 1: a claim has no verdict, because runs are missing or cannot be
+    compared; with --canary, an arm computes other losses than those in the record. 0: neither.
+  Raises: SystemExit as reporting.exits says, at a signal and for errors.
   """
   args = _parser().parse_args(argv)
-  with errors_in_one_line():
+  with exits.with_status(), errors_in_one_line():
     # The claims that are meant.
     if args.seeds is not None:
       at_least(2, seeds=args.seeds)
@@ -144,15 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress.table("Claims", ["claim", "verdict", "measured", "changed since"], [
             _line(e, name) for e, names, _ in todo for name in names])
         return 0
-      # `all` ends at the first experiment that a signal stopped.
-      stopped = not all(
-          measure(
-              e, names, progress, seeds=args.seeds, jobs=args.jobs, workdir=args.workdir,
-              argument=argument)
-          for e, names, argument in todo if names)
-      if stopped:
+      try:
+        for e, names, argument in todo:
+          if names:
+            measure(
+                e, names, progress, seeds=args.seeds, jobs=args.jobs, workdir=args.workdir,
+                argument=argument)
+      except exits.Stopped:
         progress.note("Stopped: what the runs did is saved, and the same command continues.")
-        return 130
+        raise
 
     # Whether every claim has a verdict. A rehearsal has no record.
     records = [

@@ -48,7 +48,7 @@ class Rehearsal:
 def rehearse(
     experiment: declaration.Experiment, names: Sequence[str], jobs: int | None, progress: Progress,
     workdir: Path,
-) -> dict[str, dict[str, Rehearsal]] | None:
+) -> dict[str, dict[str, Rehearsal]]:
   """Runs the rehearsals of an experiment's claims; those with equal configs run once.
 
   Args:
@@ -57,8 +57,8 @@ def rehearse(
     jobs: runs at a time; None: one for each core or GPU.
     progress: shows the runs.
     workdir: an empty folder; runs that are there already would be taken as done.
-  Returns: claim -> arm -> Rehearsal; None if a signal stopped the runs.
-  Raises: ValueError if an arm's config has no such size.
+  Returns: claim -> arm -> Rehearsal.
+  Raises: ValueError if an arm's config has no such size; exits.Stopped at a signal.
   """
   tiny = declaration.load(f"{experiment.file}:{ARGUMENT}")
   planned = {name: plan(tiny, name, 1, workdir, ARGUMENT) for name in names}
@@ -67,8 +67,7 @@ def rehearse(
   once: dict[str, Run] = {}
   for run in (run for of_claim in planned.values() for run in of_claim):
     once.setdefault(run.digest, run)
-  if not runs.run_all(list(once.values()), jobs, progress):
-    return None
+  runs.run_all(list(once.values()), jobs, progress)
   found = {digest: _read(run) for digest, run in once.items()}
   return {name: {run.arm: found[run.digest] for run in of_claim}
           for name, of_claim in planned.items()}

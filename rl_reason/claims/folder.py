@@ -8,6 +8,8 @@ import shutil
 from typing import Any, Literal
 
 from rl_reason.claims.plan import Run
+from rl_reason.reporting import exits
+from rl_reason.run import record as run_record
 from rl_reason.run.workdir import Workdir
 
 # What a worker leaves in its run's folder.
@@ -54,7 +56,7 @@ def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
     config: the config of the run that takes over, as JSON holds it.
   """
   metrics_file = record.path / "metrics.jsonl"
-  if metrics_file.exists() and metrics_file.stat().st_size:
+  if metrics_file.exists() and metrics_file.stat().length:
     return
   # Without metrics there is nothing of its own here: what there is comes from a copy that was cut
   # short, and is copied again. The metrics come last, and whole, so that they mark a complete copy.
@@ -62,7 +64,7 @@ def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
     shutil.rmtree(record.path / name, ignore_errors=True)
     if (begins / name).is_dir():
       shutil.copytree(begins / name, record.path / name)
-  record.write("config.json", config)
+  record.write(run_record.CONFIG, config)
   record.write(BEGAN, {"folder": str(begins.absolute())})
   shutil.copyfile(begins / "metrics.jsonl", partial := metrics_file.with_suffix(".partial"))
   partial.replace(metrics_file)
@@ -84,5 +86,5 @@ def read_json(path: Path) -> Any:
   return json.loads(path.read_text()) if path.exists() else None
 
 
-# The exit status of a worker whose run a signal stopped; what the run did is saved.
-STOPPED = 3
+# The exit statuses of a worker whose run a signal stopped; what the run did is saved.
+STOPPED = (exits.INTERRUPTED, exits.TERMINATED)

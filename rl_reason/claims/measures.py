@@ -1,7 +1,6 @@
 """Computes one number of a finished run from its folder: the number that a claim compares."""
 
 from collections.abc import Callable
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from rl_reason.config import naming
 from rl_reason.reporting import metrics
+from rl_reason.run import record
 
 # (steps, values) of a metric.
 Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]
@@ -17,7 +17,10 @@ Curve = tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]
 
 def config(folder: Path) -> dict[str, Any]:
   """Reads a run's config as plain data: its seed, its stages and their sections."""
-  return json.loads((folder / "config.json").read_text())
+  found = record.read(folder)
+  if found is None:
+    raise FileNotFoundError(f"The run {folder} has no {record.CONFIG}.")
+  return found.config
 
 
 def curve(folder: Path, name: str, stage: str = "") -> Curve:

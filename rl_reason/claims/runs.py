@@ -13,7 +13,7 @@ import time
 
 from rl_reason.claims.folder import FAILED, outcome, STOPPED
 from rl_reason.claims.plan import distinct, Run, with_beginnings
-from rl_reason.reporting import provenance
+from rl_reason.reporting import exits, provenance
 from rl_reason.reporting.progress import Progress
 from rl_reason.run.workdir import Workdir
 
@@ -70,7 +70,7 @@ def devices_here() -> tuple[str, int]:
 
 def run_all(
     runs: Sequence[Run], jobs: int | None, progress: Progress, *, poll_seconds: float = 0.5,
-) -> bool:
+) -> None:
   """Trains all runs that are not finished.
 
   A run that fails is reported, and the others go on, except those that should begin from it. At a
@@ -81,20 +81,20 @@ def run_all(
     jobs: as in `slots`.
     progress: shows the steps of all runs together.
     poll_seconds: how often the workers are looked at.
-  Returns: true when nothing is left to run, false if Ctrl-C or SIGTERM stopped it.
+  Raises: exits.Stopped, once the workers have ended, if Ctrl-C or SIGTERM stopped them.
   """
   # What is to do, and where it can run.
   runs = with_beginnings(distinct(runs))
   waiting = [r for r in runs if outcome(r).status != "finished"]
   if not waiting:
-    return True
+    return
   free, workers = slots(jobs, len(waiting)), {}
   progress.note(
       f"{len(waiting)} of {len(runs)} runs to do, {len(free)} at a time, in {runs[0].workdir}.")
   begun = {r: r.done() for r in runs}
   progress.stage("claims", sum(r.num_steps for r in runs), sum(begun.values()))
   try:
-    with _signals_interrupt():
+    with exits.interrupting():
       while waiting or workers:
         # Runs whose beginning failed fail too: they would wait for ever.
         for run in [r for r in waiting if _cannot_begin(r, [*waiting, *workers])]:
@@ -120,10 +120,9 @@ def run_all(
   except KeyboardInterrupt:
     progress.note(
         f"Stopping {len(workers)} runs after their current steps; again Ctrl-C ends them at once.")
-    return False
+    raise
   finally:
     _stop(list(workers.values()))
-  return True
 
 
 def _cannot_begin(run: Run, under_way: Sequence[Run]) -> bool:
@@ -173,7 +172,7 @@ class Worker:
     That is so if it was killed, or failed before the run began.
     """
     self.process.stdin.close()
-    by_signal = self.process.returncode in (STOPPED, -signal.SIGTERM)
+    by_signal = self.process.returncode in (*STOPPED, -signal.SIGTERM)
     if self.process.returncode and not by_signal and outcome(self.run).status == "stopped":
       killed = self.process.returncode == -signal.SIGKILL
       lines = [
@@ -194,7 +193,7 @@ def _stop(workers: Sequence[Worker]) -> None:
     with contextlib.suppress(ProcessLookupError):
       worker.process.send_signal(signal.SIGTERM)
   try:
-    with _signals_interrupt():
+    with exits.interrupting():
       end = time.monotonic() + _STOP_SECONDS
       for worker in workers:
         worker.process.wait(timeout=max(0.1, end - time.monotonic()))
@@ -203,22 +202,3 @@ def _stop(workers: Sequence[Worker]) -> None:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.process.pid, signal.SIGKILL)
       worker.process.wait()
-
-
-@contextlib.contextmanager
-def _signals_interrupt():
-  """Makes Ctrl-C and SIGTERM raise KeyboardInterrupt within the context.
-
-  That holds also where the process was started with Ctrl-C ignored, as in a script's background.
-  """
-  def interrupt(number, frame):
-    raise KeyboardInterrupt
-  before = {}
-  # Only the main thread may handle signals: elsewhere they stay as they are.
-  with contextlib.suppress(ValueError):
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    yield
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import IO
 
-from rl_reason.claims.folder import STOPPED
+from rl_reason.reporting import exits
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
   if os.environ.get("RL_REASON_CORES") and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, map(int, os.environ["RL_REASON_CORES"].split(",")))
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  with _alone(args.folder):
+  with exits.with_status(), _alone(args.folder):
     sys.exit(work(
         args.experiment, args.claim, args.arm, args.seed, args.stages, args.digest, args.folder,
         args.begins))
@@ -55,7 +55,7 @@ def work(
     digest: the run's digest when it was planned.
     folder: the run's folder.
     begins: folder of the run whose stages this one takes over; None: it trains all stages itself.
-  Returns: the exit status: 0 if the run is finished, folder.STOPPED if a signal stopped it.
+  Returns: the exit status: 0 if the run is finished, one of folder.STOPPED if a signal stopped it.
   Raises: whatever the training raises; the error is in failed.json.
   """
   # Imported here: these import JAX, which must come after `main` has set the cores.
@@ -88,8 +88,9 @@ def work(
       take_over(begins, record, declaration.to_json(config))
 
     # Train. The log is a file, so the progress is shown as lines.
-    if train.train(config, folder, plain=True) is None:
-      return STOPPED
+    stop = exits.StopRequest()
+    if train.train(config, folder, plain=True, stop=stop) is None:
+      return stop.status
     record.write(FINISHED, {"digest": digest})
     return 0
   except Exception as error:  # pylint: disable=broad-except

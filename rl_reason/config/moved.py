@@ -147,7 +147,8 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "rl_reason.batches.prompts": ("encode_prompts", "pad_rows",),
     },
     "rl_reason.run": {
-        "rl_reason.run.config": ("IDENTITY", "check",),
+        "rl_reason.run.config": ("check",),
+        "rl_reason.run.record": ("IDENTITY",),
         "rl_reason.run.earlier": (
             "complete", "find_scorer", "policy_of_run", "scorer_of_run", "starting_points",),
         "rl_reason.run.process": ("command", "errors_in_one_line", "start",),

@@ -106,7 +106,8 @@ def memory(
 def evaluate(
     section: Evaluation, sampler: Sampler, heldout: Source, params: Params, *,
     rng: Callable[[int], PRNGKeyArray], report: Callable[[str], None] = lambda text: None,
-) -> Result:
+    stopping: Callable[[], bool] = lambda: False,
+) -> Result | None:
   """Samples every held-out problem and checks the completions.
 
   Args:
@@ -117,6 +118,8 @@ def evaluate(
     rng: (first problem of a batch) -> the key with which its completions are drawn. The key depends
       only on the run's seed, so that evaluations of one run differ by the policy alone.
     report: receives the progress every 20 seconds.
+    stopping: is asked after each batch whether to give up.
+  Returns: what was found; None if it was given up.
   """
   k, size = section.samples_per_problem, section.batch_size
   problems = [heldout[i] for i in range(min(section.num_problems, len(heldout)))]
@@ -132,6 +135,8 @@ def evaluate(
         rng=rng(start))
     # The completions of problems that only filled the batch up are dropped.
     samples += sampler.samples(batch, completions, section.sampling)[:len(real) * k]
+    if stopping():
+      return None
     if time.monotonic() - reported > 20:
       reported = time.monotonic()
       report(f"evaluating: {start + len(real)} of {len(problems)} problems")

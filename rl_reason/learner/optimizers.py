@@ -5,6 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -84,6 +85,33 @@ def clipped_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTra
   if not section.max_grad_norm:
     return inner
   return optax.chain(optax.clip_by_global_norm(section.max_grad_norm), inner)
+
+
+def learning_rate_of(
+    section: Optimizer, num_updates: int, part: str = "",
+) -> Callable[[optax.OptState], jax.Array]:
+  """Makes a function: optimizer state -> the learning rate of the next update.
+
+  It counts as the optimizer does, so refused updates do not move it.
+
+  Args:
+    section: the optimizer's configuration.
+    num_updates: number of updates of the schedule.
+    part: the part of an optimizer of several (optax.partition); "": there is one.
+  """
+  schedule = make_schedule(
+      section.schedule, learning_rate=section.learning_rate, warmup_steps=section.warmup_steps,
+      num_updates=num_updates)
+
+  def is_schedule(state):
+    return isinstance(state, optax.ScaleByScheduleState)
+
+  def rate(opt_state):
+    states = jax.tree.leaves_with_path(opt_state, is_leaf=is_schedule)
+    return schedule(next(
+        state.count for path, state in states if is_schedule(state)
+        and (not part or part in [getattr(key, "key", None) for key in path])))
+  return rate
 
 
 def make_optimizer(section: Optimizer, num_updates: int) -> optax.GradientTransformation:

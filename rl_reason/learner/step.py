@@ -15,7 +15,7 @@ import optax
 
 from rl_reason.arrays import LearnerState
 from rl_reason.config.checks import at_least, one_of
-from rl_reason.learner.optimizers import make_optimizer, Optimizer
+from rl_reason.learner.optimizers import learning_rate_of, make_optimizer, Optimizer
 from rl_reason.models import lora, transformer
 from rl_reason.models.lora import LoRA
 from rl_reason.objectives.losses import LossStatistics
@@ -135,10 +135,13 @@ class Learner:
   optimizer: the optimizer, which refuses non-finite gradients.
   init: () -> the sharded initial state.
   state_shape: shapes of the state, with shardings; known without computing the state.
+  learning_rate: (optimizer's state) -> the learning rate of the next update, which is logged; of
+    the policy where a critic is trained beside it.
   """
   optimizer: optax.GradientTransformation
   init: Callable[[], LearnerState]
   state_shape: LearnerState
+  learning_rate: Callable[[optax.OptState], jax.Array]
 
   @property
   def shardings(self) -> LearnerState:
@@ -149,6 +152,7 @@ class Learner:
 def make_learner(
     partitioning: Partitioning, shapes: Params, params: Params | Callable[[], Params],
     section: Optimizer, num_updates: int, *, optimizer: optax.GradientTransformation | None = None,
+    part: str = "",
 ) -> Learner:
   """Makes the learner of some parameters.
 
@@ -159,6 +163,7 @@ def make_learner(
     section: the optimizer's configuration.
     num_updates: updates over which the learning rate follows its schedule.
     optimizer: an optimizer to use in place of the section's.
+    part: the part of that optimizer that is the section's; "": it has no parts.
   """
   optimizer = optimizer or make_optimizer(section, num_updates)
 
@@ -177,7 +182,7 @@ def make_learner(
 
   def init():
     return jax.jit(start, out_shardings=shardings)(params() if callable(params) else params)
-  return Learner(optimizer, init, state_shape)
+  return Learner(optimizer, init, state_shape, learning_rate_of(section, num_updates, part))
 
 
 def make_update(
@@ -200,8 +205,10 @@ def make_update(
   def update(state, microbatches, extra=None):
     loss = functools.partial(loss_fn, step=state.step) if wants_step else loss_fn
     ahead = None if extra is None else functools.partial(lookahead, extra)
+    rate = learner.learning_rate(state.opt_state)
     state, metrics = train_step(
         state, microbatches, loss_fn=loss, optimizer=learner.optimizer, lookahead=ahead)
+    metrics = {**metrics, "learning_rate": rate}
     return (state, metrics) if finish is None else finish(state, metrics)
 
   return jax.jit(update, donate_argnums=0, out_shardings=(learner.shardings, None))

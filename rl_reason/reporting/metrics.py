@@ -10,21 +10,29 @@ and resumed leaves the same file as one that was not, if its caller follows two 
 - Every line of a step is written before that step's checkpoint is saved.
 - `rewind` is called with the restored checkpoint's stage and step before training goes on.
 
+A folder in an object store (gs://) holds the file too. Objects cannot be appended to: the whole file
+is written anew, at most every 30 seconds, and at `flush`, which comes before each checkpoint.
+
 Keys beginning with "time/" hold wall-clock measurements and differ from run to run. Every other key
 is deterministic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import importlib
 import json
 import math
 import os
 from pathlib import Path
+import time
 from types import ModuleType
 from typing import Any, Self
 import uuid
 
+from etils import epath
 import numpy as np
+
+from rl_reason.reporting.whole_files import is_url, write_whole
 
 FILE_NAME = "metrics.jsonl"
 
@@ -36,8 +44,8 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class MetricWriter:
   """Appends metrics to `workdir/metrics.jsonl`.
 
-  A line is in the file when `write` returns: SIGKILL loses at most one line. The writer is used by
-  one process, as a context manager or with `close`:
+  A line is in the file when `write` returns, and in an object store when `flush` does: SIGKILL loses
+  at most one line of a file. The writer is used by one process, as a context manager or with `close`:
 
       with MetricWriter(workdir, enabled=jax.process_index() == 0) as writer:
         # After restoring the checkpoint of step 20:
@@ -54,7 +62,7 @@ class MetricWriter:
     A half-written last line of the file is dropped.
 
     Args:
-      workdir: the run's folder, local or mounted; created if absent.
+      workdir: the run's folder, on a disk or in an object store; created if absent.
       tensorboard: also write scalars "stage/key" to `workdir/tensorboard`.
       wandb: arguments of `wandb.init`, e.g. {"project": "reasoning", "mode": "offline"}; None for
         no W&B. The id of the run is kept in `workdir/wandb_id.txt`, so that a resumed run continues
@@ -63,23 +71,20 @@ class MetricWriter:
 
     Raises:
       ModuleNotFoundError: tensorboardX or wandb was asked for and is not installed.
-      ValueError: workdir is a URL.
     """
     self._file = self._tensorboard = self._wandb = None
     self._enabled = enabled
     if not enabled:
       return
-    if "://" in str(workdir):
-      raise ValueError(
-          f"workdir is the URL {str(workdir)!r}: metrics are appended line by line, which object"
-          " stores cannot do. Give a local folder, or mount the store as one.")
     # Packages are imported before the folder is made: an error leaves nothing behind.
     tensorboard_module = _import_extra("tensorboardX", "tensorboard") if tensorboard else None
     wandb_module = _import_extra("wandb", "wandb") if wandb is not None else None
-    self._workdir = Path(workdir)
+    # A plain Path, where the folder is on a disk, tells users more than epath's does.
+    self._workdir = epath.Path(workdir) if is_url(workdir) else Path(workdir)
     self._workdir.mkdir(parents=True, exist_ok=True)
     self.path = self._workdir / FILE_NAME
-    self._reopen(_complete_lines(self.path))
+    self._file = _Stored(self.path) if is_url(self.path) else _OnDisk(self.path)
+    self._replace(_complete_lines(self.path))
     if tensorboard_module:
       self._new_tensorboard = lambda: tensorboard_module.SummaryWriter(
           logdir=str(self._workdir / "tensorboard"))
@@ -112,14 +117,18 @@ class MetricWriter:
     record = {"stage": str(stage), "step": int(step),
               **{key: _to_json(value) for key, value in numbers.items()}}
     # The file comes first, since it is the record.
-    self._append((json.dumps(record, allow_nan=False) + "\n").encode(), stage, step)
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    with _named(self.path, f"the metrics of stage {stage!r}, step {step}"):
+      self._file.append(line)
     if self._tensorboard:
       self._write_tensorboard(stage, step, numbers)
     if self._wandb:
       self._write_wandb(stage, step, numbers)
     self._num_lines += 1
 
-  def rewind(self, stage_order: Sequence[str], stage: str, step: int) -> None:
+  def rewind(
+      self, stage_order: Sequence[str], stage: str, step: int, *, lines: int | None = None,
+  ) -> None:
     """Drops every line after (stage, step), so that the file will be that of an uninterrupted run.
 
     The file is replaced in one step: a kill during the call leaves the old file or the new one.
@@ -129,6 +138,7 @@ class MetricWriter:
       stage_order: the names of all stages of the run, in the order they run.
       stage: the stage that is resumed.
       step: the last step to keep, that of the restored checkpoint; -1 keeps nothing of the stage.
+      lines: how many lines of that step to keep, the first ones; None: all.
 
     Raises: ValueError if a name repeats, or if `stage` or a stage in the file is not in
       `stage_order`.
@@ -146,7 +156,7 @@ class MetricWriter:
           f"cannot rewind to stage {stage!r}: the run's stages are {list(stage_order)}. Resume with"
           " the config that wrote the checkpoint.")
     # 2. Keep the lines up to (stage, step).
-    kept = []
+    kept, of_step = [], 0
     for number, line in enumerate(_complete_lines(self.path), start=1):
       record = _parse(line, self.path, number)
       if record["stage"] not in order:
@@ -154,9 +164,11 @@ class MetricWriter:
             f"{self.path}:{number}: stage {record['stage']!r} is not among this run's stages"
             f" {list(stage_order)}: the file was written with another config. Resume with that"
             " config, or take a new workdir.")
-      if (order[record["stage"]], record["step"]) <= (order[stage], step):
+      at, last = (order[record["stage"]], record["step"]), (order[stage], step)
+      of_step += at == last
+      if at < last or at == last and (lines is None or of_step <= lines):
         kept.append(line)
-    self._reopen(kept)
+    self._replace(kept)
     # 3. Rebuild TensorBoard's view from the file.
     if self._tensorboard:
       self._tensorboard.close()
@@ -165,6 +177,12 @@ class MetricWriter:
       self._tensorboard = self._new_tensorboard()
       for record in read_metrics(self.path):
         self._write_tensorboard(record.pop("stage"), record.pop("step"), record)
+
+  def flush(self) -> None:
+    """Makes all lines outlive this process. Raises: OSError if they could not be written."""
+    if self._file is not None:
+      with _named(self.path, "the latest metrics"):
+        self._file.flush()
 
   def close(self) -> None:
     """Closes the file and the trackers; a second call does nothing."""
@@ -180,40 +198,10 @@ class MetricWriter:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def _reopen(self, lines: Sequence[bytes]) -> None:
-    """Makes `lines` the file's content, if it is not already, and opens it at its end."""
-    if self._file is not None:
-      self._file.close()
-    content = b"".join(lines)
-    if self.path.exists() and self.path.read_bytes() != content:
-      # The new content is on the disk before it gets the file's name.
-      temporary = self.path.with_name(FILE_NAME + ".tmp")
-      with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, self.path)
-    # Unbuffered, so that what is written outlives the process.
-    self._file = open(self.path, "ab", buffering=0)
+  def _replace(self, lines: Sequence[bytes]) -> None:
+    """Makes `lines` the file's content, if it is not already."""
+    self._file.replace(b"".join(lines))
     self._num_lines = len(lines)
-
-  def _append(self, line: bytes, stage: str, step: int) -> None:
-    """Appends a line; if it cannot be written whole, the file is cut back to what it was."""
-    size = os.fstat(self._file.fileno()).st_size
-    try:
-      while line:  # A nearly full disk takes a part of the line and fails on the rest.
-        line = line[self._file.write(line):]
-    except OSError as error:
-      try:
-        os.ftruncate(self._file.fileno(), size)
-      except OSError:
-        pass  # The half line stays; readers and the next writer drop it.
-      raise OSError(
-          error.errno,
-          f"could not write the metrics of stage {stage!r}, step {step} to {self.path}:"
-          f" {error.strerror}. Lost are this step's metrics and the training since the last"
-          " checkpoint, nothing before it. Free some space (or raise the quota), then start the"
-          " same command again: it resumes from the checkpoint.") from error
 
   def _write_tensorboard(
       self, stage: str, step: int, numbers: Mapping[str, int | float]) -> None:
@@ -234,6 +222,81 @@ class MetricWriter:
     self._wandb.log({f"{stage}/step": int(step), **values}, step=self._num_lines, commit=True)
 
 
+class _OnDisk:
+  """A file of lines on a disk, which is appended to without a buffer."""
+
+  def __init__(self, path: epath.Path):
+    self._path, self._file = path, None
+
+  def replace(self, content: bytes) -> None:
+    """Makes `content` the file's content, if it is not already, and opens it at its end."""
+    self.close()
+    if self._path.exists() and self._path.read_bytes() != content:
+      write_whole(self._path, content)
+    self._file = open(self._path, "ab", buffering=0)
+
+  def append(self, line: bytes) -> None:
+    """Appends a line; if it cannot be written whole, the file is cut back to what it was."""
+    size = os.fstat(self._file.fileno()).st_size
+    try:
+      while line:  # A nearly full disk takes a part of the line and fails on the rest.
+        line = line[self._file.write(line):]
+    except OSError:
+      with contextlib.suppress(OSError):
+        # If this fails too, the half line stays; readers and the next writer drop it.
+        os.ftruncate(self._file.fileno(), size)
+      raise
+
+  def flush(self) -> None:
+    """Does nothing: nothing is buffered."""
+
+  def close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+    self._file = None
+
+
+class _Stored:
+  """A file of lines in an object store, which is written whole each time."""
+
+  SECONDS = 30.0  # Between two times.
+
+  def __init__(self, path: epath.Path):
+    self._path, self._content, self._written, self._at = path, b"", True, time.monotonic()
+
+  def replace(self, content: bytes) -> None:
+    self._content, self._written = content, self._path.exists() and (
+        self._path.read_bytes() == content)
+    self.flush()
+
+  def append(self, line: bytes) -> None:
+    self._content, self._written = self._content + line, False
+    if time.monotonic() - self._at > self.SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    if not self._written:
+      write_whole(self._path, self._content)
+      self._written, self._at = True, time.monotonic()
+
+  def close(self) -> None:
+    self.flush()
+
+
+@contextlib.contextmanager
+def _named(path: epath.Path, what: str) -> Iterator[None]:
+  """Says in an error of writing what is lost, and what to do."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(
+        error.errno,
+        f"could not write {what} to {path}: {error.strerror or error}. Lost are this step's metrics"
+        " and the training since the last checkpoint, nothing before it. Free some space (or raise"
+        " the quota), then start the same command again: it resumes from the checkpoint."
+    ) from error
+
+
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """Reads the lines of a metrics file, in order.
 
@@ -248,7 +311,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ValueError: another line is not a JSON object with "stage" and "step"; the message names file
       and line.
   """
-  path = Path(path)
+  path = epath.Path(path)
   if path.is_dir():
     path = path / FILE_NAME
   if not path.exists():
@@ -257,7 +320,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return [_parse(line, path, number) for number, line in enumerate(_complete_lines(path), start=1)]
 
 
-def _complete_lines(path: Path) -> list[bytes]:
+def _complete_lines(path: epath.Path) -> list[bytes]:
   """Reads the lines of a file, each with its newline, without a half-written last line.
 
   Returns: the lines; [] if there is no file.
@@ -274,7 +337,7 @@ def _complete_lines(path: Path) -> list[bytes]:
     return lines
 
 
-def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _parse(line: bytes, path: epath.Path, number: int) -> dict[str, Any]:
   """Parses one line. Raises: ValueError, with file and line, if it is not a line of metrics."""
   try:
     record = json.loads(line)
@@ -331,11 +394,13 @@ def _import_extra(package: str, extra: str) -> ModuleType:
         name=package) from error
 
 
-def _start_wandb(module: ModuleType, workdir: Path, arguments: Mapping[str, Any]) -> Any:
+def _start_wandb(module: ModuleType, workdir: epath.Path, arguments: Mapping[str, Any]) -> Any:
   """Starts a W&B run, or continues the one whose id the folder holds."""
   id_path = workdir / "wandb_id.txt"
   run_id = arguments.get("id") or (
       id_path.read_text().strip() if id_path.exists() else uuid.uuid4().hex[:8])
-  run = module.init(**{"dir": str(workdir), "resume": "allow", **arguments, "id": run_id})
+  # W&B keeps its own files on a disk.
+  local = {} if is_url(workdir) else {"dir": str(workdir)}
+  run = module.init(**{**local, "resume": "allow", **arguments, "id": run_id})
   id_path.write_text(run_id + "\n")
   return run

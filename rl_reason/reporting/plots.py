@@ -5,14 +5,15 @@ Import this module where a plot is drawn: matplotlib takes a second to load.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import io
 import os
-from pathlib import Path
 from typing import Any
 
 from matplotlib import axes, figure, ticker
 import numpy as np
 
 from rl_reason.reporting import metrics
+from rl_reason.reporting.whole_files import write_whole
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -94,10 +95,9 @@ def learning_curves(
   sheet.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
   for index, panel in enumerate(drawn):
     _draw(sheet.add_subplot(rows, columns, index + 1), panel, records, starts)
-  temporary = Path(png_path).with_name(Path(png_path).name + ".tmp")
-  temporary.parent.mkdir(parents=True, exist_ok=True)
-  sheet.savefig(temporary, format="png")
-  os.replace(temporary, png_path)
+  drawing = io.BytesIO()
+  sheet.savefig(drawing, format="png")
+  write_whole(png_path, drawing.getvalue())
   return [panel.title for panel in drawn]
 
 

@@ -78,6 +78,8 @@ class Progress:
         tuple(headline), seconds_between_lines, clock)
     self._stage: _Stage | None = None
     self._live: live.Live | None = None
+    # Whether nobody reads the lines any more, as after `| head`.
+    self.closed = False
     self._spinner = spinner.Spinner("line")
 
   def __enter__(self) -> Self:
@@ -190,9 +192,15 @@ class Progress:
 
   def _print(self, line: str) -> None:
     """Prints one line, above the panel if there is one."""
+    if self.closed:
+      return
     if self._plain:
-      self._stream.write(line + "\n")
-      self._stream.flush()  # A log file is followed with `tail -f`.
+      # The run must save before it stops, so it is told by `closed` and not by an exception.
+      try:
+        self._stream.write(line + "\n")
+        self._stream.flush()  # A log file is followed with `tail -f`.
+      except BrokenPipeError:
+        self.closed = True
     else:
       self._console.print(text.Text(line))
 

@@ -1,8 +1,10 @@
 """Reads an experiment's config: a file and flags -> checked sections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.util
+import json
+import os
 from pathlib import Path
 import types
 from typing import Any
@@ -17,7 +19,9 @@ from rl_reason.config import fields as config_lib
 from rl_reason.config.checks import at_least
 from rl_reason.evaluation.accuracy import Evaluation
 from rl_reason.models.sources import Policy
+from rl_reason.reporting import whole_files
 from rl_reason.rollout.episodes import EnvironmentSection
+from rl_reason.run import record
 from rl_reason.run.layout import check_layout, FIELDS
 from rl_reason.runtime.checkpoint import Checkpointing
 from rl_reason.runtime.profiling import Profile
@@ -152,50 +156,136 @@ def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.Co
     argument: the argument of get_config; "": its default.
   """
   config = module.get_config(argument) if argument else module.get_config()
-  config = ml_collections.ConfigDict(config)
+  return filled(ml_collections.ConfigDict(config)).lock()
 
-  # The optional fields: of the run, then of each stage by its kind. An unknown kind is an error
-  # here; `check` reports the other faults.
-  config_lib.with_defaults(RunConfig, config)
-  for name in config.get("stages", ()):
-    section = config.get(name)
-    if isinstance(section, ml_collections.ConfigDict) and section.get("kind"):
-      config_lib.with_defaults(find_kind(section.kind).Config, section)
+
+def filled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Adds to a run's config, in place, the optional fields that it leaves out.
+
+  These are the run's own fields, then those of each stage by its kind. An unknown kind is an error
+  here; `check` reports the other faults.
+  """
+  with config.unlocked():
+    config_lib.with_defaults(RunConfig, config)
+    for name in config.get("stages", ()):
+      section = config.get(name)
+      if isinstance(section, ml_collections.ConfigDict) and section.get("kind"):
+        config_lib.with_defaults(find_kind(section.kind).Config, section)
+  return config
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns a run's config with all its optional fields, as plain data."""
+  return json.loads(filled(config.copy_and_resolve_references()).to_json_best_effort())
+
+
+def recorded(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """Returns the recorded config of a run, with fields that are new since then; None: no run.
+
+  Raises: ValueError as record.read.
+  """
+  found = record.read(folder)
+  return None if found is None else as_json(ml_collections.ConfigDict(found.config))
+
+
+def continued(
+    folder: str | os.PathLike[str], asked: ml_collections.ConfigDict | None = None,
+    note: Callable[[str], None] = print,
+) -> ml_collections.ConfigDict | None:
+  """Makes the config with which the run in a folder goes on: the recorded one.
+
+  Args:
+    folder: the run's folder.
+    asked: what the file says that the command line names; None: it names none.
+    note: receives a line about fields that are not as the file says.
+  Returns: the locked config; None if the folder holds no run.
+  Raises: ValueError if the file is another run's, or as record.read.
+  """
+  found, values = record.read(folder), recorded(folder)
+  if found is None:
+    return None
+  config = asked.copy_and_resolve_references() if asked else ml_collections.ConfigDict()
+  if asked:
+    # What an earlier call set on the command line differs from the file, as it should.
+    other, changed = (
+        {k: v for k, v in c.items() if not _is_overridden(k, found.overridden)}
+        for c in record.differences(values, as_json(asked)))
+    if other:
+      raise ValueError(
+          f"The workdir {folder} belongs to another run: {record.in_words(other)}. Nothing was"
+          " touched. Choose another --workdir, or leave --config=FILE out to go on with the run's"
+          " own config.")
+    if changed:
+      note(
+          f"The run in {folder} goes on with its recorded config. The file differs in"
+          f" {', '.join(f'{k} ({b!r}, recorded {a!r})' for k, (a, b) in changed.items())}: to"
+          " change a field, set it with --config.FIELD=VALUE.")
+  with config.unlocked():
+    record.set_values(config, values)
   return config.lock()
 
 
-def define_flag(argv: Sequence[str]) -> tuple[flags.FlagHolder, list[str]]:
+def _is_overridden(field: str, overridden: Sequence[str]) -> bool:
+  return any(field == name or field.startswith(name + ".") for name in overridden)
+
+
+def define_flag(
+    argv: Sequence[str], note: Callable[[str], None] = print,
+) -> tuple[flags.FlagHolder, list[str]]:
   """Defines absl's flag `--config` from --config=FILE[:argument] and --config.field=value.
+
+  Where --workdir holds a run, its recorded config is the base on which the fields are set: a call
+  without the fields that an earlier call set goes on with their values, and FILE can be left out.
 
   config_flags.DEFINE_config_file cannot override optional fields that the file leaves out; this
   flag can, and it suggests a name for an unknown field.
 
   Args:
     argv: the command line, program name first.
+    note: receives a line about fields in which FILE and a run's recorded config differ.
   Returns: (the flag, argv without --config=FILE).
-  Raises: ValueError for a bad file, name or field.
+  Raises: ValueError for a bad file, name or field, and for a folder of another run.
   """
-  # The file: the last one counts, as with any flag of absl. "--config FILE" is two words.
-  specs, rest = [], []
-  words = iter(argv)
-  for word in words:
-    name, equals, value = word.lstrip("-").partition("=")
-    if word.startswith("-") and name == "config":
-      specs.append(value if equals else next(words, ""))
-    else:
-      rest.append(word)
-  if not specs or not specs[-1]:
+  spec, rest = _take(argv, "config")
+  workdir, _ = _take(argv, "workdir")
+  if workdir is not None:
+    # The recorded config counts once there is something that was trained with it.
+    workdir = whole_files.folder(workdir, "--workdir")
+  config = load(spec) if spec else None
+  if workdir is not None and (config is None or record.has_begun(workdir)):
+    config = continued(workdir, config, note) or config
+  if config is None:
     raise ValueError(
         "Say what to run: --config=experiments/NAME.py[:size],"
-        " e.g. --config=experiments/quickstart.py.")
-  config = load(specs[-1])
+        " e.g. --config=experiments/quickstart.py; or --workdir=DIR alone, where DIR holds a run"
+        " that has begun.")
 
   # The fields: they are checked before absl sees them, whose error would list no names.
-  for word in rest:
-    name = word.lstrip("-").partition("=")[0]
-    if word.startswith("-") and name.startswith("config."):
-      _check_field(config, name)
+  for name in overridden(rest):
+    _check_field(config, f"config.{name}")
   return config_flags.DEFINE_config_dict("config", config, lock_config=True, sys_argv=rest), rest
+
+
+def overridden(argv: Sequence[str]) -> list[str]:
+  """Lists the dotted names of the fields that a command line sets: --config.rl.num_steps=3."""
+  names = (word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-"))
+  return [name.removeprefix("config.") for name in names if name.startswith("config.")]
+
+
+def _take(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+  """Takes a flag off a command line; "--flag value" is two words.
+
+  Returns: (its value or None, the other words). The last one counts, as with any flag of absl.
+  """
+  value, rest = None, []
+  words = iter(argv)
+  for word in words:
+    flag, equals, given = word.lstrip("-").partition("=")
+    if word.startswith("-") and flag == name:
+      value = given if equals else next(words, "")
+    else:
+      rest.append(word)
+  return value, rest
 
 
 def _check_field(config: ml_collections.ConfigDict, dotted: str) -> None:
@@ -224,11 +314,6 @@ def _paths(section: ml_collections.ConfigDict) -> list[str]:
   nested = [f"{name}.{path}" for name, value in section.items()
             if isinstance(value, ml_collections.ConfigDict) for path in _paths(value)]
   return [*section, *nested]
-
-
-# A run with other values of these fields is another run, and cannot continue in the same folder. A
-# change in any other field is reported, and the run continues with it (run.workdir.Workdir.claim).
-IDENTITY = ("seed", "policy", "task", "environment", "stages")
 
 
 def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]:

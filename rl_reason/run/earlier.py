@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 import jax
 import ml_collections
 
@@ -15,7 +14,8 @@ from rl_reason.config import naming
 from rl_reason.config.checks import one_of
 from rl_reason.rollout.generate import Completions
 from rl_reason.rollout.sampling import Sampling
-from rl_reason.run.config import check, RunConfig
+from rl_reason.run import record
+from rl_reason.run.config import check, recorded, RunConfig
 from rl_reason.run.context import make_context
 from rl_reason.run.workdir import Workdir
 from rl_reason.runtime import sharding
@@ -119,8 +119,7 @@ class Stages:
           step, params = self._newest(name)
           return f"{name}, step {step}", policy(params)
     raise FileNotFoundError(
-        f"No checkpoint of a policy in {self.folder.path}: train first with the same --config and"
-        " --workdir.")
+        f"No checkpoint of a policy in {self.folder.path}: train first with the same --workdir.")
 
   def scorers(self, names: Sequence[str]) -> list[str]:
     """Lists the stages among `names` whose models can score."""
@@ -137,9 +136,7 @@ class Stages:
 
   def _newest(self, name: str) -> tuple[int, Any]:
     """Reads (step, what the stage left) of its newest checkpoint that can be read."""
-    keep = self.config.checkpoint.keep
-    with contextlib.closing(self.folder.checkpoints(name, keep=keep, note=print)) as checkpoints:
-      return checkpoints.restore_params(self.trained(name).shapes)
+    return self.folder.read_params(name, self.trained(name).shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +168,7 @@ class EarlierStages:
       return self.stages.scorer(name)
     # No earlier stage: the workdir of another run, unless the name is a stage of this run.
     is_stage = name in self.stages.sections
-    if not is_stage and (Path(name) / "config.json").is_file() or _split(name)[1]:
+    if not is_stage and _is_run(name) or _split(name)[1]:
       return scorer_of_run(name, self.stages.run.on_sampling_devices.partitioning)
     kinds = [name for name, kind in STAGES.items() if kind.scores]
     raise ValueError(
@@ -252,21 +249,22 @@ def open_run(
   Raises: ValueError if the folder is no run, or if its config has an older layout.
   """
   # The whole name may be a folder: a path may contain a colon itself.
-  is_run = (Path(name) / "config.json").is_file()
-  folder, stage = (Path(name), "") if is_run else _split(name)
-  if not (folder / "config.json").is_file():
-    raise ValueError(f"{name} is not the workdir of a run: it has no config.json.")
+  folder, stage = (name, "") if _is_run(name) else _split(name)
+  if not folder:
+    raise ValueError(f"{name} is not the workdir of a run: it has no {record.CONFIG}.")
 
   # The run as it was: its config, without the data it was trained on.
-  saved = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
-  config, sections = check(saved)
+  config, sections = check(ml_collections.ConfigDict(recorded(folder)))
   partitioning = partitioning or sharding.Partitioning(sharding.make_mesh())
   context = make_context(config, partitioning=partitioning, with_task=False)
   return Stages(config, sections, Workdir(folder), context), stage
 
 
-def _split(name: str) -> tuple[Path, str]:
-  """Splits "workdir:stage" into (workdir, stage); anything else gives (Path(), "")."""
+def _is_run(path: str) -> bool:
+  return bool(path) and (epath.Path(path) / record.CONFIG).exists()
+
+
+def _split(name: str) -> tuple[str, str]:
+  """Splits "workdir:stage" into (workdir, stage); anything else gives ("", "")."""
   path, _, stage = name.rpartition(":")
-  is_run = path and (Path(path) / "config.json").is_file()
-  return (Path(path), stage) if is_run else (Path(), "")
+  return (path, stage) if _is_run(path) else ("", "")

@@ -1,75 +1,112 @@
 """Keeps a run's folder: its config, versions, metrics, samples and checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
-from pathlib import Path
+import io
 import platform
 import sys
 from typing import Any
 
+from etils import epath
 import jax
 import ml_collections
 import numpy as np
 
 import rl_reason
 from rl_reason.config import fields as config_lib
-from rl_reason.run.config import IDENTITY
-from rl_reason.run.layout import check_layout
+from rl_reason.reporting.whole_files import write_whole
+from rl_reason.run import record
+from rl_reason.run.config import as_json, recorded
+from rl_reason.run.owner import Ownership
 from rl_reason.runtime import sharding
-from rl_reason.runtime.checkpoint import Checkpoints
+from rl_reason.runtime.checkpoint import CheckpointMismatch, Checkpoints, read_params
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """A run's folder.
+  """A run's folder, on a disk or in an object store.
 
-  It holds config.json, versions.json, metrics.jsonl, curves.png, samples/, arrays/<stage>/,
-  profile/ and checkpoints/<stage>/.
+  It holds config.json and history.json (run.record), versions.json, metrics.jsonl, curves.png,
+  samples/, arrays/<stage>/, profile/ and checkpoints/<stage>/; and owner.json while it is trained.
 
   path: where the folder is.
   """
-  path: Path
+  path: epath.Path
 
-  def claim(self, config: ml_collections.ConfigDict, note: Callable[[str], None]) -> None:
-    """Makes the folder this run's, or reports what changed in the config since the run was stopped.
+  def __post_init__(self):
+    object.__setattr__(self, "path", epath.Path(self.path))
+
+  def claim(
+      self, config: ml_collections.ConfigDict, note: Callable[[str], None],
+      overridden: Sequence[str] = (),
+  ) -> "Claim":
+    """Makes a new folder this run's, or finds what changed since the run was stopped.
+
+    A folder in which a run has begun is left as it is: changes are recorded with the first step
+    that is trained with them (`Claim.begin`).
 
     Args:
       config: the run's config.
       note: called with a line about changed fields.
-    Raises: ValueError if the folder belongs to another run, or holds a run without its config.
+      overridden: fields that the command line set.
+    Raises: ValueError if the folder belongs to another run, or holds a run whose config.json is
+      missing or damaged.
     """
-    resolved = json.loads(config.to_json_best_effort())
-    saved, metrics = self.path / "config.json", self.path / "metrics.jsonl"
-    # A run has begun with its first line of metrics: a config that failed before it claims nothing.
-    begun = metrics.exists() and metrics.stat().st_size > 0
+    # A record that cannot be read is an error, also where nothing was trained with it yet.
+    resolved, found, begun = as_json(config), record.read(self.path), record.has_begun(self.path)
+    if not begun:
+      # Nothing was trained here yet, as after a first call that failed.
+      if sharding.is_main_process():
+        record.Record(resolved, sorted(overridden)).write(self.path)
+        self.write("versions.json", versions())
+      return Claim(self, record.Record(resolved, sorted(overridden)), resolved, {}, overridden)
 
     # A run that began here: the same one continues, another one is refused.
-    if saved.exists() and begun:
-      check_layout(json.loads(saved.read_text()), f"Nothing was touched: the run in {self.path}")
-      changed = config_lib.changes(json.loads(saved.read_text()), resolved)
-      other = {
-          k: v for k, v in changed.items()
-          if k.split(".")[0] in IDENTITY or k.endswith(".kind")}
-      if other:
-        raise ValueError(
-            f"The workdir {self.path} belongs to another run: {_list_changes(other)}. Nothing was"
-            " touched. Choose another --workdir, or the config it was made with.")
-      if changed:
-        note(f"Resuming with a changed config: {_list_changes(changed)}.")
-    # A run whose config.json is gone: nobody can say whether it is this one.
-    elif begun or (self.path / "checkpoints").exists() and not saved.exists():
+    if found is None:
       raise ValueError(
           f"The workdir {self.path} holds a run without its config.json, so it cannot be continued"
           " safely. Choose another --workdir.")
+    other, changed = record.differences(recorded(self.path), resolved)
+    if other:
+      raise ValueError(
+          f"The workdir {self.path} belongs to another run: {record.in_words(other)}. Nothing was"
+          " touched. Choose another --workdir, or the config it was made with.")
+    if changed:
+      note(f"Resuming with a changed config: {record.in_words(changed)}.")
+    return Claim(self, found, resolved, changed, overridden)
 
-    # What this run is, for the next call and for readers.
-    if sharding.is_main_process():
-      self.path.mkdir(parents=True, exist_ok=True)
-      self.write("config.json", resolved)
-      self.write("versions.json", versions())
+  @contextlib.contextmanager
+  def owned(self, note: Callable[[str], None]) -> Iterator[Ownership | None]:
+    """Makes this run the folder's only owner within the context (run.owner).
+
+    Args:
+      note: called with a line about an owner that is gone.
+    Yields: the ownership, on the main process; None on others, whose folder it is too.
+    Raises: ValueError on all processes, if another run owns the folder.
+    """
+    with contextlib.ExitStack() as exits:
+      owner, error = None, ""
+      if sharding.is_main_process():
+        try:
+          owner = exits.enter_context(Ownership(self.path, note))
+        except (ValueError, OSError) as refused:
+          error = str(refused)
+      # The other processes would wait for the main one in their first common step.
+      if error := next(filter(None, sharding.gather_objects(error)), ""):
+        raise ValueError(error)
+      yield owner
+
+  @contextlib.contextmanager
+  def explaining(self, config: ml_collections.ConfigDict) -> Iterator[None]:
+    """Adds to the error of a checkpoint that does not fit what the recorded config says."""
+    try:
+      yield
+    except CheckpointMismatch as error:
+      found, asked = record.read(self.path), as_json(config)
+      changes = config_lib.changes(recorded(self.path), asked) if found else {}
+      raise Claim(self, found, asked, changes).explain("", error) from error
 
   def write(self, name: str, content: Any) -> None:
     """Writes a JSON file, which is there whole or not at all.
@@ -78,12 +115,7 @@ class Workdir:
       name: path of the file, relative to the folder.
       content: what JSON can hold.
     """
-    target = self.path / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A rename replaces the file in one step: a process that is killed leaves the old one whole.
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(target)
+    record.write_json(self.path / name, content)
 
   def save_arrays(self, stage: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Saves a stage's arrays, each group in a file arrays/<stage>/<group>.npz.
@@ -99,15 +131,12 @@ class Workdir:
       group, _, name = key.rpartition("/")
       groups.setdefault(group, {})[name] = array
     for group, members in groups.items():
-      target = self.path / "arrays" / stage / f"{group}.npz"
-      target.parent.mkdir(parents=True, exist_ok=True)
-      partial = target.with_name(f".{target.name}")
-      with partial.open("wb") as file:
-        np.savez(file, **members)
-      partial.replace(target)
+      content = io.BytesIO()
+      np.savez(content, **members)
+      write_whole(self.path / "arrays" / stage / f"{group}.npz", content.getvalue())
 
   def checkpoints(self, stage: str, *, keep: int, note: Callable[[str], None]) -> Checkpoints:
-    """Opens a stage's checkpoints.
+    """Opens a stage's checkpoints for the training that owns the folder, and cleans them up.
 
     Args:
       stage: name of the stage.
@@ -116,10 +145,72 @@ class Workdir:
     """
     return Checkpoints(self.path / "checkpoints" / stage, keep=keep, note=note)
 
+  def read_params(
+      self, stage: str, shapes: Any, *, note: Callable[[str], None] = print) -> tuple[int, Any]:
+    """Reads what a stage left in its newest checkpoint (runtime.checkpoint.read_params).
 
-def _list_changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
-  """Lists changed fields in words, from {dotted field: (old, new)}."""
-  return ", ".join(f"{k} was {old!r} and is {new!r}" for k, (old, new) in changed.items())
+    It only reads, so it may be called beside a training in the same folder.
+    """
+    return read_params(self.path / "checkpoints" / stage, shapes, note=note)
+
+
+@dataclasses.dataclass
+class Claim:
+  """What one call of `train` has to say about its folder's record.
+
+  folder: the run's folder.
+  recorded: the record that the call found, or made.
+  config: the config of this call, as JSON holds it.
+  changes: how it differs from the recorded one.
+  overridden: fields that this call's command line set.
+  begun: whether a step was trained in this call, so that the changes are recorded.
+  """
+  folder: Workdir
+  recorded: record.Record
+  config: Mapping[str, Any]
+  changes: record.Changes
+  overridden: Sequence[str] = ()
+  begun: bool = False
+
+  def of_stage(self, stage: str) -> record.Changes:
+    """Returns the changes in a stage's own section."""
+    return {k: v for k, v in self.changes.items() if k.startswith(stage + ".")}
+
+  def begin(self, stage: str, step: int) -> None:
+    """Records the changes as of the step from which a stage goes on. A second call does nothing."""
+    if self.begun:
+      return
+    self.begun = True
+    unknown = set(self.overridden) - set(self.recorded.overridden)
+    if sharding.is_main_process() and (self.changes or unknown):
+      self.recorded.changed(
+          self.config, self.changes, stage, step, list(self.config["stages"]), self.overridden,
+      ).write(self.folder.path)
+    if sharding.is_main_process():
+      self.folder.write("versions.json", versions())
+
+  def refuse_in_complete(self, stage: str, step: int) -> None:
+    """Refuses changes of a stage's section where no step is left to train with them.
+
+    Raises: ValueError that names the fields.
+    """
+    # A lower num_steps that is just reached ends the stage here, which is something to do.
+    changed = {k: v for k, v in self.of_stage(stage).items() if k != f"{stage}.num_steps"}
+    if changed:
+      raise ValueError(
+          f"Stage {stage!r} is complete at step {step} in {self.folder.path}, so no step would be"
+          f" trained with the changed config: {record.in_words(changed)}. Nothing was touched. Set"
+          " it back, or choose another --workdir.")
+
+  def explain(self, stage: str, error: CheckpointMismatch) -> CheckpointMismatch:
+    """Returns the error of a checkpoint that does not fit, with the fields that may be the cause."""
+    found = self.of_stage(stage) or self.changes
+    cause = (
+        f"The config changed: {record.in_words(found)}. Set it back, or choose another --workdir"
+        if found else
+        "The config is the same, so the code, a package or the policy's files changed: use those"
+        f" that versions.json in {self.folder.path} names, or choose another --workdir")
+    return CheckpointMismatch(f"{error} {cause}.")
 
 
 def versions() -> dict[str, str]:

@@ -6,9 +6,9 @@ A trace shows what ran when, on the host and on the devices.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-from pathlib import Path
 from typing import Self
 
+from etils import epath
 import jax
 
 from rl_reason.config.checks import at_least
@@ -50,7 +50,7 @@ class Trace:
   *.trace.json.gz among them is for ui.perfetto.dev.
   """
 
-  def __init__(self, section: Profile, workdir: Path, note: Callable[[str], None]):
+  def __init__(self, section: Profile, workdir: epath.Path, note: Callable[[str], None]):
     self._section, self._folder, self._note = section, workdir / FOLDER, note
     self._recording = self._done = False
 

@@ -21,6 +21,7 @@ import optax
 
 from rl_reason.arrays import LearnerState
 from rl_reason.config.checks import at_least, one_of
+from rl_reason.runtime import peers
 from rl_reason.types import Params
 
 MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
@@ -119,11 +120,11 @@ def start_distributed(environment: Mapping[str, str] = os.environ) -> None:
     except (KeyError, ValueError) as e:
       raise ValueError("JAX_COORDINATOR_ADDRESS is set: set JAX_NUM_PROCESSES and JAX_PROCESS_ID to"
                        f" whole numbers too ({e!r}).") from e
-    jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
+    peers.join(environment["JAX_COORDINATOR_ADDRESS"], count, index)
   elif (int(environment.get("SLURM_NTASKS", 1)) > 1
         or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in environment.get("TPU_WORKER_HOSTNAMES", "")):
-    jax.distributed.initialize()
+    peers.join()
 
 
 def check_platform(asked: str) -> None:

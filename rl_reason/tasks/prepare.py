@@ -14,6 +14,7 @@ import json
 
 from absl import app, flags
 
+from rl_reason.reporting import exits
 from rl_reason.tasks import prepared, registry
 
 _NAME = flags.DEFINE_string(
@@ -52,4 +53,5 @@ def _json_object(flag, text):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  with exits.with_status():
+    app.run(main)

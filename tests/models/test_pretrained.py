@@ -106,6 +106,15 @@ def test_smollm2_equals_transformers():
   assert max(worst.values()) < 5e-4
 
 
+def test_a_model_may_be_saved_into_an_object_store(store, tmp_path):
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(SMALL))
+  pretrained.save("gs://bucket/model", SMALL, params)
+  pretrained.save(tmp_path / "model", SMALL, params)
+  assert store.objects == {f"gs://bucket/model/{p.name}": p.read_bytes() for p in (tmp_path / "model").iterdir()}
+  with pytest.raises(FileExistsError, match="gs://bucket/model is not empty"):
+    pretrained.save("gs://bucket/model", SMALL, params)
+
+
 # Safetensors: types, shards, streaming.
 
 @pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16])

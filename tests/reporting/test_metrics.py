@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rl_reason.reporting import metrics
 from rl_reason.reporting.metrics import MetricWriter, read_metrics
 
 
@@ -75,6 +76,14 @@ def test_rewind_of_a_kept_line_keeps_its_bytes(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.rewind(["rl"], "rl", 1)
   assert (tmp_path / "metrics.jsonl").read_text() == '{"step":1,  "stage":"rl","kl":1.50}\n'
+
+
+def test_rewind_can_drop_what_followed_a_step_s_first_line(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    for stage, step, value in [("rl", 1, 0), ("rl", 2, 1), ("rl", 2, 2), ("rl", 3, 3)]:
+      writer.write(stage, step, {"x": value})
+    writer.rewind(["rl"], "rl", 2, lines=1)
+  assert [line["x"] for line in read_metrics(tmp_path)] == [0, 1]
 
 
 def test_sigkill_loses_nothing_that_was_written(tmp_path):
@@ -152,14 +161,36 @@ def test_disabled_writer_touches_nothing(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_url_and_use_after_close_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="object stores cannot"):
-    MetricWriter("gs://bucket/run")
+def test_use_after_close_is_refused(tmp_path):
   writer = MetricWriter(tmp_path)
   writer.close()
   writer.close()
   with pytest.raises(ValueError, match=r"after close\(\)"):
     writer.write("rl", 1, {})
+
+
+def test_a_file_in_an_object_store_is_written_whole(store, monkeypatch):
+  with MetricWriter("gs://bucket/run") as writer:
+    writer.write("rl", 1, {"x": 1})
+    # An upload for each line would cost more than a step.
+    assert not read_lines(store)
+    writer.flush()
+    assert read_lines(store) == [1]
+    writer.write("rl", 2, {"x": 2})
+    monkeypatch.setattr(metrics._Stored, "SECONDS", -1.0)
+    writer.write("rl", 3, {"x": 3})
+    assert read_lines(store) == [1, 2, 3]
+    writer.write("rl", 4, {"x": 4})
+  with MetricWriter("gs://bucket/run") as writer:
+    writer.rewind(["rl"], "rl", 3)
+    assert read_lines(store) == [1, 2, 3]
+    uploads = store.uploads
+    writer.flush()
+    assert store.uploads == uploads  # There is nothing new.
+
+
+def read_lines(store):
+  return [line["x"] for line in read_metrics("gs://bucket/run")] if store.objects else []
 
 
 def test_full_disk_says_what_is_lost_and_leaves_whole_lines(tmp_path):

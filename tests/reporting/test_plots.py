@@ -104,3 +104,9 @@ def test_running_mean_by_hand():
 def test_pyplot_is_not_touched():
   code = "import sys, rl_reason.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+
+
+def test_curves_may_lie_in_an_object_store(store):
+  store.objects["gs://bucket/run/metrics.jsonl"] = b'{"stage": "rl", "step": 1, "kl": 0.5}\n'
+  assert plots.learning_curves("gs://bucket/run", "gs://bucket/run/curves.png") == ["KL to the reference policy"]
+  assert store.objects["gs://bucket/run/curves.png"].startswith(b"\x89PNG")

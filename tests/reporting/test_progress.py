@@ -227,3 +227,18 @@ def test_numbers_and_durations():
   assert [_format(x) for x in (0.53, 0.01234, 1234.4, 123456, 12, 1e-6, float("nan"), -0.5)] == [
       "0.53", "0.0123", "1234", "123456", "12", "1e-06", "nan", "-0.5"]
   assert [_duration(x) for x in (0, 79.6, 7380, 90000 + 240)] == ["0:00", "1:20", "2:03:00", "1d 01:04"]
+
+
+class Closed(io.StringIO):
+  """A stream whose reader has gone."""
+
+  def write(self, text):
+    raise BrokenPipeError
+
+
+def test_a_stream_that_nobody_reads_is_noticed_and_is_no_error():
+  shown = Progress(plain=True, stream=Closed())
+  assert not shown.closed
+  shown.note("one")
+  assert shown.closed
+  shown.table("two", ["a"], [[1]])

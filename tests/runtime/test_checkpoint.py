@@ -1,9 +1,11 @@
 """Checkpoints of a small state: whole or not at all, damaged ones set aside, old ones removed, full disks told."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from rl_reason.arrays import LearnerState
-from rl_reason.runtime.checkpoint import Checkpoints
+from rl_reason.runtime import checkpoint
+from rl_reason.runtime.checkpoint import CheckpointMismatch, Checkpoints, read_params, saved_steps
 from tests import environment
 
 # Of orbax, when one part of a checkpoint cannot be read and the loading of the others is given up.
@@ -219,11 +222,130 @@ def test_of_a_damaged_checkpoint_the_one_before_is_evaluated_and_nothing_is_move
   again.close()
 
 
+def other(**changes):
+  """The state whose arrays are asked for where a field of the config was changed."""
+  return shape(state(2)).replace(**changes)
+
+
+MISMATCHES = {
+    "another_optimizer": (
+        other(opt_state=({"count": jax.ShapeDtypeStruct((), jnp.int32)}, ())),
+        "optimizer/opt_state/0/finite is bool[] there and absent here"),
+    "no_clipping": (
+        other(opt_state=shape(state(2)).opt_state[0]), "optimizer/opt_state/0/count is int32[] there and absent here"),
+    "an_empty_part_less": (
+        other(opt_state=shape(state(2)).opt_state[:1]), "optimizer/opt_state/1 is empty there and absent here"),
+    "another_width": (
+        other(params={**shape(state(2)).params, "w": jax.ShapeDtypeStruct((64, 32), jnp.float32)}),
+        "params/w is float32[64, 33] there and float32[64, 32] here"),
+    "another_dtype": (
+        other(params={**shape(state(2)).params, "w": jax.ShapeDtypeStruct((64, 33), jnp.bfloat16)}),
+        "params/w is float32[64, 33] there and bfloat16[64, 33] here"),
+    "a_critic": (
+        other(params={"critic": jax.ShapeDtypeStruct((3,), jnp.float32), **shape(state(2)).params}),
+        "params/critic is absent there and float32[3] here"),
+}
+
+
+def tree(folder):
+  """All files below a folder, with their sizes."""
+  return {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("asked, difference", MISMATCHES.values(), ids=MISMATCHES)
+def test_other_arrays_are_a_mismatch_and_nothing_is_moved(checkpoints, tmp_path, notes, asked, difference):
+  save(checkpoints, 1, 2)
+  before = tree(tmp_path)
+  with pytest.raises(CheckpointMismatch, match=re.escape(difference)) as error:
+    checkpoints.restore(asked)
+  assert str(tmp_path / "stage" / "2") in str(error.value)
+  assert tree(tmp_path) == before
+  assert notes == []
+  step, restored, _ = checkpoints.restore(shape(state(2)))
+  assert step == 2
+  assert equal(restored, state(2))
+
+
+def test_a_reader_names_a_mismatch_of_the_parameters(checkpoints, tmp_path):
+  save(checkpoints, 1)
+  asked = {"w": jax.ShapeDtypeStruct((64, 33), jnp.float32)}
+  with pytest.raises(CheckpointMismatch, match=re.escape("params/layer/b is bfloat16[33] there and absent here")):
+    read_params(tmp_path / "stage", asked)
+
+
+def test_a_mismatch_is_named_without_a_layout_of_our_own(checkpoints, tmp_path, monkeypatch):
+  # A checkpoint of an earlier version: its text names no arrays, and orbax's own description does.
+  monkeypatch.setattr(checkpoint, "json", types.SimpleNamespace(loads=json.loads, dumps=lambda text: json.dumps(
+      {k: v for k, v in text.items() if k != "layout"})))
+  save(checkpoints, 2)
+  assert equal(checkpoints.restore(shape(state(2)))[1], state(2))
+  for asked, difference in MISMATCHES.values():
+    with pytest.raises(CheckpointMismatch, match=re.escape(difference)):
+      checkpoints.restore(asked)
+  assert saved_steps(tmp_path / "stage") == [2]
+
+
+def test_damaged_plain_data_are_found_by_their_own_checksum(checkpoints, tmp_path, notes, monkeypatch):
+  # The text that is saved is not the one that was summed, as if a byte of it had changed on the disk.
+  with monkeypatch.context() as damaged:
+    damaged.setattr(checkpoint, "zlib", types.SimpleNamespace(crc32=lambda text: 1))
+    save(checkpoints, 1)
+  assert checkpoints.restore(shape(state(1))) is None
+  assert "its plain data are not the ones that were saved" in notes[0]
+
+
+def test_a_reader_changes_nothing_beside_a_training(checkpoints, tmp_path, notes):
+  # What a training has under way: a checkpoint that is half written, and a damaged one.
+  save(checkpoints, 1, 2)
+  flip_a_byte(tmp_path / "stage" / "2" / "params")
+  half = tmp_path / "stage" / "3.orbax-checkpoint-tmp"
+  (half / "params").mkdir(parents=True)
+  (half / "params" / "_METADATA").write_text("{")
+  before = tree(tmp_path)
+  step, params = read_params(tmp_path / "stage", shape(state(1)).params, note=notes.append)
+  assert step == 1
+  assert equal(params, state(1).params)
+  assert tree(tmp_path) == before
+  assert len(notes) == 1
+
+
+def test_a_reader_makes_no_folder(tmp_path):
+  with pytest.raises(FileNotFoundError, match="train first"):
+    read_params(tmp_path / "none", {})
+  assert not (tmp_path / "none").exists()
+
+
+def test_a_reader_looks_into_an_object_store(store):
+  store.objects["gs://bucket/rl/7/host/d"] = b""
+  with pytest.raises(FileNotFoundError, match="No checkpoint in gs://bucket/rl: train first"):
+    read_params("gs://bucket/rl", {})  # Not finished: it lacks orbax's mark.
+  store.objects["gs://bucket/rl/7/commit_success.txt"] = b""
+  assert saved_steps("gs://bucket/rl") == [7]
+
+
+def test_a_reader_goes_on_with_a_newer_checkpoint_if_its_own_is_removed(checkpoints, tmp_path, notes, monkeypatch):
+  # The training saves twice while the reader has opened the first one, which is then removed.
+  save(checkpoints, 1)
+  load, removed = checkpoint._load, []
+
+  def slow(path, parts):
+    if not removed:
+      removed.append(path)
+      save(checkpoints, 2, 3)
+    return load(path, parts)
+  monkeypatch.setattr(checkpoint, "_load", slow)
+  step, params = read_params(tmp_path / "stage", shape(state(1)).params, note=notes.append)
+  assert removed[0].name == "1"
+  assert step == 3
+  assert equal(params, state(3).params)
+  assert notes == []
+
+
 FULL_DISK = '''
 import resource, signal, sys
 from tests.runtime.test_checkpoint import HOST, shape, state
 from rl_reason.runtime.checkpoint import Checkpoints
-checkpoints = Checkpoints(Path(sys.argv[1]), keep=2)
+checkpoints = Checkpoints(sys.argv[1], keep=2)
 checkpoints.save(1, state(1), HOST)
 checkpoints.wait()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

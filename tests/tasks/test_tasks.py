@@ -1,6 +1,7 @@
 """Sources from files, generated arithmetic, the two halves of a task, and batches."""
 
 import gzip
+import itertools
 import json
 import os
 import pickle
@@ -418,3 +419,16 @@ def test_batches_may_be_larger_than_the_source():
 def test_bad_batch_arguments(keywords, message):
   with pytest.raises(ValueError, match=message):
     pipeline.batches(**{"source": SOURCE, "batch_size": 2, "seed": 0, **keywords})
+
+
+def test_batches_go_on_with_another_number_of_processes():
+  rows = list(range(40))
+  whole = [sorted(b) for b in itertools.islice(pipeline.batches(rows, batch_size=4, seed=1), 6)]
+  one = pipeline.batches(rows, batch_size=4, seed=1)
+  for _ in range(3):
+    next(one)
+  state = json.loads(json.dumps(one.get_state()))
+  both = [pipeline.batches(rows, batch_size=4, seed=1, process_index=i, process_count=2) for i in range(2)]
+  for each in both:
+    each.set_state(state)
+  assert [sorted(next(both[0]) + next(both[1])) for _ in range(3)] == whole[3:]

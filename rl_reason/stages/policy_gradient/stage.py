@@ -76,7 +76,10 @@ def trained(config: Config, context: Context, name: str) -> Trained:
 def learner_of(config: Config, context: Context, params: Params | None, name: str) -> Learner:
   """Makes the learner of what `trained` says, starting from the policy `params`."""
   companion, update, optimizer = config.credit.companion, config.learner, None
+  num_updates = config.num_steps * update.per_rollout
   if companion is not None:
+    # The policy is updated only after the critic's warm-up.
+    num_updates -= companion.warmup_steps * update.per_rollout
     optimizer = critic_lib.make_optimizer(
         companion, update.optimizer, num_steps=config.num_steps,
         updates_per_step=update.per_rollout)
@@ -89,7 +92,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
     return {"policy": acting, "critic": critic}
   return make_learner(
       context.partitioning, trained(config, context, name).shapes, start, update.optimizer,
-      config.num_steps * update.per_rollout, optimizer=optimizer)
+      num_updates, optimizer=optimizer, part="policy" if companion is not None else "")
 
 
 def memory(config: Config, context: Context, name: str) -> list[memory_lib.Part]:
