@@ -288,6 +288,11 @@ def _read_tensor(
   for first in range(start, stop, step):
     last = min(first + step, stop)
     x = files.read(name, slice(first * size, last * size), columns)
+    # Damage inside an array leaves the header as it was; most of it gives numbers that no model has.
+    if not np.isfinite(x).all():
+      raise ValueError(
+          f"{files.describe(name)} holds NaN or infinity: the file is damaged, or its training"
+          " diverged. Download it again, or take an earlier checkpoint.")
     x = x.reshape(last - first, *ranges[0][1:], *(ranges[1] if columns else ()))
     out[first - start:last - start] = x[tuple(s for axis in inner for s in axis)]
 
