@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Literal
+import os
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,16 @@ class ModelConfig:
   def query_scale(self) -> float:
     """Returns what multiplies q·k."""
     return self.head_dim ** -0.5 if self.attention_scale is None else self.attention_scale
+
+
+def from_file(file: str | os.PathLike, **fields: Any) -> ModelConfig:
+  """Makes the ModelConfig that a file describes; errors name the file too."""
+  try:
+    return ModelConfig(**fields)
+  except ValueError as error:
+    raise ValueError(
+        f"{file} describes a model that cannot be: {error} Download it again, or correct"
+        " it.") from error
 
 
 def small(

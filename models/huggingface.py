@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_reason.config import json_text
+from rl_reason.models import config as config_lib
 from rl_reason.models.config import ModelConfig, RopeScaling
 
 # ModelConfig.family, which is model_type in the file -> the class that transformers makes of it.
@@ -104,7 +105,7 @@ def _check_values(values: Mapping[str, Any], file: str | Path) -> None:
     for name in names:
       if values.get(name) is not None and not fits(values[name]):
         raise ValueError(
-            f"{file}: {name} is {str(values[name])[:80]!r}, and must be {kind}: the file is damaged"
+            f"{file}: {name} is {repr(values[name])[:80]}, and must be {kind}: the file is damaged"
             " or of another kind of model. Download it again, or correct it.")
   for name in _OBJECTS:
     if values.get(name) is not None:
@@ -163,7 +164,7 @@ def from_json(raw: Mapping[str, Any], file: str | Path = "config.json") -> Model
   attention_bias = (
       family == "qwen2"
       or (family != "mistral" and bool(values.get("attention_bias", False))))
-  return _made(
+  return config_lib.from_file(
       file, family=family, vocab_size=need("vocab_size"), width=width, num_layers=layers, num_heads=heads,
       num_kv_heads=values.get("num_key_value_heads") or heads, head_dim=head_dim,
       mlp_hidden=need("intermediate_size"),
@@ -178,16 +179,6 @@ def from_json(raw: Mapping[str, Any], file: str | Path = "config.json") -> Model
       sliding_window=window, local_layers=local,
       attention_scale=None if scalar == head_dim else scalar ** -0.5,
       logit_softcap=values.get("final_logit_softcapping") if gemma else None)
-
-
-def _made(file: str | Path, **fields: Any) -> ModelConfig:
-  """Makes a ModelConfig; its errors name the file too."""
-  try:
-    return ModelConfig(**fields)
-  except ValueError as error:
-    raise ValueError(
-        f"{file} describes a model that cannot be: {error} Download it again, or correct"
-        " it.") from error
 
 
 def _rope(

@@ -44,7 +44,8 @@ def read_object(file: Path) -> dict[str, Any]:
     value = parse(file.read_bytes())
   except ValueError as error:
     raise ValueError(
-        f"{file} is not valid JSON ({error}): it was damaged or cut short. Fetch it again.") from error
+        f"{file} is not valid JSON: it was damaged or cut short, or is not JSON at all ({error})."
+        " Fetch it again.") from error
   if not isinstance(value, dict):
     raise ValueError(
         f"{file} holds a JSON {type(value).__name__}, not an object: it is another kind of file."
