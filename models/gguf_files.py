@@ -277,10 +277,9 @@ class File:
   def tolerated(self, name: str, config: ModelConfig) -> bool:
     """Says whether a tensor that the model has no place for is harmless.
 
-    Harmless are rotary divisors, which config() reads, and tied weights stored once more.
+    Harmless are rotary divisors, which config() reads.
     """
-    return (name == "rope_freqs.weight" and not self._gemma) or (
-        config.tied_embeddings and name == "lm_head.weight")
+    return name == "rope_freqs.weight" and not self._gemma
 
   def check_readable(self, name: str) -> None:
     """Checks that a tensor can be read. Raises: ValueError if its type is not in _TYPES."""

@@ -6,7 +6,7 @@ rotary settings are read: `rope_theta` and `rope_scaling` as written until trans
 cannot do is an error, never ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -23,6 +23,14 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+}
+# The same with a head in place of an output layer: how transformers stores reward models.
+CLASSIFIERS = {
+    "llama": "LlamaForSequenceClassification",
+    "mistral": "MistralForSequenceClassification",
+    "qwen2": "Qwen2ForSequenceClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
+    "gemma3_text": "Gemma3TextForSequenceClassification",
 }
 # What an absent key means, from the configuration classes of transformers 5. Published Gemma 3
 # files rely on it.
@@ -77,6 +85,13 @@ def read_config(directory: str | Path) -> ModelConfig:
         f"{file} does not exist: a Hugging Face model directory holds config.json beside its"
         " safetensors. Copy it there, or pass the path of a .gguf file.")
   return from_json(json_text.read_object(file), file)
+
+
+def is_classifier(raw: Mapping[str, Any]) -> bool:
+  """Says whether the object in a config.json is a reward model's."""
+  names = raw.get("architectures")
+  return isinstance(names, list) and any(
+      isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names)
 
 
 def _check_values(values: Mapping[str, Any], file: str | Path) -> None:
@@ -286,7 +301,9 @@ def _windows(
   return window, () if all(local) else tuple(local)
 
 
-def to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+def to_json(
+    config: ModelConfig, dtype: str = "float32", *, outputs: Sequence[str] = (),
+) -> dict[str, Any]:
   """Returns the config.json object from which transformers builds this model.
 
   Token ids are null, because transformers would otherwise fill in Llama's; the tokenizer's
@@ -295,6 +312,7 @@ def to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
   Args:
     config: the model.
     dtype: in which its weights are stored.
+    outputs: names of what a reward model's head gives; (): the model is a policy.
 
   Raises: ValueError where the family's format cannot express the config; the fields are named.
   """
@@ -317,6 +335,11 @@ def to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
       attention_bias=config.qkv_bias,
       rope_theta=config.rope_theta, rope_scaling=_scaling_json(config.rope_scaling), use_cache=True,
       bos_token_id=None, eos_token_id=None, pad_token_id=None)
+  if outputs:
+    raw |= {
+        "architectures": [CLASSIFIERS[config.family]],
+        "id2label": {str(i): name for i, name in enumerate(outputs)},
+        "label2id": {name: i for i, name in enumerate(outputs)}}
   # Keys of some.
   raw["hidden_activation" if gemma else "hidden_act"] = (
       "silu" if config.activation == "silu" else "gelu_pytorch_tanh")

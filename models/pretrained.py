@@ -13,8 +13,9 @@ It reads Hugging Face directories (safetensors) and GGUF files, and writes Huggi
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -77,14 +78,31 @@ def _kind(path: str | Path) -> str:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-  """Reads the ModelConfig of a Hugging Face directory or GGUF file, without reading weights.
+  """Reads the ModelConfig of a Hugging Face directory or GGUF file.
+
+  Weights are read only where a directory's output layer has to be compared with its embedding
+  (Directory.config).
 
   Raises: FileNotFoundError where there is no model; ValueError where the file is damaged, or asks
     for an architecture, rotary scaling or switch that the decoder does not have. Errors name the
     file, the value and what is supported.
   """
-  return (huggingface.read_config(path) if _kind(path) == "directory"
-          else gguf_files.File(path).config())
+  if _kind(path) == "gguf":
+    return gguf_files.File(path).config()
+  config = huggingface.read_config(path)
+  # A configuration may be looked at before its weights are there.
+  return (safetensors_files.Directory(path).config() if any(Path(path).glob("*.safetensors"))
+          else config)
+
+
+def lacks_output_layer(path: str | Path) -> bool:
+  """Says whether a directory holds a decoder that was trained with an output layer it lacks.
+
+  Such are checkpoints of base classes (LlamaModel), and of reward models, where the configuration
+  does not tie the output layer to the embedding.
+  """
+  return (_kind(path) == "directory" and safetensors_files.Directory(path).headless
+          and not huggingface.read_config(path).tied_embeddings)
 
 
 def load(
@@ -319,19 +337,63 @@ def save(
   Raises: ValueError where the config's family cannot express it, or parameters are not those of
     the config; FileExistsError where the directory holds something else.
   """
-  # Check everything before anything is written.
-  target, shapes = Path(directory), abstract_params(config)
-  if dtype not in safetensors_files.SAVED_DTYPES:
-    raise ValueError(
-        f"Unknown dtype {dtype!r}: choose one of {', '.join(safetensors_files.SAVED_DTYPES)}.")
-  described = json.dumps(huggingface.to_json(config, dtype), indent=2) + "\n"
-  want, have = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (shapes, params))
+  described = huggingface.to_json(config, dtype)
+  write_directory(
+      directory, described, stored_tensors(config, params), dtype=dtype,
+      max_shard_bytes=max_shard_bytes, overwrite=overwrite)
+
+
+# Name of a stored tensor -> (its shape, a function that makes it).
+Stored = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+
+
+def stored_tensors(config: ModelConfig, params: Params) -> Stored:
+  """Lists the tensors of a decoder as Hugging Face files name and shape them.
+
+  Raises: ValueError where the parameters are not those of the config, or not all on this process.
+  """
+  want, have = (jax.tree.map(lambda x: tuple(x.shape), tree)
+                for tree in (abstract_params(config), params))
   if want != have:
     raise ValueError(f"The parameters are not those of the config: wanted {want}, got {have}.")
   if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
     raise ValueError(
         "The parameters are spread over several processes, and this one sees a part of them: gather"
         " them first (jax.experimental.multihost_utils.process_allgather).")
+  flat = {"/".join(k.key for k in key_path): x
+          for key_path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+  def produce(weight: Weight, x: Any, layer: int | None) -> np.ndarray:
+    x = np.asarray(x if layer is None else x[layer])
+    return x.transpose(weight.inverse_axes).reshape(weight.stored_shape)
+
+  # Layer by layer, as other writers do.
+  layout = safetensors_files.layout(config)
+  return {
+      weight.name.format(layer): (
+          weight.stored_shape, functools.partial(produce, weight, flat[key], layer))
+      for layer in (None, *range(config.num_layers)) for key, weight in layout.items()
+      if weight.per_layer == (layer is not None)}
+
+
+def write_directory(
+    directory: str | Path, described: Mapping[str, Any], tensors: Stored, *, dtype: str,
+    max_shard_bytes: int, overwrite: bool,
+) -> None:
+  """Writes config.json and tensors, as `save` says.
+
+  Args:
+    directory: as in `save`, like dtype, max_shard_bytes and overwrite.
+    described: the object of config.json.
+    tensors: what is written, in this order.
+
+  Raises: ValueError for an unknown dtype; FileExistsError where the directory holds something else.
+  """
+  # Check everything before anything is written.
+  target = Path(directory)
+  if dtype not in safetensors_files.SAVED_DTYPES:
+    raise ValueError(
+        f"Unknown dtype {dtype!r}: choose one of {', '.join(safetensors_files.SAVED_DTYPES)}.")
   if target.exists() and not target.is_dir():
     raise FileExistsError(f"{target} is a file: a model is saved as a directory.")
   if (target.is_dir() and any(target.iterdir()) and not overwrite
@@ -339,33 +401,16 @@ def save(
     raise FileExistsError(
         f"{target} is not empty and holds no model saved by rl_reason: choose another directory, or"
         " pass overwrite=True to replace the model in it.")
-
-  # Name of a tensor -> (its Weight, the parameter, its layer or None), layer by layer as other
-  # writers do.
-  tensors = {}
-  flat = {"/".join(k.key for k in key_path): x
-          for key_path, x in jax.tree_util.tree_leaves_with_path(params)}
-  layout = safetensors_files.layout(config)
-  for layer in (None, *range(config.num_layers)):
-    for key, weight in layout.items():
-      if weight.per_layer == (layer is not None):
-        tensors[weight.name.format(layer)] = weight, flat[key], layer
-
-  def produce(name: str) -> np.ndarray:
-    weight, x, layer = tensors[name]
-    x = np.asarray(x if layer is None else x[layer])
-    return x.transpose(weight.inverse_axes).reshape(weight.stored_shape)
-
   # Write beside the target, on the same file system, so that the last step is a rename.
   target.parent.mkdir(parents=True, exist_ok=True)
   fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
   try:
     # A temporary directory is for its owner alone. A model gets the usual permissions.
     fresh.chmod(0o777 & ~_umask())
-    (fresh / "config.json").write_text(described, encoding="utf-8")
+    (fresh / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     safetensors_files.write(
-        fresh, ((n, w.stored_shape) for n, (w, _, _) in tensors.items()), produce,
-        dtype=dtype, max_shard_bytes=max_shard_bytes)
+        fresh, ((name, shape) for name, (shape, _) in tensors.items()),
+        lambda name: tensors[name][1](), dtype=dtype, max_shard_bytes=max_shard_bytes)
     _replace(target, fresh)
   finally:
     shutil.rmtree(fresh, ignore_errors=True)

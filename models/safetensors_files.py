@@ -11,6 +11,7 @@ tensor in memory at once.
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -29,6 +30,11 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_d
 SAVED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Bits of an element, for the types whose names say another number first or none.
 _BITS = {"BOOL": 8}
+# Names of the tensors of output layers: of a policy, and of a reward model. transformers' reward
+# models have no bias; those written here may have one.
+_UNEMBEDDING = "lm_head.weight"
+HEAD = ("score.weight", "score.bias")
+_COMPARED_BYTES = 32 * 2 ** 20
 # Stands in the header of every file written here: pretrained.save may overwrite such files.
 _WRITER = "rl_reason"
 
@@ -74,7 +80,7 @@ def layout(config: ModelConfig) -> dict[str, Weight]:
   found = {"embedding": Weight("model.embed_tokens.weight", ((v,), (e,)), (0, 1)),
            "final_norm": Weight("model.norm.weight", ((e,),), (0,))}
   if not config.tied_embeddings:
-    found["unembedding"] = Weight("lm_head.weight", ((v,), (e,)), (0, 1))
+    found["unembedding"] = Weight(_UNEMBEDDING, ((v,), (e,)), (0, 1))
 
   def layer(parameter: str, name: str, stored: tuple[tuple[int, ...], ...], axes: tuple[int, ...]):
     found[f"layers/{parameter}"] = Weight("model.layers.{}." + name, stored, axes)
@@ -126,6 +132,9 @@ class Directory:
   The methods are those of pretrained.WeightFiles.
 
   path: the directory.
+  headless: it holds a decoder without an output layer of its own: the checkpoint of a base class
+    (LlamaModel), or of a reward model (...ForSequenceClassification, heads of which are tensors
+    named score).
   """
 
   def __init__(self, path: str | Path):
@@ -147,10 +156,41 @@ class Directory:
               f"{self._tensors[canonical]} and {tensor} are both the model's {canonical}: which one"
               " counts is unclear. Remove the file that the model does not need.")
         self._tensors[canonical] = tensor
+    # Read as far as it is there: a caller may bring a configuration of its own.
+    self._classifies = (self.path / "config.json").is_file() and huggingface.is_classifier(
+        json_text.read_object(self.path / "config.json"))
+    base = all(re.match(r"(language_model\.)?(embed_tokens|layers|norm)\.", tensor.name)
+               for tensor in self._tensors.values())
+    self.headless = _UNEMBEDDING not in self._tensors and (self._classifies or base)
 
   def config(self) -> ModelConfig:
-    """Reads the ModelConfig of config.json."""
-    return huggingface.read_config(self.path)
+    """Reads the ModelConfig of config.json.
+
+    What the weights say of tying wins: an output layer that differs from the embedding is a matrix
+    of its own, and a decoder without one (headless) has none to be read.
+    """
+    config = huggingface.read_config(self.path)
+    tied = self.headless or (
+        config.tied_embeddings and (_UNEMBEDDING not in self._tensors or self._repeats_embedding))
+    return dataclasses.replace(config, tied_embeddings=tied)
+
+  @functools.cached_property
+  def _repeats_embedding(self) -> bool:
+    """Says whether the output layer holds the numbers of the embedding once more."""
+    names = ("model.embed_tokens.weight", _UNEMBEDDING)
+    if any(name not in self._tensors for name in names):
+      return False
+    for name in names:
+      self.check_readable(name)
+    (rows, *rest), other = (self._tensors[name].shape for name in names)
+    if (rows, *rest) != other or len(rest) != 1:
+      return False
+    # Some rows at a time: the matrices of a large vocabulary are gigabytes.
+    step = max(1, _COMPARED_BYTES // (4 * max(1, rest[0])))
+    parts = (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return all(
+        np.array_equal(*(self.read(name, part).astype(np.float32) for name in names))
+        for part in parts)
 
   @property
   def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -165,10 +205,13 @@ class Directory:
   def tolerated(self, name: str, config: ModelConfig) -> bool:
     """Says whether a tensor that the model has no place for is harmless.
 
-    Harmless are derived tables, and tied weights stored once more.
+    Harmless are derived tables, tied weights stored once more, and a reward model's head where its
+    decoder is read (reward_model_files reads both).
     """
+    if name == _UNEMBEDDING:
+      return config.tied_embeddings and self._repeats_embedding
     return name.endswith(("rotary_emb.inv_freq", "attn.masked_bias")) or (
-        config.tied_embeddings and name == "lm_head.weight")
+        self._classifies and name in HEAD)
 
   def check_readable(self, name: str) -> None:
     """Checks that a tensor can be read. Raises: ValueError for other types than _DTYPES."""
@@ -263,15 +306,16 @@ def read_header(file: Path) -> tuple[dict[str, _Tensor], Mapping[str, str]]:
 
 
 def _canonical_name(name: str) -> str | None:
-  """Returns a tensor's name in a model without images.
+  """Returns a tensor's name in a policy without images.
 
   Gemma 3 checkpoints with images nest the language model. Their other parts, which text does not
-  need, get None.
+  need, get None. In checkpoints of base classes (LlamaModel) the names lack "model.".
   """
   if re.match(r"(model\.)?(vision_tower|multi_modal_projector)\.", name):
     return None
   name = re.sub(r"^language_model\.", "", name)
-  return re.sub(r"^model\.language_model\.", "model.", name)
+  name = re.sub(r"^model\.language_model\.", "model.", name)
+  return re.sub(r"^(?=(embed_tokens|layers|norm)\.)", "model.", name)
 
 
 def is_ours(directory: Path) -> bool:

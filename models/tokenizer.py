@@ -90,6 +90,13 @@ class Tokenizer(Protocol):
       (some drop reasoning): what is learnt would not be what the policy reads when it speaks.
     """
 
+  def encode_conversation(self, prompt: str | Sequence[Message], reply: str) -> list[int]:
+    """Returns the ids of a prompt and the assistant's reply, as the chat template ends them.
+
+    Public reward models read such texts, and score them at their last token. A prompt of text is a
+    user's message. Without a chat template the texts follow one another, and EOS ends them.
+    """
+
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     """Returns the text that `encode_prompt` reads, without an added begin-of-sequence token."""
 
@@ -209,6 +216,9 @@ class CharacterTokenizer:
 
   def encode_chat(self, prompt, reply, split=lambda text: [(text, True)]):
     return self.encode_prompt(prompt)  # Raises: there is no chat template.
+
+  def encode_conversation(self, prompt, reply):
+    return [*self.encode_prompt(prompt), *self.encode(reply), self.eos_id]
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     if not isinstance(prompt, str):
@@ -332,6 +342,14 @@ class PretrainedTokenizer:
         add(text, "assistant", flag)
       written = before + said
     return pieces
+
+  def encode_conversation(self, prompt, reply):
+    if self.chat_template is None:
+      return [*self.encode_prompt(prompt), *self.encode(reply), self.eos_id]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    text = self._render_guarded(
+        [*messages, {"role": "assistant", "content": reply}], add_generation_prompt=False)
+    return self._guarded.encode(text, add_special_tokens=False).ids
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     def clean(text: str) -> str:

@@ -32,10 +32,11 @@ from rl_reason.tasks.registry import load_splits
 
 
 def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
-  """Makes a scorer of what a run has trained to score: a reward model, or an implicit reward.
+  """Makes a scorer of a reward model, or of an implicit reward that a run has trained.
 
   Args:
-    workdir: "path" of the run's folder, or "path:stage".
+    workdir: "path" of the run's folder, or "path:stage"; or the Hugging Face directory of a public
+      reward model (...ForSequenceClassification).
     aggregate: how step scores become one score, as in `score_with`.
   """
   return score_with(earlier.scorer_of_run(workdir), aggregate=aggregate)
@@ -45,7 +46,7 @@ def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
 SCORERS: dict[str, Callable[..., ScoreFn]] = {
     "length": length,
     "random": random,
-    "reward_model": reward_model,  # What a run has trained.
+    "reward_model": reward_model,  # Of a run, or in files.
     "judge_rating": pointwise_scorer,  # A generative judge rates each response.
     "judge_preference": pairwise_scorer,  # A generative judge compares responses to one prompt.
 }

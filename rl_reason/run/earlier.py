@@ -13,12 +13,14 @@ import ml_collections
 
 from rl_reason.config import naming
 from rl_reason.config.checks import one_of
+from rl_reason.models import reward_model_files
 from rl_reason.rollout.generate import Completions
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run.config import check, RunConfig
 from rl_reason.run.context import make_context
 from rl_reason.run.workdir import Workdir
 from rl_reason.runtime import sharding
+from rl_reason.scorers.scorer import from_files as scorer_from_files
 from rl_reason.scorers.scorer import Scorer
 from rl_reason.stages.base import Kind, Trained
 from rl_reason.stages.context import Context
@@ -176,7 +178,7 @@ class EarlierStages:
     kinds = [name for name, kind in STAGES.items() if kind.scores]
     raise ValueError(
         f"{name!r} is neither an earlier stage that trains a model that scores, nor the workdir of"
-        f" another run.{naming.did_you_mean(name, scoring)} Such stages:"
+        f" another run, nor the directory of a reward model.{naming.did_you_mean(name, scoring)} Such stages:"
         f" {', '.join(scoring) or 'none'}; their kinds: {', '.join(kinds)}.")
 
   def _earlier(self, name: str) -> str:
@@ -185,13 +187,16 @@ class EarlierStages:
 
 
 def scorer_of_run(name: str, partitioning: sharding.Partitioning | None = None) -> Scorer:
-  """Returns the model of a run's stage that scores.
+  """Returns the model of a run's stage that scores, or a reward model in files.
 
   Args:
-    name: "workdir:stage", or "workdir" for its last stage whose model scores.
+    name: "workdir:stage", or "workdir" for its last stage whose model scores; or the Hugging Face
+      directory of a ...ForSequenceClassification.
     partitioning: the devices that score; None: all devices.
   Raises: ValueError if there is none, or it is not trained yet.
   """
+  if reward_model_files.is_reward_model(name):
+    return scorer_from_files(name, partitioning or sharding.Partitioning(sharding.make_mesh()))
   stages, stage = open_run(name, partitioning)
   scoring, folder = stages.scorers(list(stages.sections)), stages.folder.path
   stage = stage or (scoring[-1] if scoring else "")
