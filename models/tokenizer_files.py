@@ -6,7 +6,6 @@ These are Hugging Face directories, the metadata of GGUF files, and chat templat
 import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import datetime
 import functools
 import json
 import pathlib
@@ -504,5 +503,4 @@ def compile_template(template: str) -> jinja2.Template:
         sort_keys=sort_keys)
   environment.filters["tojson"] = tojson
   environment.globals["raise_exception"] = raise_exception
-  environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
   return environment.from_string(template)

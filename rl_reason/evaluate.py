@@ -29,7 +29,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     config, sections = run.check(config)
     process.start()
     compilation.keep_programs(print)
-    folder, context = Workdir(workdir), make_context(config)
+    folder = Workdir(workdir)
+    context = make_context(config, date=folder.date)
     if context.task is None:
       raise ValueError("The config has no task to evaluate a policy on: add config.task and"
                        " config.evaluation.")

@@ -38,7 +38,8 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
     process.start()
     compilation.keep_programs(print)
     run_config, sections = check(config)
-    context, sampling = make_context(run_config), run_config.evaluation.sampling
+    folder, sampling = Workdir(workdir), run_config.evaluation.sampling
+    context = make_context(run_config, date=folder.date)
     if sampling is None:
       raise ValueError(
           "The config says nothing of sampling: add config.evaluation.sampling.")
@@ -49,7 +50,7 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
       if _INITIAL.value:
         params = context.initial_params()
       else:
-        where, params = Stages(run_config, sections, Workdir(workdir), context).newest_policy()
+        where, params = Stages(run_config, sections, folder, context).newest_policy()
         print(f"# {where}")
       # The completions. Where the run has an environment, each is an episode: the policy's turns
       # and the environment's answers.

@@ -1,8 +1,10 @@
 """Answers what a stage may ask about the stages before it, and opens the runs of other folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import datetime
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -174,7 +176,10 @@ class EarlierStages:
     # No earlier stage: the workdir of another run, unless the name is a stage of this run.
     is_stage = name in self.stages.sections
     if not is_stage and (Path(name) / "config.json").is_file() or _split(name)[1]:
-      return scorer_of_run(name, self.stages.run.on_sampling_devices.partitioning)
+      # A reward model in files is told the date of this run.
+      return scorer_of_run(
+          name, self.stages.run.on_sampling_devices.partitioning,
+          functools.partial(self.stages.folder.date, record=True))
     kinds = [name for name, kind in STAGES.items() if kind.scores]
     raise ValueError(
         f"{name!r} is neither an earlier stage that trains a model that scores, nor the workdir of"
@@ -186,17 +191,22 @@ class EarlierStages:
     return name
 
 
-def scorer_of_run(name: str, partitioning: sharding.Partitioning | None = None) -> Scorer:
+def scorer_of_run(
+    name: str, partitioning: sharding.Partitioning | None = None,
+    date: Callable[[], datetime.date] = datetime.date.today,
+) -> Scorer:
   """Returns the model of a run's stage that scores, or a reward model in files.
 
   Args:
     name: "workdir:stage", or "workdir" for its last stage whose model scores; or the Hugging Face
       directory of a ...ForSequenceClassification.
     partitioning: the devices that score; None: all devices.
+    date: the day that the chat template of a model in files is told, if it asks.
   Raises: ValueError if there is none, or it is not trained yet.
   """
   if reward_model_files.is_reward_model(name):
-    return scorer_from_files(name, partitioning or sharding.Partitioning(sharding.make_mesh()))
+    partitioning = partitioning or sharding.Partitioning(sharding.make_mesh())
+    return scorer_from_files(name, partitioning, date)
   stages, stage = open_run(name, partitioning)
   scoring, folder = stages.scorers(list(stages.sections)), stages.folder.path
   stage = stage or (scoring[-1] if scoring else "")
@@ -266,7 +276,8 @@ def open_run(
   saved = ml_collections.ConfigDict(json.loads((folder / "config.json").read_text()))
   config, sections = check(saved)
   partitioning = partitioning or sharding.Partitioning(sharding.make_mesh())
-  context = make_context(config, partitioning=partitioning, with_task=False)
+  context = make_context(
+      config, partitioning=partitioning, with_task=False, date=Workdir(folder).date)
   return Stages(config, sections, Workdir(folder), context), stage
 
 

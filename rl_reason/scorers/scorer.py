@@ -5,6 +5,7 @@ Texts are encoded, batched into few shapes, and scored by one jitted, sharded pr
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import datetime
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -237,12 +238,21 @@ def from_head(model: RewardModel, params: Params, *, dtype: jnp.dtype) -> Loaded
   return Loaded(functools.partial(run, params), np.asarray(mean), np.asarray(std))
 
 
-def from_files(path: str | Path, partitioning: Partitioning) -> Scorer:
+def from_files(
+    path: str | Path, partitioning: Partitioning,
+    date: Callable[[], datetime.date] = datetime.date.today,
+) -> Scorer:
   """Makes the scorer of a reward model in a Hugging Face directory, public or saved from here.
+
+  Args:
+    path: the directory.
+    partitioning: the devices that score.
+    date: returns the day that the chat template is told, if it asks for the date.
 
   Raises: FileNotFoundError and ValueError as reward_model_files.read_stored and tokenizer.load.
   """
-  stored, tokenizer = reward_model_files.read_stored(path), tokenizers.load(path)
+  stored = reward_model_files.read_stored(path)
+  tokenizer = tokenizers.at_date(tokenizers.load(path), date)
   model, dtype = stored.model, jnp.float32
 
   def params():
