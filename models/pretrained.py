@@ -12,7 +12,6 @@ It reads Hugging Face directories (safetensors) and GGUF files, and writes Huggi
     python -m rl_reason.models.pretrained convert SOURCE DIRECTORY
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
@@ -32,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rl_reason.config.command_line import errors_in_one_line, Parser
 from rl_reason.models import gguf_files, huggingface, safetensors_files
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.safetensors_files import Weight
@@ -542,14 +542,21 @@ def convert(
   Args:
     source: a Hugging Face directory or GGUF file.
     directory, dtype, overwrite: as in save.
+
+  Raises: ValueError for a reward model, whose head would be lost, and as load and save.
   """
+  config = read_config(source)
+  if _kind(source) == "directory" and safetensors_files.HEAD[0] in (
+      safetensors_files.Directory(source).shapes):
+    raise ValueError(
+        f"{source} is a reward model, whose head a policy's directory does not hold: use"
+        " rl_reason.models.reward_model_files.load and save.")
   from rl_reason.models import tokenizer  # Imported here, since only this function needs it.
   try:
     text = tokenizer.load(source)
   except FileNotFoundError as error:
     print(f"Converting the weights alone. {error}", file=sys.stderr)
     text = None
-  config = read_config(source)
   save(directory, config, load(source, config=config, dtype=dtype), dtype=dtype,
        overwrite=overwrite)
   if text is not None:
@@ -558,25 +565,24 @@ def convert(
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line: fetch, show or convert."""
-  parser = argparse.ArgumentParser(
-      prog="python -m rl_reason.models.pretrained", description="Pretrained models.")
-  commands = parser.add_subparsers(dest="command", required=True)
-  command = commands.add_parser("fetch", help="download a known model and print its path")
+  parser = Parser("pretrained", __doc__)
+  command = parser.add_command("fetch", help="download a known model and print its path")
   command.add_argument("name", nargs="?", default="smollm2-135m", choices=FETCHABLE)
-  command = commands.add_parser("show", help="print a model's configuration and size")
+  command = parser.add_command("show", help="print a model's configuration and size")
   command.add_argument("path")
-  command = commands.add_parser("convert", help="write a model as a Hugging Face directory")
+  command = parser.add_command("convert", help="write a model as a Hugging Face directory")
   command.add_argument("source")
   command.add_argument("directory")
   command.add_argument("--dtype", default="float32", choices=safetensors_files.SAVED_DTYPES)
   command.add_argument("--overwrite", action="store_true")
   args = parser.parse_args(argv)
-  if args.command == "fetch":
-    print(fetch(args.name))
-  elif args.command == "show":
-    print(describe(args.path))
-  else:
-    convert(args.source, args.directory, dtype=args.dtype, overwrite=args.overwrite)
+  with errors_in_one_line(RuntimeError):
+    if args.command == "fetch":
+      print(fetch(args.name))
+    elif args.command == "show":
+      print(describe(args.path))
+    else:
+      convert(args.source, args.directory, dtype=args.dtype, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -382,4 +382,4 @@ def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-  process.command(main)
+  process.command(main, "train", __doc__)
