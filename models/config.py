@@ -96,6 +96,10 @@ class ModelConfig:
                  "mlp_hidden"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+      # JAX indexes an axis with 32 bits; a stack of layers is built by as many operations.
+      most = 10_000 if name == "num_layers" else 2 ** 31 - 1
+      if getattr(self, name) > most:
+        raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}.")
     # Shapes that no tensor can have.
     if self.num_heads % self.num_kv_heads:
       raise ValueError(

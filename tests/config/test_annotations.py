@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 from rl_reason.config import annotations, naming
+from rl_reason.models.sources import Policy
+from rl_reason.run.context import make_policy
+from rl_reason.tasks.registry import load_task
 
 
 class Special:
@@ -69,3 +72,22 @@ def test_arguments_of_another_type_are_named(function, keywords):
     (named, dict(path="a", size=2)), (Format, dict(name="x")), (Reward, dict(scale=1)), (named, ["path", "size"])])
 def test_right_arguments_pass(function, keywords):
   naming.check_arguments("The thing", function, keywords)
+
+
+@pytest.mark.parametrize("section, message", [
+    (dict(num_heads="abc"), "num_heads must be a whole number, got 'abc'"), (dict(characters=7), "characters must be a text"),
+    (dict(width=2.5), "width must be a whole number"), (dict(width=10**30), "width.* must be at most|mlp_hidden must be at most"),
+    (dict(num_layers=2**31), "num_layers must be at most 10000")])
+def test_arguments_of_a_policy_are_checked(section, message):
+  args = dict(characters="ab", width=16, num_layers=1) | section
+  with pytest.raises(ValueError, match=message):
+    make_policy(Policy("small", args))
+
+
+@pytest.mark.parametrize("args, message", [
+    (dict(path=7), "path must be a text or a list"), (dict(max_rows="3"), "max_rows must be a whole number or None"),
+    (dict(where=[1]), "where must be a section with fields or None"), (dict(chat="yes"), "chat must be true or false"),
+    (dict(examples="ab"), "examples must be a list"), (dict(rows=3), "rows must be a text")])
+def test_arguments_of_a_task_are_checked_before_files_are_read(args, message):
+  with pytest.raises(ValueError, match=f"The source 'jsonl' for the train rows: {message}"):
+    load_task("jsonl", dict(path="nowhere", prompt="{q}") | args, {}, {})
