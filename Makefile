@@ -8,7 +8,7 @@ LISTS = setup.py requirements.txt
 # Pinned: a newer one has new rules, which are read before they are followed.
 CHECKERS = ruff==0.17.6 mypy==2.4.1 "setuptools>=77"
 
-.PHONY: help quickstart test test-oracles test-slow test-newest newest-python lint types benchmark learning-curves docs clean
+.PHONY: help quickstart test fuzz test-oracles test-slow test-newest newest-python lint types benchmark learning-curves docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -21,6 +21,9 @@ test: .venv/installed-dev ## Run the tests, a file at a time on each core.
 
 test-slow: .venv/installed-dev ## Run the tests that take minutes.
 	@.venv/bin/python -m pytest -m "slow and not oracle"
+
+fuzz: .venv/installed-dev ## Damage files, rows, configs and command lines, by seeds: no traceback may come.
+	@.venv/bin/python -m pytest -k seeded -m "not oracle"
 
 test-oracles: .venv-oracles/installed ## Compare with transformers, trl and rlax.
 	@.venv-oracles/bin/python -m pytest -m oracle tests/oracles

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Literal
+import os
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,10 @@ class ModelConfig:
                  "mlp_hidden"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+      # JAX indexes an axis with 32 bits; a stack of layers is built by as many operations.
+      most = 10_000 if name == "num_layers" else 2 ** 31 - 1
+      if getattr(self, name) > most:
+        raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}.")
     # Shapes that no tensor can have.
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
@@ -122,6 +127,16 @@ class ModelConfig:
   def query_scale(self) -> float:
     """Returns what multiplies q·k."""
     return self.head_dim ** -0.5 if self.attention_scale is None else self.attention_scale
+
+
+def from_file(file: str | os.PathLike, **fields: Any) -> ModelConfig:
+  """Makes the ModelConfig that a file describes; errors name the file too."""
+  try:
+    return ModelConfig(**fields)
+  except ValueError as error:
+    raise ValueError(
+        f"{file} describes a model that cannot be: {error} Download it again, or correct"
+        " it.") from error
 
 
 def small(

@@ -10,19 +10,18 @@ What llama.cpp's converter changes is undone here:
 """
 
 from collections.abc import Mapping
-import dataclasses
 import math
-import mmap
 from pathlib import Path
 import re
-import struct
 from typing import Any
 
 import gguf
 import numpy as np
 
+from rl_reason.models import config as config_lib
 from rl_reason.models.attention import rope_frequencies
 from rl_reason.models.config import ModelConfig, RopeScaling
+from rl_reason.models.gguf_header import read_header
 
 # Architecture in GGUF -> ModelConfig.family.
 SUPPORTED = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
@@ -56,109 +55,6 @@ _REFUSED = {
     "residual_scale": (1.0, "scaled residual branches"),
     "embedding_scale": (1.0, "scaled embeddings"),
 }
-# Codes of the metadata's scalar types for `struct`; numbers are little-endian.
-_SCALARS = {
-    gguf.GGUFValueType.UINT8: "B", gguf.GGUFValueType.INT8: "b", gguf.GGUFValueType.UINT16: "H",
-    gguf.GGUFValueType.INT16: "h", gguf.GGUFValueType.UINT32: "I", gguf.GGUFValueType.INT32: "i",
-    gguf.GGUFValueType.FLOAT32: "f", gguf.GGUFValueType.BOOL: "?", gguf.GGUFValueType.UINT64: "Q",
-    gguf.GGUFValueType.INT64: "q", gguf.GGUFValueType.FLOAT64: "d",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """Says where a tensor lies in the file."""
-  name: str  # As the file spells it.
-  kind: int  # A gguf.GGMLQuantizationType, or a number that the library does not know.
-  shape: tuple[int, ...]  # Slowest axis first; the file lists them the other way round.
-  offset: int  # From the start of the file, in bytes.
-
-
-def read_header(path: Path) -> tuple[dict[str, Any], list[_Tensor]]:
-  """Reads (metadata, tensors) of a GGUF file.
-
-  gguf.GGUFReader would do it, but makes NumPy views of every token of the vocabulary: 4.8 s for 49
-  thousand tokens, where this takes 0.2 s.
-
-  Raises: ValueError where the file is no GGUF file, damaged or cut short.
-  """
-  with path.open("rb") as f:
-    if f.read(4) != b"GGUF":
-      raise ValueError(
-          f"{path} does not start with the letters GGUF: it is no GGUF file, or a damaged one.")
-    data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-  # Readers of the format's parts. Each reads at `place` and moves it on.
-  place = 8
-  version = int.from_bytes(data[4:8], "little")
-  if version not in (2, 3):
-    raise ValueError(f"{path} is GGUF version {version}; readable are 2 and 3, little-endian.")
-
-  def take(code: str) -> Any:
-    nonlocal place
-    value, = struct.unpack_from("<" + code, data, place)
-    place += struct.calcsize("<" + code)
-    return value
-
-  def text() -> str:
-    nonlocal place
-    length = take("Q")
-    value = data[place:place + length]
-    if len(value) < length:  # A slice past the end is short and no error, so it is made one.
-      raise struct.error("text")
-    place += length
-    return value.decode("utf-8")
-
-  def value(kind: int) -> Any:
-    nonlocal place
-    kind = gguf.GGUFValueType(kind)
-    if kind == gguf.GGUFValueType.STRING:
-      return text()
-    if kind != gguf.GGUFValueType.ARRAY:
-      return take(_SCALARS[kind])
-    inner, count = gguf.GGUFValueType(take("I")), take("Q")
-    if inner == gguf.GGUFValueType.STRING:
-      return [text() for _ in range(count)]
-    if inner == gguf.GGUFValueType.ARRAY:
-      return [value(inner) for _ in range(count)]
-    # An array of scalars is unpacked by one call: vocabularies have scores and types by the
-    # thousand.
-    values = struct.unpack_from(f"<{count}{_SCALARS[inner]}", data, place)
-    place += struct.calcsize(f"<{count}{_SCALARS[inner]}")
-    return list(values)
-
-  # The header: two counts, the metadata, and where each tensor lies.
-  try:
-    tensors, pairs = take("Q"), take("Q")
-    metadata = {}
-    for _ in range(pairs):
-      key = text()
-      metadata[key] = value(take("I"))
-    entries = []
-    for _ in range(tensors):
-      name = text()
-      shape = tuple(reversed([take("Q") for _ in range(take("I"))]))
-      entries.append((name, shape, take("I"), take("Q")))
-  except struct.error as error:
-    raise ValueError(
-        f"{path} is cut short: its header runs past the file's {len(data)} bytes. Download it"
-        " again.") from error
-  except ValueError as error:
-    raise ValueError(f"{path} has a damaged header ({error}). Download it again.") from error
-
-  # Tensors start at the next multiple of the alignment. Their offsets count from there.
-  alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
-  start, size = -(-place // alignment) * alignment, len(data)
-  data.close()
-  found = [_Tensor(name, kind, shape, start + offset) for name, shape, kind, offset in entries]
-  # A download that broke off is found now and not in the middle of loading.
-  for t in found:
-    if t.kind in gguf.GGML_QUANT_SIZES:  # Other kinds are refused by name when they are wanted.
-      block, bytes_per_block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(t.kind)]
-      end = t.offset + math.prod(t.shape) // block * bytes_per_block
-      if end > size:
-        raise ValueError(
-            f"{path} is cut short: {t.name} ends at byte {end} of {size}. Download it again.")
-  return metadata, found
 
 
 def _gguf_names(name: str, gemma: bool) -> list[str]:
@@ -188,16 +84,20 @@ class File:
     self.path = Path(path)
     self.metadata, tensors = read_header(self.path)
     self.architecture = self.metadata.get("general.architecture")
-    if self.architecture not in SUPPORTED:
+    if not isinstance(self.architecture, str) or self.architecture not in SUPPORTED:
       raise ValueError(
           f"{self.path}: general.architecture {self.architecture!r} is not supported. Supported:"
           f" {', '.join(SUPPORTED)}.")
-    if self.metadata.get("split.count", 1) > 1:
+    if self.metadata.get("split.count", 1) not in (0, 1):
       raise ValueError(
           f"{self.path} is one of {self.metadata['split.count']} parts: join them first with"
           " llama.cpp's `llama-gguf-split --merge`.")
     self._gemma = self.architecture == "gemma3"
     self._tensors = {self._huggingface_name(t.name): t for t in tensors}
+    if len(self._tensors) < len(tensors):
+      raise ValueError(
+          f"{self.path} holds a tensor under both its GGUF name and its Hugging Face name, so which"
+          " one counts is unclear. Convert the model again.")
 
   def _huggingface_name(self, name: str) -> str:
     """Returns the Hugging Face name of a tensor; the name as it is where none is known."""
@@ -218,13 +118,36 @@ class File:
       return value[0]
     return value
 
-  def _need(self, key: str, default: Any = None) -> Any:
-    """Returns a value that is one number. Raises: ValueError where it is missing or a list."""
+  def _count(self, key: str, default: int | None = None) -> int:
+    """Returns a value that is a whole number above 0. Raises: ValueError for anything else."""
     value = self._get(key, default)
-    if value is None or isinstance(value, list):
-      raise ValueError(
-          f"{self.path}: {self.architecture}.{key} is {value!r}; one number is needed.")
+    # An axis of an array that JAX indexes with 32 bits.
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2 ** 31:
+      raise self._not_as_needed(key, value, "one whole number above 0")
     return value
+
+  def _number(self, key: str, default: float | None = None) -> float:
+    """Returns a value that is a finite number above 0. Raises: ValueError for anything else."""
+    value = self._get(key, default)
+    if (not isinstance(value, (int, float)) or isinstance(value, bool)
+        or not 0 < value < math.inf):
+      raise self._not_as_needed(key, value, "one finite number above 0")
+    return value
+
+  def _optional_number(self, key: str) -> float | None:
+    """Returns a finite number above 0, or None where it is absent or 0."""
+    return self._number(key) if self._get(key) not in (None, 0) else None
+
+  def _not_as_needed(self, key: str, value: Any, needed: str) -> ValueError:
+    return ValueError(
+        f"{self.path}: {self.architecture}.{key} is {repr(value)[:80]}; {needed} is needed: the"
+        " file is damaged or of another kind of model. Download it again.")
+
+  @property
+  def _head_dim(self) -> int:
+    """Returns the features of a head."""
+    width, heads = self._count("embedding_length"), self._count("attention.head_count")
+    return self._count("attention.key_length", max(1, width // heads))
 
   def config(self) -> ModelConfig:
     """Reads the ModelConfig out of the file's metadata.
@@ -242,8 +165,10 @@ class File:
     # Sizes.
     gemma, names = self._gemma, self._tensors
     width, heads, layers = (
-        self._need(k) for k in ("embedding_length", "attention.head_count", "block_count"))
-    head_dim = self._get("attention.key_length", width // heads)
+        self._count(k) for k in ("embedding_length", "attention.head_count", "block_count"))
+    if layers > 10_000:
+      raise self._not_as_needed("block_count", layers, "a whole number from 1 to 10000")
+    head_dim = self._head_dim
     for key in ("attention.value_length", "rope.dimension_count"):
       if self._get(key, head_dim) != head_dim:
         raise ValueError(
@@ -254,38 +179,39 @@ class File:
           f"{self.path} has no tensor token_embd.weight, which gives the size of the vocabulary.")
     # Attention.
     window, local = self._windows(layers)
-    scale = self._get("attention.scale")
+    scale = self._optional_number("attention.scale")
     # The 27B model scales by the width per head and not by head_dim. The file does not say so;
     # llama.cpp knows the model by its depth.
     if gemma and scale is None and layers == 62:
       scale = (width / heads) ** -0.5
     # Some switches are not in the metadata: a model has a bias if the file has its tensor.
     first = "model.layers.0."
-    return ModelConfig(
-        family=(
+    return config_lib.from_file(
+        self.path, family=(
             "mistral" if self.architecture == "llama" and window else SUPPORTED[self.architecture]),
         vocab_size=names["model.embed_tokens.weight"].shape[0], width=width, num_layers=layers,
         num_heads=heads,
-        num_kv_heads=self._need("attention.head_count_kv", heads), head_dim=head_dim,
-        mlp_hidden=self._need("feed_forward_length"), max_positions=self._need("context_length"),
+        num_kv_heads=self._count("attention.head_count_kv", heads), head_dim=head_dim,
+        mlp_hidden=self._count("feed_forward_length"), max_positions=self._count("context_length"),
         activation="gelu" if gemma else "silu",
-        norm_eps=self._need("attention.layer_norm_rms_epsilon"),
+        norm_eps=self._number("attention.layer_norm_rms_epsilon"),
         norm_plus_one=gemma, post_norms=gemma, qk_norm=gemma or self.architecture == "qwen3",
         qkv_bias=f"{first}self_attn.q_proj.bias" in names,
         output_bias=f"{first}self_attn.o_proj.bias" in names,
         mlp_bias=f"{first}mlp.gate_proj.bias" in names,
         tied_embeddings="lm_head.weight" not in names,
         embedding_scale=width ** 0.5 if gemma else 1.0,
-        rope_theta=self._get("rope.freq_base", 10_000.0),
+        rope_theta=self._number("rope.freq_base", 10_000.0),
         rope_scaling=self._rope_scaling(head_dim),
-        local_rope_theta=self._get("rope.freq_base_swa", 10_000.0) if gemma else None,
-        sliding_window=window, local_layers=local, attention_scale=scale or None,
-        attention_softcap=self._get("attn_logit_softcapping"),
-        logit_softcap=self._get("final_logit_softcapping"))
+        local_rope_theta=self._number("rope.freq_base_swa", 10_000.0) if gemma else None,
+        sliding_window=window, local_layers=local, attention_scale=scale,
+        attention_softcap=self._optional_number("attn_logit_softcapping"),
+        logit_softcap=self._optional_number("final_logit_softcapping"))
 
   def _windows(self, layers: int) -> tuple[int | None, tuple[bool, ...]]:
     """Returns sliding_window and local_layers of the config."""
-    window = self._get("attention.sliding_window") or None
+    key = "attention.sliding_window"
+    window = self._count(key) if self._get(key) else None
     if window is None or self.architecture == "llama":  # With a window: Mistral, in every layer.
       return window, ()
     if not self._gemma:
@@ -295,6 +221,7 @@ class File:
     # The pattern is a list with an entry per layer, or a number n: every n-th layer is global.
     pattern = self.metadata.get("gemma3.attention.sliding_window_pattern", 6)
     if not isinstance(pattern, list):
+      pattern = self._count("attention.sliding_window_pattern", 6)
       pattern = [(i + 1) % pattern != 0 for i in range(layers)]
     local = tuple(map(bool, pattern))
     if not any(local):
@@ -303,14 +230,15 @@ class File:
 
   def _rope_scaling(self, head_dim: int) -> RopeScaling | None:
     """Returns the scaling of global layers, from whichever of its spellings the file has."""
-    kind, factor = self._get("rope.scaling.type", "none"), self._get("rope.scaling.factor", 0.0)
+    kind, factor = self._get("rope.scaling.type", "none"), self._optional_number(
+        "rope.scaling.factor")
     if kind not in ("none", "linear"):
       raise ValueError(
           f"{self.path}: rope scaling {kind!r} is not supported. Supported: none, linear, and"
           " Llama 3's.")
     if "rope_freqs.weight" in self._tensors and not self._gemma:
       return self._llama3_scaling(head_dim)
-    return RopeScaling("linear", factor) if kind == "linear" and factor not in (0.0, 1.0) else None
+    return RopeScaling("linear", factor) if kind == "linear" and factor not in (None, 1.0) else None
 
   def _llama3_scaling(self, head_dim: int) -> RopeScaling | None:
     """Finds the scaling whose divisors of the rotary frequencies the file stores.
@@ -320,14 +248,15 @@ class File:
     divisors = self.read("rope_freqs.weight", slice(None))
     if np.all(divisors == 1.0):
       return None
-    plain = np.asarray(rope_frequencies(head_dim, self._get("rope.freq_base", 10_000.0)))
-    originals = dict.fromkeys((8192, self._get("rope.scaling.original_context_length") or 8192))
+    base = self._number("rope.freq_base", 10_000.0)
+    plain = np.asarray(rope_frequencies(head_dim, base))
+    originals = dict.fromkeys((8192, self._count("rope.scaling.original_context_length", 8192)))
     # Try the scalings with the largest divisor as factor. Every published model has the other two
     # numbers, the low and high frequency factors, at their defaults.
     for original in originals:
       scaling = RopeScaling("llama3", float(divisors.max()), original_max_positions=original)
       scaled = np.asarray(
-          rope_frequencies(head_dim, self._get("rope.freq_base", 10_000.0), scaling))
+          rope_frequencies(head_dim, base, scaling))
       if divisors.shape == plain.shape and np.allclose(plain / scaled, divisors, rtol=1e-4):
         return scaling
     raise ValueError(
@@ -348,10 +277,9 @@ class File:
   def tolerated(self, name: str, config: ModelConfig) -> bool:
     """Says whether a tensor that the model has no place for is harmless.
 
-    Harmless are rotary divisors, which config() reads, and tied weights stored once more.
+    Harmless are rotary divisors, which config() reads.
     """
-    return (name == "rope_freqs.weight" and not self._gemma) or (
-        config.tied_embeddings and name == "lm_head.weight")
+    return name == "rope_freqs.weight" and not self._gemma
 
   def check_readable(self, name: str) -> None:
     """Checks that a tensor can be read. Raises: ValueError if its type is not in _TYPES."""
@@ -381,9 +309,7 @@ class File:
     # Undo what the converter did. Llama's query and key rows: pairs (2i, 2i + 1) of a head back to
     # (i, i + D/2).
     if self.architecture == "llama" and re.search(r"self_attn\.[qk]_proj", name):
-      head_dim = self._get(
-          "attention.key_length",
-          self._need("embedding_length") // self._need("attention.head_count"))
+      head_dim = self._head_dim
       x = x.reshape(-1, head_dim // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
     # Gemma's norms: the model multiplies by (1 + scale), the file holds the sum.
     if self._gemma and name.endswith("norm.weight"):

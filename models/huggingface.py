@@ -6,13 +6,14 @@ rotary settings are read: `rope_theta` and `rope_scaling` as written until trans
 cannot do is an error, never ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from rl_reason.config import json_text
+from rl_reason.models import config as config_lib
 from rl_reason.models.config import ModelConfig, RopeScaling
 
 # ModelConfig.family, which is model_type in the file -> the class that transformers makes of it.
@@ -22,6 +23,14 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+}
+# The same with a head in place of an output layer: how transformers stores reward models.
+CLASSIFIERS = {
+    "llama": "LlamaForSequenceClassification",
+    "mistral": "MistralForSequenceClassification",
+    "qwen2": "Qwen2ForSequenceClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
+    "gemma3_text": "Gemma3TextForSequenceClassification",
 }
 # What an absent key means, from the configuration classes of transformers 5. Published Gemma 3
 # files rely on it.
@@ -53,6 +62,15 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "partial_rotary_factor": (
         (None, 1, 1.0), "rotary embedding of a part of each head; the decoder turns all of it"),
 }
+# What the values of a config.json must be: the rest of this file counts on it.
+_COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
+           "sliding_window", "sliding_window_pattern", "original_max_position_embeddings",
+           "num_labels")
+_POSITIVE = ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar",
+             "final_logit_softcapping", "factor", "low_freq_factor", "high_freq_factor")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_TEXTS = ("model_type", "hidden_act", "hidden_activation", "rope_type", "type")
+_OBJECTS = ("text_config", "rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -66,15 +84,47 @@ def read_config(directory: str | Path) -> ModelConfig:
     raise FileNotFoundError(
         f"{file} does not exist: a Hugging Face model directory holds config.json beside its"
         " safetensors. Copy it there, or pass the path of a .gguf file.")
-  try:
-    raw = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is not valid JSON ({error}): download it again.") from error
-  if not isinstance(raw, dict):
-    raise ValueError(
-        f"{file} holds a JSON {type(raw).__name__}, not an object: it is not a model's"
-        " configuration.")
-  return from_json(raw, file)
+  return from_json(json_text.read_object(file), file)
+
+
+def is_classifier(raw: Mapping[str, Any]) -> bool:
+  """Says whether the object in a config.json is a reward model's."""
+  names = raw.get("architectures")
+  return isinstance(names, list) and any(
+      isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names)
+
+
+def _check_values(values: Mapping[str, Any], file: str | Path) -> None:
+  """Checks that what is read of a config.json is of the right kind; null counts as absent.
+
+  Raises: ValueError that names the value and what it must be.
+  """
+  def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+  def is_count(value):
+    # An axis of an array that JAX indexes with 32 bits.
+    return isinstance(value, int) and is_number(value) and value < 2 ** 31
+  kinds = [
+      (_COUNTS, is_count, "a whole number above 0"),
+      (("num_hidden_layers",), lambda x: is_count(x) and x <= 10_000,
+       "a whole number from 1 to 10000"),
+      (_POSITIVE, is_number, "a finite number above 0"),
+      (("max_window_layers",), lambda x: x == 0 or is_count(x), "a whole number of at least 0"),
+      (_FLAGS, lambda x: isinstance(x, bool), "true or false"),
+      (_TEXTS, lambda x: isinstance(x, str), "a text"),
+      (_OBJECTS, lambda x: isinstance(x, Mapping), "an object"),
+      (("layer_types", "architectures"), lambda x: isinstance(x, list) and all(
+          isinstance(y, str) for y in x), "a list of texts")]
+  for names, fits, kind in kinds:
+    for name in names:
+      if values.get(name) is not None and not fits(values[name]):
+        raise ValueError(
+            f"{file}: {name} is {repr(values[name])[:80]}, and must be {kind}: the file is damaged"
+            " or of another kind of model. Download it again, or correct it.")
+  for name in _OBJECTS:
+    if values.get(name) is not None:
+      _check_values(values[name], file)
 
 
 def from_json(raw: Mapping[str, Any], file: str | Path = "config.json") -> ModelConfig:
@@ -86,11 +136,12 @@ def from_json(raw: Mapping[str, Any], file: str | Path = "config.json") -> Model
 
   Raises: ValueError as read_config.
   """
+  _check_values(raw, file)
   # Which family is it, and where is its configuration?
   family, objects = raw.get("model_type"), [raw]
   if family == "gemma3":
     # Image and text: the language model is inside, and the outer object decides on tying.
-    family, raw = "gemma3_text", {**raw.get("text_config", {}),
+    family, raw = "gemma3_text", {**(raw.get("text_config") or {}),
                                   "tie_word_embeddings": raw.get("tie_word_embeddings", True)}
     objects.append(raw)
     if raw.get("final_logit_softcapping") is not None:
@@ -128,12 +179,12 @@ def from_json(raw: Mapping[str, Any], file: str | Path = "config.json") -> Model
   attention_bias = (
       family == "qwen2"
       or (family != "mistral" and bool(values.get("attention_bias", False))))
-  return ModelConfig(
-      family=family, vocab_size=need("vocab_size"), width=width, num_layers=layers, num_heads=heads,
+  return config_lib.from_file(
+      file, family=family, vocab_size=need("vocab_size"), width=width, num_layers=layers, num_heads=heads,
       num_kv_heads=values.get("num_key_value_heads") or heads, head_dim=head_dim,
       mlp_hidden=need("intermediate_size"),
       max_positions=need("max_position_embeddings"), activation=_ACTIVATIONS[activation],
-      norm_eps=values.get("rms_norm_eps", 1e-6), norm_plus_one=gemma, post_norms=gemma,
+      norm_eps=values.get("rms_norm_eps") or 1e-6, norm_plus_one=gemma, post_norms=gemma,
       qk_norm=family in ("qwen3", "gemma3_text"), qkv_bias=attention_bias,
       output_bias=attention_bias and family != "qwen2",
       mlp_bias=family == "llama" and bool(values.get("mlp_bias", False)),
@@ -163,13 +214,13 @@ def _rope(
         " supported for gemma3_text only.")
   # Global layers: the older spelling beside it counts where it is there.
   wide = dict(stored.get("full_attention") or {}) if gemma else stored
-  wide = {"rope_theta": values.get("rope_theta", 10_000.0), **wide,
-          **(values.get("rope_scaling") or {})}
+  wide = {"rope_theta": values.get("rope_theta") or 10_000.0,
+          **_given(wide), **_given(values.get("rope_scaling") or {})}
   # Sliding-window layers, which only Gemma treats differently.
   local_theta = None
   if gemma:
-    local = {"rope_theta": values["rope_local_base_freq"],
-             **(stored.get("sliding_attention") or {})}
+    local = {"rope_theta": values["rope_local_base_freq"] or 10_000.0,
+             **_given(stored.get("sliding_attention") or {})}
     if local.get("rope_type", "default") != "default":
       raise ValueError(
           f"{file}: rope type {local['rope_type']!r} on sliding-window layers is not supported:"
@@ -201,6 +252,11 @@ def _rope(
       f"{file}: rope type {kind!r} is not supported. Supported: default, linear, llama3.")
 
 
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the values that are there; null counts as absent."""
+  return {key: value for key, value in values.items() if value is not None}
+
+
 def _windows(
     values: Mapping[str, Any], family: str, layers: int, file,
 ) -> tuple[int | None, tuple[bool, ...]]:
@@ -217,11 +273,11 @@ def _windows(
   if types is None:
     local = [False] * layers
     if family == "gemma3_text":
-      local = [(i + 1) % values["sliding_window_pattern"] != 0 for i in range(layers)]
+      local = [(i + 1) % (values["sliding_window_pattern"] or 6) != 0 for i in range(layers)]
     elif family == "mistral":
       local = [window is not None] * layers
     elif window is not None:
-      local = [i >= values["max_window_layers"] for i in range(layers)]
+      local = [i >= (values["max_window_layers"] or 0) for i in range(layers)]
   else:
     unknown = sorted(set(types) - {"full_attention", "sliding_attention"})
     if unknown:
@@ -245,7 +301,9 @@ def _windows(
   return window, () if all(local) else tuple(local)
 
 
-def to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+def to_json(
+    config: ModelConfig, dtype: str = "float32", *, outputs: Sequence[str] = (),
+) -> dict[str, Any]:
   """Returns the config.json object from which transformers builds this model.
 
   Token ids are null, because transformers would otherwise fill in Llama's; the tokenizer's
@@ -254,6 +312,7 @@ def to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
   Args:
     config: the model.
     dtype: in which its weights are stored.
+    outputs: names of what a reward model's head gives; (): the model is a policy.
 
   Raises: ValueError where the family's format cannot express the config; the fields are named.
   """
@@ -276,6 +335,11 @@ def to_json(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
       attention_bias=config.qkv_bias,
       rope_theta=config.rope_theta, rope_scaling=_scaling_json(config.rope_scaling), use_cache=True,
       bos_token_id=None, eos_token_id=None, pad_token_id=None)
+  if outputs:
+    raw |= {
+        "architectures": [CLASSIFIERS[config.family]],
+        "id2label": {str(i): name for i, name in enumerate(outputs)},
+        "label2id": {name: i for i, name in enumerate(outputs)}}
   # Keys of some.
   raw["hidden_activation" if gemma else "hidden_act"] = (
       "silu" if config.activation == "silu" else "gelu_pytorch_tanh")

@@ -12,9 +12,9 @@ It reads Hugging Face directories (safetensors) and GGUF files, and writes Huggi
     python -m rl_reason.models.pretrained convert SOURCE DIRECTORY
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rl_reason.config.command_line import errors_in_one_line, Parser
 from rl_reason.models import gguf_files, huggingface, safetensors_files
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.safetensors_files import Weight
@@ -80,14 +81,31 @@ def _kind(path: str | Path) -> str:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-  """Reads the ModelConfig of a Hugging Face directory or GGUF file, without reading weights.
+  """Reads the ModelConfig of a Hugging Face directory or GGUF file.
+
+  Weights are read only where a directory's output layer has to be compared with its embedding
+  (Directory.config).
 
   Raises: FileNotFoundError where there is no model; ValueError where the file is damaged, or asks
     for an architecture, rotary scaling or switch that the decoder does not have. Errors name the
     file, the value and what is supported.
   """
-  return (huggingface.read_config(path) if _kind(path) == "directory"
-          else gguf_files.File(path).config())
+  if _kind(path) == "gguf":
+    return gguf_files.File(path).config()
+  config = huggingface.read_config(path)
+  # A configuration may be looked at before its weights are there.
+  return (safetensors_files.Directory(path).config() if any(Path(path).glob("*.safetensors"))
+          else config)
+
+
+def lacks_output_layer(path: str | Path) -> bool:
+  """Says whether a directory holds a decoder that was trained with an output layer it lacks.
+
+  Such are checkpoints of base classes (LlamaModel), and of reward models, where the configuration
+  does not tie the output layer to the embedding.
+  """
+  return (_kind(path) == "directory" and safetensors_files.Directory(path).headless
+          and not huggingface.read_config(path).tied_embeddings)
 
 
 def load(
@@ -291,6 +309,11 @@ def _read_tensor(
   for first in range(start, stop, step):
     last = min(first + step, stop)
     x = files.read(name, slice(first * size, last * size), columns)
+    # Damage inside an array leaves the header as it was; most of it gives numbers that no model has.
+    if not np.isfinite(x).all():
+      raise ValueError(
+          f"{files.describe(name)} holds NaN or infinity: the file is damaged, or its training"
+          " diverged. Download it again, or take an earlier checkpoint.")
     x = x.reshape(last - first, *ranges[0][1:], *(ranges[1] if columns else ()))
     out[first - start:last - start] = x[tuple(s for axis in inner for s in axis)]
 
@@ -317,28 +340,73 @@ def save(
   Raises: ValueError where the config's family cannot express it, or parameters are not those of
     the config; FileExistsError where the directory holds something else.
   """
-  if is_url(directory):
-    held = epath.Path(directory)
-    if not overwrite and held.exists() and any(held.iterdir()):
-      raise FileExistsError(
-          f"{directory} is not empty: choose another directory, or pass overwrite=True to replace"
-          " the model in it.")
-    with local_folder(directory) as local:
-      return save(
-          local, config, params, dtype=dtype, max_shard_bytes=max_shard_bytes, overwrite=True)
-  # Check everything before anything is written.
-  target, shapes = Path(directory), abstract_params(config)
-  if dtype not in safetensors_files.SAVED_DTYPES:
-    raise ValueError(
-        f"Unknown dtype {dtype!r}: choose one of {', '.join(safetensors_files.SAVED_DTYPES)}.")
-  described = json.dumps(huggingface.to_json(config, dtype), indent=2) + "\n"
-  want, have = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (shapes, params))
+  described = huggingface.to_json(config, dtype)
+  write_directory(
+      directory, described, stored_tensors(config, params), dtype=dtype,
+      max_shard_bytes=max_shard_bytes, overwrite=overwrite)
+
+
+# Name of a stored tensor -> (its shape, a function that makes it).
+Stored = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+
+
+def stored_tensors(config: ModelConfig, params: Params) -> Stored:
+  """Lists the tensors of a decoder as Hugging Face files name and shape them.
+
+  Raises: ValueError where the parameters are not those of the config, or not all on this process.
+  """
+  want, have = (jax.tree.map(lambda x: tuple(x.shape), tree)
+                for tree in (abstract_params(config), params))
   if want != have:
     raise ValueError(f"The parameters are not those of the config: wanted {want}, got {have}.")
   if not all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)):
     raise ValueError(
         "The parameters are spread over several processes, and this one sees a part of them: gather"
         " them first (jax.experimental.multihost_utils.process_allgather).")
+  flat = {"/".join(k.key for k in key_path): x
+          for key_path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+  def produce(weight: Weight, x: Any, layer: int | None) -> np.ndarray:
+    x = np.asarray(x if layer is None else x[layer])
+    return x.transpose(weight.inverse_axes).reshape(weight.stored_shape)
+
+  # Layer by layer, as other writers do.
+  layout = safetensors_files.layout(config)
+  return {
+      weight.name.format(layer): (
+          weight.stored_shape, functools.partial(produce, weight, flat[key], layer))
+      for layer in (None, *range(config.num_layers)) for key, weight in layout.items()
+      if weight.per_layer == (layer is not None)}
+
+
+def write_directory(
+    directory: str | Path, described: Mapping[str, Any], tensors: Stored, *, dtype: str,
+    max_shard_bytes: int, overwrite: bool,
+) -> None:
+  """Writes config.json and tensors, as `save` says.
+
+  Args:
+    directory: as in `save`, like dtype, max_shard_bytes and overwrite.
+    described: the object of config.json.
+    tensors: what is written, in this order.
+
+  Raises: ValueError for an unknown dtype; FileExistsError where the directory holds something else.
+  """
+  if is_url(directory):
+    # An object store has no rename: the directory is written here, and then copied.
+    held = epath.Path(directory)
+    if not overwrite and held.exists() and any(held.iterdir()):
+      raise FileExistsError(
+          f"{directory} is not empty: choose another directory, or pass overwrite=True to replace"
+          " the model in it.")
+    with local_folder(directory) as local:
+      return write_directory(
+          local, described, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes, overwrite=True)
+  # Check everything before anything is written.
+  target = Path(directory)
+  if dtype not in safetensors_files.SAVED_DTYPES:
+    raise ValueError(
+        f"Unknown dtype {dtype!r}: choose one of {', '.join(safetensors_files.SAVED_DTYPES)}.")
   if target.exists() and not target.is_dir():
     raise FileExistsError(f"{target} is a file: a model is saved as a directory.")
   if (target.is_dir() and any(target.iterdir()) and not overwrite
@@ -346,33 +414,16 @@ def save(
     raise FileExistsError(
         f"{target} is not empty and holds no model saved by rl_reason: choose another directory, or"
         " pass overwrite=True to replace the model in it.")
-
-  # Name of a tensor -> (its Weight, the parameter, its layer or None), layer by layer as other
-  # writers do.
-  tensors = {}
-  flat = {"/".join(k.key for k in key_path): x
-          for key_path, x in jax.tree_util.tree_leaves_with_path(params)}
-  layout = safetensors_files.layout(config)
-  for layer in (None, *range(config.num_layers)):
-    for key, weight in layout.items():
-      if weight.per_layer == (layer is not None):
-        tensors[weight.name.format(layer)] = weight, flat[key], layer
-
-  def produce(name: str) -> np.ndarray:
-    weight, x, layer = tensors[name]
-    x = np.asarray(x if layer is None else x[layer])
-    return x.transpose(weight.inverse_axes).reshape(weight.stored_shape)
-
   # Write beside the target, on the same file system, so that the last step is a rename.
   target.parent.mkdir(parents=True, exist_ok=True)
   fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
   try:
     # A temporary directory is for its owner alone. A model gets the usual permissions.
     fresh.chmod(0o777 & ~_umask())
-    (fresh / "config.json").write_text(described, encoding="utf-8")
+    (fresh / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     safetensors_files.write(
-        fresh, ((n, w.stored_shape) for n, (w, _, _) in tensors.items()), produce,
-        dtype=dtype, max_shard_bytes=max_shard_bytes)
+        fresh, ((name, shape) for name, (shape, _) in tensors.items()),
+        lambda name: tensors[name][1](), dtype=dtype, max_shard_bytes=max_shard_bytes)
     _replace(target, fresh)
   finally:
     shutil.rmtree(fresh, ignore_errors=True)
@@ -504,14 +555,21 @@ def convert(
   Args:
     source: a Hugging Face directory or GGUF file.
     directory, dtype, overwrite: as in save.
+
+  Raises: ValueError for a reward model, whose head would be lost, and as load and save.
   """
+  config = read_config(source)
+  if _kind(source) == "directory" and safetensors_files.HEAD[0] in (
+      safetensors_files.Directory(source).shapes):
+    raise ValueError(
+        f"{source} is a reward model, whose head a policy's directory does not hold: use"
+        " rl_reason.models.reward_model_files.load and save.")
   from rl_reason.models import tokenizer  # Imported here, since only this function needs it.
   try:
     text = tokenizer.load(source)
   except FileNotFoundError as error:
     print(f"Converting the weights alone. {error}", file=sys.stderr)
     text = None
-  config = read_config(source)
   save(directory, config, load(source, config=config, dtype=dtype), dtype=dtype,
        overwrite=overwrite)
   if text is not None:
@@ -520,25 +578,24 @@ def convert(
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line: fetch, show or convert."""
-  parser = argparse.ArgumentParser(
-      prog="python -m rl_reason.models.pretrained", description="Pretrained models.")
-  commands = parser.add_subparsers(dest="command", required=True)
-  command = commands.add_parser("fetch", help="download a known model and print its path")
+  parser = Parser("pretrained", __doc__)
+  command = parser.add_command("fetch", help="download a known model and print its path")
   command.add_argument("name", nargs="?", default="smollm2-135m", choices=FETCHABLE)
-  command = commands.add_parser("show", help="print a model's configuration and size")
+  command = parser.add_command("show", help="print a model's configuration and size")
   command.add_argument("path")
-  command = commands.add_parser("convert", help="write a model as a Hugging Face directory")
+  command = parser.add_command("convert", help="write a model as a Hugging Face directory")
   command.add_argument("source")
   command.add_argument("directory")
   command.add_argument("--dtype", default="float32", choices=safetensors_files.SAVED_DTYPES)
   command.add_argument("--overwrite", action="store_true")
   args = parser.parse_args(argv)
-  if args.command == "fetch":
-    print(fetch(args.name))
-  elif args.command == "show":
-    print(describe(args.path))
-  else:
-    convert(args.source, args.directory, dtype=args.dtype, overwrite=args.overwrite)
+  with errors_in_one_line(RuntimeError):
+    if args.command == "fetch":
+      print(fetch(args.name))
+    elif args.command == "show":
+      print(describe(args.path))
+    else:
+      convert(args.source, args.directory, dtype=args.dtype, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import functools
 from pathlib import Path
 from typing import Any, Literal
 
+from absl import logging
 import jax
 from jaxtyping import PRNGKeyArray
 
@@ -68,6 +69,11 @@ def from_files(
   # A name of `fetch`, unless a file or folder here has it.
   if path in pretrained.FETCHABLE and not Path(path).exists():
     path = pretrained.fetch(path)
+  if pretrained.lacks_output_layer(path):
+    logging.warning(
+        "%s holds a decoder without its output layer (lm_head): as a reward model's trunk it is"
+        " whole, but as a policy it would predict tokens with its embedding. Take the checkpoint of"
+        " the ...ForCausalLM class for a policy.", path)
   # The architecture, with fewer layers where that is asked for.
   config = pretrained.read_config(path)
   if not 0 <= layers <= config.num_layers:

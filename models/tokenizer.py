@@ -5,6 +5,7 @@ One protocol, a character tokenizer, and the tokenizers of pretrained models.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import datetime
 import functools
 import json
 import os
@@ -22,7 +23,9 @@ from rl_reason.types import Message
 # Unicode noncharacters, never part of a text: they mark control tokens while a prompt is put
 # together.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_NOT_TEXT = re.compile(f"[\ud800-\udfff{_OPEN}{_CLOSE}]")
+# Marks the end of an unfinished message while it is rendered.
+_HERE = "\ufdd2"
+_NOT_TEXT = re.compile(f"[\ud800-\udfff{_OPEN}{_CLOSE}{_HERE}]")
 
 
 class Tokenizer(Protocol):
@@ -67,7 +70,10 @@ class Tokenizer(Protocol):
     Text is encoded as it is, with control tokens that are written in it (its author may have filled
     in a template). The model's begin-of-sequence token comes first if the model expects one and the
     text lacks it. Messages go through the chat template up to where the assistant speaks: control
-    tokens of the template count, those in messages are spelt out.
+    tokens of the template count, those in messages are spelt out. Where the last message is the
+    assistant's, the completion goes on in it: it is not closed.
+
+    Raises: ValueError where the template does not write the unfinished message as it is.
     """
 
   def encode_chat(
@@ -81,7 +87,8 @@ class Tokenizer(Protocol):
 
     Args:
       prompt: messages before the reply.
-      reply: messages of the assistant and, between its turns, of others.
+      reply: messages of the assistant and, between its turns, of others. The first one goes on in
+        the prompt's last message where both are the assistant's.
       split: cuts what the assistant says into (text, flag) parts; others' words have the flag True.
 
     Returns: pieces (ids, "assistant" or "others", flag). The assistant's pieces are what it would
@@ -89,6 +96,13 @@ class Tokenizer(Protocol):
       (its name) and behind (a line break) is part of the others' words.
     Raises: ValueError where the template writes earlier turns otherwise once later ones follow
       (some drop reasoning): what is learnt would not be what the policy reads when it speaks.
+    """
+
+  def encode_conversation(self, prompt: str | Sequence[Message], reply: str) -> list[int]:
+    """Returns the ids of a prompt and the assistant's reply, as the chat template ends them.
+
+    Public reward models read such texts, and score them at their last token. A prompt of text is a
+    user's message. Without a chat template the texts follow one another, and EOS ends them.
     """
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
@@ -119,9 +133,7 @@ def load(path: str | os.PathLike, *, chat_template: str | None = None,
     path: a Hugging Face directory or a GGUF file.
     chat_template: Jinja source to use instead of the model's own, or the name of one of the
       model's several.
-    template_arguments: more variables for the template, e.g. {"enable_thinking": False}. A template
-      that prints today's date makes a run unrepeatable: such templates take the date as an argument
-      too (Llama 3: {"date_string": ...}).
+    template_arguments: more variables for the template, e.g. {"enable_thinking": False}.
     new_tokens: texts to add as tokens, e.g. "<|reflect|>" (tokenizer_files.with_tokens); the model
       needs rows for them (pretrained.load).
 
@@ -211,6 +223,9 @@ class CharacterTokenizer:
   def encode_chat(self, prompt, reply, split=lambda text: [(text, True)]):
     return self.encode_prompt(prompt)  # Raises: there is no chat template.
 
+  def encode_conversation(self, prompt, reply):
+    return [*self.encode_prompt(prompt), *self.encode(reply), self.eos_id]
+
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     if not isinstance(prompt, str):
       raise ValueError(
@@ -245,11 +260,13 @@ class PretrainedTokenizer:
   chat_template: Jinja source, or None for models that were never taught to chat.
   template_arguments: further variables of the template.
   source: where the tokenizer was read, for error messages.
+  date: the day that templates are told which ask for the date; None: the day of each call.
   """
   files: tokenizer_files.TokenizerFiles
   chat_template: str | None = None
   template_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   source: str = "the tokenizer"
+  date: datetime.date | None = None
 
   @property
   def vocab_size(self) -> int:
@@ -273,7 +290,7 @@ class PretrainedTokenizer:
       answer = "the assistant's answer"
       try:
         chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-        text = self._render(chat, add_generation_prompt=False)
+        text = self._render(chat, opens="nothing")
       except ValueError:
         # Raised again for the first real messages; text prompts do not need the template.
         text = ""
@@ -312,11 +329,13 @@ class PretrainedTokenizer:
     # is what has been put into pieces so far.
     messages, pieces, written = list(prompt), [], self._render_guarded(prompt)
     for number, message in enumerate(reply, 1):
-      before = self._render_guarded(messages)  # Up to where the assistant speaks.
-      messages.append(message)
+      # Up to where the assistant speaks: in the prompt's last message, or in a turn of its own.
+      goes_on = number == 1 and _ends_unfinished(messages) and message["role"] == "assistant"
+      before = written if goes_on else self._render_guarded(messages, opens="turn")
+      messages = _joined(messages, message) if goes_on else [*messages, message]
       if message["role"] != "assistant":
         continue
-      after = self._render_guarded(messages, add_generation_prompt=False)
+      after = self._render_guarded(messages, opens="nothing")
       if not before.startswith(written) or not after.startswith(before):
         raise ValueError(
             f"The chat template of {self.source} writes what came before message {number} of"
@@ -333,6 +352,16 @@ class PretrainedTokenizer:
         add(text, "assistant", flag)
       written = before + said
     return pieces
+
+  def encode_conversation(self, prompt, reply):
+    if self.chat_template is None:
+      return [*self.encode_prompt(prompt), *self.encode(reply), self.eos_id]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    answer = {"role": "assistant", "content": reply}
+    text = self._render_guarded(
+        _joined(messages, answer) if _ends_unfinished(messages) else [*messages, answer],
+        opens="nothing")
+    return self._guarded.encode(text, add_special_tokens=False).ids
 
   def render_prompt(self, prompt: str | Sequence[Message]) -> str:
     def clean(text: str) -> str:
@@ -424,7 +453,7 @@ class PretrainedTokenizer:
     state["post_processor"] = None
     return tokenizers.Tokenizer.from_str(json.dumps(state))
 
-  def _render_guarded(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+  def _render_guarded(self, messages: Sequence[Message], opens: str = "speech") -> str:
     """Renders a chat in the spelling of `_guarded`.
 
     In it the template's control tokens are tokens, and those in messages are text.
@@ -437,10 +466,18 @@ class PretrainedTokenizer:
     def swap(match: re.Match) -> str:
       return match[1] or (f"{_OPEN}{match[2]}{_CLOSE}" if match[2] else "")
     control, text = self._control.pattern, self._render(
-        _map_strings(messages, mark), add_generation_prompt)
+        _map_strings(messages, mark), opens)
     return re.sub(f"{_OPEN}({control}){_CLOSE}|({control})|[{_OPEN}{_CLOSE}]", swap, text)
 
-  def _render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+  def _render(self, messages: Sequence[Message], opens: str = "speech") -> str:
+    """Renders a chat.
+
+    Args:
+      messages: the chat.
+      opens: what the text ends with. "speech": with where the assistant speaks, which is in the
+        last message if that is its own, else in a new turn. "turn": with a new turn of the
+        assistant. "nothing": with the last message's end.
+    """
     if self.chat_template is None:
       raise ValueError(
           f"{self.source} has no chat template for the messages {_roles(messages)}. Give one with"
@@ -450,15 +487,59 @@ class PretrainedTokenizer:
       raise ValueError("A prompt of messages needs at least one message, got none.")
     variables = {
         "tools": None, "documents": None, **self.files.named_tokens, **self.template_arguments}
+    # Templates that ask for the date are given the same one at every call.
+    day = self.date or datetime.date.today()
+    variables["strftime_now"] = day.strftime
+    unfinished = opens == "speech" and _ends_unfinished(messages)
+    if unfinished:
+      # The space behind the mark shows whether the template strips messages.
+      messages = _joined(messages, {"role": "assistant", "content": f"{_HERE} "})
     try:
-      return tokenizer_files.compile_template(self.chat_template).render(
+      text = tokenizer_files.compile_template(self.chat_template).render(
           **variables, messages=_map_strings(messages, str),
-          add_generation_prompt=add_generation_prompt)
+          add_generation_prompt=opens != "nothing" and not unfinished)
     except Exception as error:  # The template is a program from a file: it may fail in any way.
       raise ValueError(
           f"The chat template of {self.source} fails on the messages {_roles(messages)}:"
           f" {type(error).__name__}: {error}. Change the messages to what it accepts, or give"
           " another with load(..., chat_template=...).") from error
+    if not unfinished:
+      return text
+    # The text ends where the message does; a template that strips it strips its end here too.
+    said, mark, rest = text.rpartition(_HERE)
+    said = said if rest.startswith(" ") else said.rstrip()
+    content = messages[-1]["content"].removesuffix(f"{_HERE} ")
+    if not mark or not said.endswith((content, content.strip())):
+      raise ValueError(
+          f"The chat template of {self.source} does not write the unfinished last message of"
+          f" {_roles(messages)} as it is, so a completion cannot go on in it. End the prompt with"
+          " a message of the user, or give another template with load(..., chat_template=...).")
+    return said
+
+
+def at_date(tokenizer: Tokenizer, date: Callable[[], datetime.date]) -> Tokenizer:
+  """Returns the tokenizer with one date for all prompts; the same one if nobody asks for a date.
+
+  Args:
+    tokenizer: any tokenizer.
+    date: called where the chat template asks for the date.
+  """
+  template = getattr(tokenizer, "chat_template", None)
+  if not isinstance(tokenizer, PretrainedTokenizer) or "strftime_now" not in (template or ""):
+    return tokenizer
+  return dataclasses.replace(tokenizer, date=date())
+
+
+def _ends_unfinished(messages: Sequence[Message]) -> bool:
+  """Says whether the last message is the assistant's, in text, so that a completion goes on in it."""
+  return bool(messages) and isinstance(messages[-1], Mapping) and (
+      messages[-1].get("role") == "assistant" and isinstance(messages[-1].get("content"), str))
+
+
+def _joined(messages: Sequence[Message], message: Message) -> list[Message]:
+  """Returns the messages with another one's text put behind that of the last one."""
+  last = messages[-1]
+  return [*messages[:-1], {**last, "content": last["content"] + message["content"]}]
 
 
 def _strings(value: Any) -> list[str]:

@@ -4,9 +4,8 @@ These are Hugging Face directories, the metadata of GGUF files, and chat templat
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import datetime
 import functools
 import json
 import pathlib
@@ -19,7 +18,8 @@ import jinja2.sandbox
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
-from rl_reason.models import gguf_files
+from rl_reason.config import json_text
+from rl_reason.models.gguf_header import read_header
 
 # Tokens that have a role, as Hugging Face files name them.
 NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -77,47 +77,58 @@ def read_directory(path: pathlib.Path) -> TokenizerFiles:
   # Files may carry the settings of a training run, and would cut prompts silently.
   backend.no_truncation()
   backend.no_padding()
-  config, special_map, generation, model = (
-      read_json(path / name)
-      for name in (
-          "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-          "config.json"))
+  if not backend.get_vocab_size(with_added_tokens=True):
+    raise ValueError(f"{file} has no tokens at all. Fetch it again.")
+  paths = [path / name for name in (
+      "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")]
+  config, special_map, generation, model = map(read_json, paths)
 
   # Named tokens, as far as the vocabulary has them, and the ids that end a completion.
   named = {}
   for name in NAMED_TOKENS:
-    token = config.get(name, special_map.get(name))
+    token = _value(
+        config, name, _TOKEN, paths[0]) if name in config else _value(
+            special_map, name, _TOKEN, paths[1])
     token = token["content"] if isinstance(token, Mapping) else token
     if token is not None and backend.token_to_id(token) is not None:
       named[name] = token
-  stop_ids = generation.get("eos_token_id", model.get("eos_token_id"))
+  stop_ids = _value(generation, "eos_token_id", _IDS, paths[2])
+  if "eos_token_id" not in generation:
+    stop_ids = _value(model, "eos_token_id", _IDS, paths[3])
   stop_ids = [] if stop_ids is None else [stop_ids] if isinstance(stop_ids, int) else list(stop_ids)
   named, stop_ids = _with_eos(backend, named, stop_ids, path)
 
   # Chat templates: one source, a list of named ones, or a file of its own.
-  templates = config.get("chat_template") or {}
+  templates = _value(config, "chat_template", _TEMPLATES, paths[0], {})
   if isinstance(templates, str):
     templates = {"default": templates}
   elif isinstance(templates, Sequence):
     templates = {each["name"]: each["template"] for each in templates}
   if (path / "chat_template.jinja").is_file():
-    templates = {**templates, "default": (path / "chat_template.jinja").read_text(encoding="utf-8")}
+    try:
+      own = (path / "chat_template.jinja").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(
+          f"{path / 'chat_template.jinja'} is not UTF-8 text ({error}). Fetch it again.") from error
+    templates = {**templates, "default": own}
 
   # Whether plain text gets BOS: what the post-processor does with an empty text tells, unless the
   # configuration says it. A post-processor that does otherwise is replaced.
   bos_id = backend.token_to_id(named["bos_token"]) if "bos_token" in named else None
   processor_adds = (
       bos_id is not None and backend.encode("", add_special_tokens=True).ids[:1] == [bos_id])
-  adds_bos = config.get("add_bos_token")
+  adds_bos = _value(config, "add_bos_token", _SWITCH, paths[0])
   adds_bos = processor_adds if adds_bos is None or bos_id is None else adds_bos
   if adds_bos != processor_adds:
     backend.post_processor = _post_processor(named.get("bos_token"), bos_id, adds_bos)
   # The size of the vocabulary: the model's padded one, where its configuration is there.
-  model_vocab = model.get("vocab_size") or model.get("text_config", {}).get("vocab_size") or 0
+  inner = _value(model, "text_config", _OBJECT, paths[3], {})
+  model_vocab = _value(model, "vocab_size", _ID, paths[3]) or _value(
+      inner, "vocab_size", _ID, paths[3]) or 0
   vocab_size = max(1 + max(backend.get_vocab(with_added_tokens=True).values()), model_vocab)
   return TokenizerFiles(
       backend, named, stop_ids, adds_bos, templates, vocab_size,
-      tuple(config.get("new_tokens", ())))
+      tuple(_value(config, "new_tokens", _TEXTS, paths[0], ())))
 
 
 def with_tokens(files: TokenizerFiles, tokens: Sequence[str]) -> TokenizerFiles:
@@ -158,13 +169,41 @@ def with_tokens(files: TokenizerFiles, tokens: Sequence[str]) -> TokenizerFiles:
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON file; {} where there is no such file. Raises: ValueError for what is no JSON."""
-  if not file.is_file():
-    return {}
-  try:
-    return json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is not JSON: {error}. Fetch it again.") from error
+  """Reads a JSON object; {} without the file. Raises: ValueError for what is none."""
+  return json_text.read_object(file) if file.is_file() else {}
+
+
+# What values of a tokenizer's files may be: (test, words for the error).
+_Kind = tuple[Callable[[Any], bool], str]
+_TEXT: _Kind = lambda x: isinstance(x, str), "a text"
+_TEXTS: _Kind = lambda x: isinstance(x, list) and all(isinstance(y, str) for y in x), (
+    "a list of texts")
+_SWITCH: _Kind = lambda x: isinstance(x, bool), "true or false"
+_ID: _Kind = lambda x: type(x) is int and 0 <= x < 2 ** 31, "a token's id"
+_IDS: _Kind = lambda x: isinstance(x, list) and all(map(_ID[0], x)) or _ID[0](x), "ids of tokens"
+_NUMBERS: _Kind = lambda x: isinstance(x, list) and all(
+    type(y) in (int, float) and y == y for y in x), "a list of numbers"
+_TOKEN: _Kind = lambda x: isinstance(x, str) or isinstance(x, dict) and isinstance(
+    x.get("content"), str), "a token's text"
+_TEMPLATES: _Kind = lambda x: isinstance(x, str) or isinstance(x, list) and all(
+    isinstance(y, dict) and isinstance(y.get("name"), str) and isinstance(y.get("template"), str)
+    for y in x), "a template, or a list of names and templates"
+_OBJECT: _Kind = lambda x: isinstance(x, dict), "an object"
+
+
+def _value(values: Mapping[str, Any], key: str, kind: _Kind, place: Any, default: Any = None) -> Any:
+  """Returns a value of a tokenizer's files; `default` where it is absent or null.
+
+  Raises: ValueError naming the place, for a value of another kind.
+  """
+  value, (fits, words) = values.get(key), kind
+  if value is None:
+    return default
+  if not fits(value):
+    raise ValueError(
+        f"{place}: {key} is {repr(value)[:80]}, and must be {words}: the file is damaged or of"
+        " another kind. Fetch it again, or correct it.")
+  return value
 
 
 def _with_eos(
@@ -259,12 +298,12 @@ def read_gguf(path: pathlib.Path) -> TokenizerFiles:
 
   Raises: ValueError for other kinds, and for files without a usable tokenizer.
   """
-  metadata, _ = gguf_files.read_header(path)
-  def get(key, default=None):
-    return metadata.get(f"tokenizer.{key}", default)
+  metadata, _ = read_header(path)
+  def get(key, kind: _Kind, default=None):
+    return _value(metadata, f"tokenizer.{key}", kind, path, default)
   # The vocabulary, which must not be ambiguous.
-  kind, tokens = get("ggml.model"), get("ggml.tokens")
-  if tokens is None:
+  kind, tokens = get("ggml.model", _TEXT), get("ggml.tokens", _TEXTS)
+  if not tokens:
     raise ValueError(
         f"{path} holds no tokenizer (no tokenizer.ggml.tokens). Load the model's Hugging Face"
         " directory.")
@@ -277,12 +316,30 @@ def read_gguf(path: pathlib.Path) -> TokenizerFiles:
     raise ValueError(
         f"{path} lists the token {repeated!r} twice, so its ids are ambiguous. Load the model's"
         " Hugging Face directory instead.")
-  # The tokenizer of its kind.
-  types = get("ggml.token_type", [gguf.TokenType.NORMAL] * len(tokens))
-  if kind == "gpt2":
-    backend, adds_bos = _byte_level_bpe(tokens, get, path)
-  else:
-    backend, adds_bos = _sentencepiece_bpe(tokens, types, get, path)
+  # What is said of each token, and the ids of named ones.
+  types = get("ggml.token_type", _NUMBERS, [gguf.TokenType.NORMAL] * len(tokens))
+  scores = get("ggml.scores", _NUMBERS)
+  for key, values in (("token_type", types), ("scores", scores)):
+    if values is not None and len(values) != len(tokens):
+      raise ValueError(
+          f"{path}: tokenizer.ggml.{key} has {len(values)} entries for {len(tokens)} tokens: the"
+          " file is damaged. Fetch it again.")
+  # Ids beyond the vocabulary name no token; some files have them.
+  ids = {key: get(f"ggml.{key}_token_id", _ID) for key in (
+      "bos", "eos", "padding", "unknown", "eot", "eom")}
+  # The tokenizer of its kind. `tokenizers` raises a bare Exception, e.g. for unknown merges.
+  try:
+    if kind == "gpt2":
+      backend, adds_bos = _byte_level_bpe(tokens, get, path)
+    else:
+      backend, adds_bos = _sentencepiece_bpe(
+          tokens, types, scores, ids["unknown"] or 0, get, path)
+  except ValueError:
+    raise
+  except Exception as error:
+    raise ValueError(
+        f"{path}: no tokenizer can be made of its vocabulary and merges ({error}): the file is"
+        " damaged. Fetch it again.") from error
   # Tokens that text is searched for before anything else. UNUSED ids only fill up the embedding
   # matrix; they are called special, so that decoding leaves them out.
   special = (gguf.TokenType.CONTROL, gguf.TokenType.UNUSED)
@@ -291,17 +348,19 @@ def read_gguf(path: pathlib.Path) -> TokenizerFiles:
   backend.add_tokens(added)
 
   # Named tokens, stop ids, BOS and chat templates, as in read_directory.
-  ids = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-  ids = {name: get(f"ggml.{key}_token_id") for name, key in ids.items()}
-  named = {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
-  stop_ids = [get(f"ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-  named, stop_ids = _with_eos(backend, named, [i for i in stop_ids if i is not None], path)
-  adds_bos = get("ggml.add_bos_token", adds_bos) and "bos_token" in named
+  names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+  named = {name: tokens[ids[key]] for name, key in names.items()
+           if ids[key] is not None and ids[key] < len(tokens)}
+  stop_ids = [ids[key] for key in ("eos", "eot", "eom") if ids[key] is not None]
+  named, stop_ids = _with_eos(backend, named, stop_ids, path)
+  adds_bos = get("ggml.add_bos_token", _SWITCH, adds_bos) and "bos_token" in named
   if adds_bos:
-    backend.post_processor = _post_processor(named["bos_token"], ids["bos_token"], adds_bos)
-  templates = {name: get(f"chat_template.{name}") for name in get("chat_templates", [])}
-  if get("chat_template"):
-    templates["default"] = get("chat_template")
+    backend.post_processor = _post_processor(named["bos_token"], ids["bos"], adds_bos)
+  templates = {
+      name: get(f"chat_template.{name}", _TEXT) for name in get("chat_templates", _TEXTS, [])}
+  templates = {name: template for name, template in templates.items() if template is not None}
+  if get("chat_template", _TEXT):
+    templates["default"] = get("chat_template", _TEXT)
   return TokenizerFiles(backend, named, stop_ids, adds_bos, templates, len(tokens))
 
 
@@ -310,14 +369,14 @@ def _byte_level_bpe(tokens, get, path) -> tuple[tokenizers.Tokenizer, bool]:
 
   Raises: ValueError where the pre-tokenizer is unknown or the merges are missing.
   """
-  name = get("ggml.pre", "default")
+  name = get("ggml.pre", _TEXT, "default")
   if name not in PRE_TOKENIZERS:
     raise ValueError(
         f"{path} wants the pre-tokenizer {name!r}, which is not among {', '.join(PRE_TOKENIZERS)}:"
         " a guess would give other tokens than the model was trained on. Load the model's Hugging"
         " Face directory instead, or add the"
         " pre-tokenizer of its tokenizer.json to PRE_TOKENIZERS.")
-  merges = get("ggml.merges")
+  merges = get("ggml.merges", _TEXTS)
   if merges is None:
     raise ValueError(
         f"{path} holds no tokenizer.ggml.merges, without which BPE cannot run. Load the model's"
@@ -336,7 +395,8 @@ def _byte_level_bpe(tokens, get, path) -> tuple[tokenizers.Tokenizer, bool]:
   return backend, pre.adds_bos
 
 
-def _sentencepiece_bpe(tokens, types, get, path) -> tuple[tokenizers.Tokenizer, bool]:
+def _sentencepiece_bpe(
+    tokens, types, scores, unknown, get, path) -> tuple[tokenizers.Tokenizer, bool]:
   """Builds SentencePiece's BPE. Returns what _byte_level_bpe returns.
 
   SentencePiece merges whichever neighbours give the piece of the highest score; `tokenizers` merges
@@ -347,7 +407,6 @@ def _sentencepiece_bpe(tokens, types, get, path) -> tuple[tokenizers.Tokenizer, 
 
   Raises: ValueError where the scores are missing.
   """
-  scores = get("ggml.scores")
   if scores is None:
     raise ValueError(
         f"{path} holds no tokenizer.ggml.scores, which order SentencePiece's merges. Load the"
@@ -361,12 +420,15 @@ def _sentencepiece_bpe(tokens, types, get, path) -> tuple[tokenizers.Tokenizer, 
             if token[:cut] in mergeable and token[cut:] in mergeable]
   merges.sort(key=lambda merge: merge[:3], reverse=True)
   # Unknown characters are spelt in bytes where the vocabulary has these (`byte_fallback`).
-  unknown = get("ggml.unknown_token_id", 0)
+  if unknown >= len(tokens):
+    raise ValueError(
+        f"{path}: tokenizer.ggml.unknown_token_id is {unknown}, of {len(tokens)} tokens: the file is"
+        " damaged. Fetch it again.")
   backend = tokenizers.Tokenizer(tokenizers.models.BPE(
       vocab={token: i for i, token in enumerate(tokens)}, merges=[merge[3:] for merge in merges],
       unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
   # SentencePiece writes spaces as "▁", with one more before the text.
-  prefix = get("ggml.add_space_prefix", True)
+  prefix = get("ggml.add_space_prefix", _SWITCH, True)
   spaces = normalizers.Replace(" ", "▁")
   backend.normalizer = (
       normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces)
@@ -441,5 +503,4 @@ def compile_template(template: str) -> jinja2.Template:
         sort_keys=sort_keys)
   environment.filters["tojson"] = tojson
   environment.globals["raise_exception"] = raise_exception
-  environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
   return environment.from_string(template)

@@ -1,6 +1,6 @@
 """Rewards completions by learned reward models, alone or as an ensemble.
 
-The models are earlier stages of the run, or other runs:
+The models are earlier stages of the run, other runs, or Hugging Face directories:
 
     # A stage named rm.
     "quality": {"function": "learned", "args": {"model": "rm"}}
@@ -36,8 +36,9 @@ class Models:
   """What learned rewards of a stage may ask for.
 
   tokenizer: the policy's.
-  find: the name of an earlier stage, or "workdir" or "workdir:stage" of another run -> its model,
-    which reads its parameters at first use. Raises ValueError for another name.
+  find: the name of an earlier stage, "workdir" or "workdir:stage" of another run, or the Hugging
+    Face directory of a reward model -> its model, which reads its parameters at first use. Raises
+    ValueError for another name.
   """
   tokenizer: Tokenizer
   find: Callable[[str], Scorer]
@@ -61,7 +62,8 @@ class Learned:
 
   Args:
     model: a stage of this run that comes before, the workdir of another run ("path", or
-      "path:stage"), or several.
+      "path:stage"), the directory of a public reward model (...ForSequenceClassification), or
+      several.
     models: given by the stage.
     per: "response": one number. "step": StepRewards, at the spans named `span` or, where there are
       none, at the text's stretches that end with the model's separator. "token": StepRewards at

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("rl_reason.evaluate", "measures how often a run's policy is right"),
     "sample": ("rl_reason.sample", "shows what a run's policy answers to a prompt"),
     "judge": ("rl_reason.judge", "measures how well a reward model ranks responses"),
+    "export": ("rl_reason.export", "writes a run's policy or reward model for other libraries"),
     "claims": ("rl_reason.claims", "measures whether an experiment's claims hold here"),
     "pretrained": ("rl_reason.models.pretrained", "fetches, shows and converts pretrained models"),
     "prepare": ("rl_reason.tasks.prepare", "writes a data set in TFDS format"),

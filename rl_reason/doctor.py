@@ -11,7 +11,6 @@ or a plugin that ends its process or hangs, becomes a line of the report.
 # With it a Python that is too old can still read this file, and report that it is too old.
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import importlib.metadata
@@ -27,6 +26,7 @@ import tempfile
 from typing import Any
 
 import rl_reason
+from rl_reason.config.command_line import Parser
 from rl_reason.reporting import exits, provenance
 from rl_reason.sandbox import pool
 
@@ -499,9 +499,7 @@ def missing(findings: Iterable[Finding]) -> list[Finding]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the report, or one JSON object. Returns the exit status: 1 if something is missing."""
-  parser = argparse.ArgumentParser(
-      prog="rl-reason doctor", description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser("doctor", __doc__)
   parser.add_argument("--json", action="store_true", help="one JSON object, for a bug report")
   if parser.parse_args(argv).json:
     findings = list(examine())

@@ -29,7 +29,8 @@ def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     run_config, sections = run.check(config)
     process.start()
     compilation.keep_programs(print)
-    folder, context = Workdir(workdir), make_context(run_config)
+    folder = Workdir(workdir)
+    context = make_context(run_config, date=folder.date)
     if context.task is None:
       raise ValueError("The config has no task to evaluate a policy on: add config.task and"
                        " config.evaluation.")
@@ -58,4 +59,4 @@ def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
 
 
 if __name__ == "__main__":
-  process.command(main)
+  process.command(main, "evaluate", __doc__)

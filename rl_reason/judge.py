@@ -9,13 +9,13 @@ It prints a table, in which a scorer by length alone and a random one stand besi
 the report. In Python, call evaluation.reward_models.judge with any function from texts to scores.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import json
+import math
 from typing import Any
 
-from absl import app, flags
-
 from rl_reason.config import naming
+from rl_reason.config.command_line import json_object, number, Parser
 from rl_reason.evaluation.reward_models import (
   judge_beside_baselines,
   length,
@@ -33,10 +33,11 @@ from rl_reason.tasks.registry import load_splits
 
 
 def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
-  """Makes a scorer of what a run has trained to score: a reward model, or an implicit reward.
+  """Makes a scorer of a reward model, or of an implicit reward that a run has trained.
 
   Args:
-    workdir: "path" of the run's folder, or "path:stage".
+    workdir: "path" of the run's folder, or "path:stage"; or the Hugging Face directory of a public
+      reward model (...ForSequenceClassification).
     aggregate: how step scores become one score, as in `score_with`.
   """
   return score_with(earlier.scorer_of_run(workdir), aggregate=aggregate)
@@ -46,7 +47,7 @@ def reward_model(*, workdir: str, aggregate: str = "") -> ScoreFn:
 SCORERS: dict[str, Callable[..., ScoreFn]] = {
     "length": length,
     "random": random,
-    "reward_model": reward_model,  # What a run has trained.
+    "reward_model": reward_model,  # Of a run, or in files.
     "judge_rating": pointwise_scorer,  # A generative judge rates each response.
     "judge_preference": pairwise_scorer,  # A generative judge compares responses to one prompt.
 }
@@ -70,66 +71,62 @@ def make_scorer(name: str, args: Mapping[str, Any]) -> ScoreFn:
   return score
 
 
-def main(flag_values: flags.FlagValues) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Judges the scorer of --scorer on the comparisons of --data; prints and writes the report."""
-  def from_json(flag):
-    try:
-      value = json.loads(flag_values[flag].value)
-    except json.JSONDecodeError as error:
-      raise ValueError(f"--{flag} is not JSON ({error}): {flag_values[flag].value!r}.") from error
-    if not isinstance(value, dict):
-      raise ValueError(f"--{flag} must be a JSON object, got {flag_values[flag].value!r}.")
-    return value
+  parser = Parser("judge", __doc__)
+  parser.add_argument(
+      "--scorer", required=True, help="a name in rl_reason.judge.SCORERS or package.module:function")
+  parser.add_argument(
+      "--scorer_args", type=json_object, default={}, help="JSON object: the scorer's arguments")
+  parser.add_argument(
+      "--data", required=True, type=lambda text: text.split(","),
+      help="files or globs, .jsonl, .jsonl.gz or .parquet, with commas between")
+  parser.add_argument(
+      "--format", required=True,
+      help="a name in rl_reason.tasks.preferences.FORMATS or package.module:Class")
+  parser.add_argument(
+      "--format_args", type=json_object, default={}, help="JSON object: the format's arguments")
+  parser.add_argument(
+      "--where", type=json_object, default={},
+      help="JSON object: column -> the value or values that a row must have")
+  parser.add_argument("--rows", default="", help="a slice of the rows: '0:500', '90%%:'")
+  parser.add_argument(
+      "--bad_rows", default="error", choices=["error", "drop"],
+      help="what happens to rows that compare nothing")
+  parser.add_argument(
+      "--threshold", type=number(float, at_least=-math.inf),
+      help="of step scores; by default chosen on each half of the rows for the other")
+  parser.add_argument("--output", default="", help="a JSON file for the report")
+  args = parser.parse_args(argv)
 
   with process.errors_in_one_line():
-    # The arguments are read first: a mistake in them must not wait for a model that is loaded.
+    # A mistake in the rows must not wait for a model that is loaded.
     arguments = dict(
-        path=flag_values.data, format=flag_values.format, args=from_json("format_args"),
-        where=from_json("where"), rows=flag_values.rows, bad_rows=flag_values.bad_rows)
-    score_args = from_json("scorer_args")
+        path=args.data, format=args.format, args=args.format_args, where=args.where,
+        rows=args.rows, bad_rows=args.bad_rows)
 
     # The comparisons, the scorer, and its scores beside those of the two baselines.
     process.start()
     source = load_splits("comparisons", arguments, {"judged": {}})["judged"]
-    score = make_scorer(flag_values.scorer, score_args)
-    reports = judge_beside_baselines(score, source, threshold=flag_values.threshold)
+    score = make_scorer(args.scorer, args.scorer_args)
+    reports = judge_beside_baselines(score, source, threshold=args.threshold)
     counts = reports["scorer"].counts | {"dropped": len(source.dropped)}
     reports["scorer"].counts = counts
 
     # The report: a file with what was judged and how, then the table.
-    if flag_values.output:
+    if args.output:
       content = {
-          "scorer": flag_values.scorer, "scorer_args": score_args, "data": arguments,
+          "scorer": args.scorer, "scorer_args": args.scorer_args, "data": arguments,
           "dropped": source.dropped,
           "reports": {name: r.as_json() for name, r in reports.items()}}
-      write_whole(flag_values.output, (json.dumps(content, indent=2) + "\n").encode())
+      write_whole(args.output, (json.dumps(content, indent=2) + "\n").encode())
     with Progress(enabled=True) as progress:
       progress.table(
-          f"{flag_values.scorer} on {source.name}: "
+          f"{args.scorer} on {source.name}: "
           + ", ".join(f"{n} {name}" for name, n in counts.items()),
-          ["metric", "rows", flag_values.scorer, "length only", "random"], table_rows(reports))
+          ["metric", "rows", args.scorer, "length only", "random"], table_rows(reports))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string(
-      "scorer", None, "A name in rl_reason.judge.SCORERS or package.module:function.",
-      required=True)
-  flags.DEFINE_string("scorer_args", "{}", "JSON object: the scorer's arguments.")
-  flags.DEFINE_list(
-      "data", None, "Files or globs, .jsonl, .jsonl.gz or .parquet, with commas between.",
-      required=True)
-  flags.DEFINE_string(
-      "format", None, "A name in rl_reason.tasks.preferences.FORMATS or package.module:Class.",
-      required=True)
-  flags.DEFINE_string("format_args", "{}", "JSON object: the format's arguments.")
-  flags.DEFINE_string(
-      "where", "{}", "JSON object: column -> the value or values that a row must have.")
-  flags.DEFINE_string("rows", "", "A slice of the rows: '0:500', '90%:'.")
-  flags.DEFINE_enum(
-      "bad_rows", "error", ["error", "drop"], "What happens to rows that compare nothing.")
-  flags.DEFINE_float(
-      "threshold", None,
-      "Of step scores; by default chosen on each half of the rows for the other.")
-  flags.DEFINE_string("output", "", "A JSON file for the report.")
   with exits.with_status():
-    app.run(lambda _: main(flags.FLAGS))
+    main()

@@ -77,7 +77,7 @@ def train(
     compilation.keep_programs(progress.note)
 
     # ---- What all stages share: devices, policy, task, environment -------------------------------
-    context = make_context(run_config)
+    context = make_context(run_config, date=functools.partial(folder.date, record=True))
     stages = Stages(run_config, sections, folder, context)
     # The stage whose policy each stage starts from, "" for the initial policy.
     starts = stages.starting_points()
@@ -438,4 +438,4 @@ def main(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
 
 
 if __name__ == "__main__":
-  process.command(main)
+  process.command(main, "train", __doc__)

@@ -5,6 +5,7 @@ They need no JAX.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import sys
 from typing import Any, Protocol, TypeAlias
 
 from jaxtyping import Float
@@ -93,8 +94,12 @@ class Comparison:
 
   def __post_init__(self):
     def finite(value):
+      # An integer may be too large for a float, which is all that a loss knows.
       return (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-              and np.isfinite(value))
+              and abs(value) <= sys.float_info.max)
+    if not isinstance(self.prompt, str) and not (
+        isinstance(self.prompt, Sequence) and all(isinstance(m, Mapping) for m in self.prompt)):
+      raise ValueError(f"prompt must be a text or a tuple of messages, got {self.prompt!r}.")
     # 1. Responses, and one entry for each of them in every field.
     count = len(self.responses)
     if isinstance(self.responses, str) or not count:
@@ -141,6 +146,9 @@ class Comparison:
                            " or None if it is missing.")
     # 4. Steps, which must cover their response.
     for i, (response, steps) in enumerate(zip(self.responses, self.steps)):
+      for j, step in enumerate(steps):
+        if not isinstance(step.text, str):
+          raise ValueError(f"step {j} of response {i} is {step.text!r}, and must be a text.")
       if steps and "".join(s.text for s in steps) != response:
         raise ValueError(f"the steps of response {i} do not join to it: their texts must cover it,"
                          " separators included.")

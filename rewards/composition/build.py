@@ -69,7 +69,11 @@ def build_rewards(
         raise ValueError(
             f"Reward {name!r} has an unknown field {field!r}.{naming.did_you_mean(field, FIELDS)}"
             f" Its fields: {', '.join(FIELDS)}; an argument of the function goes into \"args\".")
-    args = dict(entry.get("args") or {})
+    args = entry.get("args") or {}
+    if not hasattr(args, "items"):
+      raise ValueError(
+          f"Reward {name!r}: args must be a mapping of the function's arguments, got {args!r}.")
+    args = dict(args.items())
     path = entry.get("function", name)
     handed = {"models": models, "build": BUILDER}
     function, args = _made(f"Reward {name!r}", "reward", path, args, REWARDS, handed)

@@ -92,6 +92,35 @@ def encode(
   return Encoded(tokenizer.encode_prompt(prompt), ids, places, steps)
 
 
+def encode_conversations(
+    tokenizer: Tokenizer, prompt: str | Sequence[Message],
+    responses: Sequence[str | Sequence[str]],
+) -> Encoded:
+  """Encodes conversations as public reward models read them: whole, scored at the last token.
+
+  The ids that all responses begin with are the prompt. They are found in the ids and not in the
+  text, so that every conversation has the tokens that it has alone.
+
+  Args:
+    tokenizer: tokenizer of the model.
+    prompt: text or messages.
+    responses: texts, or lists of their steps.
+  """
+  whole = [tokenizer.encode_conversation(prompt, r if isinstance(r, str) else "".join(r))
+           for r in responses]
+  # One token at least stays with each response: its score is read there.
+  shared = min(map(len, whole)) - 1
+  for i in range(shared):
+    if any(ids[i] != whole[0][i] for ids in whole):
+      shared = i
+      break
+  # A single response shares all of its ids with itself: then its prompt is what precedes it.
+  if len(whole) == 1:
+    shared = min(shared, len(tokenizer.encode_prompt(prompt)))
+  ids = [each[shared:] for each in whole]
+  return Encoded(whole[0][:shared], ids, [[len(i) - 1] for i in ids], [[0] for _ in ids])
+
+
 def plain_text(prompt: str | Sequence[Message]) -> str:
   """Writes a prompt as text, up to where the assistant speaks.
 

@@ -11,7 +11,6 @@ The same command continues what was stopped. Only --canary begins anew, as its r
 Results are in experiments/results/, those of a rehearsal in its workdir.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 import sys
@@ -19,7 +18,8 @@ import tempfile
 
 from rl_reason.claims import canary, declaration, judgement, plan, results, runs
 from rl_reason.claims.declaration import Experiment
-from rl_reason.config.checks import at_least, one_of
+from rl_reason.config.checks import one_of
+from rl_reason.config.command_line import number, Parser
 from rl_reason.reporting import exits
 from rl_reason.reporting.progress import Progress
 from rl_reason.run import config as config_lib
@@ -109,10 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(argv)
   with exits.with_status(), errors_in_one_line():
     # The claims that are meant.
-    if args.seeds is not None:
-      at_least(2, seeds=args.seeds)
-    if args.jobs is not None:
-      at_least(1, jobs=args.jobs)
     chosen = _choose(
         args.experiments,
         all_of_them=args.all
@@ -157,18 +153,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(r["verdict"] in ("missing", "invalid") for r in records))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
   """Makes the parser of the command line."""
-  parser = argparse.ArgumentParser(
-      prog="python -m rl_reason.claims", description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser("claims", __doc__)
   parser.add_argument("experiments", nargs="*", metavar="experiments/NAME.py[:argument]")
   parser.add_argument(
       "--claim", action="append", help="only the claim of this name; may be given several times")
   parser.add_argument(
-      "--seeds", type=int, help="how many, from 0 on; by default as many as the claim says")
+      "--seeds", type=number(int, at_least=2),
+      help="how many, from 0 on; by default as many as the claim says")
   parser.add_argument(
-      "--jobs", type=int, help="runs at a time; by default one for each core or GPU")
+      "--jobs", type=number(int, at_least=1),
+      help="runs at a time; by default one for each core or GPU")
   parser.add_argument(
       "--workdir", type=Path, default=Path("runs/claims"), help="the runs' folders")
   parser.add_argument("--all", action="store_true", help="every experiment that states a claim")

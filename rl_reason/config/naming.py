@@ -9,6 +9,7 @@ import importlib
 import inspect
 from typing import Any
 
+from rl_reason.config import annotations
 from rl_reason.config.moved import moved_module
 
 
@@ -115,9 +116,10 @@ def check_arguments(
   Args:
     what: names the function in errors, e.g. "The source 'jsonl'".
     function: what will be called.
-    keywords: names of the keyword arguments.
+    keywords: names of the keyword arguments; a mapping to their values has these checked too, as
+      far as the annotations are of plain types.
     positional: number of leading parameters that the caller passes itself.
-  Raises: ValueError for an unknown argument, and for missing ones.
+  Raises: ValueError for an unknown argument, for missing ones, and for a value of another type.
   """
   parameters = list(inspect.signature(function).parameters.values())[positional:]
   accepted = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -131,3 +133,11 @@ def check_arguments(
   missing = [n for n, p in accepted.items() if p.default is p.empty and n not in keywords]
   if missing:
     raise ValueError(f"{what} needs the argument{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+  if isinstance(keywords, Mapping):
+    hints = annotations.of(function)
+    for name, value in keywords.items():
+      if name in accepted and name in hints and (wanted := annotations.fault(hints[name], value)):
+        shown = repr(value)
+        raise ValueError(
+            f"{what}: {name} must be {wanted}, got {shown[:100]}{'...' * (len(shown) > 100)}"
+            f" ({type(value).__name__}).")

@@ -92,8 +92,8 @@ class ChatEndpoint:
           raise ValueError(f"the reply's content is {type(text).__name__}, not text")
         return text
       return _label_logprobs(choice["logprobs"]["content"][0]["top_logprobs"], labels)
-    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError,
-            TypeError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError,
+            AttributeError, OverflowError) as error:
       return error if isinstance(error, OSError) else ValueError(
           f"the reply is not as expected: {error!r}")
 

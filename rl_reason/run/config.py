@@ -1,11 +1,14 @@
 """Reads an experiment's config: a file and flags -> checked sections."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import importlib.util
+import inspect
 import json
 import os
 from pathlib import Path
+import traceback
 import types
 from typing import Any
 
@@ -125,14 +128,36 @@ def find_experiment(path: str) -> Path:
 
 
 def load_experiment(file: Path) -> types.ModuleType:
-  """Imports an experiment's file as a module. Raises: ValueError if it has no get_config."""
+  """Imports an experiment's file as a module. Raises: ValueError if that fails, or no get_config."""
+  if file.suffix != ".py":
+    raise ValueError(
+        f"{file} is no Python file, and an experiment's config file is one: write"
+        " --config=experiments/NAME.py.")
   module_spec = importlib.util.spec_from_file_location(f"rl_reason_config_{file.stem}", file)
   module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
+  with _faults_of(file):
+    module_spec.loader.exec_module(module)
+  if not callable(getattr(module, "get_config", None)):
     raise ValueError(
         f"{file} defines no get_config(size), so it is not an experiment's config file.")
   return module
+
+
+@contextlib.contextmanager
+def _faults_of(file: str | Path) -> Iterator[None]:
+  """Names an experiment's file, and the line in it, for whatever error running it raises."""
+  try:
+    yield
+  except ValueError:
+    raise  # What the file says itself, of an unknown size for example.
+  except (Exception, SystemExit) as error:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+    raise ValueError(
+        f"{file} fails at line {line}: {type(error).__name__}:"
+        f" {' '.join(str(error).split())}. Correct the file;"
+        " RL_REASON_TRACEBACK=1 in the environment shows the whole traceback.") from error
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
@@ -155,7 +180,15 @@ def load_from(module: types.ModuleType, argument: str = "") -> ml_collections.Co
     module: a module with a function get_config.
     argument: the argument of get_config; "": its default.
   """
-  config = module.get_config(argument) if argument else module.get_config()
+  file = getattr(module, "__file__", None) or module.__name__
+  if argument and not inspect.signature(module.get_config).parameters:
+    raise ValueError(
+        f"{file} takes no argument, got {argument!r}: leave out \":{argument}\" after its name.")
+  with _faults_of(file):
+    config = module.get_config(argument) if argument else module.get_config()
+  if not isinstance(config, (Mapping, ml_collections.ConfigDict)):
+    raise ValueError(
+        f"get_config of {file} returned {type(config).__name__}, and must return a ConfigDict.")
   return filled(ml_collections.ConfigDict(config)).lock()
 
 
@@ -167,11 +200,19 @@ def filled(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   with config.unlocked():
     config_lib.with_defaults(RunConfig, config)
-    for name in config.get("stages", ()):
+    for name in _stage_names(config):
       section = config.get(name)
       if isinstance(section, ml_collections.ConfigDict) and section.get("kind"):
         config_lib.with_defaults(find_kind(section.kind).Config, section)
   return config
+
+
+def _stage_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Returns the names in config.stages; () where it is missing, which the parser reports."""
+  stages = config.get("stages", ())
+  if not isinstance(stages, (list, tuple)) or not all(isinstance(name, str) for name in stages):
+    raise ValueError(f"config.stages must be a tuple of names, got {stages!r}.")
+  return tuple(stages)
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -327,7 +368,7 @@ def check(config: ml_collections.ConfigDict) -> tuple[RunConfig, dict[str, Any]]
 
   # The run's own fields. A stage's section may be unused, so that --config.stages can leave stages
   # out; any section with a field `kind` counts as one.
-  stages = tuple(config.get("stages", ()))
+  stages = _stage_names(config)
   unused = [
       n for n in config
       if isinstance(config[n], ml_collections.ConfigDict) and "kind" in config[n]]

@@ -1,12 +1,15 @@
 """Builds what all stages of a run share: mesh, policy, task and environment."""
 
+from collections.abc import Callable
 import dataclasses
+import datetime
 
 import jax.numpy as jnp
 
 from rl_reason.config import naming
 from rl_reason.envs.registry import ENVIRONMENTS
 from rl_reason.models.sources import POLICIES, Policy, PolicySource
+from rl_reason.models.tokenizer import at_date
 from rl_reason.rollout.episodes import BoundedEnvironment, EnvironmentSection
 from rl_reason.run.config import RunConfig
 from rl_reason.runtime import sharding
@@ -38,6 +41,7 @@ def make_environment(section: EnvironmentSection) -> BoundedEnvironment:
 
 def make_context(
     config: RunConfig, *, partitioning: sharding.Partitioning | None = None, with_task: bool = True,
+    date: Callable[[], datetime.date] = datetime.date.today,
 ) -> Context:
   """Makes what all stages of a run share: mesh, policy source, task and environment.
 
@@ -45,6 +49,7 @@ def make_context(
     config: the checked config of the run.
     partitioning: the devices, in place of the config's meshes; None: those meshes.
     with_task: false where only a model of the run is wanted, whose data need not be there.
+    date: returns the day that chat templates are told which ask for the date; called if one does.
   Raises: ValueError or FileNotFoundError for what cannot work, before any training.
   """
   # The devices: those that update, and those that only sample, if there are any.
@@ -54,8 +59,10 @@ def make_context(
 
   # The policy, and the environment that answers it. No parameters are made yet.
   environment = config.environment and make_environment(config.environment)
+  policy = make_policy(config.policy)
+  policy = dataclasses.replace(policy, tokenizer=at_date(policy.tokenizer, date))
   context = Context(
-      seed=config.seed, policy=make_policy(config.policy), dtype=jnp.dtype(config.policy.dtype),
+      seed=config.seed, policy=policy, dtype=jnp.dtype(config.policy.dtype),
       task=None, environment=environment, max_prompt_tokens=config.max_prompt_tokens,
       prefill_tokens=config.prefill_tokens, partitioning=partitioning,
       rollout_partitioning=rollout_partitioning)

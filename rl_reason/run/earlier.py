@@ -1,8 +1,10 @@
 """Answers what a stage may ask about the stages before it, and opens the runs of other folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
+import datetime
+import functools
 import itertools
 from typing import Any
 
@@ -12,6 +14,7 @@ import ml_collections
 
 from rl_reason.config import naming
 from rl_reason.config.checks import one_of
+from rl_reason.models import reward_model_files
 from rl_reason.rollout.generate import Completions
 from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import record
@@ -19,6 +22,7 @@ from rl_reason.run.config import check, recorded, RunConfig
 from rl_reason.run.context import make_context
 from rl_reason.run.workdir import Workdir
 from rl_reason.runtime import sharding
+from rl_reason.scorers.scorer import from_files as scorer_from_files
 from rl_reason.scorers.scorer import Scorer
 from rl_reason.stages.base import Kind, Trained
 from rl_reason.stages.context import Context
@@ -169,11 +173,14 @@ class EarlierStages:
     # No earlier stage: the workdir of another run, unless the name is a stage of this run.
     is_stage = name in self.stages.sections
     if not is_stage and _is_run(name) or _split(name)[1]:
-      return scorer_of_run(name, self.stages.run.on_sampling_devices.partitioning)
+      # A reward model in files is told the date of this run.
+      return scorer_of_run(
+          name, self.stages.run.on_sampling_devices.partitioning,
+          functools.partial(self.stages.folder.date, record=True))
     kinds = [name for name, kind in STAGES.items() if kind.scores]
     raise ValueError(
         f"{name!r} is neither an earlier stage that trains a model that scores, nor the workdir of"
-        f" another run.{naming.did_you_mean(name, scoring)} Such stages:"
+        f" another run, nor the directory of a reward model.{naming.did_you_mean(name, scoring)} Such stages:"
         f" {', '.join(scoring) or 'none'}; their kinds: {', '.join(kinds)}.")
 
   def _earlier(self, name: str) -> str:
@@ -181,14 +188,22 @@ class EarlierStages:
     return name
 
 
-def scorer_of_run(name: str, partitioning: sharding.Partitioning | None = None) -> Scorer:
-  """Returns the model of a run's stage that scores.
+def scorer_of_run(
+    name: str, partitioning: sharding.Partitioning | None = None,
+    date: Callable[[], datetime.date] = datetime.date.today,
+) -> Scorer:
+  """Returns the model of a run's stage that scores, or a reward model in files.
 
   Args:
-    name: "workdir:stage", or "workdir" for its last stage whose model scores.
+    name: "workdir:stage", or "workdir" for its last stage whose model scores; or the Hugging Face
+      directory of a ...ForSequenceClassification.
     partitioning: the devices that score; None: all devices.
+    date: the day that the chat template of a model in files is told, if it asks.
   Raises: ValueError if there is none, or it is not trained yet.
   """
+  if reward_model_files.is_reward_model(name):
+    partitioning = partitioning or sharding.Partitioning(sharding.make_mesh())
+    return scorer_from_files(name, partitioning, date)
   stages, stage = open_run(name, partitioning)
   scoring, folder = stages.scorers(list(stages.sections)), stages.folder.path
   stage = stage or (scoring[-1] if scoring else "")
@@ -256,7 +271,8 @@ def open_run(
   # The run as it was: its config, without the data it was trained on.
   config, sections = check(ml_collections.ConfigDict(recorded(folder)))
   partitioning = partitioning or sharding.Partitioning(sharding.make_mesh())
-  context = make_context(config, partitioning=partitioning, with_task=False)
+  context = make_context(
+      config, partitioning=partitioning, with_task=False, date=Workdir(folder).date)
   return Stages(config, sections, Workdir(folder), context), stage
 
 

@@ -39,10 +39,12 @@ def moved_fields(config: Mapping[str, Any]) -> dict[str, str]:
     config: the config, as a ConfigDict, or as JSON holds it.
   Returns: {dotted field: where it is now}, e.g. {"rl.kl_coef": "rl.objective.kl.coef"}.
   """
-  found = {}
-  for stage in config.get("stages", ()):
+  found, stages = {}, config.get("stages", ())
+  for stage in stages if isinstance(stages, (list, tuple)) else ():
     section = config.get(stage) or {}
-    table = FIELDS.get(section.get("kind", ""), {})
+    kind = section.get("kind") if hasattr(section, "get") else None
+    # What is no section, or has no kind, has no old fields; the parser says what is wrong with it.
+    table = FIELDS.get(kind, {}) if isinstance(kind, str) else {}
     found |= {f"{stage}.{old}": f"{stage}.{new}" for old, new in table.items() if old in section}
     # The objective was a name, and is a section now: its field exists in both layouts.
     if table and isinstance(section.get("objective"), str):

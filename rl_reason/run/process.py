@@ -6,11 +6,10 @@ import os
 import sys
 from typing import NoReturn
 
-from absl import app, flags, logging
-from etils import epath
+from absl import flags, logging
 import jax
-import ml_collections
 
+from rl_reason.config.command_line import Parser
 from rl_reason.reporting import exits, whole_files
 from rl_reason.rewards.composition.monitors import StoppedByMonitor
 from rl_reason.run import config as config_lib
@@ -72,14 +71,52 @@ def _end(message: str, error: Exception) -> NoReturn:
   raise SystemExit(message) from error
 
 
-def command(main: Callable[[ml_collections.ConfigDict, epath.Path], None]) -> None:
-  """Runs main(config, workdir) under absl, with --config (config.define_flag) and --workdir."""
+def command(
+    main: Callable[..., None], name: str, documentation: str | None,
+    add_settings: Callable[[Parser], None] = lambda parser: None,
+) -> None:
+  """Runs main(config, workdir, **settings) with what the command line says.
+
+  Args:
+    main: the command.
+    name: as in `rl-reason NAME`.
+    documentation: the docstring of the command's module, which --help shows.
+    add_settings: adds the command's own settings to --config, --config.field and --workdir.
+  Raises: SystemExit as reporting.exits says.
+  """
+  parser = Parser(name, documentation)
+  parser.add_argument(
+      "--config", metavar="FILE.py[:ARGUMENT]",
+      help="the experiment, for a run that has not begun; --config.FIELD=VALUE sets any field")
+  parser.add_argument(
+      "--workdir", required=True, help="the run's folder: metrics, samples, checkpoints")
+  add_settings(parser)
   with exits.with_status():
-    workdir = flags.DEFINE_string(
-        "workdir", None, "The run's folder: metrics, samples, checkpoints.", required=True)
-    # The config's flags depend on the file, so the file is read before absl parses the command
-    # line.
+    # All names are checked before the config's file is read: one may be a misspelt --config.
+    _, words = parser.parse_known_args()
+    for word in words:
+      flag = word.lstrip("-").partition("=")[0]
+      if word.startswith("-") and not flag.startswith("config.") and flag not in flags.FLAGS:
+        parser.refuse(word)
+    # The config's flags depend on the file or the run, which are read before they are parsed.
     with errors_in_one_line():
       config, argv = config_lib.define_flag(sys.argv)
-    app.run(
-        lambda _: main(config.value, whole_files.folder(workdir.value, "--workdir")), argv=argv)
+      settings, words = parser.parse_known_args(argv[1:])
+      _parse_fields(parser, [argv[0], *words])
+      settings = {k: v for k, v in vars(settings).items() if k != "config"}
+      workdir = whole_files.folder(settings.pop("workdir"), "--workdir")
+    main(config.value, workdir, **settings)
+
+
+def _parse_fields(parser: Parser, argv: list[str]) -> None:
+  """Parses --config.field=value, and the flags of absl and the libraries that use it."""
+  try:
+    unknown = flags.FLAGS(argv)[1:]
+  except flags.UnrecognizedFlagError as error:
+    parser.refuse(f"--{error.flagname}")
+  # Values are parsed by ml_collections, which raises whatever its parsers of values raise.
+  except Exception as error:
+    parser.error(" ".join(str(error).split()))
+  if unknown:
+    parser.refuse(unknown[0])
+  logging.use_absl_handler()

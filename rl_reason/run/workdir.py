@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import io
 import platform
@@ -16,6 +17,7 @@ import numpy as np
 
 import rl_reason
 from rl_reason.config import fields as config_lib
+from rl_reason.config import json_text
 from rl_reason.reporting.whole_files import write_whole
 from rl_reason.run import record
 from rl_reason.run.config import as_json, recorded
@@ -29,7 +31,8 @@ class Workdir:
   """A run's folder, on a disk or in an object store.
 
   It holds config.json and history.json (run.record), versions.json, metrics.jsonl, curves.png,
-  samples/, arrays/<stage>/, profile/ and checkpoints/<stage>/; and owner.json while it is trained.
+  samples/, arrays/<stage>/, profile/ and checkpoints/<stage>/; date.json where a chat template asks
+  for the date; and owner.json while it is trained.
 
   path: where the folder is.
   """
@@ -107,6 +110,32 @@ class Workdir:
       found, asked = record.read(self.path), as_json(config)
       changes = config_lib.changes(recorded(self.path), asked) if found else {}
       raise Claim(self, found, asked, changes).explain("", error) from error
+
+  def date(self, *, record: bool = False) -> datetime.date:
+    """Returns the day that chat templates of this run are told, which ask for the date.
+
+    It is the day on which one first asked, as date.json says: a run that continues on another day
+    reads the prompts that it began with.
+
+    Args:
+      record: writes date.json where it is not there, after all processes agreed on the day.
+        Otherwise the day is then today.
+    Raises: ValueError if date.json holds no date.
+    """
+    file, day = self.path / "date.json", datetime.date.today()
+    if file.is_file():
+      saved = json_text.read_object(file).get("date")
+      try:
+        day = datetime.date.fromisoformat(saved)
+      except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} holds the date {saved!r}, which is none: write the day on which the run began,"
+            ' as {"date": "2026-01-31"}.') from error
+    if record:
+      day = datetime.date.fromisoformat(sharding.gather_objects(day.isoformat())[0])
+      if sharding.is_main_process():
+        self.write(file.name, {"date": day.isoformat()})
+    return day
 
   def write(self, name: str, content: Any) -> None:
     """Writes a JSON file, which is there whole or not at all.

@@ -5,7 +5,9 @@ Texts are encoded, batched into few shapes, and scored by one jitted, sharded pr
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import datetime
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,9 +16,16 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from rl_reason.batches import packing
-from rl_reason.batches.responses import encode, Encoded, Layout, with_critiques
+from rl_reason.batches.responses import (
+  encode,
+  encode_conversations,
+  Encoded,
+  Layout,
+  with_critiques,
+)
 from rl_reason.judges.critiques import Critiques
-from rl_reason.models import policy, reward_model
+from rl_reason.models import policy, reward_model, reward_model_files
+from rl_reason.models import tokenizer as tokenizers
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.reward_model import ResponseBatch, RewardModel
 from rl_reason.models.tokenizer import Tokenizer
@@ -56,7 +65,8 @@ class Scorer:
   load: reads its parameters, when it is first asked.
   tokenizer: the model's own.
   outputs: what its numbers are, e.g. attributes.
-  reads: where it can be read (responses.READINGS), the usual one first.
+  reads: where it can be read (responses.READINGS), the usual one first; or "conversation" alone:
+    prompt and response are one text (responses.encode_conversations).
   layout: of its batches.
   max_positions: the context of its decoder.
   partitioning: of the devices that run it.
@@ -110,6 +120,8 @@ class Scorer:
       raise ValueError(
           f"This model is read at {' or '.join(self.reads)}, not at {read}: train one with"
           f" read={read!r}.")
+    if read == "conversation":
+      return [encode_conversations(self.tokenizer, prompt, given) for prompt, given in rows]
     encoded = [encode(self.tokenizer, prompt, given, read=read, separator=self.separator)
                for prompt, given in rows]
     if self.critiques is None:
@@ -224,6 +236,38 @@ def from_head(model: RewardModel, params: Params, *, dtype: jnp.dtype) -> Loaded
   run = jax.jit(functools.partial(reward_model.scores, model, dtype=dtype))
   mean, std = reward_model.mean_and_std(params["frozen"]["normaliser"])
   return Loaded(functools.partial(run, params), np.asarray(mean), np.asarray(std))
+
+
+def from_files(
+    path: str | Path, partitioning: Partitioning,
+    date: Callable[[], datetime.date] = datetime.date.today,
+) -> Scorer:
+  """Makes the scorer of a reward model in a Hugging Face directory, public or saved from here.
+
+  Args:
+    path: the directory.
+    partitioning: the devices that score.
+    date: returns the day that the chat template is told, if it asks for the date.
+
+  Raises: FileNotFoundError and ValueError as reward_model_files.read_stored and tokenizer.load.
+  """
+  stored = reward_model_files.read_stored(path)
+  tokenizer = tokenizers.at_date(tokenizers.load(path), date)
+  model, dtype = stored.model, jnp.float32
+
+  def params():
+    shardings = partitioning.params(
+        reward_model.abstract_params(model), reward_model.parameter_axes(model))
+    return reward_model_files.load(path, shardings=shardings)[1]
+  layout = Layout.of(
+      model.config, dtype, max_prompt_tokens=64, max_response_tokens=64,
+      ways=partitioning.ways("batch"))
+  return Scorer(
+      load=lambda: from_head(model, params(), dtype=dtype),
+      load_states=lambda: states_below_head(model, params(), dtype=dtype),
+      tokenizer=tokenizer, outputs=stored.outputs, reads=(stored.read,), layout=layout,
+      max_positions=model.config.max_positions, partitioning=partitioning,
+      separator=stored.separator, aggregate=stored.aggregate)
 
 
 def implicit(

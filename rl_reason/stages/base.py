@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from rl_reason.arrays import LearnerState
+from rl_reason.models.reward_model_files import Stored
 from rl_reason.rewards.composition.monitors import Monitors
 from rl_reason.runtime.memory import Part
 from rl_reason.scorers.scorer import Scorer
@@ -125,6 +126,8 @@ class Kind:
   memory: estimates what a device needs to run it.
   make_scorer: makes a Scorer of the finished stage, for learned rewards; None: its model cannot
     score.
+  stored: describes the finished model as a reward model in files (models.reward_model_files); None:
+    it is none.
   samples_ahead: (section) -> whether it samples while another step updates.
   takes_problems: whether it needs a source of problems: the run's task, or its section's `data`.
   """
@@ -134,6 +137,7 @@ class Kind:
   check: Callable[..., None] = lambda section, context, name: None
   memory: Callable[..., list[Part]] = lambda section, context, name: []
   make_scorer: Callable[..., Scorer] | None = None
+  stored: Callable[..., Stored] | None = None
   samples_ahead: Callable[[Any], bool] = lambda section: False
   takes_problems: bool = True
 

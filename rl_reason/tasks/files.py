@@ -4,18 +4,19 @@ r"""Turns rows of JSON Lines and Parquet files into problems, by templates over 
           reference_pattern=r"####\s*(.+)$")
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import glob as globbing
-import gzip
-import json
-import os
 import re
 import string
 from typing import Any
 
 from rl_reason.config import naming
+from rl_reason.tasks import row_files
+from rl_reason.tasks.row_files import keep, row_range, select_rows
 from rl_reason.types import Message, Problem
+
+__all__ = ["RowMapping", "Rows", "check_ids", "jsonl", "keep", "parquet", "row_range",
+           "select_rows", "split_chat"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def jsonl(
   """
   mapping = RowMapping(
       prompt, reference, system, chat, reference_pattern, solution, id, examples, messages)
-  return _load(path, _read_jsonl, mapping, where, drop_null, unique, rows, max_rows)
+  return _load(path, row_files.read_jsonl, mapping, where, drop_null, unique, rows, max_rows)
 
 
 def parquet(
@@ -89,7 +90,7 @@ def parquet(
   """Reads problems from Parquet files; arguments and errors as in `jsonl`."""
   mapping = RowMapping(
       prompt, reference, system, chat, reference_pattern, solution, id, examples, messages)
-  return _load(path, _read_parquet, mapping, where, drop_null, unique, rows, max_rows)
+  return _load(path, row_files.read_parquet, mapping, where, drop_null, unique, rows, max_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,12 +230,26 @@ class RowMapping:
     """Fills in the template of an argument. Raises: ValueError where the row does not allow it."""
     template = getattr(self, argument)
     try:
-      return template.format_map(row)
-    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+      return _FORMATTER.vformat(template, (), row)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError, OverflowError) as error:
       raise ValueError(
           f"{where}: the template {argument}={template!r} cannot be filled in:"
           f" {type(error).__name__}: {error}. The"
-          f" values: { {c: row[c] for c in self._columns[argument]} }.") from error
+          f" values: {str({c: row[c] for c in self._columns[argument]})[:300]}. Correct the row or"
+          " the template.") from error
+
+
+class _Formatter(string.Formatter):
+  """Fills in templates as str.format does; a null within a column is an error, and no "None"."""
+
+  def get_field(self, field_name, args, kwargs):
+    value, first = super().get_field(field_name, args, kwargs)
+    if value is None:
+      raise ValueError(f"{field_name} is null")
+    return value, first
+
+
+_FORMATTER = _Formatter()
 
 
 def split_chat(messages: Any, place: str) -> tuple[tuple[Message, ...], tuple[Message, ...] | str]:
@@ -267,52 +282,6 @@ def split_chat(messages: Any, place: str) -> tuple[tuple[Message, ...], tuple[Me
       (messages[:said[0]], messages[said[0]:said[-1] + 1]) if said else (messages, ""))
 
 
-def keep(row: Mapping[str, Any], where: Mapping[str, Any], place: str) -> bool:
-  """Says whether a row has one of the allowed values in every column of `where`.
-
-  Args:
-    row: column -> value.
-    where: column -> allowed value, or a collection of them.
-    place: where the row is, for the error.
-
-  Raises: ValueError where the row lacks a column.
-  """
-  for column, allowed in where.items():
-    if column not in row:
-      raise ValueError(
-          f"{place} has no column {column!r}, which `where`"
-          f" names.{naming.did_you_mean(column, row)} Its columns:"
-          f" {', '.join(map(str, row))}.")
-    if row[column] not in (
-        allowed if isinstance(allowed, (list, tuple, set, frozenset)) else (allowed,)):
-      return False
-  return True
-
-
-def row_range(rows: str, count: int) -> range:
-  """Returns the positions that a slice such as "0:500", "-100:" or "90%:" selects out of `count`.
-
-  "" selects all. Percentages round down: ":90%" and "90%:" meet without overlap for every count.
-
-  Raises: ValueError for what is no such slice.
-  """
-  if not rows:
-    return range(count)
-  match = re.fullmatch(
-      r"\s*(?:(-?\d+)|(\d+(?:\.\d+)?)%)?\s*:\s*(?:(-?\d+)|(\d+(?:\.\d+)?)%)?\s*", rows)
-  if match is None:
-    raise ValueError(
-        f"rows must be a slice such as '0:500', '-100:', ':90%' or '90%:', got {rows!r}.")
-  bounds = []
-  for number, percent in (match.group(1, 2), match.group(3, 4)):
-    if percent is not None and float(percent) > 100:
-      raise ValueError(f"rows={rows!r}: a percentage must be in [0, 100].")
-    # The 1e-9: 29% of 100 is 28.999999999999996 in floating point.
-    bounds.append(int(number) if number is not None else
-                  int(float(percent) * count / 100 + 1e-9) if percent is not None else None)
-  return range(count)[slice(*bounds)]
-
-
 def _load(path, read, mapping, where, drop_null, unique, rows, max_rows):
   """Reads files, selects rows and makes problems of them: what jsonl and parquet do."""
   seen = set()
@@ -336,117 +305,6 @@ def _load(path, read, mapping, where, drop_null, unique, rows, max_rows):
   problems = tuple(mapping.problem(row, index, place) for index, place, row in kept)
   check_ids(problems, [place for _, place, _ in kept], f"id={mapping.id!r}")
   return Rows(name, problems)
-
-
-def select_rows(
-    path: str | Sequence[str], *, where: Mapping[str, Any] | None, rows: str, max_rows: int | None,
-    read: Callable[[str], Iterator[tuple[str, Mapping[str, Any]]]] | None = None, filters: str = "",
-    wanted: Callable[[str, Mapping[str, Any]], bool] = lambda place, row: True,
-    check_first: Callable[[str, Mapping[str, Any]], None] = lambda place, row: None,
-) -> tuple[str, list[tuple[int, str, Mapping[str, Any]]]]:
-  """Selects rows of files.
-
-  Args:
-    path, where, rows, max_rows: as in `jsonl`.
-    read: file -> its rows with their places; by default Parquet for names ending in .parquet, else
-      JSON Lines.
-    filters: words for the message about no rows left.
-    wanted: further rows to keep, asked after `where`.
-    check_first: is shown the first row of each file.
-
-  Returns: (a name for the files, the selected rows as (number, "file:line", columns)).
-  Raises: FileNotFoundError; ValueError naming file and row.
-  """
-  where = dict(where or {})
-  row_range(rows, 0)  # Raises for a malformed slice before anything is read.
-  if max_rows is not None and max_rows < 1:
-    raise ValueError(f"max_rows must be at least 1, or None for all rows, got {max_rows}.")
-  paths = _expand(path)
-  # Read all files and keep what passes the filters. Numbers count every row, so that a row's id
-  # does not depend on the filters.
-  kept, count = [], 0
-  for file in paths:
-    in_file = 0
-    for place, row in (read or (_read_parquet if file.endswith(".parquet") else _read_jsonl))(file):
-      index, count, in_file = count, count + 1, in_file + 1
-      if in_file == 1:
-        check_first(place, row)
-      if keep(row, where, place) and wanted(place, row):
-        kept.append((index, place, row))
-    if not in_file:
-      raise ValueError(f"{file} is empty: it holds no rows. Was it written to the end?")
-  # Take the slice of what is kept.
-  selected = row_range(rows, len(kept))[:max_rows]
-  if not len(selected):
-    raise ValueError(
-        f"No rows are left of the {count} in {_name(paths)}: where={where}{filters} keep"
-        f" {len(kept)}, of which"
-        f" rows={rows!r} selects none. Widen them.")
-  return _name(paths), [kept[i] for i in selected]
-
-
-def _read_jsonl(file) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """Reads ("file:line", columns) of each row. Raises: ValueError for what is no JSON Lines file."""
-  opener = gzip.open if file.endswith(".gz") else open
-  try:
-    with opener(file, "rt", encoding="utf-8") as lines:
-      for number, line in enumerate(lines, start=1):
-        if not line.strip():
-          continue
-        try:
-          row = json.loads(line)
-        except json.JSONDecodeError as error:
-          raise ValueError(
-              f"{file}:{number}: not a JSON object: {error.msg} at column {error.colno} of"
-              f" {line[:120]!r}. JSON Lines holds one whole object a line.") from error
-        if not isinstance(row, dict):
-          raise ValueError(
-              f"{file}:{number}: a line must hold a JSON object (column -> value), got"
-              f" {type(row).__name__}:"
-              f" {line[:120]!r}.")
-        yield f"{file}:{number}", row
-  except (gzip.BadGzipFile, EOFError) as error:
-    raise ValueError(
-        f"{file} is not a whole gzip file ({error}). Fetch it again, or drop .gz from its"
-        " name.") from error
-  except UnicodeDecodeError as error:
-    raise ValueError(
-        f"{file} is not UTF-8 text ({error}). Convert it; compressed files need a name ending in"
-        " .gz.") from error
-
-
-def _read_parquet(file) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """Reads ("file row n", columns) of each row. Raises: ValueError for what is no Parquet file."""
-  # Imported here, not above: it takes half a second, and only readers of Parquet need it.
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-  try:
-    table = pq.ParquetFile(file)
-  except pa.ArrowInvalid as error:
-    raise ValueError(f"{file} is not a Parquet file: {error}.") from error
-  number = 0
-  for batch in table.iter_batches():
-    for row in batch.to_pylist():
-      yield f"{file} row {number}", row
-      number += 1
-
-
-def _expand(path) -> list[str]:
-  """Lists the files of a path, a glob or a list of these. Raises: FileNotFoundError, ValueError."""
-  given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-  if not given:
-    raise ValueError("path is an empty list: name at least one file.")
-  paths = []
-  for item in map(os.path.expanduser, map(os.fspath, given)):
-    # A name that exists is taken literally, brackets and all.
-    names = [item] if os.path.isfile(item) else sorted(globbing.glob(item, recursive=True))
-    found = [name for name in names if os.path.isfile(name)]
-    if not found:
-      hint = "it is a directory; name its files, e.g. with /*.jsonl" if os.path.isdir(item) else (
-          f"relative paths start at {os.getcwd()}")
-      raise FileNotFoundError(f"No file matches path {item!r}: {hint}.")
-    paths.extend(found)
-  return paths
 
 
 def check_ids(problems, places, argument: str) -> None:
@@ -486,7 +344,3 @@ def _template_columns(argument, template) -> tuple[str, ...]:
         f" {{column}}; a literal brace is doubled.")
   return names
 
-
-def _name(paths):
-  """Names the files of a source: the first one, and how many others there are."""
-  return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"

@@ -18,12 +18,11 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from fractions import Fraction
 import functools
-import json
 import operator
 import re
 from typing import Any
 
-from rl_reason.config import naming
+from rl_reason.config import json_text, naming
 from rl_reason.tasks import files
 from rl_reason.tasks.draws import Draws, Generated, in_part
 from rl_reason.types import Problem
@@ -102,10 +101,11 @@ def gsm_symbolic(
 def read_replacements(path: str) -> dict[str, list]:
   """Reads the word lists, by name. Raises: FileNotFoundError, ValueError."""
   try:
-    with open(path, encoding="utf-8") as file:
-      words = json.load(file)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"replacements_path {path!r} is not JSON: {error}.") from error
+    with open(path, "rb") as file:
+      words = json_text.parse(file.read())
+  except ValueError as error:
+    raise ValueError(
+        f"replacements_path {path!r} is not JSON: {error}. Fetch it again.") from error
   if not isinstance(words, dict) or not all(isinstance(v, list) for v in words.values()):
     raise ValueError(
         f"replacements_path {path!r} must hold a JSON object of lists, as the GSM-Symbolic release"

@@ -10,48 +10,42 @@ Then, in a config: source="tfds", arguments=dict(name="my_set", data_dir="~/sets
 train=dict(split="train").
 """
 
-import json
+from collections.abc import Sequence
 
-from absl import app, flags
-
+from rl_reason.config.command_line import errors_in_one_line, json_object, Parser
 from rl_reason.reporting import exits
 from rl_reason.tasks import prepared, registry
 
-_NAME = flags.DEFINE_string(
-    "name", None, "The data set's name: letters (lower case), digits, _.", required=True)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "The folder of prepared data sets.", required=True)
-_SOURCE = flags.DEFINE_string(
-    "source", "jsonl", "A name in rl_reason.tasks.registry.SOURCES or package.module:function.")
-_ARGS = flags.DEFINE_string("args", "{}", "JSON object: the source's arguments for every split.")
-_SPLITS = flags.DEFINE_string(
-    "splits", '{"train": {}}', "JSON object: split -> further arguments of that split.")
-_VERSION = flags.DEFINE_string("version", "1.0.0", "The data's version, major.minor.patch.")
 
-
-def main(argv):
+def main(argv: Sequence[str] | None = None) -> None:
   """Loads the source's splits, writes them and prints how many rows each has."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments {argv[1:]}: every setting is a --flag.")
-  arguments, splits = _json_object("args", _ARGS.value), _json_object("splits", _SPLITS.value)
-  # All arguments are checked before any file is read, and all files before the set is written.
-  sources = registry.load_splits(_SOURCE.value, arguments, splits)
-  folder = prepared.prepare(_NAME.value, sources, _DATA_DIR.value, _VERSION.value)
+  parser = Parser("prepare", __doc__)
+  parser.add_argument(
+      "--name", required=True, help="the data set's name: letters (lower case), digits, _")
+  parser.add_argument("--data_dir", required=True, help="the folder of prepared data sets")
+  parser.add_argument(
+      "--source", default="jsonl",
+      help="a name in rl_reason.tasks.registry.SOURCES or package.module:function")
+  parser.add_argument(
+      "--args", type=json_object, default={},
+      help="JSON object: the source's arguments for every split")
+  parser.add_argument(
+      "--splits", type=json_object, default={"train": {}},
+      help="JSON object: split -> further arguments of that split")
+  parser.add_argument(
+      "--version", default="1.0.0", help="the data's version, major.minor.patch")
+  args = parser.parse_args(argv)
+  for split, further in args.splits.items():
+    if not isinstance(further, dict):
+      parser.error(f"--splits: {split!r} must have a JSON object of arguments, got {further!r}")
+  with errors_in_one_line():
+    # All arguments are checked before any file is read, and all files before the set is written.
+    sources = registry.load_splits(args.source, args.args, args.splits)
+    folder = prepared.prepare(args.name, sources, args.data_dir, args.version)
   print(f"{folder}: "
         + ", ".join(f"{split} {len(source)} rows" for split, source in sources.items()))
 
 
-def _json_object(flag, text):
-  """Parses the JSON object in a flag. Raises: UsageError for anything else."""
-  try:
-    value = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise app.UsageError(f"--{flag} is not JSON: {error}: {text!r}") from error
-  if not isinstance(value, dict):
-    raise app.UsageError(f"--{flag} must be a JSON object, got {text!r}")
-  return value
-
-
 if __name__ == "__main__":
   with exits.with_status():
-    app.run(main)
+    main()

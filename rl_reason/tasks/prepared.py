@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from rl_reason.config import naming
-from rl_reason.tasks import files
+from rl_reason.config import json_text, naming
+from rl_reason.tasks import files, row_files
 from rl_reason.types import Problem
 
 # The columns of the library's own format. A chat prompt is a JSON list in `messages`, a plain one
@@ -48,13 +48,20 @@ class Prepared:
     if not 0 <= index < len(self):
       raise IndexError(f"Row {index} of a source with {len(self)} rows.")
     row = int(self.indices[index])
-    values = _plain(self.data[row])
+    place = f"{self.name} row {row}"
+    values = _read(self.data, row, place)
     if self.mapping is not None:
-      return self.mapping.problem(values, row, f"{self.name} row {row}")
+      return self.mapping.problem(values, row, place)
+    try:
+      messages = json_text.parse(values["messages"]) if values["messages"] else None
+      metadata = json_text.parse(values["metadata"])
+    except ValueError as error:
+      raise ValueError(
+          f"{place} is no row that `prepare` wrote ({error}): prepare the data set again.") from error
     return Problem(
-        prompt=tuple(json.loads(values["messages"])) if values["messages"] else values["prompt"],
+        prompt=values["prompt"] if messages is None else tuple(messages),
         reference=values["reference"], solution=values["solution"], id=values["id"],
-        metadata=json.loads(values["metadata"]))
+        metadata=metadata)
 
 
 def tfds_source(
@@ -123,9 +130,10 @@ def tfds_source(
   indices = range(len(data))
   if where:
     def columns(row):
-      return _plain(data[row]) if mapping is not None else json.loads(_plain(data[row])["metadata"])
+      values = _read(data, row, f"{place} row {row}")
+      return values if mapping is not None else json_text.parse(values["metadata"])
     indices = np.array(
-        [i for i in indices if files.keep(columns(i), dict(where), f"{place} row {i}")], np.int64)
+        [i for i in indices if row_files.keep(columns(i), dict(where), f"{place} row {i}")], np.int64)
   return Prepared(f"{name}[{split}]", data, indices[:max_rows], mapping)
 
 
@@ -232,6 +240,16 @@ def _encode(problem, place) -> dict[str, str]:
       "reference": problem.reference, "solution": problem.solution, "id": problem.id,
       "metadata": metadata,
   }
+
+
+def _read(data, row: int, place: str) -> Mapping[str, Any]:
+  """Reads a row. Raises: ValueError naming its place, where the files are damaged."""
+  try:
+    return _plain(data[row])
+  except Exception as error:  # ArrayRecord's and TFDS's readers raise many kinds.
+    raise ValueError(
+        f"{place} cannot be read ({type(error).__name__}: {_first_line(error)}) Its files are"
+        " damaged: prepare the data set again.") from error
 
 
 def _plain(value):

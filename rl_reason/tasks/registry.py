@@ -165,11 +165,16 @@ def _prompt_text(problem):
 
 def _prompt_hash(problem):
   """Returns a hash of the prompt: 16 bytes a row, whatever its length."""
-  return hashlib.blake2b(_prompt_text(problem).encode(), digest_size=16).digest()
+  return hashlib.blake2b(_bytes(_prompt_text(problem)), digest_size=16).digest()
 
 
 def _row_hash(comparison):
   """Returns a hash of prompt and responses, whatever the order of the responses."""
   return hashlib.blake2b(
-      repr((_prompt_text(comparison), sorted(comparison.responses))).encode(),
+      _bytes(repr((_prompt_text(comparison), sorted(comparison.responses)))),
       digest_size=16).digest()
+
+
+def _bytes(text):
+  """Returns a text in UTF-8; half a surrogate pair, as broken JSON escapes give, is kept."""
+  return text.encode("utf-8", "surrogatepass")

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from rl_reason.models import gguf_files, huggingface, pretrained, safetensors_files
+from rl_reason.models import gguf_header, huggingface, pretrained, safetensors_files
 from tests.make_reference_values import CASES, read_case, write_directory
 from tests.models.test_pretrained import assert_same
 
@@ -144,7 +144,7 @@ def test_quantised_gguf_equals_its_dequantised_blocks(kind, tmp_path):
 def test_gguf_headers_are_read_as_the_library_reads_them(tmp_path):
   raw, shapes, _, _ = read_case("qwen2")
   write_gguf(tmp_path / "m.gguf", raw, write_directory(tmp_path, raw, shapes))
-  metadata, tensors = gguf_files.read_header(tmp_path / "m.gguf")
+  metadata, tensors = gguf_header.read_header(tmp_path / "m.gguf")
   theirs = gguf.GGUFReader(tmp_path / "m.gguf")
   assert [(t.name, t.shape[::-1], t.kind, t.offset) for t in tensors] == [
       (t.name, tuple(t.shape.tolist()), int(t.tensor_type), t.data_offset) for t in theirs.tensors]

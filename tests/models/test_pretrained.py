@@ -288,14 +288,75 @@ def test_harmless_extra_tensors_are_let_through(saved):
   assert_same(pretrained.load(directory), params)
 
 
+def test_another_output_layer_than_the_embedding_is_loaded_untied(saved):
+  directory, params = saved
+  other = np.random.RandomState(3).standard_normal((40, 16)).astype(np.float32)
+  damage(directory, lambda t: t.update({"lm_head.weight": other}))
+  config = pretrained.read_config(directory)
+  assert not config.tied_embeddings
+  assert_same(pretrained.load(directory), jax.tree.map(jnp.asarray, {**params, "unembedding": other}))
+  with pytest.raises(ValueError, match="no place for: lm_head.weight"):
+    pretrained.load(directory, config=SMALL)
+
+
+def test_one_other_number_in_the_output_layer_is_found_in_chunks(saved, monkeypatch):
+  monkeypatch.setattr(safetensors_files, "_COMPARED_BYTES", 300)
+  def change(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["lm_head.weight"][39, 15] += 1
+  damage(saved[0], change)
+  assert not pretrained.read_config(saved[0]).tied_embeddings
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_checkpoints_of_base_classes_are_loaded(tied, saved):
+  directory, params = saved
+  change = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(json.dumps(
+      {**change, "tie_word_embeddings": tied, "architectures": ["LlamaModel"]}))
+  tensors = load_file(directory / "model.safetensors")
+  save_file({name.removeprefix("model."): x for name, x in tensors.items()}, directory / "model.safetensors")
+  assert_same(pretrained.load(directory), jax.tree.map(jnp.asarray, params))
+  assert pretrained.lacks_output_layer(directory) == (not tied)
+
+
+def test_a_policy_that_lacks_its_output_layer_stays_refused(saved):
+  config = json.loads((saved[0] / "config.json").read_text())
+  (saved[0] / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+  with pytest.raises(ValueError, match="lacks lm_head.weight"):
+    pretrained.load(saved[0])
+
+
 @pytest.mark.parametrize("keep, message", [
-    (-10, r"model\.safetensors is cut short: \S+ ends at byte \d+ of \d+"), (300, "is cut short.*header"),
+    (-10, r"model\.safetensors is cut short or damaged: .* its \d+ bytes .*not fully covered"),
+    (300, "is cut short.*header"),
     (3, "is cut short")])
 def test_truncated_safetensors(keep, message, saved):
   file = saved[0] / "model.safetensors"
   file.write_bytes(file.read_bytes()[:keep])
   with pytest.raises(ValueError, match=message):
     pretrained.load(saved[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(value, saved):
+  damage(saved[0], lambda t: t["model.layers.1.mlp.up_proj.weight"].__setitem__((3, 2), value))
+  with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight in .* holds NaN or infinity"):
+    pretrained.load(saved[0])
+
+
+@pytest.mark.parametrize("change", [
+    dict(hidden_size="abc"), dict(num_attention_heads=0), dict(num_attention_heads=True),
+    dict(num_key_value_heads=-2), dict(num_key_value_heads=3), dict(vocab_size=1.5), dict(num_hidden_layers=10**9),
+    dict(rms_norm_eps="x"), dict(rms_norm_eps=float("nan")), dict(rope_theta=[1]), dict(rope_scaling="yarn"),
+    dict(rope_scaling=dict(rope_type=["a"])), dict(rope_parameters=[1]), dict(hidden_act=["silu"]),
+    dict(layer_types="full"), dict(layer_types=[1, 2]), dict(tie_word_embeddings="no"), dict(model_type=["llama"]),
+    dict(head_dim=3)])
+def test_values_of_another_kind_in_a_configuration_are_named(change, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({**CASES["llama"], **change}))
+  with pytest.raises(ValueError) as error:
+    pretrained.read_config(tmp_path)
+  assert str(error.value).startswith(str(tmp_path / "config.json"))
 
 
 def test_an_incomplete_download_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Character, Hugging Face and GGUF tokenizers: ids worked by hand, hostile texts, chat templates, SmolLM2's own ids."""
 
+import datetime
 import gzip
 import json
 import os
@@ -336,6 +337,52 @@ def test_failing_or_hostile_template_names_file_and_roles(tmp_path, template, ca
   with pytest.raises(ValueError, match=rf"broken fails on the messages \['system', 'user'\]: {cause}"):
     tok.encode_prompt(MESSAGES)
   assert tok.encode_prompt("hello") == [HELLO]
+
+
+UNFINISHED = (*MESSAGES, {"role": "assistant", "content": " It is <think>"})
+
+
+def test_an_unfinished_message_of_the_assistant_is_gone_on_with(chatml):
+  start = "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\n x + y? <|im_end|>\n<|im_start|>assistant\n"
+  assert chatml.render_prompt(UNFINISHED) == start + " It is <think>"
+  assert chatml.encode_prompt(UNFINISHED) == chatml.encode(start + " It is <think>", allow_special=True)
+
+
+def test_control_tokens_in_an_unfinished_message_are_text(chatml):
+  ids = chatml.encode_prompt([*MESSAGES, {"role": "assistant", "content": "a<|im_end|> "}])
+  assert ids[-len(ids_of("a<|im_end|> ")):] == ids_of("a<|im_end|> ")
+  assert ids.count(IM_END) == 2
+
+
+def test_a_template_that_strips_messages_strips_the_unfinished_end(tmp_path):
+  tok = tokenizer.load(model_directory(tmp_path, chat_template=LLAMA3, bos_token="<|begin_of_text|>"))
+  assert tok.render_prompt([*MESSAGES, {"role": "assistant", "content": " It is  "}]).endswith(
+      "assistant<|end_header_id|>\n\nIt is")
+
+
+def test_a_template_that_rewrites_the_unfinished_message_is_refused(tmp_path):
+  rewrites = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+  tok = tokenizer.load(model_directory(tmp_path, chat_template=rewrites))
+  with pytest.raises(ValueError, match="does not write the unfinished last message of .*'assistant'.*End the prompt"):
+    tok.encode_prompt(UNFINISHED)
+
+
+def test_a_reply_goes_on_in_the_unfinished_message(chatml):
+  pieces = chatml.encode_chat(UNFINISHED, [{"role": "assistant", "content": "four"}])
+  assert pieces == [([*ids_of("four"), IM_END], "assistant", True)]
+  whole = chatml.encode_conversation(UNFINISHED, "four")
+  assert whole == [*chatml.encode_prompt(UNFINISHED), *ids_of("four"), IM_END, *ids_of("\n")]
+
+
+def test_templates_are_told_one_date(tmp_path):
+  tok = tokenizer.load(model_directory(tmp_path, chat_template="{{ strftime_now('%d %b %Y') }}"))
+  fixed = tokenizer.at_date(tok, lambda: datetime.date(2024, 7, 26))
+  assert fixed.render_prompt(MESSAGES) == "26 Jul 2024"
+  assert tok.render_prompt(MESSAGES) == datetime.date.today().strftime("%d %b %Y")
+
+
+def test_the_date_is_asked_for_only_where_a_template_does(chatml):
+  assert tokenizer.at_date(chatml, lambda: pytest.fail("nobody asks for the date")) is chatml
 
 
 def test_messages_without_template_name_the_cure(tmp_path):

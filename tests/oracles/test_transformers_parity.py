@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rl_reason.arrays import Inputs
-from rl_reason.models import pretrained
+from rl_reason.models import pretrained, reward_model_files
 from rl_reason.models.transformer import forward, unembed
 from tests.make_reference_values import CASES
 
@@ -205,3 +205,41 @@ def test_a_model_with_new_tokens_loads_there(tmp_path):
   before.resize_token_embeddings(FIRST_NEW + 2, mean_resizing=True)
   theirs = before.get_input_embeddings().weight[-2:].detach().numpy()
   np.testing.assert_allclose(np.asarray(params["embedding"][-2:]), theirs, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
+def test_reward_models_of_transformers_score_alike_in_both_directions(name, tmp_path):
+  torch.manual_seed(0)
+  config = transformers.AutoConfig.for_model(**copy.deepcopy(CASES[name]), num_labels=2)
+  theirs = transformers.AutoModelForSequenceClassification.from_config(
+      config, attn_implementation="eager").eval()
+  perturb(theirs)
+  theirs.config.pad_token_id = None
+  theirs.save_pretrained(tmp_path / "theirs")
+
+  def their_scores(model):
+    with torch.no_grad():
+      return np.concatenate([model(torch.tensor(row[None])).logits.numpy() for row in TOKENS])
+
+  stored, params = reward_model_files.load(tmp_path / "theirs")
+  hidden, _ = forward(stored.model.config, params["trunk"], Inputs(
+      jnp.asarray(TOKENS), jnp.full(TOKENS.shape[0], TOKENS.shape[1])))
+  ours = np.asarray(hidden[:, -1] @ params["head"]["output"])
+  np.testing.assert_allclose(ours, their_scores(theirs), atol=1e-4)
+  reward_model_files.save(tmp_path / "ours", stored, params)
+  again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
+  np.testing.assert_allclose(their_scores(again.eval()), their_scores(theirs), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
+def test_base_classes_of_transformers_give_the_same_hidden_states(name, tmp_path):
+  config = transformers.AutoConfig.for_model(**copy.deepcopy(CASES[name]))
+  theirs = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+  perturb(theirs)
+  theirs.save_pretrained(tmp_path)
+  ours = pretrained.read_config(tmp_path)
+  hidden, _ = forward(ours, pretrained.load(tmp_path), Inputs(
+      jnp.asarray(TOKENS), jnp.full(TOKENS.shape[0], TOKENS.shape[1])))
+  with torch.no_grad():
+    expected = theirs(torch.tensor(TOKENS)).last_hidden_state.numpy()
+  np.testing.assert_allclose(hidden, expected, atol=1e-4)

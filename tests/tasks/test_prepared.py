@@ -92,11 +92,9 @@ def test_the_command_writes_a_set_that_loads_without_tensorflow(tmp_path):
   # The flags are parsed in the process that reads the set, so that one start of TFDS serves both.
   code = f"""
 import sys
-from absl import flags
 from rl_reason.tasks import prepare
 from rl_reason.tasks.registry import load_task
-flags.FLAGS(["prepare", "--name=sums", "--data_dir={tmp_path}", '--args={arguments}', '--splits={splits}'])
-prepare.main(["prepare"])
+prepare.main(["--name=sums", "--data_dir={tmp_path}", '--args={arguments}', '--splits={splits}'])
 task = load_task("tfds", dict(name="sums", data_dir="{tmp_path}"), dict(split="train"), dict(split="test"))
 print(len(task.train), task.heldout[0].prompt, task.heldout[0].reference, "tensorflow" in sys.modules)
 """

@@ -20,6 +20,7 @@ from rl_reason.config.checks import one_of
 from rl_reason.judges.critiques import Critiques
 from rl_reason.learner.step import Learner, make_learner, make_update, run_update
 from rl_reason.models import reward_model
+from rl_reason.models.reward_model_files import Stored
 from rl_reason.objectives import contrastive
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.scorers import scorer
@@ -231,6 +232,20 @@ def make_scorer(config: Config, context: Context, name: str) -> scorer.Scorer:
       critiques=make_critiques(config.critique, context))
 
 
+def stored(config: Config, context: Context, name: str) -> Stored:
+  """Describes the finished stage's model as a reward model in files.
+
+  Raises: ValueError for a model that also reads critiques, which files do not hold.
+  """
+  if config.critique.generate:
+    raise ValueError(
+        f"The reward model {name!r} reads critiques that {config.critique.generate!r} writes, so its"
+        " files alone would score otherwise: score with the run's folder instead.")
+  return Stored(
+      architecture(config, context), config.attributes or ("reward",), config.read,
+      config.separator, config.aggregate)
+
+
 KIND = Kind(
     Config=Config, check=check, memory=memory, trained=trained, build=build,
-    make_scorer=make_scorer)
+    make_scorer=make_scorer, stored=stored)
