@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rl_reason.objectives.losses import bounded_ratio
+
 Rewards = Float[Array, "P G"]
 PerToken = Float[Array, "B T"]
 Mask = Bool[Array, "B T"]
@@ -310,7 +312,7 @@ def vtrace(
   _in_unit_interval(discount=discount, lam=lam)
   rewards, values = (jnp.where(mask, x, 0.0).astype(jnp.float32) for x in (rewards, values))
   # Masked before exp: garbage in padding would overflow.
-  ratio = jnp.exp(jnp.where(mask, logprobs - behaviour_logprobs, 0.0))
+  ratio = bounded_ratio(jnp.where(mask, logprobs - behaviour_logprobs, 0.0))
 
   def step(later, token):
     later_error, later_value, later_target = later
