@@ -5,6 +5,7 @@ They need no JAX.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any, Protocol, TypeAlias
 
 from jaxtyping import Float
@@ -217,7 +218,8 @@ class Sample:
     """
     return "\n".join(self.own_turns)
 
-  @property
+  # Computed once: each reward of a set asks for them.
+  @functools.cached_property
   def own_places(self) -> tuple[int, ...]:
     """Lists the positions in completion_tokens of the tokens that the policy sampled.
 
@@ -232,12 +234,12 @@ class Sample:
           f" {self.completion[:80]!r}.")
     return tuple(place for start, end in self.spans["turn"] for place in range(start, end))
 
-  @property
+  @functools.cached_property
   def own_tokens(self) -> tuple[int, ...]:
     """Lists the ids that the policy sampled; without an environment: those of the completion."""
     return tuple(self.completion_tokens[place] for place in self.own_places)
 
-  @property
+  @functools.cached_property
   def own(self) -> "Sample":
     """Returns the sample as if the policy's turns were its whole completion.
 
