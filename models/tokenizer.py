@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
   @property
   def eos_id(self) -> int:
-    """Returns the id written after a completion to be imitated; also the first of `stop_ids`."""
+    """Returns the id of the end of sequence; also the first of `stop_ids`."""
 
   @property
   def stop_ids(self) -> tuple[int, ...]:
@@ -53,6 +53,13 @@ class Tokenizer(Protocol):
   @property
   def pad_id(self) -> int:
     """Returns any valid id, possibly eos_id: masks are made from lengths, never from ids."""
+
+  def end_id(self, prompt: str | Sequence[Message]) -> int:
+    """Returns the id that ends a completion of this prompt; one of `stop_ids`.
+
+    After messages it is the token with which the chat template ends the assistant's turn, after a
+    text the end of sequence. All that is taught or judged ends with it, in every kind of stage.
+    """
 
   def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
     """Returns the ids of a text, with nothing added at either end.
@@ -217,6 +224,9 @@ class CharacterTokenizer:
           f" {self.characters!r}. Add it to CharacterTokenizer(characters=...), or keep it out of"
           " the task.") from None
 
+  def end_id(self, prompt: str | Sequence[Message]) -> int:
+    return self.eos_id
+
   def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
     return self.encode(self.render_prompt(prompt), allow_special=True)
 
@@ -284,22 +294,29 @@ class PretrainedTokenizer:
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
     """Returns the files' stop ids, and the token that the template writes after an answer."""
+    return tuple(dict.fromkeys([*self.files.stop_ids, *self._turn_ends]))
+
+  def end_id(self, prompt: str | Sequence[Message]) -> int:
+    return self.eos_id if isinstance(prompt, str) else [*self._turn_ends, self.eos_id][0]
+
+  @functools.cached_property
+  def _turn_ends(self) -> tuple[int, ...]:
+    """Returns the token that the template writes after an answer; () if it writes none."""
     # Render a chat, and look for a token right after the answer.
-    ids = list(self.files.stop_ids)
-    if self.chat_template is not None:
-      answer = "the assistant's answer"
-      try:
-        chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
-        text = self._render(chat, opens="nothing")
-      except ValueError:
-        # Raised again for the first real messages; text prompts do not need the template.
-        text = ""
-      after = text.partition(answer)[2].lstrip()
-      added = self.files.backend.get_added_tokens_decoder()
-      # The longest one, since one token's text may begin another's.
-      ids += sorted((i for i, token in added.items() if after.startswith(token.content)),
-                    key=lambda i: len(added[i].content))[-1:]
-    return tuple(dict.fromkeys(ids))
+    if self.chat_template is None:
+      return ()
+    answer = "the assistant's answer"
+    try:
+      chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+      text = self._render(chat, opens="nothing")
+    except ValueError:
+      # Raised again for the first real messages; text prompts do not need the template.
+      return ()
+    after = text.partition(answer)[2].lstrip()
+    added = self.files.backend.get_added_tokens_decoder()
+    # The longest one, since one token's text may begin another's.
+    return tuple(sorted((i for i, token in added.items() if after.startswith(token.content)),
+                        key=lambda i: len(added[i].content))[-1:])
 
   def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
     text = _NOT_TEXT.sub("\ufffd", text)

@@ -103,7 +103,7 @@ def exact_answer(samples: Sequence[Sample], *, marker: str = "#") -> Float[np.nd
         " '#'.")
   _raise_bad_references("exact_answer", samples, exact_references)
   return np.array(
-      [after_marker(s.completion, marker) == s.reference.strip() for s in samples], np.float32)
+      [after_marker(s.answer_text, marker) == s.reference.strip() for s in samples], np.float32)
 
 
 def exact_references(references: Sequence[str], *, marker: str = "#") -> list[str | None]:
@@ -135,7 +135,7 @@ def exact_match(
   for sample in samples:
     # The last answer counts: a completion may have tried others before.
     said = re.findall(
-        rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", sample.completion, re.DOTALL)
+        rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", sample.answer_text, re.DOTALL)
     right = sample.reference.split(separator) if separator else [sample.reference]
     scores.append(bool(said) and _words(said[-1]) in map(_words, right))
   return np.array(scores, np.float32)
@@ -190,7 +190,7 @@ def tail_verdict(
   # Whatever else stands between the tag's parts is no verdict.
   before, *after = map(re.escape, tag.split("{}"))
   pattern = before + f"({'|'.join(map(re.escape, options))})" + r"\1".join(after)
-  given = [parse_verdict(s.completion, options, pattern=pattern, tail=characters) for s in samples]
+  given = [parse_verdict(s.answer_text, options, pattern=pattern, tail=characters) for s in samples]
   return np.array(
       [1.0 if g == s.reference.strip() else -1.0 for g, s in zip(given, samples)], np.float32)
 
@@ -223,7 +223,7 @@ def number_answer(
   _raise_bad_references("number_answer", samples, number_references)
   scores = np.zeros(len(samples), np.float32)
   for i, sample in enumerate(samples):
-    written = last_number(sample.completion)
+    written = last_number(sample.answer_text)
     answer = number_value(written) if written else None
     scores[i] = (answer is not None
                  and abs(answer - _reference_number(sample.reference)) <= tolerance)
@@ -271,7 +271,7 @@ def math_answer(
   Source: math-verify, https://github.com/huggingface/Math-Verify.
   """
   pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
-  pairs = [(math_text(s.completion), s.reference) for s in samples]
+  pairs = [(math_text(s.answer_text), s.reference) for s in samples]
   # Each pair is checked once: completions of a group often agree.
   unique = list(dict.fromkeys(pair for pair in pairs if pair[0] is not None))
   verdicts = dict(zip(unique, pool.map(unique, on_failure=False), strict=True))

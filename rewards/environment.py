@@ -23,3 +23,6 @@ def environment(samples: Sequence[Sample]) -> StepRewards:
   return StepRewards(
       [np.array([amount for _, amount in s.environment_rewards], np.float64) for s in samples],
       [np.array([place for place, _ in s.environment_rewards], np.int64) for s in samples])
+
+
+environment.sees_episode = True

@@ -87,7 +87,7 @@ class Familiarity:
   def __call__(self, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
     known, limit = self._known
     distances = known.distances(
-        self._states([(s.messages or s.prompt, s.completion) for s in samples]))
+        self._states([(s.messages or s.prompt, s.own_text) for s in samples]))
     # The median is the limit where fewer than half are known.
     kept = distances <= max(limit, float(np.median(distances)))
     self._metrics = {

@@ -11,6 +11,7 @@ import numpy as np
 
 from rl_reason.config import naming
 from rl_reason.rewards.composition.builder import Builder
+from rl_reason.rewards.composition.episodes import seen_by
 from rl_reason.scorers.features import FeatureModel, fit
 from rl_reason.tasks.registry import SOURCES
 from rl_reason.types import Sample
@@ -34,6 +35,8 @@ class FeatureReward:
 
   Source: Nath et al. 2024, arXiv:2402.15473.
   """
+
+  sees_episode = True  # Each scorer chooses what it sees.
 
   def __init__(self, *, scorers: Mapping[str, Any], data: Mapping[str, Any], build: Builder,
                pairs: int = 0, hidden: int = 32, steps: int = 200, learning_rate: float = 1e-2,
@@ -75,7 +78,7 @@ class FeatureReward:
     """
     columns = []
     for name, (function, args, several) in self._scorers.items():
-      given = np.asarray(function(samples, **args), np.float64)
+      given = np.asarray(function(seen_by(function, samples), **args), np.float64)
       shape = (len(samples), len(several)) if several else (len(samples),)
       if given.shape != shape:
         raise ValueError(
@@ -86,7 +89,7 @@ class FeatureReward:
             " are in [0, 1], NaN where it cannot tell.")
       columns.append(given.reshape(len(samples), -1))
     found = np.concatenate(columns, axis=1) if samples else np.zeros((0, len(self.names)))
-    found[[not s.completion.strip() for s in samples]] = 0.0
+    found[[not s.own_text.strip() for s in samples]] = 0.0
     return found
 
   @functools.cached_property

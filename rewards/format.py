@@ -14,7 +14,7 @@ from rl_reason.types import Sample
 
 def boxed_format(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
   r"""Pays for format, in {0, 1}: 1 if the last \boxed{...} is closed and not blank."""
-  return np.array([bool((last_boxed(s.completion) or "").strip()) for s in samples], np.float32)
+  return np.array([bool((last_boxed(s.answer_text) or "").strip()) for s in samples], np.float32)
 
 
 def answer_marker_format(
@@ -29,7 +29,7 @@ def answer_marker_format(
     raise ValueError(
         f"answer_marker_format: marker must not be blank, got {marker!r}. Set args.marker, e.g."
         " '####'.")
-  answers = [s.completion.split(marker) for s in samples]
+  answers = [s.own_text.split(marker) for s in samples]
   return np.array(
       [len(a) == 2 and len(a[1].strip().splitlines()) == 1 for a in answers], np.float32)
 
@@ -45,7 +45,7 @@ def think_format(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
   """
   def well_formed(sample):
     text = (("<think>" if sample.prompt.rstrip().endswith("<think>") else "")
-            + sample.completion.lstrip())
+            + sample.own_text.lstrip())
     if not text.startswith("<think>") or text.count("<think>") != 1 or text.count("</think>") != 1:
       return False
     thought, answer = text.removeprefix("<think>").split("</think>")
@@ -69,7 +69,7 @@ def pattern_format(
     raise ValueError(
         f"pattern_format: {pattern!r} is not a regular expression ({error}): correct"
         " it.") from error
-  texts = [s.completion for s in samples]
+  texts = [s.own_text for s in samples]
   return np.array(
       [len(t) <= max_characters and compiled.fullmatch(t) is not None for t in texts], np.float32)
 
@@ -83,7 +83,7 @@ def overlong_penalty(
 
       penalty = clip((limit − buffer − length) / buffer, −1, 0)
 
-  Lengths are len(completion_tokens), EOS included. With `limit_tokens` the sampler's own limit,
+  Lengths are those of the policy's own tokens, EOS included. With `limit_tokens` the sampler's own limit,
   only truncated (or just finished) completions get −1.
 
   Raises: ValueError unless 0 < buffer_tokens <= limit_tokens, and for a sample with text but
@@ -102,7 +102,7 @@ def overlong_penalty(
           f" {sample.completion[:80]!r} has none: fill Sample.completion_tokens where samples are"
           " made.")
   # A sample without tokens has been refused above, for it would count as short.
-  lengths = np.array([len(s.completion_tokens) for s in samples], np.float32)
+  lengths = np.array([len(s.own_tokens) for s in samples], np.float32)
   return np.clip(
       (limit_tokens - buffer_tokens - lengths) / np.float32(buffer_tokens), -1.0, 0.0,
   ).astype(np.float32)

@@ -24,14 +24,14 @@ def relative_length(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
 
       0.5 − (length − min) / (max − min)
 
-  Lengths are len(completion_tokens). Give it to correct completions only (a gate), or short wrong
-  ones are rewarded.
+  Lengths are those of the policy's own tokens. Give it to correct completions only (a gate), or
+  short wrong ones are rewarded.
 
   Source: Kimi Team 2025, arXiv:2501.12599, sec. 2.3.3, where wrong completions get min(0, ·): that
     is a second component with the opposite gate and `clip` at high=0.
   """
   # A group of equal lengths keeps 0: there is no shortest one to pay.
-  lengths = np.array([len(s.completion_tokens) for s in samples], np.float64)
+  lengths = np.array([len(s.own_tokens) for s in samples], np.float64)
   out = np.zeros(len(samples), np.float32)
   for group in group_slices([s.group for s in samples]):
     shortest, longest = lengths[group].min(), lengths[group].max()
@@ -45,14 +45,14 @@ def diversity(samples: Sequence[Sample], *, n: int = 3) -> Float[np.ndarray, "N"
 
       1 − mean over the others of |A ∩ B| / |A ∪ B|,   A and B being their sets of token n-grams
 
-  A completion without others gets 0. One of fewer than n tokens is one shorter n-gram; two without
-  any n-gram are equal.
+  The tokens are the policy's own. A completion without others gets 0. One of fewer than n tokens is
+  one shorter n-gram; two without any n-gram are equal.
 
   Raises: ValueError unless n >= 1.
   """
   if n < 1:
     raise ValueError(f"diversity: n must be at least 1, got {n}.")
-  grams = [_ngrams(s.completion_tokens, n) for s in samples]
+  grams = [_ngrams(s.own_tokens, n) for s in samples]
   out = np.zeros(len(samples), np.float32)
   for group in group_slices([s.group for s in samples]):
     members = range(len(samples))[group]
@@ -75,6 +75,7 @@ class OneOfEach:
 
   Source: Lyu et al. 2025 (OREAL), arXiv:2502.06781, sec. 3.
   """
+  sees_episode = True  # The outcome's own rewards choose what they see.
 
   def __init__(self, *, outcome: Mapping[str, Any], build: Builder):
     self._outcome = build.rewards(outcome)

@@ -108,7 +108,7 @@ class PointwiseJudge(AskedModel):
     return sum(found) / len(found) if found else math.nan
 
   def __call__(self, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
-    ratings = (self.score([(s.prompt, s.completion) for s in samples]) - self.low) / (
+    ratings = (self.score([(s.prompt, s.own_text) for s in samples]) - self.low) / (
         self.high - self.low)
     return np.where(np.isnan(ratings), self.abstention, ratings).astype(np.float32)
 
@@ -215,13 +215,13 @@ class PairwiseJudge(AskedModel):
 
   def __call__(self, samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
     if self.against == "reference":
-      rewards = self.compare([(s.prompt, s.completion, s.reference) for s in samples])
+      rewards = self.compare([(s.prompt, s.own_text, s.reference) for s in samples])
     else:
       members: dict[tuple[int, str], list[int]] = {}
       for i, s in enumerate(samples):
         members.setdefault((s.group, s.prompt), []).append(i)
       scores = self.score([
-          (prompt, [samples[i].completion for i in row]) for (_, prompt), row in members.items()])
+          (prompt, [samples[i].own_text for i in row]) for (_, prompt), row in members.items()])
       rewards = np.zeros(len(samples))
       for row, values in zip(members.values(), scores):
         rewards[row] = values

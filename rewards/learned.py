@@ -56,8 +56,8 @@ READING = {"step": "steps", "token": "tokens"}
 class Learned:
   """Pays what reward models give a completion, as a whole or its steps or tokens: in (-inf, inf).
 
-  A model reads the prompt and the completion's text with its own tokenizer. EOS follows the text,
-  also where the limit cut it. For a model that was trained with critiques, a critique of each
+  A model reads the prompt and the policy's own text with its own tokenizer. The end of a completion
+  follows the text, also where the limit cut it. For a model that was trained with critiques, a critique of each
   completion is written first (judges.critiques).
 
   Args:
@@ -201,7 +201,7 @@ class Learned:
     self._scorers = [dataclasses.replace(s, critiques=None) for s in self._scorers]
 
   def _responses(self, scorer: Scorer, weights, samples) -> Float[np.ndarray, "N"]:
-    scored = self._run(scorer, samples, [s.completion for s in samples], "")
+    scored = self._run(scorer, samples, [s.own_text for s in samples], "")
     return np.array([row.totals[g] @ weights for row, g in scored])
 
   def _places(self, scorer: Scorer, weights, samples, parts) -> list[Float[np.ndarray, "K"]]:
@@ -235,7 +235,13 @@ class Learned:
     return [(scored[row], g) for row, g in places]
 
   def _parts(self, sample: Sample) -> tuple[Sequence[Any], Any]:
-    """Splits a completion into (step texts, or ids; where each ends in completion_tokens)."""
+    """Splits what the policy wrote into (step texts, or ids; where each ends in the completion)."""
+    texts, ends = self._own_parts(sample.own)
+    # A text without any token has no place.
+    return texts, np.array(sample.own_places or (-1,), np.int64)[ends]
+
+  def _own_parts(self, sample: Sample) -> tuple[Sequence[Any], Any]:
+    """Does as `_parts` for a sample of the policy's own tokens alone."""
     tokens, decode = sample.completion_tokens, self._tokenizer.decode
     if self._per == "token":
       return tokens, np.arange(len(tokens))

@@ -91,6 +91,7 @@ class TurnJudge(AskedModel):
   Source: Xu et al. 2025, arXiv:2509.25598. It departs from the paper's code, where an unreadable
     judgement is a score of 0, so that ReNorm punishes the turn.
   """
+  sees_episode = True  # A turn is judged with the answers before it.
   # No run stops for a batch of fewer turns than FEW: a share of them says little.
   MOST_UNREADABLE, FEW = 0.2, 20
 

@@ -5,6 +5,7 @@ They need no JAX.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import sys
 from typing import Any, Protocol, TypeAlias
 
@@ -190,8 +191,9 @@ class Sample:
     joined they are the completion. () without an environment.
   environment_rewards: what the environment paid, as (position in completion_tokens, amount).
 
-  With an environment the completion is the whole episode. `own_text` and `own_tokens` are what the
-  policy itself wrote of it, and the policy may be judged only by these.
+  With an environment the completion is the whole episode. `own_text`, `answer_text` and `own_tokens`
+  are what the policy itself wrote of it, and the policy may be judged only by these. `own` is the
+  sample that a reward is given, unless it asks for the episode (rewards.composition.reward_set).
   """
   prompt: str
   completion: str
@@ -207,16 +209,65 @@ class Sample:
   environment_rewards: tuple[tuple[int, float], ...] = ()
 
   @property
-  def own_text(self) -> str:
-    """Joins the policy's turns, stop strings included; without an environment: the completion."""
-    return "".join(self.episode[::2]) if self.episode else self.completion
+  def own_turns(self) -> tuple[str, ...]:
+    """Lists the texts of the policy's turns; without an environment: the completion."""
+    return self.episode[::2] if self.episode else (self.completion,)
 
   @property
+  def own_text(self) -> str:
+    """Joins the policy's turns, stop strings included; without an environment: the completion."""
+    return "".join(self.own_turns)
+
+  @property
+  def answer_text(self) -> str:
+    """Writes the policy's turns as lines: what verifiers read an answer from.
+
+    No number or word spans two turns: a turn "4" and a later turn "2" are no 42.
+    """
+    return "\n".join(self.own_turns)
+
+  # Computed once: each reward of a set asks for them.
+  @functools.cached_property
+  def own_places(self) -> tuple[int, ...]:
+    """Lists the positions in completion_tokens of the tokens that the policy sampled.
+
+    Raises: ValueError for an episode with tokens that does not say where its turns are.
+    """
+    if not self.episode or not self.completion_tokens:
+      return tuple(range(len(self.completion_tokens)))
+    if "turn" not in self.spans:
+      raise ValueError(
+          "An episode's tokens are the policy's and the environment's, and this sample does not say"
+          f" which are whose: give spans[\"turn\"], the policy's turns. Its completion is"
+          f" {self.completion[:80]!r}.")
+    return tuple(place for start, end in self.spans["turn"] for place in range(start, end))
+
+  @functools.cached_property
   def own_tokens(self) -> tuple[int, ...]:
     """Lists the ids that the policy sampled; without an environment: those of the completion."""
-    if not self.episode:
-      return self.completion_tokens
-    return tuple(i for start, end in self.spans["turn"] for i in self.completion_tokens[start:end])
+    return tuple(self.completion_tokens[place] for place in self.own_places)
+
+  @functools.cached_property
+  def own(self) -> "Sample":
+    """Returns the sample as if the policy's turns were its whole completion.
+
+    Its text, tokens, spans and payments are those of the turns alone; spans of what the environment
+    wrote are gone. Only `episode` still holds the environment's words.
+    """
+    if len(self.episode) < 2:
+      return self
+    places = {place: i for i, place in enumerate(self.own_places)}
+
+    def moved(spans):
+      # A span keeps the tokens that the policy wrote of it.
+      kept = [[places[i] for i in range(start, end) if i in places] for start, end in spans]
+      return [(own[0], own[-1] + 1) for own in kept if own]
+    return dataclasses.replace(
+        self, completion=self.own_text, completion_tokens=self.own_tokens,
+        spans={name: moved(spans) for name, spans in self.spans.items()},
+        environment_rewards=tuple(
+            (places[place], amount) for place, amount in self.environment_rewards
+            if place in places))
 
 
 # Rewards: one number per sample, in the order given, or StepRewards

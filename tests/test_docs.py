@@ -20,6 +20,7 @@ from rl_reason.reporting.metrics import read_metrics
 from rl_reason.rewards.composition.build import build_rewards
 from rl_reason.run import config
 from rl_reason.stages.registry import STAGES
+from rl_reason.types import Sample
 from tests import environment, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,6 +123,13 @@ def own_package(tmp_path, monkeypatch):
   for name in [n for n in sys.modules if n.partition(".")[0] == "my_package"]:
     monkeypatch.delitem(sys.modules, name)
   return importlib.import_module("my_package.mine")
+
+
+def test_a_reward_that_asks_for_the_episode_counts_its_tokens(own_package):
+  rewards = build_rewards({"few": {"function": "my_package.context:small_context", "args": {"tokens": 3}}})
+  episode = dict(episode=("a", "bc", "d"), spans={"turn": [(0, 1), (3, 4)]})
+  samples = [Sample("", "abcd", "", completion_tokens=(1, 2, 3, 4), **episode)]
+  assert rewards(samples)[0].tolist() == [0]
 
 
 def test_own_functions_do_what_the_page_says(own_package):

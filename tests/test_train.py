@@ -338,6 +338,15 @@ def test_a_monitor_stops_the_run_and_the_same_command_goes_on_as_if_it_had_only_
   assert whole.keys() == stopped.keys() and all(whole[k].tobytes() == stopped[k].tobytes() for k in whole)
 
 
+def test_a_sampler_that_disagrees_with_the_trainer_stops_a_run_that_is_saved(config, tmp_path):
+  config.rl.num_steps = 2
+  config.rl.monitors = {"logprob_gap": {"threshold": -1.0}}  # Rounding alone is above it.
+  with pytest.raises(StoppedByMonitor, match="stopped at step 1, which is saved. Monitor logprob_gap: .* JAX_DEFAULT_MATMUL"):
+    train(config, tmp_path, plain=True)
+  assert (tmp_path / "checkpoints" / "rl" / "1").exists()
+  assert steps(tmp_path)[0]["monitor/logprob_gap"] < 1e-4  # And so far below the bound that is there by default.
+
+
 def test_a_stage_starts_from_the_policy_it_names_and_others_are_read_by_name(config, tmp_path):
   config.again = config.rl.copy_and_resolve_references()
   config.again.learner.optimizer.learning_rate, config.again.start = 0.0, "initial"  # Ends where it starts.

@@ -6,6 +6,7 @@
     scoring.py           the same, while further samples are still being drawn
     outputs.py           checks what rewards and transforms return
     steps.py             rewards of a completion's steps
+    episodes.py          what a reward sees of an episode: the policy's own words, or all
     shaping.py           transforms that keep nothing
     normalisers.py       transforms that remember earlier values, or that look at a group
     schedules.py         weights that change with the training step

@@ -1,4 +1,4 @@
-"""Watches a run's metrics for signs that the policy games its rewards: warns, or stops the run.
+"""Watches a run's metrics for signs of a gamed reward or of a fault: warns, or stops the run.
 
     monitors = build_monitors(
         {"length_drift": {"threshold": 2.0}, "heldout_gap": {"action": "stop"}},
@@ -116,6 +116,14 @@ def vanishing(value: Series, *, least: float = 0.02) -> float:
   return 1 - max(value.last) / least
 
 
+def latest(gap: Series) -> float:
+  """Returns the largest value of the window; 0 for one that is no number.
+
+  Where log-probabilities are no numbers the update is refused and counted (skipped_in_a_row).
+  """
+  return float(np.nan_to_num(max(gap.last), nan=0.0, posinf=np.inf))
+
+
 def repeat_share(tokens: Sequence[int], n: int = 4) -> float:
   """Computes the share of a completion's n-grams that occurred in it before, in [0, 1).
 
@@ -180,6 +188,13 @@ MONITORS: dict[str, Kind] = {
         " learns from noise or not at all.",
         "let the model behind it learn longer (credit.token_model.warmup_steps), faster, or from"
         " more completions"),
+    "logprob_gap": Kind(
+        latest, {"gap": "logprob_gap"}, 1e-3, 1,
+        "The sampler and the trainer give a token log-probabilities that differ by so many nats, and"
+        " are the same policy: the update weighs tokens by ratios that are wrong.",
+        "look for a fault in the model, its masks or positions (and report it); where float32"
+        " products are rounded, set JAX_DEFAULT_MATMUL_PRECISION=highest or"
+        " config.policy.dtype='bfloat16'"),
 }
 ACTIONS = ("warn", "stop")
 # "reward/..." metrics that are no component's: stages/groups.py.
@@ -338,8 +353,9 @@ def _monitor(name: str, entry: Any, rewards: Collection[str]) -> Monitor:
   threshold, window = entry.get("threshold", kind.threshold), entry.get("window", kind.window)
   if not is_number(threshold):
     raise ValueError(f"{what} has threshold={threshold!r}: give a finite number.")
-  if not isinstance(window, int) or isinstance(window, bool) or window < 2:
-    raise ValueError(f"{what} has window={window!r}: give a number of steps, at least 2.")
+  least = min(2, kind.window)  # What measures a change or a share needs more than one step.
+  if not isinstance(window, int) or isinstance(window, bool) or window < least:
+    raise ValueError(f"{what} has window={window!r}: give a number of steps, at least {least}.")
   action = entry.get("action", "warn")
   if action not in ACTIONS:
     raise ValueError(

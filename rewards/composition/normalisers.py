@@ -34,11 +34,12 @@ class RunningMeanStd:
     values = _flat(rewards)
     if values.size:
       # Merges this batch's moments into those of all batches before it.
-      count, mean = self._count + values.size, float(values.mean())
+      own = _centred(values)
+      count, mean = self._count + values.size, float(values[0] - own[0])
       shift = mean - self._mean
-      self._squares += (float(((values - mean) ** 2).sum())
+      self._squares += (float((own ** 2).sum())
                         + shift**2 * self._count * values.size / count)
-      self._mean += shift * values.size / count
+      self._mean += shift * (values.size / count)  # By exactly `shift` in the first batch.
       self._count = count
     std = np.sqrt(self._squares / max(1, self._count))
     return [(r - self._mean) / (std + self._epsilon) for r in rewards]
@@ -92,7 +93,8 @@ def group_mean_std(rewards: Ragged, *, groups: Sequence[int], epsilon: float = 1
     arXiv:2402.03300, sec. 4.1.3, for steps.
   """
   def one(values):
-    return (values - values.mean()) / (values.std() + epsilon)
+    own = _centred(values)
+    return own / (np.sqrt((own ** 2).mean()) + epsilon)
   return _by_group(one, rewards, groups)
 
 
@@ -114,6 +116,12 @@ group_mean_std.sees_groups = group_rank.sees_groups = True
 
 def _flat(rewards: Ragged) -> Float[np.ndarray, "M"]:
   return np.concatenate([np.zeros(0), *rewards])
+
+
+def _centred(values: Float[np.ndarray, "M"]) -> Float[np.ndarray, "M"]:
+  """Subtracts the mean; exactly zero where all values are equal, which no sum of them ensures."""
+  difference = values - values[0]
+  return difference - difference.mean()
 
 
 def _by_group(function, rewards: Ragged, groups: Sequence[int]) -> Ragged:

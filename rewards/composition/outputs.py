@@ -98,7 +98,7 @@ def checked(
   # One number per sample, or the numbers of all steps in a row with the samples that own them.
   output = read(component, output, len(samples))
   if isinstance(output, StepRewards):
-    _check_ends(component, output, samples)
+    check_ends(component, output, samples)
     owners = np.repeat(np.arange(len(samples)), [len(v) for v in output.values])
     values = np.concatenate([np.zeros(0), *output.values])
   else:
@@ -125,7 +125,7 @@ def checked(
   return values
 
 
-def _check_ends(component: Component, output: StepRewards, samples: Sequence[Sample]) -> None:
+def check_ends(component: Component, output: StepRewards, samples: Sequence[Sample]) -> None:
   """Raises: ValueError for steps that are not paid at rising tokens of their completion."""
   for i, (values, ends, sample) in enumerate(zip(output.values, output.ends, samples)):
     size = len(sample.completion_tokens)

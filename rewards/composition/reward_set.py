@@ -19,7 +19,15 @@ import numpy as np
 
 from rl_reason.config import naming
 from rl_reason.rewards.composition.component import Component, Trust
-from rl_reason.rewards.composition.outputs import checked, culprit, describe, transformed
+from rl_reason.rewards.composition.episodes import in_episodes, seen_by
+from rl_reason.rewards.composition.outputs import (
+    check_ends,
+    checked,
+    culprit,
+    describe,
+    read,
+    transformed,
+)
 from rl_reason.rewards.composition.steps import merge, StepRewards
 from rl_reason.rewards.composition.trust import group_trust
 from rl_reason.sandbox import pool
@@ -57,7 +65,8 @@ class RewardSet:
   state is saved and restored by component name. A function or an object may have
   `check_references(references, **args) -> list[str | None]`, and an object `close()`. One with a
   true attribute `per_sample` judges each sample by itself: it may be given some of them before the
-  others exist (`Scoring`). All others see the whole batch, group by group.
+  others exist (`Scoring`). All others see the whole batch, group by group. One with a true attribute
+  `sees_episode` is given whole episodes, and all others what the policy wrote (episodes.seen_by).
   """
 
   def __init__(self, components: Sequence[Component]):
@@ -173,18 +182,26 @@ class RewardSet:
     return opened
 
   def call(self, component: Component, samples: Sequence[Sample]) -> Any:
-    """Calls a component's function with samples; its result is unchecked.
+    """Calls a component's function with what it sees of the samples.
 
+    Returns: its result, mostly unchecked; rewards of steps stand at places of the whole completion.
     Raises: whatever the function raises, with a note.
     """
+    seen = seen_by(component.function, samples)
     try:
-      return component.function(samples, **component.args)
+      output = component.function(seen, **component.args)
     except Exception as error:
-      first = f" Its first sample: {describe(samples[0])}" if samples else ""
+      first = f" Its first sample: {describe(seen[0])}" if seen else ""
       error.add_note(
           f"Raised by the reward component {component.name!r} on a batch of {len(samples)}"
-          f" samples.{first}{culprit(component, samples)}")
+          f" samples.{first}{culprit(component, seen)}")
       raise
+    if not isinstance(output, StepRewards) or all(a is b for a, b in zip(seen, samples)):
+      return output
+    # Its places are among the policy's own tokens, which only this function knows.
+    output = read(component, output, len(seen))
+    check_ends(component, output, seen)
+    return in_episodes(output, samples)
 
   def check_references(self, references: Iterable[str], ids: Sequence[str] | None = None) -> None:
     """Asks every component whether it can use these references, so that bad ones are found early.

@@ -60,7 +60,7 @@ def encode(
 
   A solution is cut into pieces where the author changes, and where `unlearnt` text begins or ends.
   Pieces are tokenised one by one, as in a rollout, where a tool's words are appended to the
-  policy's tokens. The end is learnt: EOS, or what the chat template writes after a turn.
+  policy's tokens. The end is learnt, too (Tokenizer.end_id).
 
   Args:
     problems: problems that have solutions.
@@ -119,10 +119,10 @@ def _solution(
     except ValueError as error:
       raise ValueError(f"Problem {problem.id!r}: {error}") from error
     pieces = [(ids, kept and (everything or author == "assistant")) for ids, author, kept in chat]
-    # A template that ends a turn with a stop token needs no EOS after it.
+    # A template that ends a turn with a stop token needs no other end after it.
     if pieces[-1][0][-1:] and pieces[-1][0][-1] in tokenizer.stop_ids:
       return pieces
-  return [*pieces, ([tokenizer.eos_id], True)]
+  return [*pieces, ([tokenizer.end_id(problem.prompt)], True)]
 
 
 def _splitter(unlearnt: Sequence[tuple[str, str]]):

@@ -21,7 +21,7 @@ from rl_reason.models.reward_model import ResponseBatch
 from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.types import Comparison, Message
 
-# Where scores are read: at the EOS that ends the response, at each step's last token, or at every
+# Where scores are read: at the token that ends the response, at each step's last token, or at every
 # token.
 READINGS = ("end", "steps", "tokens")
 
@@ -70,8 +70,8 @@ def encode(
     prompt: text or messages.
     responses: texts, or lists of their steps, which are tokenised one by one. Texts read at steps
       are split at the separator.
-    read: one of READINGS. Read at steps, a response has no EOS, so that an unfinished one is read
-      in the same way.
+    read: one of READINGS. Read at steps, a response has no end (Tokenizer.end_id), so that an
+      unfinished one is read in the same way.
     separator: text that ends a step.
   """
   ids, places, steps = [], [], []
@@ -82,7 +82,7 @@ def encode(
              for part in ([response] if isinstance(response, str) else response)]
     # An empty response has no step to read, so it is read at its end.
     if read != "steps" or not any(parts):
-      parts[-1].append(tokenizer.eos_id)
+      parts[-1].append(tokenizer.end_id(prompt))
     # One after the last token of each step: the places, and the step of each place, follow from it.
     ends = np.cumsum([len(part) for part in parts])
     ids.append([i for part in parts for i in part])

@@ -133,8 +133,11 @@ def evaluate(
     completions = sampler(
         params, batch, sampler.encode(batch, bucket=bucket), section.sampling, group_size=k,
         rng=rng(start))
-    # The completions of problems that only filled the batch up are dropped.
-    samples += sampler.samples(batch, completions, section.sampling)[:len(real) * k]
+    # The completions of problems that only filled the batch up are dropped. Groups are numbered over
+    # all batches: rewards that compare a group would else take two for one.
+    samples += [
+        dataclasses.replace(s, group=start + s.group)
+        for s in sampler.samples(batch, completions, section.sampling)[:len(real) * k]]
     if stopping():
       return None
     if time.monotonic() - reported > 20:
@@ -166,7 +169,7 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") ->
     metrics.update({name: float(np.mean(scores)), f"{name}_low": low, f"{name}_high": high})
   add("eval/pass@1", per_problem)
   if k > 1:
-    answers = [[last_number(s.completion) for s in samples[i * k:(i + 1) * k]] for i in range(n)]
+    answers = [[last_number(s.answer_text) for s in samples[i * k:(i + 1) * k]] for i in range(n)]
     add(f"eval/pass@{k}", estimates.pass_at_k(np.full(n, k), correct.sum(axis=1), k))
     add(f"eval/maj@{k}", estimates.majority_at_k(answers, correct.tolist(), k))
   # pass@1 of each kind of problem.
@@ -174,5 +177,5 @@ def accuracy(samples: Sequence[Sample], correct: np.ndarray, *, by: str = "") ->
   for kind in sorted(set(kinds)):
     add(f"eval/pass@1/{kind}", per_problem[np.array(kinds) == kind])
   metrics["eval/truncated"] = float(np.mean([s.truncated for s in samples]))
-  metrics["eval/length"] = float(np.mean([len(s.completion_tokens) for s in samples]))
+  metrics["eval/length"] = float(np.mean([len(s.own_tokens) for s in samples]))
   return metrics

@@ -3,7 +3,12 @@
 First come functions per completion, [P G]: groups of a prompt's completions. Then come functions
 per token, [B T], one completion a row (before rl_reason.batches.packing): returns, and estimates
 with a critic's values. `mask` is true on the policy's own tokens. Prompt, tool and pad tokens,
-wherever they stand in the row, are skipped: time passes over sampled tokens alone.
+wherever they stand in the row, are skipped: time passes over sampled tokens alone. What is paid
+between the policy's tokens is its earlier token's: `at_own_tokens` moves it there.
+
+Equal rewards give advantages of exactly zero, in every program: a mean is taken of differences,
+since a compiled sum of n equal numbers is not n times the number. After a division by a deviation
+of zero plus epsilon the rest would be no longer small, and Adam makes a full step of any gradient.
 """
 
 from collections.abc import Callable
@@ -12,14 +17,41 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rl_reason.objectives.losses import bounded_ratio
+
 Rewards = Float[Array, "P G"]
 PerToken = Float[Array, "B T"]
 Mask = Bool[Array, "B T"]
 
 
+# Numbers that differ by no more than this share of their size are equal. It is four steps of
+# float32's grid: as much as sums of the same rewards in another order may differ.
+ROUNDING = 4 * 2.0**-23
+
+
+def _differences(x: Float[Array, "..."], to: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Subtracts `to`; what differs by rounding alone gives exactly zero."""
+  size = jnp.maximum(jnp.abs(x), jnp.abs(to))
+  return jnp.where(jnp.abs(x - to) <= ROUNDING * size, 0.0, x - to)
+
+
+def centred(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
+  """Subtracts the mean along an axis (None: of all); exactly zero where all entries are equal."""
+  first = jax.lax.index_in_dim(x.reshape(-1) if axis is None else x, 0, axis or 0)
+  difference = _differences(x, first)
+  return difference - difference.mean(axis=axis, keepdims=True)
+
+
+def deviation(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
+  """Computes the sample deviation (n − 1) along an axis, which is kept; 0 where all are equal."""
+  count = x.size if axis is None else x.shape[axis]
+  squares = jnp.square(centred(x, axis)).sum(axis=axis, keepdims=True)
+  return jnp.sqrt(squares / (count - 1))
+
+
 def group_mean(rewards: Rewards) -> Rewards:
   """Subtracts the group's mean (Shao et al. 2024, arXiv:2402.03300, sec. 4.1, undivided)."""
-  return rewards - rewards.mean(axis=1, keepdims=True)
+  return centred(rewards, 1)
 
 
 def leave_one_out(rewards: Rewards) -> Rewards:
@@ -30,7 +62,7 @@ def leave_one_out(rewards: Rewards) -> Rewards:
   Source: arXiv:2402.14740.
   """
   g = rewards.shape[1]
-  return (rewards - rewards.mean(axis=1, keepdims=True)) * (g / (g - 1))
+  return centred(rewards, 1) * (g / (g - 1))
 
 
 def no_baseline(rewards: Rewards) -> Rewards:
@@ -43,12 +75,12 @@ def group_std(advantages: Rewards, rewards: Rewards, *, epsilon: float = 1e-4) -
 
   Divides by the sample deviation (G − 1) plus `epsilon`, as trl does; the paper states neither.
   """
-  return advantages / (rewards.std(axis=1, ddof=1, keepdims=True) + epsilon)
+  return advantages / (deviation(rewards, 1) + epsilon)
 
 
 def batch_std(advantages: Rewards, rewards: Rewards, *, epsilon: float = 1e-4) -> Rewards:
   """Divides by the deviation of all the batch's rewards: easy and hard prompts weigh alike."""
-  return advantages / (rewards.std(ddof=1) + epsilon)
+  return advantages / (deviation(rewards) + epsilon)
 
 
 def unscaled(advantages: Float[Array, "..."], of: Array) -> Float[Array, "..."]:
@@ -88,7 +120,8 @@ def advantages(
 
   Returns: advantages in reward units or, normalised, in standard deviations.
   """
-  return NORMALISERS[normalise](BASELINES[baseline](jnp.asarray(rewards, jnp.float32)), rewards)
+  rewards = jnp.asarray(rewards, jnp.float32)
+  return NORMALISERS[normalise](BASELINES[baseline](rewards), rewards)
 
 
 def whiten(
@@ -105,9 +138,33 @@ def whiten(
     and verl divide by n − 1.
   """
   count = jnp.maximum(mask.sum(), 1)
-  a = jnp.where(mask, advantages, 0.0)
-  centred = jnp.where(mask, a - a.sum() / count, 0.0)
-  return centred * jax.lax.rsqrt(jnp.square(centred).sum() / count + epsilon)
+  some = jnp.where(mask, advantages, 0.0).reshape(-1)[jnp.argmax(mask)]
+  # Masked places hold one of the true numbers, and differ by nothing.
+  difference = _differences(jnp.where(mask, advantages, some), some)
+  own = jnp.where(mask, difference - difference.sum() / count, 0.0)
+  return own * jax.lax.rsqrt(jnp.square(own).sum() / count + epsilon)
+
+
+def at_own_tokens(rewards: PerToken, mask: Mask) -> PerToken:
+  """Moves what is paid between the policy's tokens to its token before.
+
+  An environment may pay where it answers, and a reward of steps at a token that it wrote. What was
+  paid there was earned by the turn before.
+
+  Args:
+    rewards: rewards at any token; any value before the first true token and after the last.
+    mask: true on the policy's tokens.
+
+  Returns: the rewards, zero where masked; rows sum to what is paid from the first true token to
+    the last.
+  """
+  size = mask.shape[1]
+  # The last true token up to here, -1 before the first one; and whether another one follows.
+  owner = jax.lax.cummax(jnp.where(mask, jnp.arange(size), -1), axis=1)
+  paid = (owner >= 0) & (jnp.arange(size) <= owner[:, -1:])
+  rows = jnp.arange(len(mask))[:, None]
+  return jnp.zeros(mask.shape, jnp.float32).at[rows, jnp.maximum(owner, 0)].add(
+      jnp.where(paid, rewards, 0.0))
 
 
 def returns_to_go(rewards: PerToken, mask: Mask, *, discount: float = 1.0) -> PerToken:
@@ -170,7 +227,8 @@ def token_advantages(
   """Turns rewards per token into advantages per token, without a critic.
 
   Args:
-    rewards: reward for sampling token t; the completions of a group are adjacent rows.
+    rewards: reward for sampling token t; the completions of a group are adjacent rows. Between
+      sampled tokens a reward counts for the one before (at_own_tokens).
     mask: true on sampled tokens.
     group_size: completions per group.
     returns: "total": all tokens of a completion share `advantages` of its summed reward. "to_go": a
@@ -185,7 +243,7 @@ def token_advantages(
   Raises: ValueError for unknown returns.
   """
   normalise = normalise if normalise in NORMALISERS else "none"
-  rewards = jnp.where(mask, rewards, 0.0)
+  rewards = at_own_tokens(rewards, mask)
   if returns == "total":
     estimates = advantages(
         rewards.sum(axis=1).reshape(-1, group_size), baseline=baseline, normalise=normalise)
@@ -254,7 +312,7 @@ def vtrace(
   _in_unit_interval(discount=discount, lam=lam)
   rewards, values = (jnp.where(mask, x, 0.0).astype(jnp.float32) for x in (rewards, values))
   # Masked before exp: garbage in padding would overflow.
-  ratio = jnp.exp(jnp.where(mask, logprobs - behaviour_logprobs, 0.0))
+  ratio = bounded_ratio(jnp.where(mask, logprobs - behaviour_logprobs, 0.0))
 
   def step(later, token):
     later_error, later_value, later_target = later

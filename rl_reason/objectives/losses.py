@@ -42,6 +42,10 @@ PerToken = Float[Array, "B T"]
 Mask = Bool[Array, "B T"]
 Segments = Int[Array, "B T"] | None
 
+# No ratio is above e^80: from e^88.7 on float32 has only infinity, and the gradient of a token that
+# clipping has stopped is 0 times the ratio, which would be NaN. Below it ratios are exact.
+LARGEST_LOG_RATIO = 80.0
+
 
 def clipped_policy_gradient(
     logprobs: PerToken, behaviour_logprobs: PerToken, advantages: PerToken, mask: Mask,
@@ -130,7 +134,7 @@ def weighted_policy_gradient(
   Source: arXiv:2506.13585, eq. 4-5.
   """
   del segments
-  ratio = jnp.exp(_log_ratios(logprobs, behaviour_logprobs, mask))
+  ratio = bounded_ratio(_log_ratios(logprobs, behaviour_logprobs, mask))
   weight = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
   loss = (-jax.lax.stop_gradient(weight)
           * jnp.where(mask, advantages, 0.0) * jnp.where(mask, logprobs, 0.0))
@@ -158,7 +162,7 @@ def geometric_policy_gradient(
   bounded = jnp.clip(log_ratio, -clip_low, clip_high)
   stopped = mask & (advantages * bounded < advantages * log_ratio)
   mean = completion_mean(jnp.where(stopped, bounded, log_ratio), mask, segments)
-  return -jnp.exp(mean) * advantages, stopped
+  return -bounded_ratio(mean) * advantages, stopped
 
 
 OBJECTIVES = {
@@ -193,10 +197,15 @@ def _log_ratios(logprobs: PerToken, behaviour_logprobs: PerToken, mask: Mask) ->
   return jnp.where(mask, logprobs - behaviour_logprobs, 0.0)
 
 
+def bounded_ratio(log_ratio: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Computes exp of a log-ratio, finite; no gradient flows where it is above LARGEST_LOG_RATIO."""
+  return jnp.exp(jnp.where(log_ratio > LARGEST_LOG_RATIO, LARGEST_LOG_RATIO, log_ratio))
+
+
 def _clipped(
     log_ratio: PerToken, advantages: PerToken, mask: Mask, clip_low: float, clip_high: float,
 ) -> tuple[PerToken, Mask]:
-  ratio, advantages = jnp.exp(log_ratio), jnp.where(mask, advantages, 0.0)
+  ratio, advantages = bounded_ratio(log_ratio), jnp.where(mask, advantages, 0.0)
   # The clipped term counts, and the gradient stops, where it is the smaller of the two.
   bounded = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
   return -jnp.minimum(ratio * advantages, bounded), mask & (bounded < ratio * advantages)
@@ -260,7 +269,7 @@ def truncated_importance(
     efficient RL framework secretly brings you off-policy RL training".
   """
   gap = jnp.where(mask, trainer_logprobs - sampler_logprobs, 0.0)
-  ratio = jnp.exp(gap)
+  ratio = bounded_ratio(gap)
   weights = jnp.where(mask, jnp.minimum(ratio, cap), 0.0)
   count = jnp.maximum(mask.sum(), 1)
   return weights, {
@@ -270,44 +279,75 @@ def truncated_importance(
 
 
 def kl_estimate(
-    logprobs: PerToken, reference_logprobs: PerToken, mask: Mask, *, estimator: str) -> PerToken:
-  """Estimates KL(policy ‖ reference) per token from tokens that the policy sampled.
+    logprobs: PerToken, reference_logprobs: PerToken, mask: Mask, *, estimator: str,
+    behaviour_logprobs: PerToken | None = None,
+) -> PerToken:
+  """Estimates KL(policy ‖ reference) per token from sampled tokens.
+
+  What the estimators say of gradients is about the KL of each next token, given the tokens before.
+  A loss of such terms leaves out that a token also decides which later tokens there are: for whole
+  completions of two tokens or more its gradient is not that of their KL. A penalty in the reward,
+  with credit for what follows, has that part too.
 
   Args:
     logprobs: log π of the sampled tokens, nats.
     reference_logprobs: log π_ref of the same tokens, nats.
     mask: true on sampled tokens.
     estimator: a key of KL_ESTIMATORS, functions of d = log π − log π_ref (Schulman 2020,
-      "Approximating KL divergence").
+      "Approximating KL divergence") and of log ρ = log π − log μ.
+    behaviour_logprobs: log μ of the same tokens, of the policy that sampled; None: π itself did.
 
   Returns: estimates in nats, zero where masked.
   """
   d = jnp.where(mask, logprobs - reference_logprobs, 0.0)
-  return KL_ESTIMATORS[estimator](d)
+  behaviour = jax.lax.stop_gradient(logprobs) if behaviour_logprobs is None else behaviour_logprobs
+  return KL_ESTIMATORS[estimator](d, _log_ratios(logprobs, behaviour, mask))
 
 
-def k1(d: PerToken) -> PerToken:
-  """Returns d: unbiased, may be negative.
+def k1(d: PerToken, log_ratio: PerToken | float = 0.0) -> PerToken:
+  """Returns d: of the policy's own tokens unbiased, may be negative.
 
   Its gradient in a loss is zero in expectation: use it in the reward.
   """
+  del log_ratio
   return d
 
 
-def k2(d: PerToken) -> PerToken:
-  """Returns d² / 2: its value is biased, but in a loss its gradient is that of the KL itself."""
+def k2(d: PerToken, log_ratio: PerToken | float = 0.0) -> PerToken:
+  """Returns d² / 2: its value is biased.
+
+  In a loss its gradient is that of the KL for tokens that the policy itself sampled, as in the first
+  update on a rollout. In later updates it is biased.
+  """
+  del log_ratio
   return jnp.square(d) / 2
 
 
-def k3(d: PerToken) -> PerToken:
-  """Returns exp(−d) − 1 + d: unbiased and never negative.
+def k3(d: PerToken, log_ratio: PerToken | float = 0.0) -> PerToken:
+  """Returns exp(−d) − 1 + d: of the policy's own tokens unbiased, and never negative.
 
   In a loss its gradient is a biased one (GRPO's choice).
   """
+  del log_ratio
+  d = jnp.maximum(d, -LARGEST_LOG_RATIO)
   return jnp.expm1(-d) + d
 
 
-KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+def k3_weighted(d: PerToken, log_ratio: PerToken | float = 0.0) -> PerToken:
+  """Returns ρ (exp(−d) − 1 + d): unbiased whoever sampled, and never negative.
+
+  In a loss its gradient is that of the KL in every update on a rollout: in expectation over μ's
+  tokens it is that of ρ d ∇ log π.
+
+  Source: DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556, "unbiased KL estimate"; trl calls it
+    use_bias_correction_kl.
+  """
+  # Half of the exponents' room for each factor, so that their product is finite too.
+  half = LARGEST_LOG_RATIO / 2
+  return jnp.exp(jnp.minimum(log_ratio, half)) * k3(jnp.maximum(d, -half))
+
+
+KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "k3_weighted": k3_weighted}
 
 
 def token_weights(mask: Mask, *, mean_over: str, max_tokens: int) -> PerToken:
@@ -364,7 +404,8 @@ def policy_gradient_loss(
   policy_loss, clipped = OBJECTIVES[objective](
       logprobs, batch.behaviour_logprobs, batch.advantages, mask, batch.segments,
       clip_low=clip_low, clip_high=clip_high)
-  kl = kl_estimate(logprobs, batch.reference_logprobs, mask, estimator=kl_estimator)
+  kl = kl_estimate(logprobs, batch.reference_logprobs, mask, estimator=kl_estimator,
+                   behaviour_logprobs=batch.behaviour_logprobs)
   entropy = jnp.where(mask, entropy, 0.0)
   loss = jnp.sum(w * (policy_loss + kl_coef * kl - entropy_coef * entropy))
   gap = jnp.where(mask, jnp.abs(logprobs - batch.behaviour_logprobs), 0.0)
@@ -398,11 +439,11 @@ class KL:
   """The penalty KL(policy || reference), the reference being the policy that the stage starts from.
 
   coef: its weight; 0 for none.
-  estimator: k1, k2 or k3 (kl_estimate).
+  estimator: a key of KL_ESTIMATORS (kl_estimate).
   added_to: "loss", or "reward": it is subtracted from each token's reward.
   """
   coef: float = 0.0
-  estimator: str = "k3"
+  estimator: str = "k3_weighted"
   added_to: str = "loss"
 
   def __post_init__(self):

@@ -142,7 +142,8 @@ def ordinal(
   b = jnp.take_along_axis(
       jnp.concatenate([above, none], axis=-1), labels[..., None], axis=-1)[..., 0]
   # log(σ(a) − σ(b)) = log σ(a) + log σ(−b) + log(1 − e^(b−a)), which is finite in the tails.
-  gap = jnp.where(first | last, -1.0, b - a)
+  # Thresholds may meet, in float32: the level between them is then unlikely and not impossible.
+  gap = jnp.where(first | last, -1.0, jnp.minimum(b - a, -1e-7))
   loss = -(jnp.where(first, 0.0, jax.nn.log_sigmoid(a))
            + jnp.where(last, 0.0, jax.nn.log_sigmoid(-b))
            + jnp.where(first | last, 0.0, jnp.log(-jnp.expm1(gap))))

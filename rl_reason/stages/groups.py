@@ -63,7 +63,8 @@ def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
   """Computes what every stage that samples logs.
 
   Returns: means of the total reward and of each component; the share of groups that have nothing to
-    teach because all rewards are equal; lengths and repetition; what sampling cost.
+    teach because all rewards are equal; lengths and repetition of the policy's own
+    tokens; what sampling cost.
   """
   completions = rollout.completions
   episodes = {} if completions.observed is None else {
@@ -73,12 +74,12 @@ def metrics(rollout: Rollout, by: str = "") -> dict[str, float]:
   return {
       "reward/mean": float(rollout.scores.mean()), "reward/std": float(rollout.scores.std()),
       **{f"reward/{k}": float(v.mean()) for k, v in rollout.components.items()},
-      "completion/length": float(completions.lengths.mean()),
+      "completion/length": float(completions.sampled.sum(axis=1).mean()),
       "completion/truncated": float(completions.truncated.mean()),
       "reward/equal_groups": float(equal_groups(rollout, by).mean()),
       "completion/repetition": float(np.mean([
-          repeat_share(row[:n].tolist())
-          for row, n in zip(completions.tokens, completions.lengths)])),
+          repeat_share(row[own].tolist())
+          for row, own in zip(completions.tokens, completions.sampled)])),
       "tokens": float(completions.sampled.sum()),
       "environment_calls": float(len(completions.lengths)), **episodes,
   }

@@ -123,7 +123,7 @@ class PreferenceBatch:
   """What one update reads.
 
   responses: prompts and responses as the policy reads them.
-  lengths: tokens of each response, EOS included; 0 where there is none.
+  lengths: tokens of each response, its end included; 0 where there is none.
   reference: sums of the responses' log-probabilities under the reference policy, or zeros.
   good: true for desirable responses; of a pair, for the first one.
   weights: each example's share of the loss; they sum to 1 over all microbatches. An example is a

@@ -119,7 +119,7 @@ def learner_of(config: Config, context: Context, params: Params | None, name: st
 
 
 def build(config: Config, context: Context, params: Params, name: str) -> Stage:
-  """Builds the stage. It trains on the solutions of the task's training half, EOS included."""
+  """Builds the stage. It trains on the solutions of the task's training half, ends included."""
   learner = learner_of(config, context, params, name)
   update = imitation_update(
       context, learner, config.learner, batch_size=config.batch_size, mean_over=config.mean_over,

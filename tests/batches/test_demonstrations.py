@@ -63,6 +63,28 @@ def chat(tmp_path):
   return tokenizer.load(model_directory(tmp_path / "chat"))
 
 
+@pytest.fixture
+def two_ends(tmp_path):
+  """A tokenizer whose end of sequence is not the template's end of a turn, as Gemma's."""
+  return tokenizer.load(model_directory(tmp_path / "two", eos_token="<|end_of_text|>"))
+
+
+def test_a_text_that_answers_a_chat_ends_as_its_template_ends_a_turn(two_ends):
+  assert two_ends.eos_id != IM_END
+  question = ({"role": "user", "content": "x"},)
+  as_text, as_messages = (
+      encode(Problem(question, "", solution=solution), tok=two_ends)[0]
+      for solution in ("yes", ({"role": "assistant", "content": "yes"},)))
+  assert as_text[0][-1] == IM_END
+  assert as_text == as_messages
+
+
+def test_a_text_after_a_text_ends_with_the_end_of_sequence(two_ends):
+  for solution in ("yes", ({"role": "assistant", "content": "yes"},)):
+    [(tokens, learnt)] = encode(Problem("x", "", solution=solution), tok=two_ends)
+    assert (tokens[-1], learnt[-1]) == (two_ends.eos_id, len(tokens) - 1)
+
+
 ASK, ASK_AGAIN = {"role": "user", "content": "x<|im_end|>?"}, {"role": "user", "content": "y?"}
 SAY, SAY_AGAIN = {"role": "assistant", "content": "u<i>v</i>"}, {"role": "assistant", "content": "w"}
 

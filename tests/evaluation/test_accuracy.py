@@ -99,7 +99,7 @@ def test_every_problem_is_sampled_once_in_order(tiny):
 
 def test_correct_is_what_the_verifier_says(tiny):
   context, params = tiny
-  got = evaluate(section(rewards={"every": {"function": "test_evaluate:even", "weight": 1.0}}), context, params)
+  got = evaluate(section(rewards={"every": {"function": f"{__name__}:even", "weight": 1.0}}), context, params)
   np.testing.assert_array_equal(got.correct, [[True, False]] * 10)
   assert got.metrics["eval/pass@1"] == 0.5 and got.metrics["eval/pass@2"] == 1.0
   assert [row["correct"] for row in got.rows()] == [True, False] * 10
@@ -108,6 +108,22 @@ def test_correct_is_what_the_verifier_says(tiny):
 def even(samples):
   """Range {0, 1}: every other sample."""
   return [(i + 1) % 2 for i in range(len(samples))]
+
+
+def later(samples):
+  """Range [0, 1]: more for a group's second sample; raises where two problems are one group."""
+  groups = [s.group for s in samples]
+  assert groups == sorted(groups)
+  return [float(i and groups[i - 1] == group) for i, group in enumerate(groups)]
+
+
+def test_a_reward_of_groups_does_not_depend_on_the_batch_size(tiny):
+  context, params = tiny
+  rewards = {"later": {"function": f"{__name__}:later"}}
+  for size in (3, 10):
+    got = evaluate(section(rewards=rewards, batch_size=size, samples_per_problem=3), context, params)
+    assert [s.group for s in got.samples] == np.repeat(np.arange(10), 3).tolist()
+    np.testing.assert_array_equal(got.correct, [[False, True, True]] * 10)
 
 
 def test_greedy_samples_of_a_problem_are_equal(tiny):

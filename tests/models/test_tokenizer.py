@@ -223,6 +223,15 @@ def test_stop_ids_come_from_all_files_and_the_template(tmp_path, eos, generation
   assert (tok.eos_id, tok.stop_ids, tok.pad_id) == (eos_id, stop_ids, eos_id)
 
 
+@pytest.mark.parametrize(("template", "end"), [
+    (CHATML, IM_END), (LLAMA3, EOT), ("{{ undefined.attribute }}", EOS), ("{{ messages[-1].content }}", EOS), (None, EOS)])
+def test_a_chat_ends_with_what_its_template_writes_after_an_answer(tmp_path, template, end):
+  tok = tokenizer.load(model_directory(tmp_path, eos_token="<|end_of_text|>", chat_template=template))
+  assert tok.end_id(({"role": "user", "content": "hello"},)) == end
+  assert tok.end_id("hello") == EOS
+  assert {end, EOS} <= set(tok.stop_ids)
+
+
 def test_stop_token_that_is_not_special_is_still_left_out_and_guarded(tmp_path):
   tok = tokenizer.load(model_directory(tmp_path, eos_token="<think>"))
   assert tok.decode([HELLO, THINK]) == "hello"

@@ -52,6 +52,71 @@ def test_equal_rewards_give_zeros(baseline, normalise):
       advantages.advantages(np.full((2, 4), 0.1), baseline=baseline, normalise=normalise), np.zeros((2, 4)))
 
 
+CONSTANTS = (0.1, 1 / 3, 0.7, -0.3, 1e-6, 12345.678, 1e20)
+
+
+@pytest.mark.parametrize("group_size", [2, 7, 8, 33])
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
+def test_equal_rewards_give_zeros_in_a_program(baseline, group_size):
+  rewards = np.repeat(np.array(CONSTANTS)[:, None], group_size, axis=1).astype(np.float32)
+  run = jax.jit(functools.partial(advantages.advantages, baseline=baseline, normalise="group_std"))
+  np.testing.assert_array_equal(run(rewards), 0 * rewards)
+
+
+@pytest.mark.parametrize("normalise", ["batch_std", "batch_whiten"])
+def test_a_batch_of_equal_rewards_gives_zeros_in_a_program(normalise):
+  baseline = {"batch_std": "group_mean", "batch_whiten": "none"}[normalise]
+  run = jax.jit(functools.partial(advantages.advantages, baseline=baseline, normalise=normalise))
+  for constant in CONSTANTS:
+    assert not run(np.full((3, 8), constant, np.float32)).any()
+
+
+def test_equal_returns_give_zeros_token_by_token():
+  rewards = np.zeros((8, 5), np.float32)
+  lengths = np.arange(8) % 5 + 1
+  rewards[np.arange(8), lengths - 1] = 0.1
+  mask = np.arange(5) < lengths[:, None]
+
+  @jax.jit
+  def run(rewards, mask):
+    to_go = functools.partial(advantages.token_advantages, rewards, mask, group_size=8, returns="to_go")
+    return (to_go(normalise="group_std"), advantages.per_sign(to_go(), mask),
+            advantages.whiten(to_go(baseline="none"), mask))
+  for found in run(rewards, mask):
+    assert not found.any()
+
+
+def test_sums_of_the_same_rewards_in_another_order_are_equal():
+  # In float32 0.1 + 0.7 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.7 + 0.1.
+  rewards = np.array([[0.1, 0.7, 0.2, 0.3], [0.3, 0.2, 0.7, 0.1], [0.7, 0.3, 0.1, 0.2]], np.float32)
+  out = advantages.token_advantages(rewards, rewards > 0, group_size=3, normalise="group_std")
+  np.testing.assert_array_equal(out, 0 * rewards)
+
+
+def test_a_small_difference_is_one():
+  # Five steps of float32's grid at 1.
+  out = advantages.group_mean(jnp.array([[1.0, 1.0 + 5 * 2.0**-23]]))
+  np.testing.assert_array_equal(out, [[-2.5 * 2.0**-23, 2.5 * 2.0**-23]])
+
+
+PAID = jnp.array([[0, 0, 0, 1.0, 0, 0], [0.0] * 6])
+OWN = jnp.array([[True, True, False, False, True, True]] * 2)
+
+
+@pytest.mark.parametrize("returns, after", [("total", 0.5), ("to_go", -0.5)])
+def test_what_is_paid_at_an_environments_token_is_the_turns_before_it(returns, after):
+  out = advantages.token_advantages(PAID, OWN, group_size=2, returns=returns)
+  np.testing.assert_array_equal(out, [[0.5, 0.5, 0, 0, after, after], [-0.5, -0.5, 0, 0, -0.5, -0.5]])
+
+
+def test_rewards_move_to_own_tokens_by_hand():
+  # Garbage before the first own token and after the last one; 2 and 4 are paid while a tool speaks.
+  mask = jnp.array([[False, True, True, False, False, True, False]])
+  out = advantages.at_own_tokens(jnp.array([[np.nan, 1.0, 1.0, 2.0, 4.0, 8.0, np.inf]]), mask)
+  np.testing.assert_array_equal(out, [[0, 1, 7, 0, 0, 8, 0]])
+  assert not advantages.at_own_tokens(jnp.ones((1, 7)), jnp.zeros((1, 7), bool)).any()
+
+
 def test_integer_rewards_become_float32():
   assert advantages.advantages(np.array([[1, 0]]), baseline="none").dtype == jnp.float32
 

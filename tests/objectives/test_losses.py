@@ -268,6 +268,119 @@ def test_expected_kl_estimates_by_enumeration():
   assert np.abs(enumerated("k3", stop_sampling=True)[1] - exact_gradient).max() > 0.01
 
 
+# A policy, the reference and two policies that sampled, one of them long ago, as logits of 5 tokens.
+POLICY, REFERENCE = np.array([1.0, 0.0, -0.5, 1.5, -2.0]), np.array([0.3, -1.0, 2.0, 0.0, 0.5])
+BEHAVIOURS = {"same": POLICY, "before": POLICY + [0.3, -0.4, 0.8, -0.6, 0.2], "far": np.array([-1.0, 2.0, 0.0, 0.5, 1.0])}
+
+
+def log_softmax(logits):
+  return logits - np.log(np.exp(logits).sum())
+
+
+def enumerated_gradients(estimator, behaviour):
+  """(KL, its gradient with respect to the logits, in float64; the same as a loss of μ's tokens sees them)."""
+  logprobs, reference, mu = map(log_softmax, (POLICY, REFERENCE, behaviour))
+  d, probs = logprobs - reference, np.exp(logprobs)
+  exact = (probs * d).sum()
+
+  def expectation(logits):
+    return jnp.sum(jnp.exp(jnp.asarray(mu)) * losses.kl_estimate(
+        jax.nn.log_softmax(logits), jnp.asarray(reference), jnp.ones(5, bool), estimator=estimator,
+        behaviour_logprobs=jnp.asarray(mu)))
+  value, gradient = jax.value_and_grad(expectation)(jnp.asarray(POLICY))
+  # ∂KL/∂logit_a = π_a (d_a − KL).
+  return exact, probs * (d - exact), value, gradient
+
+
+def cosine(a, b):
+  return float(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_weighted_k3_is_the_kl_and_its_gradient_whoever_sampled(behaviour):
+  exact, exact_gradient, value, gradient = enumerated_gradients("k3_weighted", BEHAVIOURS[behaviour])
+  np.testing.assert_allclose(value, exact, rtol=1e-5)
+  np.testing.assert_allclose(gradient, exact_gradient, atol=2e-6)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_without_weights_the_gradient_of_other_tokens_is_another_one(estimator):
+  _, exact_gradient, _, gradient = enumerated_gradients(estimator, BEHAVIOURS["before"])
+  assert cosine(gradient, exact_gradient) < 0.98
+
+
+def test_of_two_tokens_no_sum_of_estimates_has_the_gradient_of_the_kl():
+  # The first token, x, decides which distribution the second one, y, is of: KL = Σ π(x) (d_x + KL_x), and a term
+  # per token leaves KL_x out of the gradient of π(x).
+  logits = np.array([0.2, -0.3])
+  probs, inner = np.exp(log_softmax(logits)), np.array([0.0, 2.0])
+  d = log_softmax(logits) - np.log([0.5, 0.5])
+  per_token = probs * (d - (probs * d).sum())
+  whole = probs * (d + inner - (probs * (d + inner)).sum())
+  assert cosine(per_token, whole) < 0
+
+  def loss(logits):  # On policy: k2's gradient is that of the first token's own KL.
+    logprobs = jax.nn.log_softmax(logits)
+    return jnp.sum(probs * losses.kl_estimate(
+        logprobs, jnp.log(jnp.full(2, 0.5)), jnp.ones(2, bool), estimator="k2"))
+  np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(logits)), per_token, atol=1e-6)
+
+
+# Far beyond what float32's exp holds, on either side.
+FAR = (-1e4, -200.0, -89.0, 89.0, 200.0, 1e4)
+
+
+@pytest.mark.parametrize("name", losses.OBJECTIVES)
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+def test_no_ratio_makes_a_loss_or_a_gradient_that_is_no_number(name, advantage):
+  log_ratios = jnp.array(FAR)[:, None]  # A completion of two tokens for each.
+  loss, gradient, _ = value_and_gradient(
+      name, jnp.concatenate([log_ratios, 0 * log_ratios], axis=1), jnp.zeros((6, 2)), jnp.full((6, 2), advantage))
+  assert np.isfinite(loss).all()
+  assert np.isfinite(gradient).all()
+
+
+def test_a_ratio_is_exact_up_to_e_to_the_80():
+  loss, gradient, _ = value_and_gradient("clipped", row(-80.0, 60.0, 80.0), jnp.zeros((1, 3)), row(-1.0, -1.0, -1.0))
+  np.testing.assert_allclose(loss, [[0.8, np.exp(60.0), np.exp(80.0)]], rtol=2e-5)
+  np.testing.assert_allclose(gradient, [[0.0, np.exp(60.0), np.exp(80.0)]], rtol=2e-5)
+
+
+def test_a_clipped_token_has_no_gradient_however_large_its_ratio():
+  loss, gradient, clipped = value_and_gradient("clipped", row(89.0, 0.0), jnp.zeros((1, 2)), row(1.0, 1.0))
+  np.testing.assert_allclose(loss, [[-1.3, -1.0]], rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[0.0, -1.0]], rtol=1e-6)
+  np.testing.assert_array_equal(clipped, [[True, False]])
+
+
+@pytest.mark.parametrize("estimator", losses.KL_ESTIMATORS)
+def test_no_distance_to_the_reference_makes_a_kl_that_is_no_number(estimator):
+  logprobs, behaviour = jnp.repeat(jnp.array(FAR), 6)[None], jnp.tile(jnp.array(FAR), 6)[None]
+
+  def total(logprobs, behaviour):
+    kl = losses.kl_estimate(logprobs, jnp.zeros((1, 36)), jnp.ones((1, 36), bool), estimator=estimator,
+                            behaviour_logprobs=behaviour)
+    return kl.sum(), kl
+  (_, kl), gradient = jax.value_and_grad(total, has_aux=True)(logprobs, behaviour)
+  assert np.isfinite(kl).all()
+  assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("estimator", losses.KL_ESTIMATORS)
+def test_an_unlikely_token_costs_what_the_objective_says(estimator, tiny_batch):
+  # Ratios 0 and 1, A = 1: −(0 + 1) / 2. Without a reference the KL is to the policy that sampled.
+  batch = tiny_batch.replace(
+      completions=jnp.zeros((1, 2), jnp.int32), completion_lengths=jnp.array([2]), advantages=row(1.0, 1.0),
+      behaviour_logprobs=row(-1.0, -1.0), reference_logprobs=row(-1.0, -1.0), token_weights=row(0.5, 0.5))
+
+  def loss(logprobs):
+    return losses.policy_gradient_loss(
+        logprobs, jnp.zeros((1, 2)), batch, clip_low=0.2, clip_high=0.2, kl_coef=0.0, kl_estimator=estimator)[0]
+  value, gradient = jax.value_and_grad(loss)(row(-90.0, -1.0))
+  np.testing.assert_allclose(value, -0.5, rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[0.0, -0.5]], atol=1e-6)
+
+
 def test_k3_is_never_negative_also_where_rounding_would_decide():
   d = jnp.concatenate([jnp.linspace(-5, 5, 1001), jnp.array([1e-4, -1e-4, 1e-6, -1e-6, 0.0])])[None]
   k3 = losses.kl_estimate(d, jnp.zeros_like(d), jnp.ones(d.shape, bool), estimator="k3")

@@ -96,6 +96,16 @@ def test_ordinal_of_two_levels_is_binary_and_its_tails_are_finite():
   np.testing.assert_allclose(np.sign(gradient), [-1, -1, 1, 1])
 
 
+def test_a_level_whose_thresholds_meet_is_unlikely_and_not_impossible():
+  # softplus(−200) is nothing beside 1, and of a score of 10^6 even 0.01 is rounding.
+  def loss(raw, scores):
+    return preferences.ordinal(scores, jnp.array([1]), jnp.array([True]), thresholds=preferences.ordered_thresholds(raw))[0].sum()
+  for raw, score in (([1.0, -200.0], 0.5), ([0.0, -5.0], 1e6)):
+    value, gradient = jax.value_and_grad(loss, argnums=(0, 1))(jnp.array(raw), jnp.array([score]))
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in gradient)
+
+
 def test_ordered_thresholds_are_ordered():
   raw = jnp.array([[0.5, -3.0, 0.0, 40.0], [0.5, 0.0, 0.0, 0.0]])
   thresholds = preferences.ordered_thresholds(raw)

@@ -36,7 +36,7 @@ def scores(tiny_batch):
 
 def trl_loss(
     trainer_class, loss_type, scores, batch, *, kl_coef=0.0, entropy_coef=0.0, level="token",
-    **changes,
+    bias_correction=False, **changes,
 ):
   """Calls trainer_class._compute_loss on a stand-in whose model answers with these scores.
 
@@ -55,7 +55,8 @@ def trl_loss(
       max_completion_length=MAX_TOKENS, current_gradient_accumulation_steps=1,
       _entropy_bonus_enabled=bool(entropy_coef), use_adaptive_entropy=False,
       entropy_coef=entropy_coef, _metrics=metrics,
-      args=types.SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
+      args=types.SimpleNamespace(
+          use_bias_correction_kl=bias_correction, delta=None, steps_per_generation=1),
       accelerator=types.SimpleNamespace(
           num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x))
   vars(trainer).update(changes)
@@ -74,21 +75,21 @@ def trl_loss(
 @pytest.mark.parametrize("loss_type, mean_over, entropy_coef", [
     ("grpo", "sequence", 0.0), ("bnpo", "token", 0.0), ("bnpo", "token", 0.05),
     ("dapo", "token", 0.0), ("dr_grpo", "fixed_length", 0.0)])
-@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+@pytest.mark.parametrize("kl_coef, estimator", [(0.0, "k3"), (0.3, "k3"), (0.3, "k3_weighted")])
 def test_loss_and_gradient_equal_those_of_trl(
-    grpo_trainer, loss_type, mean_over, entropy_coef, kl_coef, scores, tiny_batch):
+    grpo_trainer, loss_type, mean_over, entropy_coef, kl_coef, estimator, scores, tiny_batch):
   weights = losses.token_weights(
       tiny_batch.completion_mask, mean_over=mean_over, max_tokens=MAX_TOKENS)
 
   def ours(logprobs):
     return losses.policy_gradient_loss(
         logprobs, scores[1], tiny_batch.replace(token_weights=weights), clip_low=0.2,
-        clip_high=0.3, kl_coef=kl_coef, kl_estimator="k3", entropy_coef=entropy_coef)
+        clip_high=0.3, kl_coef=kl_coef, kl_estimator=estimator, entropy_coef=entropy_coef)
   (loss, statistics), gradient = jax.jit(
       jax.value_and_grad(ours, has_aux=True))(jnp.asarray(scores[0]))
   expected, expected_gradient, theirs = trl_loss(
       grpo_trainer.GRPOTrainer, loss_type, scores, tiny_batch, kl_coef=kl_coef,
-      entropy_coef=entropy_coef)
+      entropy_coef=entropy_coef, bias_correction=estimator == "k3_weighted")
   np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-7)
   np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
   metrics = statistics.metrics()

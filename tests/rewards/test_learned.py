@@ -102,6 +102,23 @@ def test_tokens_each_have_their_own():
   np.testing.assert_array_equal(scores.total, [2, 0, 2, 0, 1, 2])
 
 
+@pytest.mark.parametrize("direct", [True, False])
+def test_of_an_episode_a_model_reads_what_the_policy_wrote(direct):
+  # Tokens: "7;" 0 1, the environment's "77" 2 3, "17" 4 5 and EOS.
+  texts = ("7;", "77", "17")
+  one = sample("7;7717", episode=texts, spans={"turn": [(0, 2), (4, 7)]})
+
+  def call(**args):
+    function, rewards = learned(**args)
+    return function([one]) if direct else rewards.call(rewards.components[0], [one])
+  np.testing.assert_array_equal(call(), [2])
+  steps, tokens = call(per="step"), call(per="token")
+  assert [v.tolist() for v in steps.values] == [[1, 1]]
+  assert [e.tolist() for e in steps.ends] == [[1, 5]]
+  assert [v.tolist() for v in tokens.values] == [[1, 0, 0, 1, 0]]
+  assert [e.tolist() for e in tokens.ends] == [[0, 1, 4, 5, 6]]
+
+
 def test_an_ensemble_is_combined_and_tells_its_disagreement():
   # 2 and 4 for "77": std 1.
   for combine, value in (("mean", 3.0), ("min", 2.0), ("lower", 3.0 - 0.5)):

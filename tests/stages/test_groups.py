@@ -72,6 +72,17 @@ def test_nothing_more_is_sampled_where_all_groups_differ():
   np.testing.assert_array_equal(kept.completions.tokens[:, 0], range(6))
 
 
+def test_lengths_and_repetition_are_those_of_what_the_policy_wrote():
+  # The policy wrote five different tokens, and a tool the same one eight times.
+  tokens = np.array([[1, 2, 3, *[9] * 8, 4, 5]], np.int32)
+  completions = Completions(
+      tokens, np.array([13], np.int32), np.zeros(1, bool), 0.0 * tokens, 0.0 * tokens, observed=tokens == 9)
+  one = Rollout(0, Inputs(np.ones((1, 1), np.int32), np.ones(1, np.int32)), completions, np.zeros(1), 0.0 * tokens, {})
+  metrics = groups.metrics(one)
+  assert metrics["completion/length"] == 5
+  assert metrics["completion/repetition"] == 0
+
+
 def test_a_rollout_is_the_same_after_a_checkpoint():
   kept = groups.resample(rollout(0), Draws(), max_rounds=5)
   again = Rollout.from_json(kept.to_json())

@@ -29,7 +29,8 @@ class Config:
     step old (ahead.py). It takes memory for a second copy of the policy, or devices of its own
     (config.rollout_mesh).
   start: the stage whose policy it starts from (run.earlier).
-  monitors: signs of a gamed reward (rewards.composition.monitors).
+  monitors: signs of a gamed reward (rewards.composition.monitors). One is there without being named,
+    `logprob_gap`: how far sampler and trainer may differ (stages.policy_gradient.agreement).
   """
   kind: str
   num_steps: int

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 
 import jax
 from jaxtyping import Array, Bool, Float
@@ -23,9 +24,18 @@ EQUAL_GROUPS = ("keep", "skip", "resample")
 _without_critic = jax.jit(
     advantages.token_advantages,
     static_argnames=("group_size", "returns", "baseline", "normalise", "discount"))
-_with_critic = jax.jit(advantages.gae, static_argnames=("discount", "lam"))
+
+
+def _of_own_tokens(estimator, rewards, values, mask, *rest, **factors):
+  """Applies an estimator with a critic to rewards at any of a completion's tokens."""
+  return estimator(advantages.at_own_tokens(rewards, mask), values, mask, *rest, **factors)
+
+
+_with_critic = jax.jit(
+    functools.partial(_of_own_tokens, advantages.gae), static_argnames=("discount", "lam"))
 _with_vtrace = jax.jit(
-    advantages.vtrace, static_argnames=("discount", "lam", "max_rho", "max_c", "max_policy_rho"))
+    functools.partial(_of_own_tokens, advantages.vtrace),
+    static_argnames=("discount", "lam", "max_rho", "max_c", "max_policy_rho"))
 
 
 @dataclasses.dataclass(frozen=True)

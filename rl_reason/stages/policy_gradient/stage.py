@@ -8,6 +8,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import time
+from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -29,6 +30,7 @@ from rl_reason.stages import groups
 from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapters
 from rl_reason.stages.base import Batches, first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
+from rl_reason.stages.policy_gradient import agreement
 from rl_reason.stages.policy_gradient import critic as critic_lib
 from rl_reason.stages.policy_gradient.ahead import Ahead
 from rl_reason.stages.policy_gradient.assemble import Assembler
@@ -183,7 +185,14 @@ def build(config: Config, context: Context, params: Params, name: str) -> Stage:
       step=ahead.step if ahead else parts.step,
       resumable={"rewards": parts.rewards, **({"ahead": ahead} if ahead else {})},
       max_skipped=config.learner.optimizer.max_skipped,
-      monitors=build_monitors(config.monitors, rewards=config.rewards), close=close)
+      monitors=build_monitors(_monitors(config, context), rewards=config.rewards), close=close)
+
+
+def _monitors(config: Config, context: Context) -> dict[str, Any]:
+  """Adds to the section's monitors the one of sampler against trainer."""
+  same_policy = not config.staleness and not config.rollout.int8
+  return agreement.with_bound(
+      config.monitors, agreement.bound(context.dtype, same_policy=same_policy))
 
 
 @dataclasses.dataclass(frozen=True)

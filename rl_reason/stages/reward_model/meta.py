@@ -13,6 +13,7 @@ from rl_reason.batches.responses import Encoded, Layout
 from rl_reason.config.checks import at_least, one_of
 from rl_reason.models import lora
 from rl_reason.models.reward_model import ResponseBatch
+from rl_reason.models.tokenizer import Tokenizer
 from rl_reason.objectives import preferences
 from rl_reason.rollout import memory as rollout_memory
 from rl_reason.rollout.samples import check_sampling
@@ -122,8 +123,9 @@ class Responses:
         self._params, problems, prompts, section.sampling, group_size=section.responses,
         rng=context.rng(self._stage, "meta", index))
     # Responses -> a batch as the reward model reads it.
-    ids = [_with_end(row[:length].tolist(), tokenizer)
-           for row, length in zip(sampled.tokens, sampled.lengths)]
+    ends = [tokenizer.end_id(p.prompt) for p in problems for _ in range(section.responses)]
+    ids = [_with_end(row[:length].tolist(), end, tokenizer)
+           for row, length, end in zip(sampled.tokens, sampled.lengths, ends)]
     groups = [ids[i:i + section.responses] for i in range(0, len(ids), section.responses)]
     return self._layout.batch([
         Encoded(
@@ -131,9 +133,9 @@ class Responses:
         for tokens, length, group in zip(np.asarray(prompts.tokens), prompts.lengths, groups)])[0]
 
 
-def _with_end(ids: list[int], tokenizer) -> list[int]:
-  """Ends ids as responses.encode does: with one EOS, also where the limit ended them."""
-  return [*(ids[:-1] if ids and ids[-1] in tokenizer.stop_ids else ids), tokenizer.eos_id]
+def _with_end(ids: list[int], end: int, tokenizer: Tokenizer) -> list[int]:
+  """Ends ids as responses.encode does: with one end, also where the limit cut them."""
+  return [*(ids[:-1] if ids and ids[-1] in tokenizer.stop_ids else ids), end]
 
 
 def ascend(

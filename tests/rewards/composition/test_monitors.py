@@ -158,6 +158,13 @@ def test_a_metric_that_is_not_a_number_is_an_alarm():
   assert told(monitors, [{"completion/repetition": float("nan")}] * 2) == [[], ["repetition"]]
 
 
+def test_the_gap_between_sampler_and_trainer_is_looked_at_in_every_step():
+  monitors = build_monitors({"logprob_gap": {}})
+  rows = [{"loss": 0.0, "logprob_gap": gap} for gap in (1e-5, 2e-3, 2e-3, 1e-5, float("nan"), 5.0, float("inf"))]
+  # Told once per event; what is no number is the learner's to refuse.
+  assert told(monitors, rows) == [[], ["logprob_gap"], [], [], [], ["logprob_gap"], []]
+
+
 # --- What a checkpoint holds
 
 

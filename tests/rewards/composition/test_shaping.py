@@ -182,6 +182,19 @@ def test_equal_values_normalise_to_zero(make):
   assert_rows(make()(ragged([], [])), [[], []])
 
 
+def per_group(values):
+  return normalisers.group_mean_std(values, groups=[0] * len(values))
+
+
+@pytest.mark.parametrize("make", [normalisers.RunningMeanStd, normalisers.SlidingMinMax, lambda: per_group])
+@pytest.mark.parametrize("constant", [0.1, 1 / 3, -0.7, 1e9 + 0.1])
+def test_equal_values_normalise_to_exactly_zero(make, constant):
+  for count in (3, 7, 10):
+    normaliser = make()
+    for _ in range(2):  # And again, beside what was seen before.
+      np.testing.assert_array_equal(normaliser(ragged(*[[constant]] * count)), np.zeros((count, 1)))
+
+
 @pytest.mark.parametrize("make", [normalisers.RunningMeanStd, lambda: normalisers.SlidingMinMax(window=5)])
 def test_a_restored_normaliser_goes_on_as_if_never_stopped(make):
   batches = np.random.RandomState(0).randn(4, 3)

@@ -73,7 +73,7 @@ def steps(stage, context, state, first, count):
     for index in range(first, first + count):
       state, result = stage.step(state, next(stage.data), index)
       assert result.skipped == 0
-      history.append({**result.metrics, "tokens": result.tokens})
+      history.append({**result.metrics, "tokens": result.tokens, "updates": result.updates})
       states.append(jax.device_get(state.params))
   return state, history, states
 
@@ -172,7 +172,8 @@ def test_own_solutions_are_imitated_too():
 @pytest.mark.parametrize("begin", self_training.BEGINNINGS)
 def test_where_a_round_begins(begin):
   stage, context, section, params, state = make_stage(begin=begin)
-  state, _, states = steps(stage, context, state, 0, 8)
+  state, history, states = steps(stage, context, state, 0, 8)
+  assert [h["updates"] for h in history] == [0, 0, 1, 1] * 2  # Though the learner may begin anew.
   assert int(state.step) == (2 if begin == "initial" else 4)
   assert same(states[3], states[5])  # The first round's policy samples in the second, wherever that begins to learn.
   # Made again from what the second round kept, by a stage that never had a first one.
