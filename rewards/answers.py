@@ -4,7 +4,7 @@ r"""Rewards outcomes: compares an answer with the reference as text, as a number
     exact_match     "<answer>The Hague.</answer>"  what question answering calls exact match
     tail_verdict    "... <answer>[[A]]</answer>"   the judge's choice, at the very end
     number_answer   "... so she pays $1,200."      the last number, as GSM8K and SVAMP are scored
-    math_answer     "... = \boxed{\frac12}"        the last \boxed{}, by math-verify, in workers
+    math_answer     "... = \boxed{\frac12}"        the answer as mathematics, in workers
 
 A completion is data: whatever it holds, it scores. A reference that cannot be compared with is an
 error. Each reward's `check_references(references, **same arguments)` finds such references before
@@ -24,7 +24,7 @@ import numpy as np
 
 from rl_reason.judges.verdicts import parse_verdict
 from rl_reason.sandbox import pool as workers
-from rl_reason.sandbox.math_answers import math_text, THIN_SPACE
+from rl_reason.sandbox.answer_text import math_text, THIN_SPACE
 from rl_reason.types import Sample
 
 _NUMBER = re.compile(
@@ -254,10 +254,24 @@ def math_answer(
 ) -> Float[np.ndarray, "N"]:
   r"""Pays for the outcome, in {0, 1}: 1 if math-verify finds the answer equal to the reference.
 
-  The answer is the last \boxed{}; without one, whatever math-verify finds in the last 2000
-  characters. The reference is a final answer, plain ("1/2", "x=3") or LaTeX, with or without $...$
-  or \boxed{}: it is read as the content of a \boxed{}. Pairs (answer, reference) that occur more
-  than once in a call are checked once.
+  The answer is the last \boxed{}, or several that one "and" joins; without one, the last
+  <answer>...</answer>, what "the answer is" or "Answer:" states in its line, or whatever
+  math-verify finds in the last 2000 characters. The reference is a final answer, plain ("1/2",
+  "x=3") or LaTeX, with or without $...$ or \boxed{}: it is read as the content of a \boxed{}. Pairs
+  (answer, reference) that occur more than once in a call are checked once.
+
+  What is equal:
+    numbers      exactly; a decimal of 6 places or more also with what it is the rounding of. 50% is
+                 50 and 0.5. 204_5 is only 204_5.
+    expressions  with equal values at real points, i being the imaginary unit.
+    lists, sets  in any order; tuples, and lists with dots, in theirs. Every part must be equal: none
+                 is skipped because it cannot be read.
+    equations    of which one is a multiple of the other; x=7 and a true 3+4=7 are 7, x+y=8 is not 8.
+    inequalities with the same solutions, also as an interval.
+    words        without regard to case. Units are dropped; a.m. and p.m. are not.
+
+  A reference is refused where a part of it is neither mathematics that can be parsed nor at most
+  four words nor \text{...}: no answer could be compared with it, only with the rest of it.
 
   Args:
     samples: completions with their references.
@@ -267,8 +281,8 @@ def math_answer(
     num_workers: processes; None takes one per usable core, at most 8.
     memory_bytes: address space of one worker; a check that needs more scores 0 and is counted.
 
-  Raises: ValueError for a reference that math-verify cannot parse.
-  Source: math-verify, https://github.com/huggingface/Math-Verify.
+  Raises: ValueError for a reference that cannot be read whole.
+  Source: math-verify, https://github.com/huggingface/Math-Verify, for parsing and for prose.
   """
   pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
   pairs = [(math_text(s.completion), s.reference) for s in samples]

@@ -8,7 +8,7 @@ import re
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason.sandbox.math_answers import last_boxed
+from rl_reason.sandbox.answer_text import last_boxed
 from rl_reason.types import Sample
 
 

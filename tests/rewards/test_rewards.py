@@ -17,7 +17,7 @@ from rl_reason.rewards.composition import component, reward_set
 from rl_reason.rewards.composition import scoring as rewards
 from rl_reason.rewards.composition.build import build_rewards, BUILDER
 from rl_reason.rewards.registry import REWARDS
-from rl_reason.sandbox import math_answers
+from rl_reason.sandbox import answer_text
 from rl_reason.sandbox import pool as workers
 from rl_reason.types import Sample
 from tests import ROOT
@@ -61,7 +61,7 @@ HOSTILE = [
     (r"boxed{3}", None), ("7", None), ("", None),
 ])
 def test_last_boxed(text, expected):
-  assert math_answers.last_boxed(text) == expected
+  assert answer_text.last_boxed(text) == expected
 
 
 @pytest.mark.parametrize("text, written, value", [
