@@ -143,6 +143,9 @@ def _trimmed(text: str) -> str:
 
 def _unwrapped(text: str) -> str:
   r"""Takes off styles, and \text{} from what is no word: \text{20}, \mathrm{e}."""
+  # \mathrm e
+  text = re.sub(
+      r"\\(?:math(?:rm|bf|it)|text|operatorname|boldsymbol|bm)\s+([A-Za-z0-9])(?![A-Za-z])", r"\1", text)
   for _ in range(4):  # Styles inside styles.
     before = text
     text = _STYLES.sub(lambda m: m[1] if len(m[1]) == 1 else "{" + m[1] + "}", text)

@@ -494,10 +494,14 @@ def _values_at(x, y, symbols):
   stands = {f: sympy.Dummy() for f in unknown}
   x, y = x.xreplace(stands), y.xreplace(stands)
   names = sorted(x.free_symbols | y.free_symbols, key=str)
-  for shift, _ in enumerate(_POINTS):
+  # A sum to n has a value where n is whole.
+  summed = x.has(sympy.Sum, sympy.Product) or y.has(sympy.Sum, sympy.Product)
+  points = [p for p in _POINTS if not summed or (p.denominator == 1 and p > 0)]
+  for shift in range(len(points)):
     # Each symbol gets a point of its own.
     at = {s: sympy.Rational(p.numerator, p.denominator) for s, p in zip(
-        names, (_POINTS[(shift * (1 + i) + 5 * i) % len(_POINTS)] + i // 12 for i in range(len(names))))}
+        names, (points[(shift * (1 + i) + 5 * i) % len(points)] + i // len(points)
+                for i in range(len(names))))}
     a, b = _evaluated(x.subs(at)), _evaluated(y.subs(at))
     if a is not None and b is not None:
       yield at, a, b
