@@ -82,19 +82,19 @@ _UPRIGHT = re.compile(
     r"|rm|bf)\s*" + _BRACED)
 _SWITCHES = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
-    r"|bfseries|boldmath|limits|nolimits|color\s*\{[^{}]*\}|[hv]space\*?\s*\{[^{}]*\}|rm|bf|it)"
+    r"|bfseries|boldmath|limits|nolimits|color\s*\{[^{}]*\}|[hv]space\*?\s*\{[^{}]*\}|(?:tag\*?|label|[hv]?phantom)\s*\{[^{}]*\}|rm|bf|it)"
     r"(?![A-Za-z])")
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?=\s*(?:[\[\]()|.<>/]|\\[{}|a-z]))\s*")
 _SPACES = re.compile(r"\\q?quad|\\(?:enspace|thinspace|medspace|space)(?![A-Za-z])"
                      r"|\\[,;:!> ]|~|\\\n|[\t\n\r]")
 _ENDS = re.compile(
-    r"(?:[\s.,;:]|\\{1,2}(?=\s*$)|\\(?:blacksquare|square|qed|Box|checkmark|textbackslash|dagger)"
+    r"(?:[\s.,;:?]|\\{1,2}(?=\s*$)|\\(?:blacksquare|square|qed|Box|checkmark|textbackslash|dagger)"
     r"(?![A-Za-z])(?:\{\})?)+$")
 _FUNCTIONS = ("arcsin|arccos|arctan|arcsec|arccsc|arccot|sinh|cosh|tanh|coth|sin|cos|tan|sec|csc"
               "|cot|log|ln|exp|lim|max|min|gcd|lcm|det|sgn")
-_GREEK_NAMES = ("alpha|beta|gamma|delta|epsilon|theta|lambda|mu|sigma|phi|omega|infinity|infty|pi"
+GREEK_NAMES = ("alpha|beta|gamma|delta|epsilon|theta|lambda|mu|sigma|phi|omega|infinity|infty|pi"
                 "|rho|tau|zeta|xi|psi")
-_BARE = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![a-z])|(?<![A-Za-z\\])({_GREEK_NAMES})(?![A-Za-z])"
+_BARE = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![a-z])|(?<![A-Za-z\\])({GREEK_NAMES})(?![A-Za-z])"
                    rf"|(?<![A-Za-z\\])(sqrt)(?=\s*[({{\d])|(?<=\d)(pi)(?![A-Za-z])")
 
 
@@ -123,10 +123,16 @@ def plain(text: str) -> str:
   text = _SPACES.sub(" ", text).replace("{,}", ",").replace("{:}", ":")
   text = _operators(text)
   text = _digits(text)
-  return _trimmed(text)
+  return trimmed(text)
 
 
-def _trimmed(text: str) -> str:
+# "for all x" at the end restricts nothing, as "for all x>0" does.
+_FOR_ALL = re.compile(
+    r"[\s,]*(?:\\text\{\s*for (?:all|every|any)(?: real)?(?: numbers?)?\s*\}|\\forall)\s*[a-z]"
+    r"(?:\s*\\in\s*\\mathbb\{R\})?$")
+
+
+def trimmed(text: str) -> str:
   """Drops marks at the answer's ends, and braces around all of it."""
   while True:
     before = text
@@ -134,6 +140,7 @@ def _trimmed(text: str) -> str:
     text = re.sub(r"^(?:=(?!=)|\\implies|\\Rightarrow|\\therefore)\s*", "", text)
     text = re.sub(r"\\text\{[\s.,;:]*\}", "", text)
     text = re.sub(r"^\\text\{[^{}]*(?:answer|result|value) (?:is|equals):?\s*\}", "", text)
+    text = _FOR_ALL.sub("", text)
     inner = re.fullmatch(_BRACED, text)
     if inner is not None:
       text = inner[1]
@@ -158,7 +165,11 @@ def _unwrapped(text: str) -> str:
 
 
 _CONNECTIVE = re.compile(r"\s*(,?)\s*(and|or)\s*(,?)\s*", re.IGNORECASE)
-_NAMES = re.compile(rf"(?:{_FUNCTIONS}|{_GREEK_NAMES}|arcsinh|arccosh|arctanh)")
+_NAMES = re.compile(rf"(?:{_FUNCTIONS}|{GREEK_NAMES}|arcsinh|arccosh|arctanh)")
+
+
+# A number, or another unit.
+_AFTER_VALUE = re.compile(r"[0-9})](?:\\[,;: ]|~|\s|\\cdot|/)*$")
 
 
 def _upright(match: re.Match) -> str:
@@ -173,8 +184,12 @@ def _upright(match: re.Match) -> str:
     return r"\circ"
   if re.fullmatch(r"[A-Za-z]", inner):
     # 5 \mathrm{m} has a unit, \mathrm{e}, \mathrm{i} are constants.
-    is_unit = inner not in "eidx" and re.search(r"[0-9})](?:\\[,; ]|~|\s)*$", match.string[:match.start()])
+    is_unit = inner not in "eidx" and _AFTER_VALUE.search(match.string[:match.start()])
     return rf"\text{{{inner}}}" if is_unit else inner
+  # \mathrm{m\,s^{-1}}
+  if "^" in inner and re.fullmatch(r"(?:[A-Za-z]|\\[,; ]|\s|\^\{?-?[0-9]\}?)+", inner) and (
+      _AFTER_VALUE.search(match.string[:match.start()])):
+    return rf"\text{{{re.sub('[{}]', '', inner)}}}"
   if not re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", inner)):
     return content if inner else " "
   # \text{x = 20}, \text{9,500}
@@ -287,6 +302,7 @@ _WORD = r"[A-Za-z]+(?:/[A-Za-z]+)?\.?(?:\^\{?\d\}?)?"
 _TRAILING_WORDS = re.compile(
     rf"(?<=[0-9}})%])(?:\s+|(?=[A-Za-z]{{2}}))({_WORD}(?:\s+{_WORD})*)\s*$")
 _CURRENCY = re.compile(r"^(-?)\s*(?:\\(?:pounds|euro|text\{\s*(?:Rs\.?|USD|EUR|US)\s*\})|[\u20ac\u00a3\u00a5\u20b9]|Rs\.?|USD|US)\s*(?=[0-9.])")
+_UNIT_FRACTION = re.compile(r"(?<=[0-9} ])\s*\\frac\s*\{([A-Za-z]{1,4})\}\s*\{([A-Za-z]{1,4})\}$")
 # Words that change the value are no units.
 _MODIFIES = re.compile(r"(?i)\b(?:or|and|not|than|least|most|less|more|dozen|hundred|thousands?|millions?|billions?|mod|if|for|where|when)\b")
 HALF_DAY = re.compile(r"(?i)\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\s*\}?$")
@@ -300,13 +316,16 @@ def without_units(text: str) -> str | None:
   Returns: the value, or None where there is no unit.
   """
   start = text
-  text = _CURRENCY.sub(r"\1", text).rstrip("\u20ac\u00a3\u00a5 ")
+  text = _CURRENCY.sub(r"\1", text).rstrip("\u20ac\u00a3\u00a5\u00a2 ")
+  found = _UNIT_FRACTION.search(text)
+  if found is not None and {found[1], found[2]} <= _UNIT_WORDS:
+    text = text[:found.start()]
   text = re.sub(r"\s*\^\s*\{\\circ\}\s*(?:\\?text\{\s*)?[CF]?\s*\}?$", "", text)
   text = re.sub(r"(?<=[0-9])\s*(?:\^\{)?\\text\{(?:st|nd|rd|th)\}\}?$|(?<=[0-9])(?:st|nd|rd|th)$", "", text)
   while (found := _TRAILING_TEXT.search(text)) is not None and found.start():
     if _MODIFIES.search(found[1]):
       break
-    text = text[:found.start()].rstrip(" /\\,")
+    text = re.sub(r"(?:\\cdot|[\s/\\,])+$", "", text[:found.start()])
   found = _TRAILING_WORDS.search(text)
   if found is not None and not _MODIFIES.search(found[1]):
     words = re.sub(r"\^\{?\d\}?|\.", "", found[1]).split()
@@ -316,5 +335,5 @@ def without_units(text: str) -> str | None:
              for i, w in enumerate(words)]
     if all(known) and (spaced or len(words[0]) > 1):
       text = text[:found.start()]
-  text = _trimmed(text)
+  text = trimmed(text)
   return text if text and text != start else None

@@ -15,9 +15,11 @@ import itertools
 import re
 
 from rl_reason.sandbox import answer_form
+from rl_reason.sandbox.answer_numbers import Number
 
 DOTS = r"\ldots"
 _RELATION = re.compile(r"=|\\ne(?![A-Za-z])|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>|\\in(?![A-Za-z])|\\approx|\\equiv|\\sim(?![A-Za-z])")
+_THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])")
 _JOINT = re.compile(r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|(?<=[0-9)\]}])or(?=[A-Z(0-9\\])")
 _NUMBER = re.compile(
     r"([-+]?)\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
@@ -29,19 +31,6 @@ _BASE = re.compile(r"([0-9A-Fa-f]*[0-9][0-9A-Fa-f]*)_\{?\s*(?:\\text\{)?(1?[0-9]
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:per\s?cent|percentage|pct)\s*\}|per ?cent(?:age)?|pct)\s*$")
 _OPEN = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
 _TOKENS = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}|\\(?:langle|rangle)(?![A-Za-z])|\\[{}]|\\[A-Za-z]+|[\[\](){}]", re.DOTALL)
-
-
-@dataclasses.dataclass(frozen=True)
-class Number:
-  """Holds a number that is written out.
-
-  value: exactly as written.
-  places: decimal places after the point, or None where it is exact (an integer, a fraction).
-  percent: whether % follows.
-  """
-  value: Fraction
-  places: int | None = None
-  percent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +74,9 @@ class Side:
     """The number that the text is, without units, or None."""
     percent = _PERCENT.search(self.text)
     text = self.text[:percent.start()].strip() if percent else self.bare
-    text = re.sub(r"(?<![0-9.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])", lambda m: m[0].replace(",", ""), text)
+    # (1,200) is a pair.
+    if not text.startswith("("):
+      text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = re.sub(r"^\((.*)\)$", r"\1", text)
     if len(text) > 1000:
       return None
@@ -141,7 +132,7 @@ class Side:
     text = re.sub(r"_\{[^{}]*\}|_\w|'", "", self.text)
     text = re.sub(r"\\text\{[^{}]*\}|\\(?:angle|triangle|overline|vec|frac|mathbb|mathcal|left|right|cdot|operatorname)(?![a-z])", "N", text)
     text = re.sub(r"(?<=[A-Za-z])\([^()]*\)", "", text)
-    text = re.sub(rf"\\(?:{answer_form._GREEK_NAMES})(?![a-z])|\\(?:Delta|Omega|Sigma|Theta|Gamma|Phi|nu|eta|chi|kappa)", "N", text)
+    text = re.sub(rf"\\(?:{answer_form.GREEK_NAMES})(?![a-z])|\\(?:Delta|Omega|Sigma|Theta|Gamma|Phi|nu|eta|chi|kappa)", "N", text)
     return bool(re.fullmatch(r"[A-Za-z(){}|:,;/\s]*[A-Za-z][A-Za-z(){}|:,;/\s]*", text))
 
 
@@ -163,6 +154,9 @@ class Statement:
   def value(self) -> Side | None:
     r"""What is said to be the value of something: 2 in x=1+1=2 and \theta \in [1, 2], or None."""
     if not self.relations:
+      return self.sides[0]
+    # 8 = x
+    if len(self.sides) == 2 and self.is_equation and self.sides[1].is_name and not self.sides[0].is_name:
       return self.sides[0]
     named = any(side.is_name for side in self.sides[:-1])
     return self.sides[-1] if self.is_equation and named else None
@@ -225,16 +219,31 @@ def read(text: str) -> Answer:
 def read_list(text: str, *, thousands: bool = True) -> Answer:
   r"""Reads statements that stand beside each other; \{...\} around all of them is dropped."""
   text = _forward_brackets(_JOINT.sub(",", text))
-  if thousands:
-    text = re.sub(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])", lambda m: m[0].replace(",", ""), text) if split(text, (",",))[1:] else text
+  if thousands and "," in text:
+    text = _joined_thousands(text)
   if text.startswith((r"\{", "{")) and _whole_bracket(text) and text.strip("\\{} ") and not re.search(r"[|:]|\\mid", text):
     return read_list(text[2:-2] if text[0] == "\\" else text[1:-1])
+  # \{x \mid x > 1\}
+  builder = re.fullmatch(r"\\\{\s*[a-z](?:\s*\\in\s*\\mathbb\{R\})?\s*(?:\\mid|:|\||\\vert)(.*)\\\}", text)
+  if builder is not None:
+    return read_list(builder[1])
   statements = []
   for part in split(text, (",", ";")):
-    part = answer_form._trimmed(part)
+    part = answer_form.trimmed(part)
     for one in _both_signs(part) if part else ():
       statements.append(_statement(one))
   return Answer(tuple(statements))
+
+
+def _joined_thousands(text: str) -> str:
+  """Writes 1,200 as 1200 outside of brackets: (1,200) is a pair."""
+  inside, depth = set(), 0
+  for at, char in enumerate(text):
+    depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(char, 0)
+    if depth and char == ",":
+      inside.add(at)
+  return _THOUSANDS.sub(
+      lambda m: m[0] if any(at in inside for at in range(*m.span())) else m[0].replace(",", ""), text)
 
 
 def _forward_brackets(text: str) -> str:
@@ -286,4 +295,4 @@ def _statement(text: str) -> Statement:
       sides, relations = sides[:first + 1], relations[:first]
     else:
       relations = ["=" if r == r"\approx" else r for r in relations]
-  return Statement(tuple(Side(answer_form._trimmed(s)) for s in sides), tuple(relations))
+  return Statement(tuple(Side(answer_form.trimmed(s)) for s in sides), tuple(relations))

@@ -147,7 +147,7 @@ def wrap(answer: str) -> str:
 
 # "The answer is 7", "**Answer:** 7", "#### 7", "# Answer\n7".
 _STATES = re.compile(
-    r"(?i)\b(?:answer|solution)s?\b[*_` ]{0,4}(?:(?:is|are|[:=]|\n)[*_` ]{0,4}:?|(?=[$\\]))"
+    r"(?i)\b(?:answer|solution|option|choice)s?\b[*_` ]{0,4}(?:(?:is|are|[:=]|\n)[*_` ]{0,4}:?|(?=[$\\]))"
     r"|####|\u7b54\u6848\s?(?:\u662f|\u4e3a|[:\uff1a])?")
 _MATHS = re.compile(
     r"\$\$([^$]+)\$\$|\$((?:\\\$|[^$\n])+)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)", re.DOTALL)
@@ -167,7 +167,7 @@ def stated(text: str) -> str | None:
   for last in _STATES.finditer(text):
     pass
   if last is None:
-    text = text.strip(_MARKS)
+    text = re.sub(r"^>\s+", "", text.strip(_MARKS))  # A quotation.
     # Words are prose, unless one is all.
     words = re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z(])", text)
     is_answer = 0 < len(text) <= 200 and "\n" not in text and words in ([], [text])
@@ -179,12 +179,16 @@ def stated(text: str) -> str | None:
   return _SENTENCE_ENDS.split(rest, maxsplit=1)[0].strip(_MARKS) or None
 
 
-def opens_unclosed(answer: str) -> bool:
-  r"""Says whether an answer is only the beginning of mathematics: a lone "$" or "\(".
+_NO_VALUE = re.compile(
+    r"(?i)(?:not|between|(?:less|more|greater|smaller) than|at (?:least|most))\b")
+
+
+def states_no_value(answer: str) -> bool:
+  r"""Says whether what is stated is no value: "not 7", or a lone "$" or "\(".
 
   In TeX a formula in a line ends in that line.
   """
-  return answer.strip() in ("$", r"\(")
+  return answer.strip() in ("$", r"\(") or bool(_NO_VALUE.match(answer))
 
 
 def _leading_mathematics(text: str) -> str | None:

@@ -8,21 +8,20 @@ Only worker processes import this module: it brings sympy and math-verify's pars
 
 from __future__ import annotations
 
-from fractions import Fraction
 import functools
 import re
 
-import latex2sympy2_extended as latex
 import sympy
-from sympy.core.function import AppliedUndef
 
-from rl_reason.sandbox.answer_reading import Answer, DOTS, Group, Number, Side, Statement
+from rl_reason.sandbox.answer_expressions import (
+    are_proportional,
+    expression,
+    same_sets,
+    same_values,
+)
+from rl_reason.sandbox.answer_numbers import same_number
+from rl_reason.sandbox.answer_reading import Answer, DOTS, Group, Side, Statement
 
-# A decimal with this many places may stand for a longer value, rounded: 0.333333 for 1/3.
-_ROUNDED_PLACES = 6
-# What two writings of one float64 may differ by, relative: 0.1+0.2 is written 0.30000000000000004.
-_FLOAT_NOISE = Fraction(1, 10**15)
-_DIGITS = 40
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 
@@ -46,7 +45,8 @@ def equal(reference: Answer, answer: Answer) -> bool:
   if len(wanted) == 1 and len(given) == 1:
     return _same(wanted[0], given[0])
   if len(wanted) == 1:
-    return _list_is_group(wanted[0], given)
+    # "0.25 or 1/4" is one value.
+    return _list_is_group(wanted[0], given) or all(_same(wanted[0], g) for g in given)
   if len(given) == 1:
     return (_decimal_comma(wanted, given[0]) or _group_is_set(wanted, given[0])
             or _solutions(wanted, given) or _union_is_set(wanted, given[0]))
@@ -124,7 +124,7 @@ def _union_is_set(wanted, given: Statement) -> bool:
   value = _as_set(given.value)
   if value is None or len(sets) != len(wanted) or None in sets:
     return False
-  return _same_sets(functools.reduce(lambda p, q: p.union(q), sets), value)
+  return same_sets(functools.reduce(lambda p, q: p.union(q), sets), value)
 
 
 def _decimal_comma(wanted, given: Statement) -> bool:
@@ -172,7 +172,7 @@ def _same_value(wanted: Statement, given: Statement) -> bool:
     return _same_side(a, b)
   # An inequality and a set.
   sets = [_solution_set(s) if side is None else _as_set(side) for s, side in zip((wanted, given), sides)]
-  return None not in sets and _same_sets(*sets)
+  return None not in sets and same_sets(*sets)
 
 
 def _same_equation(wanted: Statement, given: Statement) -> bool:
@@ -186,6 +186,13 @@ def _same_equation(wanted: Statement, given: Statement) -> bool:
   if len(wanted.sides) != 2 or len(given.sides) != 2:
     return False
   return _proportional(wanted, given, signed=False)
+
+
+def _proportional(wanted: Statement, given: Statement, *, signed: bool) -> bool:
+  """Says whether left minus right of one is a constant times that of the other."""
+  sides = [expression(s.bare) for s in (*wanted.sides, *given.sides)]
+  return all(isinstance(s, sympy.Expr) for s in sides) and are_proportional(
+      sides[0] - sides[1], sides[2] - sides[3], signed=signed)
 
 
 def _same_inequality(wanted: Statement, given: Statement) -> bool:
@@ -202,7 +209,7 @@ def _same_inequality(wanted: Statement, given: Statement) -> bool:
     if all(map(any, same)) and all(map(any, zip(*same))):
       return True
   sets = [_solution_set(wanted), _solution_set(given)]
-  return None not in sets and _same_sets(*sets)
+  return None not in sets and same_sets(*sets)
 
 
 def _links(statement: Statement) -> list[tuple[str, str, str]]:
@@ -227,57 +234,26 @@ def _same_side(wanted: Side, given: Side) -> bool:
     return False
   if wanted.key == given.key:
     return True
+  # The letter of a choice, with what was chosen: (A) 7.
+  if re.fullmatch("[A-Z]", wanted.key):
+    chosen = re.match(r"\(?([A-Z])[).:]\s*\S", given.text)
+    if chosen is not None:
+      return chosen[1] == wanted.key
+  # {8} is 8.
+  ones = [s.group.parts[0].statements[0].value if s.group and len(s.group.parts) == 1 else None
+          for s in (wanted, given)]
+  if any(ones):
+    return _same_side(ones[0] or wanted, ones[1] or given)
   # In a base: the digits are the answer, not their value.
   if wanted.base or given.base:
     return wanted.base == given.base
   if wanted.number and given.number:
-    return _same_number(wanted.number, given.number)
+    return same_number(wanted.number, given.number)
   if wanted.ratio and given.ratio:
     return _same_ratio(wanted, given)
   if wanted.group or given.group:
     return _same_group(wanted, given)
   return _same_expression(wanted, given)
-
-
-def _same_number(a: Number, b: Number) -> bool:
-  # 50% is 50 and 0.5. Without a sign on either side 50 is not 0.5.
-  if a.percent != b.percent:
-    p, other = (a, b) if a.percent else (b, a)
-    shifted = Number(p.value / 100, None if p.places is None else p.places + 2)
-    plain = Number(p.value, p.places)
-    return _close(plain, other) or _close(shifted, other)
-  return _close(a, b)
-
-
-def _close(a: Number, b: Number) -> bool:
-  """Compares exactly, but a long decimal with what it is the rounding of."""
-  if a.value == b.value:
-    return True
-  if not a.value or not b.value or (a.places is None and b.places is None):
-    return False
-  difference = abs(a.value - b.value)
-  if difference <= _FLOAT_NOISE * min(abs(a.value), abs(b.value)):
-    return True
-  return _rounds(a, b.value) and not _terminates(b.value, a.places) or (
-      _rounds(b, a.value) and not _terminates(a.value, b.places))
-
-
-def _rounds(decimal: Number, value: Fraction) -> bool:
-  """Says whether a decimal of enough places and digits is the rounding of a value."""
-  if decimal.places is None or decimal.places < _ROUNDED_PLACES:
-    return False
-  unit = Fraction(1, 10)**decimal.places
-  # Relative: a decimal with few digits says little about a small value.
-  if abs(decimal.value) < unit * 10**(_ROUNDED_PLACES - 2):
-    return False
-  error = abs(decimal.value - value)
-  # From 12 digits on also cut off: 0.6666666666666666.
-  return error * 2 <= unit or (abs(decimal.value) >= unit * 10**12 and error <= unit)
-
-
-def _terminates(value: Fraction, places: int | None) -> bool:
-  """Says whether a decimal of that many places could have written the value exactly."""
-  return places is not None and (value * Fraction(10)**places).denominator == 1
 
 
 def _same_ratio(wanted: Side, given: Side) -> bool:
@@ -305,56 +281,15 @@ def _same_group(wanted: Side, given: Side) -> bool:
     return (_kind(a) == _kind(b) and len(a.parts) == len(b.parts)
             and all(equal(p, q) for p, q in zip(a.parts, b.parts)))
   sets = _as_set(wanted), _as_set(given)
-  return None not in sets and _same_sets(*sets)
+  return None not in sets and same_sets(*sets)
 
 
 def _kind(group: Group) -> tuple[str, str]:
   return ("(", ")") if group.brackets == (r"\langle", r"\rangle") else group.brackets
 
 
-# --- Expressions
-
-
-@functools.lru_cache(maxsize=1024)
-def _expression(text: str):
-  """Parses LaTeX to a sympy value with exact numbers, or None."""
-  text = re.sub(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(|\{)?\s*[0-9.]+)\s*\^\{\\circ\}", r"\1\\cdot\\frac{\\pi}{180}", text)
-  text = text.replace(r"^{\circ}", "")
-  # Floats would be cut to 15 digits.
-  text = _DECIMAL.sub(_decimal_fraction, text)
-  config = latex.NormalizationConfig(
-      basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
-  try:
-    value = latex.latex2sympy(text, normalization_config=config)
-  except (MemoryError, RecursionError):
-    raise
-  except Exception:
-    return None
-  if isinstance(value, sympy.MatrixBase | sympy.MatrixExpr):
-    value = value.doit()
-    return sympy.ImmutableMatrix(value.applyfunc(_exact)) if isinstance(value, sympy.MatrixBase) else value
-  return _exact(value) if isinstance(value, sympy.Basic) else None
-
-
-_DECIMAL = re.compile(r"(?<![0-9A-Za-z_.])([0-9]{0,400})\.([0-9]{1,400})(?![0-9.])")
-
-
-def _decimal_fraction(match: re.Match) -> str:
-  value = Fraction(int(match[1] + match[2]), 10**len(match[2]))
-  fraction = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-  return f"{{{fraction}}}" if match.string[:match.start()].endswith("^") else f"({fraction})"
-
-
-def _exact(value):
-  """Writes floats as the fractions they were written as, and i as the imaginary unit."""
-  floats = {f: sympy.Rational(str(f)) for f in value.atoms(sympy.Float)}
-  i = sympy.Symbol("i")
-  swaps = floats | ({i: sympy.I} if i in value.free_symbols else {})
-  return value.xreplace(swaps) if swaps else value
-
-
 def _symbols(side: Side) -> set[str]:
-  value = None if side.number else _expression(side.bare)
+  value = None if side.number else expression(side.bare)
   return {s.name for s in value.free_symbols} if value is not None else set()
 
 
@@ -363,15 +298,18 @@ def _same_expression(wanted: Side, given: Side) -> bool:
     return False
   # With a unit dropped, or with the letters as factors.
   for a, b in {(wanted.bare, given.bare), (wanted.text, given.text)}:
-    x, y = _expression(a), _expression(b)
+    x, y = expression(a), expression(b)
     if x is None or y is None:
       continue
     if isinstance(x, sympy.Set) or isinstance(y, sympy.Set):
-      if isinstance(x, sympy.Set) and isinstance(y, sympy.Set) and _same_sets(x, y):
+      if isinstance(x, sympy.Set) and isinstance(y, sympy.Set) and same_sets(x, y):
         return True
-    elif _same_values(x, y, wanted.number or given.number):
+    elif same_values(x, y, wanted.number or given.number):
       return True
   return False
+
+
+# --- What can be compared
 
 
 def _is_prose(side: Side) -> bool:
@@ -405,164 +343,7 @@ def _is_readable(side: Side) -> bool:
   if r"\text{" in side.bare:
     # Words beside mathematics: equal as text.
     return bool(re.search(r"[A-Za-z0-9]", side.bare))
-  return not _is_prose(side) and _expression(side.bare) is not None
-
-
-def are_near(found, others) -> bool:
-  """Says of values that math-verify calls equal that numbers among them are near, relatively."""
-  for x in found:
-    for y in others:
-      if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr) and x.is_number and y.is_number:
-        a, b = _evaluated(x), _evaluated(y)
-        size = 0 if a is None or b is None else max(abs(a), abs(b))
-        if size and not any(abs(a - c) <= size * 1e-6 for c in (b, b / 100, b * 100)):
-          return False
-  return True
-
-
-def _same_values(x, y, written: Number | None) -> bool:
-  """Compares two sympy values: matrices by elements, constants and functions by their values."""
-  if x == y:
-    return not x.has(sympy.nan, sympy.zoo) if isinstance(x, sympy.Basic) else True
-  if isinstance(x, sympy.MatrixBase) or isinstance(y, sympy.MatrixBase):
-    return (isinstance(x, sympy.MatrixBase) and isinstance(y, sympy.MatrixBase) and x.shape == y.shape
-            and all(_same_values(a, b, None) for a, b in zip(x, y)))
-  if not isinstance(x, sympy.Expr) or not isinstance(y, sympy.Expr):
-    return False
-  symbols = x.free_symbols | y.free_symbols
-  if symbols:
-    return _same_function(x, y, symbols)
-  return _same_constant(x, y, written)
-
-
-def _same_constant(x, y, written: Number | None) -> bool:
-  a, b = _evaluated(x), _evaluated(y)
-  if a is None or b is None:
-    return _infinite(x, y)
-  if not _near(a, b):
-    if written is None or written.places is None or not a.is_real or not b.is_real:
-      return False
-    decimal = sympy.Rational(written.value.numerator, written.value.denominator)
-    exact = [v for v in (a, b) if not _near(v, decimal)]
-    return len(exact) == 1 and _rounds(written, _fraction(exact[0]))
-  # 40 digits agree. Numbers that can be exact must be.
-  exact = x.doit(), y.doit()
-  if all(isinstance(v, sympy.Rational) for v in exact):
-    return exact[0] == exact[1]
-  return _near(*(v.evalf(3 * _DIGITS) for v in exact), digits=3 * _DIGITS)
-
-
-def _infinite(x, y) -> bool:
-  x, y = x.doit(), y.doit()
-  return x == y and x in (sympy.oo, -sympy.oo)
-
-
-def _evaluated(value):
-  """Computes 40 digits of a constant, or None where it has no finite value."""
-  try:
-    number = value.evalf(_DIGITS)
-    if not isinstance(number, sympy.Number) and not number.is_number:
-      number = value.doit().evalf(_DIGITS)
-    if number.has(sympy.nan, sympy.zoo, sympy.oo) or not all(
-        isinstance(p, sympy.Number) for p in number.as_real_imag()):
-      return None
-  except (MemoryError, RecursionError):
-    raise
-  except Exception:
-    return None
-  return number
-
-
-def _near(a, b, digits: int = _DIGITS) -> bool:
-  """Compares relative to the larger one; a part far below the other is a rounding error."""
-  size = max(abs(a), abs(b))
-  return size == 0 or bool(abs(a - b) <= size * sympy.Rational(1, 10)**(digits - 10))
-
-
-def _fraction(number) -> Fraction:
-  value = sympy.Rational(number)
-  return Fraction(int(value.p), int(value.q))
-
-
-# Where functions are compared: reals of both signs, integers for sums and factorials.
-_POINTS = [Fraction(n, d) for n, d in ((17, 7), (-23, 9), (5, 1), (41, 13), (-7, 11), (2, 1), (3, 17), (4, 1), (-89, 12), (3, 1), (61, 3), (7, 1))]
-
-
-def _values_at(x, y, symbols):
-  """Yields both values, at points where both are real; or where they are finite, if none is."""
-  unknown = sorted(x.atoms(AppliedUndef) | y.atoms(AppliedUndef), key=str)
-  stands = {f: sympy.Dummy() for f in unknown}
-  x, y = x.xreplace(stands), y.xreplace(stands)
-  names = sorted(x.free_symbols | y.free_symbols, key=str)
-  # A sum to n has a value where n is whole.
-  summed = x.has(sympy.Sum, sympy.Product) or y.has(sympy.Sum, sympy.Product)
-  points = [p for p in _POINTS if not summed or (p.denominator == 1 and p > 0)]
-  for shift in range(len(points)):
-    # Each symbol gets a point of its own.
-    at = {s: sympy.Rational(p.numerator, p.denominator) for s, p in zip(
-        names, (points[(shift * (1 + i) + 5 * i) % len(points)] + i // len(points)
-                for i in range(len(names))))}
-    a, b = _evaluated(x.subs(at)), _evaluated(y.subs(at))
-    if a is not None and b is not None:
-      yield at, a, b
-
-
-def _same_function(x, y, symbols) -> bool:
-  """Compares functions at points where both are real; complex values decide if no point is."""
-  agreed = 0
-  unreal = 0
-  for at, a, b in _values_at(x, y, symbols):
-    if not (a.is_real and b.is_real) and not x.has(sympy.I) and not y.has(sympy.I):
-      unreal += 1
-      continue
-    if not _near(a, b):
-      return False
-    agreed += 1
-    if agreed == 5:
-      break
-  if agreed >= 2:
-    return _exactly(x, y)
-  return bool(sympy.simplify(x - y) == 0)
-
-
-def _exactly(x, y) -> bool:
-  """Rules out a difference below 40 digits, where the functions are rational."""
-  names = sorted(x.free_symbols | y.free_symbols, key=str)
-  if not names or not (x.is_rational_function(*names) and y.is_rational_function(*names)):
-    return True
-  at = {s: sympy.Integer(101 + 7 * i) for i, s in enumerate(names)}
-  a, b = x.subs(at).doit(), y.subs(at).doit()
-  return a == b if isinstance(a, sympy.Rational) and isinstance(b, sympy.Rational) else True
-
-
-def _proportional(wanted: Statement, given: Statement, *, signed: bool) -> bool:
-  """Says whether left minus right of one is a constant times that of the other.
-
-  signed: the constant must be positive.
-  """
-  sides = [_expression(s.bare) for s in (*wanted.sides, *given.sides)]
-  if not all(isinstance(s, sympy.Expr) for s in sides):
-    return False
-  x, y = sides[0] - sides[1], sides[2] - sides[3]
-  if not x.free_symbols or x.free_symbols != y.free_symbols:
-    return False
-  ratio = None
-  agreed = 0
-  for _, a, b in _values_at(x, y, x.free_symbols):
-    if not a.is_real or not b.is_real:
-      continue
-    if a == 0 or b == 0:
-      if a != b:
-        return False
-      continue
-    if ratio is None:
-      ratio = a / b
-    elif not _near(a, ratio * b):
-      return False
-    agreed += 1
-    if agreed == 5:
-      break
-  return agreed >= 2 and bool(not signed or ratio > 0)
+  return not _is_prose(side) and expression(side.bare) is not None
 
 
 # --- Sets
@@ -570,7 +351,7 @@ def _proportional(wanted: Statement, given: Statement, *, signed: bool) -> bool:
 
 def _as_set(side: Side):
   """Reads a side as a set of numbers: an interval, a union, \\{1, 2\\}; or None."""
-  value = _expression(side.bare)
+  value = expression(side.bare)
   return value if isinstance(value, sympy.Set) else None
 
 
@@ -583,7 +364,7 @@ def _solution_set(statement: Statement):
   named = {s.bare for s in statement.sides if s.is_name and "|" not in s.bare}
   if len(named) > 1:
     return None
-  values = [_expression(r"\xi" if s.bare in named or not s.bare else s.bare) for s in statement.sides]
+  values = [expression(r"\xi" if s.bare in named or not s.bare else s.bare) for s in statement.sides]
   if not all(isinstance(v, sympy.Expr) for v in values):
     return None
   names = {s for v in values for s in v.free_symbols}
@@ -598,21 +379,3 @@ def _solution_set(statement: Statement):
     raise
   except Exception:
     return None
-
-
-def _same_sets(x, y) -> bool:
-  """Compares sets: intervals by their ends, others by what only one of them holds."""
-  if x == y:
-    return True
-  if isinstance(x, sympy.Interval) and isinstance(y, sympy.Interval):
-    return ((x.left_open, x.right_open) == (y.left_open, y.right_open)
-            and _same_values(x.start, y.start, None) and _same_values(x.end, y.end, None))
-  if isinstance(x, sympy.FiniteSet) and isinstance(y, sympy.FiniteSet):
-    same = [[_same_values(a, b, None) for b in y.args] for a in x.args]
-    return len(x) == len(y) and all(map(any, same))
-  try:
-    return x.symmetric_difference(y).is_empty is True
-  except (MemoryError, RecursionError):
-    raise
-  except Exception:
-    return False

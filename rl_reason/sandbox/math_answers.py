@@ -16,7 +16,12 @@ import re
 
 import math_verify
 
-from rl_reason.sandbox import answer_reading, answer_text, answer_values
+from rl_reason.sandbox import (
+    answer_expressions,
+    answer_reading,
+    answer_text,
+    answer_values,
+)
 from rl_reason.sandbox.answer_text import last_boxed
 
 
@@ -49,7 +54,7 @@ def _is_equal(gold: _Reference, text: str) -> bool:
     return answer_values.equal(gold.answer, answer_reading.read(boxed[1]))
   stated = answer_text.stated(text)
   if stated is not None:
-    if answer_text.opens_unclosed(stated) or re.match(r"(?i)not\b", stated):
+    if answer_text.states_no_value(stated):
       return False
     # 1000,99 is a number in prose and a list in a formula.
     stated = re.sub(r"^(-?[0-9]+),([0-9]{1,2})$", r"\1.\2", stated)
@@ -106,7 +111,7 @@ def _found_by_math_verify(gold: _Reference, text: str) -> bool:
   found = math_verify.parse(text, parsing_timeout=None)
   if not math_verify.verify(gold.found, found, timeout_seconds=None):
     return False
-  return answer_values.are_near(gold.found, found)
+  return answer_expressions.are_near(gold.found, found)
 
 
 def _prepare_math_worker() -> None:
