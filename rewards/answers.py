@@ -290,9 +290,10 @@ def math_answer(
     numbers      exactly; a decimal of 6 places or more also with what it is the rounding of. 50% is
                  50 and 0.5. 204_5 is only 204_5.
     expressions  with equal values at real points, i being the imaginary unit.
-    lists, sets  in any order; tuples, and lists with dots, in theirs. Every part must be equal: none
-                 is skipped because it cannot be read.
-    equations    of which one is a multiple of the other; x=7 and a true 3+4=7 are 7, x+y=8 is not 8.
+    lists, sets  in any order; tuples, and lists with dots, in theirs. Every part must be equal:
+                 none is skipped because it cannot be read.
+    equations    of which one is a multiple of the other; x=7 and a true 3+4=7 are 7, x+y=8 is not
+                 8.
     inequalities with the same solutions, also as an interval.
     words        without regard to case. Units are dropped; a.m. and p.m. are not.
 

@@ -20,7 +20,23 @@ from rl_reason.sandbox.answer_numbers import Number, rounds
 
 _DIGITS = 40
 # Where functions are compared: reals of both signs, integers for sums and factorials.
-_POINTS = [Fraction(n, d) for n, d in ((17, 7), (-23, 9), (5, 1), (41, 13), (-7, 11), (2, 1), (3, 17), (4, 1), (-89, 12), (3, 1), (61, 3), (7, 1))]
+_POINTS = [
+  Fraction(n, d)
+  for n, d in (
+    (17, 7),
+    (-23, 9),
+    (5, 1),
+    (41, 13),
+    (-7, 11),
+    (2, 1),
+    (3, 17),
+    (4, 1),
+    (-89, 12),
+    (3, 1),
+    (61, 3),
+    (7, 1),
+  )
+]
 
 
 # --- Reading
@@ -32,14 +48,21 @@ _DECIMAL = re.compile(r"(?<![0-9A-Za-z_.])([0-9]{0,400})\.([0-9]{1,400})(?![0-9.
 @functools.lru_cache(maxsize=1024)
 def expression(text: str):
   """Parses LaTeX to a sympy value with exact numbers, or None."""
-  text = re.sub(r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(|\{)?\s*[0-9.]+)\s*\^\{\\circ\}", r"\1\\cdot\\frac{\\pi}{180}", text)
+  text = re.sub(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(|\{)?\s*[0-9.]+)\s*\^\{\\circ\}",
+    r"\1\\cdot\\frac{\\pi}{180}",
+    text,
+  )
   text = text.replace(r"^{\circ}", "")
   # The parser drops primes.
-  text = re.sub(r"(?<![\\_A-Za-z])([A-Za-z])('+)", lambda m: m[1] + "_{" + "prime" * len(m[2]) + "}", text)
+  text = re.sub(
+    r"(?<![\\_A-Za-z])([A-Za-z])('+)", lambda m: m[1] + "_{" + "prime" * len(m[2]) + "}", text
+  )
   # Floats would be cut to 15 digits.
   text = _DECIMAL.sub(_decimal_fraction, text)
   config = latex.NormalizationConfig(
-      basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+  )
   try:
     value = latex.latex2sympy(text, normalization_config=config)
   except (MemoryError, RecursionError):
@@ -48,14 +71,18 @@ def expression(text: str):
     return None
   if isinstance(value, sympy.MatrixBase | sympy.MatrixExpr):
     value = value.doit()
-    return sympy.ImmutableMatrix(value.applyfunc(_exact)) if isinstance(value, sympy.MatrixBase) else value
+    return (
+      sympy.ImmutableMatrix(value.applyfunc(_exact))
+      if isinstance(value, sympy.MatrixBase)
+      else value
+    )
   return _exact(value) if isinstance(value, sympy.Basic) else None
 
 
 def _decimal_fraction(match: re.Match) -> str:
-  value = Fraction(int(match[1] + match[2]), 10**len(match[2]))
+  value = Fraction(int(match[1] + match[2]), 10 ** len(match[2]))
   fraction = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-  return f"{{{fraction}}}" if match.string[:match.start()].endswith("^") else f"({fraction})"
+  return f"{{{fraction}}}" if match.string[: match.start()].endswith("^") else f"({fraction})"
 
 
 def _exact(value):
@@ -64,8 +91,11 @@ def _exact(value):
   i = sympy.Symbol("i")
   swaps = floats | ({i: sympy.I} if i in value.free_symbols else {})
   # The cube root of -8 is -2.
-  swaps |= {p: (-1)**p.exp.p * (-p.base)**p.exp for p in value.atoms(sympy.Pow)
-            if p.base.is_Number and p.base.is_negative and p.exp.is_Rational and p.exp.q > 1 and p.exp.q % 2}
+  swaps |= {
+    p: (-1) ** p.exp.p * (-p.base) ** p.exp
+    for p in value.atoms(sympy.Pow)
+    if p.base.is_Number and p.base.is_negative and p.exp.is_Rational and p.exp.q > 1 and p.exp.q % 2
+  }
   return value.xreplace(swaps) if swaps else value
 
 
@@ -77,8 +107,12 @@ def same_values(x, y, written: Number | None) -> bool:
   if x == y:
     return not x.has(sympy.nan, sympy.zoo) if isinstance(x, sympy.Basic) else True
   if isinstance(x, sympy.MatrixBase) or isinstance(y, sympy.MatrixBase):
-    return (isinstance(x, sympy.MatrixBase) and isinstance(y, sympy.MatrixBase) and x.shape == y.shape
-            and all(same_values(a, b, None) for a, b in zip(x, y)))
+    return (
+      isinstance(x, sympy.MatrixBase)
+      and isinstance(y, sympy.MatrixBase)
+      and x.shape == y.shape
+      and all(same_values(a, b, None) for a, b in zip(x, y))
+    )
   if not isinstance(x, sympy.Expr) or not isinstance(y, sympy.Expr):
     return False
   symbols = x.free_symbols | y.free_symbols
@@ -93,7 +127,7 @@ def _same_constant(x, y, written: Number | None) -> bool:
     return _infinite(x, y)
   if not _near(a, b):
     # Evaluation of what is exactly 0 leaves noise.
-    if min(abs(a), abs(b)) == 0 and max(abs(a), abs(b)) < sympy.Rational(1, 10)**(_DIGITS - 10):
+    if min(abs(a), abs(b)) == 0 and max(abs(a), abs(b)) < sympy.Rational(1, 10) ** (_DIGITS - 10):
       return bool(sympy.simplify(x - y) == 0)
     if written is None or written.places is None or not a.is_real or not b.is_real:
       return False
@@ -119,7 +153,8 @@ def _evaluated(value):
     if not isinstance(number, sympy.Number) and not number.is_number:
       number = value.doit().evalf(_DIGITS)
     if number.has(sympy.nan, sympy.zoo, sympy.oo) or not all(
-        isinstance(p, sympy.Number) for p in number.as_real_imag()):
+      isinstance(p, sympy.Number) for p in number.as_real_imag()
+    ):
       return None
   except (MemoryError, RecursionError):
     raise
@@ -131,7 +166,7 @@ def _evaluated(value):
 def _near(a, b, digits: int = _DIGITS) -> bool:
   """Compares relative to the larger one; a part far below the other is a rounding error."""
   size = max(abs(a), abs(b))
-  return size == 0 or bool(abs(a - b) <= size * sympy.Rational(1, 10)**(digits - 10))
+  return size == 0 or bool(abs(a - b) <= size * sympy.Rational(1, 10) ** (digits - 10))
 
 
 def _fraction(number) -> Fraction:
@@ -178,16 +213,26 @@ def _values_at(x, y, symbols):
   stands = {f: sympy.Dummy() for f in unknown}
   x, y = x.xreplace(stands), y.xreplace(stands)
   names = sorted(x.free_symbols | y.free_symbols, key=str)
-  roots = {p.base for p in x.atoms(sympy.Pow) | y.atoms(sympy.Pow)
-           if p.exp.is_Rational and not p.exp.is_Integer and p.base.free_symbols}
+  roots = {
+    p.base
+    for p in x.atoms(sympy.Pow) | y.atoms(sympy.Pow)
+    if p.exp.is_Rational and not p.exp.is_Integer and p.base.free_symbols
+  }
   # A sum to n has a value where n is whole.
   summed = x.has(sympy.Sum, sympy.Product) or y.has(sympy.Sum, sympy.Product)
   points = [p for p in _POINTS if not summed or (p.denominator == 1 and p > 0)]
   for shift in range(len(points)):
     # Each symbol gets a point of its own.
-    at = {s: sympy.Rational(p.numerator, p.denominator) for s, p in zip(
-        names, (points[(shift * (1 + i) + 5 * i) % len(points)] + i // len(points)
-                for i in range(len(names))))}
+    at = {
+      s: sympy.Rational(p.numerator, p.denominator)
+      for s, p in zip(
+        names,
+        (
+          points[(shift * (1 + i) + 5 * i) % len(points)] + i // len(points)
+          for i in range(len(names))
+        ),
+      )
+    }
     # Where a root is not real the functions are not asked for.
     if any(r.subs(at).is_negative for r in roots):
       continue
@@ -237,8 +282,11 @@ def same_sets(x, y) -> bool:
   if x == y:
     return True
   if isinstance(x, sympy.Interval) and isinstance(y, sympy.Interval):
-    return ((x.left_open, x.right_open) == (y.left_open, y.right_open)
-            and same_values(x.start, y.start, None) and same_values(x.end, y.end, None))
+    return (
+      (x.left_open, x.right_open) == (y.left_open, y.right_open)
+      and same_values(x.start, y.start, None)
+      and same_values(x.end, y.end, None)
+    )
   if isinstance(x, sympy.FiniteSet) and isinstance(y, sympy.FiniteSet):
     same = [[same_values(a, b, None) for b in y.args] for a in x.args]
     return len(x) == len(y) and all(map(any, same))

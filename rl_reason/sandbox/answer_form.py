@@ -18,30 +18,89 @@ from rl_reason.sandbox.answer_text import THIN_SPACE
 # --- Typography
 
 _SYMBOLS = {
-    "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-",
-    "\ufe63": "-", "\uff0d": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
-    "\u2217": "*", "\u00f7": r"\div ", "\u2215": "/", "\u2044": "/", "\u2264": r"\le ",
-    "\u2a7d": r"\le ", "\u2265": r"\ge ", "\u2a7e": r"\ge ", "\u2260": r"\ne ",
-    "\u2248": r"\approx ", "\u00b1": r"\pm ", "\u2213": r"\mp ", "\u221e": r"\infty ",
-    "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205": r"\emptyset ",
-    "\u2200": r"\forall ", "\u2220": r"\angle ", "\u25b3": r"\triangle ", "\u2032": "'",
-    "\u2026": r"\ldots ", "\u22ef": r"\ldots ", "\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}",
-    "\u2115": r"\mathbb{N}", "\u211a": r"\mathbb{Q}", "\u2102": r"\mathbb{C}",
-    "\u222b": r"\int ", "\u2211": r"\sum ", "\u27e8": r"\langle ", "\u27e9": r"\rangle ",
-    "\u00b0": r"^{\circ}", "\u00ba": r"^{\circ}", "\u2218": r"\circ ", "\u2329": r"\langle ",
-    "\u232a": r"\rangle ", "\u2019": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ",
-    "\u3001": ",", "\uff0c": ", ", "\uff1a": ":", "\u3002": ".", "\u2061": "", "\u200b": "",
+  "\u2212": "-",
+  "\u2010": "-",
+  "\u2011": "-",
+  "\u2012": "-",
+  "\u2013": "-",
+  "\u2014": "-",
+  "\ufe63": "-",
+  "\uff0d": "-",
+  "\u00d7": r"\times ",
+  "\u00b7": r"\cdot ",
+  "\u22c5": r"\cdot ",
+  "\u2217": "*",
+  "\u00f7": r"\div ",
+  "\u2215": "/",
+  "\u2044": "/",
+  "\u2264": r"\le ",
+  "\u2a7d": r"\le ",
+  "\u2265": r"\ge ",
+  "\u2a7e": r"\ge ",
+  "\u2260": r"\ne ",
+  "\u2248": r"\approx ",
+  "\u00b1": r"\pm ",
+  "\u2213": r"\mp ",
+  "\u221e": r"\infty ",
+  "\u222a": r"\cup ",
+  "\u2229": r"\cap ",
+  "\u2208": r"\in ",
+  "\u2205": r"\emptyset ",
+  "\u2200": r"\forall ",
+  "\u2220": r"\angle ",
+  "\u25b3": r"\triangle ",
+  "\u2032": "'",
+  "\u2026": r"\ldots ",
+  "\u22ef": r"\ldots ",
+  "\u211d": r"\mathbb{R}",
+  "\u2124": r"\mathbb{Z}",
+  "\u2115": r"\mathbb{N}",
+  "\u211a": r"\mathbb{Q}",
+  "\u2102": r"\mathbb{C}",
+  "\u222b": r"\int ",
+  "\u2211": r"\sum ",
+  "\u27e8": r"\langle ",
+  "\u27e9": r"\rangle ",
+  "\u00b0": r"^{\circ}",
+  "\u00ba": r"^{\circ}",
+  "\u2218": r"\circ ",
+  "\u2329": r"\langle ",
+  "\u232a": r"\rangle ",
+  "\u2019": "'",
+  "\u00a0": " ",
+  "\u2009": " ",
+  "\u202f": " ",
+  "\u3001": ",",
+  "\uff0c": ", ",
+  "\uff1a": ":",
+  "\u3002": ".",
+  "\u2061": "",
+  "\u200b": "",
 }
 _GREEK = {
-    chr(code): "\\" + name + " " for code, name in zip(
-        range(0x3b1, 0x3ca),
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho"
-        " varsigma sigma tau upsilon phi chi psi omega".split(), strict=True) if name != "o"}
-_GREEK |= {"\u0394": r"\Delta ", "\u03a9": r"\Omega ", "\u03a3": r"\Sigma ", "\u03a0": r"\Pi ",
-           "\u0398": r"\Theta ", "\u039b": r"\Lambda ", "\u03a6": r"\Phi ", "\u0393": r"\Gamma "}
+  chr(code): "\\" + name + " "
+  for code, name in zip(
+    range(0x3B1, 0x3CA),
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho"
+    " varsigma sigma tau upsilon phi chi psi omega".split(),
+    strict=True,
+  )
+  if name != "o"
+}
+_GREEK |= {
+  "\u0394": r"\Delta ",
+  "\u03a9": r"\Omega ",
+  "\u03a3": r"\Sigma ",
+  "\u03a0": r"\Pi ",
+  "\u0398": r"\Theta ",
+  "\u039b": r"\Lambda ",
+  "\u03a6": r"\Phi ",
+  "\u0393": r"\Gamma ",
+}
 _TYPOGRAPHY = str.maketrans(_SYMBOLS | _GREEK)
 _RAISED = re.compile(
-    "[\u2070\u00b9\u00b2\u00b3\u2074-\u207f]+|[\u2080-\u208e]+|[\u00bc-\u00be\u2150-\u215e]")
+  "[\u2070\u00b9\u00b2\u00b3\u2074-\u207f]+|[\u2080-\u208e]+|[\u00bc-\u00be\u2150-\u215e]"
+)
 _ROOT = re.compile("([\u221a\u221b\u221c])\\s*(\\(|[0-9]+(?:\\.[0-9]+)?|\\\\?[A-Za-z]+)?")
 
 
@@ -59,7 +118,7 @@ def _raised(match: re.Match) -> str:
   plain = unicodedata.normalize("NFKC", run).replace("\u2212", "-")
   if "\u2044" in plain:
     return r"\frac{" + plain.replace("\u2044", "}{") + "}"
-  return ("_{" if run[0] in map(chr, range(0x2080, 0x208f)) else "^{") + plain + "}"
+  return ("_{" if run[0] in map(chr, range(0x2080, 0x208F)) else "^{") + plain + "}"
 
 
 def _root(match: re.Match) -> str:
@@ -74,28 +133,41 @@ def _root(match: re.Match) -> str:
 
 _BRACED = r"\{((?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*)\}"
 _STYLES = re.compile(
-    r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|bm|boldsymbol|pmb|underline|emph|uline|mathord"
-    r"|ensuremath|cancel|fbox|boxed|textcolor\s*(?:\[\w+\])?\s*\{[^{}]*\}"
-    r"|colorbox\s*\{[^{}]*\})\s*" + _BRACED)
+  r"\\(?:mathbf|mathit|mathsf|mathtt|mathnormal|bm|boldsymbol|pmb|underline|emph|uline|mathord"
+  r"|ensuremath|cancel|fbox|boxed|textcolor\s*(?:\[\w+\])?\s*\{[^{}]*\}"
+  r"|colorbox\s*\{[^{}]*\})\s*" + _BRACED
+)
 _UPRIGHT = re.compile(
-    r"\\(?:mathrm|text|textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?"
-    r"|rm|bf)\s*" + _BRACED)
+  r"\\(?:mathrm|text|textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?"
+  r"|rm|bf)\s*" + _BRACED
+)
 _SWITCHES = re.compile(
-    r"\\(?:displaystyle|textstyle|scriptstyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
-    r"|bfseries|boldmath|limits|nolimits|color\s*\{[^{}]*\}|[hv]space\*?\s*\{[^{}]*\}|(?:tag\*?|label|[hv]?phantom)\s*\{[^{}]*\}|rm|bf|it)"
-    r"(?![A-Za-z])")
+  r"\\(?:displaystyle|textstyle|scriptstyle|tiny|small|normalsize|large|Large|LARGE|huge|Huge"
+  r"|bfseries|boldmath|limits|nolimits|color\s*\{[^{}]*\}|[hv]space\*?\s*\{[^{}]*\}"
+  r"|(?:tag\*?|label|[hv]?phantom)\s*\{[^{}]*\}|rm|bf|it)"
+  r"(?![A-Za-z])"
+)
 _SIZES = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?=\s*(?:[\[\]()|.<>/]|\\[{}|a-z]))\s*")
-_SPACES = re.compile(r"\\q?quad|\\(?:enspace|thinspace|medspace|space)(?![A-Za-z])"
-                     r"|\\[,;:!> ]|~|\\\n|[\t\n\r]")
+_SPACES = re.compile(
+  r"\\q?quad|\\(?:enspace|thinspace|medspace|space)(?![A-Za-z])"
+  r"|\\[,;:!> ]|~|\\\n|[\t\n\r]"
+)
 _ENDS = re.compile(
-    r"(?:[\s.,;:?]|\\{1,2}(?=\s*$)|\\(?:blacksquare|square|qed|Box|checkmark|textbackslash|dagger)"
-    r"(?![A-Za-z])(?:\{\})?)+$")
-_FUNCTIONS = ("arcsin|arccos|arctan|arcsec|arccsc|arccot|sinh|cosh|tanh|coth|sin|cos|tan|sec|csc"
-              "|cot|log|ln|exp|lim|max|min|gcd|lcm|det|sgn")
-GREEK_NAMES = ("alpha|beta|gamma|delta|epsilon|theta|lambda|mu|sigma|phi|omega|infinity|infty|pi"
-                "|rho|tau|zeta|xi|psi")
-_BARE = re.compile(rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![a-z])|(?<![A-Za-z\\])({GREEK_NAMES})(?![A-Za-z])"
-                   rf"|(?<![A-Za-z\\])(sqrt)(?=\s*[({{\d])|(?<=\d)(pi)(?![A-Za-z])")
+  r"(?:[\s.,;:?]|\\{1,2}(?=\s*$)|\\(?:blacksquare|square|qed|Box|checkmark|textbackslash|dagger)"
+  r"(?![A-Za-z])(?:\{\})?)+$"
+)
+_FUNCTIONS = (
+  "arcsin|arccos|arctan|arcsec|arccsc|arccot|sinh|cosh|tanh|coth|sin|cos|tan|sec|csc"
+  "|cot|log|ln|exp|lim|max|min|gcd|lcm|det|sgn"
+)
+GREEK_NAMES = (
+  "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|sigma|phi|omega|infinity|infty|pi"
+  "|rho|tau|zeta|xi|psi"
+)
+_BARE = re.compile(
+  rf"(?<![A-Za-z\\])({_FUNCTIONS})(?![a-z])|(?<![A-Za-z\\])({GREEK_NAMES})(?![A-Za-z])"
+  rf"|(?<![A-Za-z\\])(sqrt)(?=\s*[({{\d])|(?<=\d)(pi)(?![A-Za-z])"
+)
 
 
 def plain(text: str) -> str:
@@ -111,7 +183,11 @@ def plain(text: str) -> str:
     text = re.sub(r"\\\\(?=[A-Za-z{}%$,;!])", r"\\", text)
   text = re.sub(r"\\begin\{(?:array|matrix)\}(?:\{[^{}]*\})?", r"\\begin{matrix}", text)
   text = text.replace(r"\end{array}", r"\end{matrix}")
-  text = re.sub(r"\\begin\{(align|aligned|equation|gather)\*?\}|\\end\{(align|aligned|equation|gather)\*?\}", "", text)
+  text = re.sub(
+    r"\\begin\{(align|aligned|equation|gather)\*?\}|\\end\{(align|aligned|equation|gather)\*?\}",
+    "",
+    text,
+  )
   text = re.sub(r"\\\$\s*=", r"\\text{dollars} =", text)
   text = text.replace(r"\$", "").replace("$", "").replace("\\(", " ").replace("\\)", " ")
   text = re.sub(r"^\s*\\\[|\\\]\s*$", "", text)
@@ -128,8 +204,9 @@ def plain(text: str) -> str:
 
 # "for all x" at the end restricts nothing, as "for all x>0" does.
 _FOR_ALL = re.compile(
-    r"[\s,]*(?:\\text\{\s*for (?:all|every|any)(?: real)?(?: numbers?)?\s*\}|\\forall)\s*[a-z]"
-    r"(?:\s*\\in\s*\\mathbb\{R\})?$")
+  r"[\s,]*(?:\\text\{\s*for (?:all|every|any)(?: real)?(?: numbers?)?\s*\}|\\forall)\s*[a-z]"
+  r"(?:\s*\\in\s*\\mathbb\{R\})?$"
+)
 
 
 def trimmed(text: str) -> str:
@@ -152,7 +229,10 @@ def _unwrapped(text: str) -> str:
   r"""Takes off styles, and \text{} from what is no word: \text{20}, \mathrm{e}."""
   # \mathrm e
   text = re.sub(
-      r"\\(?:math(?:rm|bf|it)|text|operatorname|boldsymbol|bm)\s+([A-Za-z0-9])(?![A-Za-z])", r"\1", text)
+    r"\\(?:math(?:rm|bf|it)|text|operatorname|boldsymbol|bm)\s+([A-Za-z0-9])(?![A-Za-z])",
+    r"\1",
+    text,
+  )
   for _ in range(4):  # Styles inside styles.
     before = text
     text = _STYLES.sub(lambda m: m[1] if len(m[1]) == 1 else "{" + m[1] + "}", text)
@@ -175,7 +255,7 @@ _AFTER_VALUE = re.compile(r"[0-9})](?:\\[,;: ]|~|\s|\\cdot|/)*$")
 def _upright(match: re.Match) -> str:
   content = match[1]
   inner = content.strip()
-  before = match.string[:match.start()].rstrip()
+  before = match.string[: match.start()].rstrip()
   if _CONNECTIVE.fullmatch(content):
     return f" {inner.strip(', ').lower()} "
   if _NAMES.fullmatch(inner) and r"\text" not in match.group():
@@ -184,11 +264,14 @@ def _upright(match: re.Match) -> str:
     return r"\circ"
   if re.fullmatch(r"[A-Za-z]", inner):
     # 5 \mathrm{m} has a unit, \mathrm{e}, \mathrm{i} are constants.
-    is_unit = inner not in "eidx" and _AFTER_VALUE.search(match.string[:match.start()])
+    is_unit = inner not in "eidx" and _AFTER_VALUE.search(match.string[: match.start()])
     return rf"\text{{{inner}}}" if is_unit else inner
   # \mathrm{m\,s^{-1}}
-  if "^" in inner and re.fullmatch(r"(?:[A-Za-z]|\\[,; ]|\s|\^\{?-?[0-9]\}?)+", inner) and (
-      _AFTER_VALUE.search(match.string[:match.start()])):
+  if (
+    "^" in inner
+    and re.fullmatch(r"(?:[A-Za-z]|\\[,; ]|\s|\^\{?-?[0-9]\}?)+", inner)
+    and (_AFTER_VALUE.search(match.string[: match.start()]))
+  ):
     return rf"\text{{{re.sub('[{}]', '', inner)}}}"
   if not re.search(r"[A-Za-z]{2}", re.sub(r"\\[A-Za-z]+", "", inner)):
     return content if inner else " "
@@ -197,35 +280,40 @@ def _upright(match: re.Match) -> str:
     return content
   number = re.match(r"-?\$?[0-9][0-9.,]*(?=\s)", inner)
   if number:
-    return number[0] + rf"\text{{{inner[number.end():]}}}"
+    return number[0] + rf"\text{{{inner[number.end() :]}}}"
   if match.group().startswith((r"\mathrm", r"\operatorname")) and re.search(r"[\^_{\\]", inner):
     return content
   return rf"\text{{{content}}}"
 
 
 _REPEATING = re.compile(
-    r"(?<![0-9.])([0-9]*)\.([0-9]*)(?:\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))"
-    r"(?:[0-9]*\\dot\{([0-9])\})?|\(([0-9]+)\))(?![0-9])")
+  r"(?<![0-9.])([0-9]*)\.([0-9]*)(?:\\(?:overline|bar|dot)\s*(?:\{([0-9]+)\}|([0-9]))"
+  r"(?:[0-9]*\\dot\{([0-9])\})?|\(([0-9]+)\))(?![0-9])"
+)
 _DOTTED = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]*?)([0-9]{1,6}?)(\3{1,})(?:\.\.\.|\\[lc]?dots)")
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z_^\\])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s?[eE]\s?([-+]?[0-9]{1,4})(?![0-9.])")
+_SCIENTIFIC = re.compile(
+  r"(?<![A-Za-z_^\\])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s?[eE]\s?([-+]?[0-9]{1,4})(?![0-9.])"
+)
 
 
 def _digits(text: str) -> str:
   """Writes numbers in one way: 9 500, 2.5e3, 1 1/2, 0.1 with 6 repeating."""
-  text = re.sub(r"(?<![0-9.,^_}])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9])",
-                lambda m: m[1].replace(" ", ""), text)
+  text = re.sub(
+    r"(?<![0-9.,^_}])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9])", lambda m: m[1].replace(" ", ""), text
+  )
   text = _REPEATING.sub(_repeating, text)
   text = _DOTTED.sub(_dotted, text)
   text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
   # 1 1/2
-  return re.sub(r"(?<![0-9.,/^_{])([0-9]+) ([0-9]+)\s?/\s?([0-9]+)(?![0-9.])",
-                r"\1\\frac{\2}{\3}", text)
-
-
+  return re.sub(
+    r"(?<![0-9.,/^_{])([0-9]+) ([0-9]+)\s?/\s?([0-9]+)(?![0-9.])", r"\1\\frac{\2}{\3}", text
+  )
 
 
 def _fraction(whole: str, fixed: str, period: str) -> str:
-  value = (Fraction(int(whole + fixed or "0")) + Fraction(int(period), 10**len(period) - 1)) / 10**len(fixed)
+  value = (
+    Fraction(int(whole + fixed or "0")) + Fraction(int(period), 10 ** len(period) - 1)
+  ) / 10 ** len(fixed)
   return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
@@ -259,7 +347,7 @@ def _operators(text: str) -> str:
   text = text.replace("**", "^")
   # 2^3^2 is 2^9.
   while (found := _TOWER.search(text)) is not None:
-    text = f"{text[:found.start()]}^{{{found[1]}^{found[2]}}}{text[found.end():]}"
+    text = f"{text[: found.start()]}^{{{found[1]}^{found[2]}}}{text[found.end() :]}"
   text = _BARE.sub(_function_name, text)
   return _function_calls(text)
 
@@ -283,28 +371,38 @@ def _function_calls(text: str) -> str:
         break
     else:
       return text
-    text = (text[:start].rstrip() + "{" + text[start + 1:end] + "}" + text[end + 1:])
+    text = text[:start].rstrip() + "{" + text[start + 1 : end] + "}" + text[end + 1 :]
   return text
 
 
 # --- Units
 
 
-_UNIT_WORDS = frozenset((
+_UNIT_WORDS = frozenset(
+  (
     "mm cm dm km m ft in mi yd nm kg mg g lb lbs oz ml mL l L gal s sec min hr hrs h ms mph kmh kph"
     " km/h m/s ft/s kmph deg rad cc hz Hz J kJ N W kW V A K Pa mol units unit sq cu men hour hours"
     " day days yen usd USD EUR GBP dollars dollar cents cent euros pounds rupees yuan degrees"
     " degree cups dogs cats hens pies toys coins per each percent pts pt am pm rs Rs ways way boys"
-    " girls pens cars bags eggs").split())
+    " girls pens cars bags eggs"
+  ).split()
+)
 _TRAILING_TEXT = re.compile(r"\\text\{([^{}]*)\}\s*(?:\^\s*\{?\s*-?\d\s*\}?)?$")
 _WORD = r"[A-Za-z]+(?:/[A-Za-z]+)?\.?(?:\^\{?\d\}?)?"
 # Words are split by spaces only, so that the time is linear.
 _TRAILING_WORDS = re.compile(
-    rf"(?<=[0-9}})%])(?:\s+|(?=[A-Za-z]{{2}}))({_WORD}(?:\s+{_WORD})*)\s*$")
-_CURRENCY = re.compile(r"^(-?)\s*(?:\\(?:pounds|euro|text\{\s*(?:Rs\.?|USD|EUR|US)\s*\})|[\u20ac\u00a3\u00a5\u20b9]|Rs\.?|USD|US)\s*(?=[0-9.])")
+  rf"(?<=[0-9}})%])(?:\s+|(?=[A-Za-z]{{2}}))({_WORD}(?:\s+{_WORD})*)\s*$"
+)
+_CURRENCY = re.compile(
+  r"^(-?)\s*(?:\\(?:pounds|euro|text\{\s*(?:Rs\.?|USD|EUR|US)\s*\})"
+  r"|[\u20ac\u00a3\u00a5\u20b9]|Rs\.?|USD|US)\s*(?=[0-9.])"
+)
 _UNIT_FRACTION = re.compile(r"(?<=[0-9} ])\s*\\frac\s*\{([A-Za-z]{1,4})\}\s*\{([A-Za-z]{1,4})\}$")
 # Words that change the value are no units.
-_MODIFIES = re.compile(r"(?i)\b(?:or|and|not|than|least|most|less|more|dozen|hundred|thousands?|millions?|billions?|mod|if|for|where|when)\b")
+_MODIFIES = re.compile(
+  r"(?i)\b(?:or|and|not|than|least|most|less|more|dozen|hundred"
+  r"|thousands?|millions?|billions?|mod|if|for|where|when)\b"
+)
 HALF_DAY = re.compile(r"(?i)\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\s*\}?$")
 
 
@@ -319,21 +417,29 @@ def without_units(text: str) -> str | None:
   text = _CURRENCY.sub(r"\1", text).rstrip("\u20ac\u00a3\u00a5\u00a2 ")
   found = _UNIT_FRACTION.search(text)
   if found is not None and {found[1], found[2]} <= _UNIT_WORDS:
-    text = text[:found.start()]
+    text = text[: found.start()]
   text = re.sub(r"\s*\^\s*\{\\circ\}\s*(?:\\?text\{\s*)?[CF]?\s*\}?$", "", text)
-  text = re.sub(r"(?<=[0-9])\s*(?:\^\{)?\\text\{(?:st|nd|rd|th)\}\}?$|(?<=[0-9])(?:st|nd|rd|th)$", "", text)
+  text = re.sub(
+    r"(?<=[0-9])\s*(?:\^\{)?\\text\{(?:st|nd|rd|th)\}\}?$|(?<=[0-9])(?:st|nd|rd|th)$", "", text
+  )
   while (found := _TRAILING_TEXT.search(text)) is not None and found.start():
     if _MODIFIES.search(found[1]):
       break
-    text = re.sub(r"(?:\\cdot|[\s/\\,])+$", "", text[:found.start()])
+    text = re.sub(r"(?:\\cdot|[\s/\\,])+$", "", text[: found.start()])
   found = _TRAILING_WORDS.search(text)
   if found is not None and not _MODIFIES.search(found[1]):
     words = re.sub(r"\^\{?\d\}?|\.", "", found[1]).split()
     spaced = text[found.start()].isspace()
     # What follows a unit says more about it: years old.
-    known = [i > 0 and len(w) > 2 or w in _UNIT_WORDS or (len(w) >= 4 and "/" not in w) or all(p in _UNIT_WORDS for p in w.split("/"))
-             for i, w in enumerate(words)]
+    known = [
+      i > 0
+      and len(w) > 2
+      or w in _UNIT_WORDS
+      or (len(w) >= 4 and "/" not in w)
+      or all(p in _UNIT_WORDS for p in w.split("/"))
+      for i, w in enumerate(words)
+    ]
     if all(known) and (spaced or len(words[0]) > 1):
-      text = text[:found.start()]
+      text = text[: found.start()]
   text = trimmed(text)
   return text if text and text != start else None

@@ -23,6 +23,7 @@ class Number:
   places: decimal places after the point, or None where it is exact (an integer, a fraction).
   percent: whether % follows.
   """
+
   value: Fraction
   places: int | None = None
   percent: bool = False
@@ -47,17 +48,20 @@ def _close(a: Number, b: Number) -> bool:
   difference = abs(a.value - b.value)
   if difference <= _FLOAT_NOISE * min(abs(a.value), abs(b.value)):
     return True
-  return rounds(a, b.value) and not _terminates(b.value, a.places) or (
-      rounds(b, a.value) and not _terminates(a.value, b.places))
+  return (
+    rounds(a, b.value)
+    and not _terminates(b.value, a.places)
+    or (rounds(b, a.value) and not _terminates(a.value, b.places))
+  )
 
 
 def rounds(decimal: Number, value: Fraction) -> bool:
   """Says whether a decimal of enough places and digits is the rounding of a value."""
   if decimal.places is None or decimal.places < _ROUNDED_PLACES:
     return False
-  unit = Fraction(1, 10)**decimal.places
+  unit = Fraction(1, 10) ** decimal.places
   # Relative: a decimal with few digits says little about a small value.
-  if abs(decimal.value) < unit * 10**(_ROUNDED_PLACES - 2):
+  if abs(decimal.value) < unit * 10 ** (_ROUNDED_PLACES - 2):
     return False
   error = abs(decimal.value - value)
   # From 12 digits on also cut off: 0.6666666666666666.
@@ -66,4 +70,4 @@ def rounds(decimal: Number, value: Fraction) -> bool:
 
 def _terminates(value: Fraction, places: int | None) -> bool:
   """Says whether a decimal of that many places could have written the value exactly."""
-  return places is not None and (value * Fraction(10)**places).denominator == 1
+  return places is not None and (value * Fraction(10) ** places).denominator == 1

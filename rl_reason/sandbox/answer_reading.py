@@ -3,7 +3,7 @@ r"""Reads an answer as statements: "x=1, y \in (0, 2]" is two, with sides of the
     read("...")  -> Answer: statements, each with sides and relations between them
 
 Reading splits text; what a side is worth is computed when it is asked for (`Side.number`,
-`Side.expression`). Workers import this module.
+`Side.group`). Workers import this module.
 """
 
 from __future__ import annotations
@@ -18,19 +18,30 @@ from rl_reason.sandbox import answer_form
 from rl_reason.sandbox.answer_numbers import Number
 
 DOTS = r"\ldots"
-_RELATION = re.compile(r"=|\\ne(?![A-Za-z])|\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>|\\in(?![A-Za-z])|\\approx|\\equiv|\\sim(?![A-Za-z])")
+_RELATION = re.compile(
+  r"[=<>]|\\(?:ne|le|ge|in|approx|equiv|sim)(?![A-Za-z])"
+)
 _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])")
-_JOINT = re.compile(r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|(?<=[0-9)\]}])or(?=[A-Z(0-9\\])")
+_JOINT = re.compile(
+  r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*,?\s*|(?<=[0-9)\]}])or(?=[A-Z(0-9\\])"
+)
 _NUMBER = re.compile(
-    r"([-+]?)\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-    r"(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|([0-9])))?")
+  r"([-+]?)\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+  r"(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*([-+]?[0-9]{1,3})\s*\}|([0-9])))?"
+)
 _FRACTION = re.compile(
-    r"([-+]?)\s*(?:\\frac\s*(?:\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|([0-9])\s*([0-9])(?![0-9])"
-    r"|\{\s*([0-9]+)\s*\}\s*([0-9])(?![0-9])|([0-9])\s*\{\s*([0-9]+)\s*\})|([0-9]+)\s*/\s*([0-9]+))")
+  r"([-+]?)\s*(?:\\frac\s*(?:\{\s*(-?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|([0-9])\s*([0-9])(?![0-9])"
+  r"|\{\s*([0-9]+)\s*\}\s*([0-9])(?![0-9])|([0-9])\s*\{\s*([0-9]+)\s*\})|([0-9]+)\s*/\s*([0-9]+))"
+)
 _BASE = re.compile(r"([0-9A-Fa-f]*[0-9][0-9A-Fa-f]*)_\{?\s*(?:\\text\{)?(1?[0-9])\}{0,2}")
-_PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:per\s?cent|percentage|pct)\s*\}|per ?cent(?:age)?|pct)\s*$")
+_PERCENT = re.compile(
+  r"\s*(?:\\?%|\\text\{\s*(?:per\s?cent|percentage|pct)\s*\}|per ?cent(?:age)?|pct)\s*$"
+)
 _OPEN = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
-_TOKENS = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}|\\(?:langle|rangle)(?![A-Za-z])|\\[{}]|\\[A-Za-z]+|[\[\](){}]", re.DOTALL)
+_TOKENS = re.compile(
+  r"\\(?:begin|end)\{[a-z]+\*?\}|\\(?:langle|rangle)(?![A-Za-z])|\\[{}]|\\[A-Za-z]+|[\[\](){}]",
+  re.DOTALL,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Group:
   brackets: the opening and the closing one.
   parts: between them.
   """
+
   brackets: tuple[str, str]
   parts: tuple[Answer, ...]
 
@@ -50,6 +62,7 @@ class Side:
 
   text: as `answer_form.plain` writes it.
   """
+
   text: str
 
   @functools.cached_property
@@ -61,7 +74,9 @@ class Side:
   def key(self) -> str:
     r"""The text as it is compared as text: without spaces, \text, and case of words."""
     text = re.sub(r"\\(?:text|mathrm|mathbb)\s*\{([^{}]*)\}", r"\1", self.text)
-    text = re.sub(r"\\ (?=[a-zA-Z])", "", re.sub(r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}", text))
+    text = re.sub(
+      r"\\ (?=[a-zA-Z])", "", re.sub(r"\\frac\s?(\d)\s?(\d)(?!\d)", r"\\frac{\1}{\2}", text)
+    )
     text = re.sub(r"\s+(?![0-9])|(?<![,])\s+", "", text)
     text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
     lone = re.fullmatch(r"\(([A-Za-z])\)", text)
@@ -73,7 +88,7 @@ class Side:
   def number(self) -> Number | None:
     """The number that the text is, without units, or None."""
     percent = _PERCENT.search(self.text)
-    text = self.text[:percent.start()].strip() if percent else self.bare
+    text = self.text[: percent.start()].strip() if percent else self.bare
     # (1,200) is a pair.
     if not text.startswith("("):
       text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
@@ -83,8 +98,10 @@ class Side:
     if (found := _NUMBER.fullmatch(text)) is not None:
       places = len(found[2].partition(".")[2])
       power = int(found[3] or found[4] or 0)
-      value = Fraction(found[2].rstrip(".") if found[2] != "." else "0") * Fraction(10)**power
-      return Number(-value if found[1] == "-" else value, places - power if places else None, bool(percent))
+      value = Fraction(found[2].rstrip(".") if found[2] != "." else "0") * Fraction(10) ** power
+      return Number(
+        -value if found[1] == "-" else value, places - power if places else None, bool(percent)
+      )
     if (found := _FRACTION.fullmatch(text)) is not None:
       top, bottom = (int(x) for x in found.groups()[1:] if x is not None)
       if bottom:
@@ -102,7 +119,11 @@ class Side:
   def ratio(self) -> tuple[Side, ...] | None:
     """The terms of a ratio or of a time of day, a:b:c, or None."""
     parts = split(answer_form.HALF_DAY.sub("", self.bare), (":",))
-    return tuple(Side(p.strip()) for p in parts) if len(parts) > 1 and all(p.strip() for p in parts) else None
+    return (
+      tuple(Side(p.strip()) for p in parts)
+      if len(parts) > 1 and all(p.strip() for p in parts)
+      else None
+    )
 
   @functools.cached_property
   def half_day(self) -> str:
@@ -120,7 +141,7 @@ class Side:
       closing = next((c for c in (usual, ")", "]") if text.endswith(c)), None)
       if closing is None or not _whole_bracket(text):
         return None
-      inside = text[len(opening):len(text) - len(closing)]
+      inside = text[len(opening) : len(text) - len(closing)]
       parts = tuple(read_list(inside, thousands=False).statements)
       if len(parts) > 1 or (opening == r"\{" and parts):
         return Group((opening, closing), tuple(Answer((p,)) for p in parts))
@@ -130,21 +151,34 @@ class Side:
   def is_name(self) -> bool:
     """Whether it names something: x, f(x), AB, a_{n}, |AB|, \\angle A, (p, q), NO/BO."""
     text = re.sub(r"_\{[^{}]*\}|_\w|'", "", self.text)
-    text = re.sub(r"\\text\{[^{}]*\}|\\(?:angle|triangle|overline|vec|frac|mathbb|mathcal|left|right|cdot|operatorname)(?![a-z])", "N", text)
+    text = re.sub(
+      r"\\text\{[^{}]*\}|\\(?:angle|triangle|overline|vec|frac|mathbb|mathcal"
+      r"|left|right|cdot|operatorname)(?![a-z])",
+      "N",
+      text,
+    )
     text = re.sub(r"(?<=[A-Za-z])\([^()]*\)", "", text)
-    text = re.sub(rf"\\(?:{answer_form.GREEK_NAMES})(?![a-z])|\\(?:Delta|Omega|Sigma|Theta|Gamma|Phi|nu|eta|chi|kappa)", "N", text)
+    text = re.sub(
+      rf"\\(?:{answer_form.GREEK_NAMES})(?![a-z])"
+      r"|\\(?:Delta|Omega|Sigma|Theta|Gamma|Phi|nu|eta|chi|kappa)",
+      "N",
+      text,
+    )
     return bool(re.fullmatch(r"[A-Za-z(){}|:,;/\s]*[A-Za-z][A-Za-z(){}|:,;/\s]*", text))
 
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
   """Holds sides and the relations between them: 0 < x \\le 1 has three sides and two relations."""
+
   sides: tuple[Side, ...]
   relations: tuple[str, ...] = ()
 
   @property
   def key(self) -> str:
-    return "".join(s.key + r for s, r in itertools.zip_longest(self.sides, self.relations, fillvalue=""))
+    return "".join(
+      s.key + r for s, r in itertools.zip_longest(self.sides, self.relations, fillvalue="")
+    )
 
   @property
   def is_equation(self) -> bool:
@@ -156,7 +190,12 @@ class Statement:
     if not self.relations:
       return self.sides[0]
     # 8 = x
-    if len(self.sides) == 2 and self.is_equation and self.sides[1].is_name and not self.sides[0].is_name:
+    if (
+      len(self.sides) == 2
+      and self.is_equation
+      and self.sides[1].is_name
+      and not self.sides[0].is_name
+    ):
       return self.sides[0]
     named = any(side.is_name for side in self.sides[:-1])
     return self.sides[-1] if self.is_equation and named else None
@@ -165,6 +204,7 @@ class Statement:
 @dataclasses.dataclass(frozen=True)
 class Answer:
   """Holds an answer's statements; their order counts only where dots stand among them."""
+
   statements: tuple[Statement, ...]
 
   @property
@@ -221,10 +261,17 @@ def read_list(text: str, *, thousands: bool = True) -> Answer:
   text = _forward_brackets(_JOINT.sub(",", text))
   if thousands and "," in text:
     text = _joined_thousands(text)
-  if text.startswith((r"\{", "{")) and _whole_bracket(text) and text.strip("\\{} ") and not re.search(r"[|:]|\\mid", text):
+  if (
+    text.startswith((r"\{", "{"))
+    and _whole_bracket(text)
+    and text.strip("\\{} ")
+    and not re.search(r"[|:]|\\mid", text)
+  ):
     return read_list(text[2:-2] if text[0] == "\\" else text[1:-1])
   # \{x \mid x > 1\}
-  builder = re.fullmatch(r"\\\{\s*[a-z](?:\s*\\in\s*\\mathbb\{R\})?\s*(?:\\mid|:|\||\\vert)(.*)\\\}", text)
+  builder = re.fullmatch(
+    r"\\\{\s*[a-z](?:\s*\\in\s*\\mathbb\{R\})?\s*(?:\\mid|:|\||\\vert)(.*)\\\}", text
+  )
   if builder is not None:
     return read_list(builder[1])
   statements = []
@@ -243,7 +290,8 @@ def _joined_thousands(text: str) -> str:
     if depth and char == ",":
       inside.add(at)
   return _THOUSANDS.sub(
-      lambda m: m[0] if any(at in inside for at in range(*m.span())) else m[0].replace(",", ""), text)
+    lambda m: m[0] if any(at in inside for at in range(*m.span())) else m[0].replace(",", ""), text
+  )
 
 
 def _forward_brackets(text: str) -> str:
@@ -251,7 +299,11 @@ def _forward_brackets(text: str) -> str:
   inside = r"([^][()]+[,;][^][()]+)"
   ends = r"(?=\s*(?:$|\\cup|\\cap|,))"
   begins = r"(?:(?<=^)|(?<=\\cup)|(?<=\\cup )|(?<=\\in)|(?<=\\in )|(?<== )|(?<==))"
-  text = re.sub(begins + r"\]" + inside + r"([][])" + ends, lambda m: "(" + m[1] + (")" if m[2] == "[" else "]"), text)
+  text = re.sub(
+    begins + r"\]" + inside + r"([][])" + ends,
+    lambda m: "(" + m[1] + (")" if m[2] == "[" else "]"),
+    text,
+  )
   return re.sub(begins + r"\[" + inside + r"\[" + ends, r"[\1)", text)
 
 
@@ -261,13 +313,19 @@ def _both_signs(text: str) -> list[str]:
   if not signs or len(signs) > 3:
     return [text]
   together = any(s.group() == r"\mp" for s in signs)
-  choices = [(1,) * len(signs), (-1,) * len(signs)] if together else itertools.product((1, -1), repeat=len(signs))
+  choices = (
+    [(1,) * len(signs), (-1,) * len(signs)]
+    if together
+    else itertools.product((1, -1), repeat=len(signs))
+  )
   texts = []
   for choice in choices:
     of = iter(choice)
-    texts.append(re.sub(
-        r"\\(pm|mp)(?![A-Za-z])",
-        lambda m: "+" if (m[1] == "pm") == (next(of) == 1) else "-", text))
+    texts.append(
+      re.sub(
+        r"\\(pm|mp)(?![A-Za-z])", lambda m: "+" if (m[1] == "pm") == (next(of) == 1) else "-", text
+      )
+    )
   # A sign that leads is no sum.
   return [re.sub(r"(^|[=({,])\s*\+", r"\1", t) for t in texts]
 
@@ -292,7 +350,7 @@ def _statement(text: str) -> Statement:
   if r"\approx" in relations:
     first = relations.index(r"\approx")
     if first:
-      sides, relations = sides[:first + 1], relations[:first]
+      sides, relations = sides[: first + 1], relations[:first]
     else:
       relations = ["=" if r == r"\approx" else r for r in relations]
   return Statement(tuple(Side(answer_form.trimmed(s)) for s in sides), tuple(relations))

@@ -65,7 +65,7 @@ def final_boxes(text: str) -> str | None:
   parts = [text[slice(*boxes[-1][1:])].strip()]
   for command, start, end in reversed(boxes[:-1]):
     # A box around the one before it, or an earlier answer.
-    if end >= begins or not _joins(text[end + 1:begins]):
+    if end >= begins or not _joins(text[end + 1 : begins]):
       break
     begins = command
     if (part := text[start:end].strip()) != parts[0]:
@@ -74,10 +74,11 @@ def final_boxes(text: str) -> str | None:
 
 
 _REVISES = frozenset(
-    "no not wait actually rather instead then so hence thus therefore but however wrong incorrect"
-    " correct sorry oops should get gets give gives giving yields simplify simplifies equals"
-    " becomes means is was were which that check verify better final finally answer because since"
-    " where".split())
+  "no not wait actually rather instead then so hence thus therefore but however wrong incorrect"
+  " correct sorry oops should get gets give gives giving yields simplify simplifies equals"
+  " becomes means is was were which that check verify better final finally answer because since"
+  " where".split()
+)
 
 
 def _joins(between: str) -> bool:
@@ -107,7 +108,7 @@ def last_tagged(text: str, tag: str = "answer") -> tuple[int, str] | None:
   if start < 0:
     return None
   content = start + len(opening)
-  return start, text[content:text.index(closing, content)]
+  return start, text[content : text.index(closing, content)]
 
 
 def math_text(completion: str) -> str | None:
@@ -129,7 +130,7 @@ def math_text(completion: str) -> str | None:
   # Minerva's form: a final answer that is stated after the boxes.
   at = text.rfind("inal answer is $")
   if boxed is not None and at > _closed_boxes(text)[-1][0]:
-    return text[at - 1:at + MAX_CHARACTERS].strip()
+    return text[at - 1 : at + MAX_CHARACTERS].strip()
   if boxed is not None:
     return wrap(boxed) if 0 < len(boxed) <= MAX_CHARACTERS else None
   answered = text.rpartition("</think>")[2]
@@ -147,10 +148,13 @@ def wrap(answer: str) -> str:
 
 # "The answer is 7", "**Answer:** 7", "#### 7", "# Answer\n7".
 _STATES = re.compile(
-    r"(?i)\b(?:answer|solution|option|choice)s?\b[*_` ]{0,4}(?:(?:is|are|[:=]|\n)[*_` ]{0,4}:?|(?=[$\\]))"
-    r"|####|\u7b54\u6848\s?(?:\u662f|\u4e3a|[:\uff1a])?")
+  r"(?i)\b(?:answer|solution|option|choice)s?\b[*_` ]{0,4}"
+  r"(?:(?:is|are|[:=]|\n)[*_` ]{0,4}:?|(?=[$\\]))"
+  r"|####|\u7b54\u6848\s?(?:\u662f|\u4e3a|[:\uff1a])?"
+)
 _MATHS = re.compile(
-    r"\$\$([^$]+)\$\$|\$((?:\\\$|[^$\n])+)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)", re.DOTALL)
+  r"\$\$([^$]+)\$\$|\$((?:\\\$|[^$\n])+)\$|\\\[(.+?)\\\]|\\\(([^\n]+?)\\\)", re.DOTALL
+)
 _JOINS = re.compile(r",?\s*(?:and|or|,)\s*(?=[$\\])")
 _SENTENCE_ENDS = re.compile(r"[.!?;](?=\s|$)|\n")
 # What typography wraps around an answer. A dollar sign is no mark: it opens mathematics.
@@ -172,7 +176,7 @@ def stated(text: str) -> str | None:
     words = re.findall(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z(])", text)
     is_answer = 0 < len(text) <= 200 and "\n" not in text and words in ([], [text])
     return text if is_answer else None
-  rest = text[last.end():].lstrip(_MARKS + ":")
+  rest = text[last.end() :].lstrip(_MARKS + ":")
   mathematics = _leading_mathematics(rest)
   if mathematics is not None:
     return mathematics
@@ -180,7 +184,8 @@ def stated(text: str) -> str | None:
 
 
 _NO_VALUE = re.compile(
-    r"(?i)(?:not|between|(?:less|more|greater|smaller) than|at (?:least|most))\b")
+  r"(?i)(?:not|between|(?:less|more|greater|smaller) than|at (?:least|most))\b"
+)
 
 
 def states_no_value(answer: str) -> bool:

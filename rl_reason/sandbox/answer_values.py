@@ -14,10 +14,10 @@ import re
 import sympy
 
 from rl_reason.sandbox.answer_expressions import (
-    are_proportional,
-    expression,
-    same_sets,
-    same_values,
+  are_proportional,
+  expression,
+  same_sets,
+  same_values,
 )
 from rl_reason.sandbox.answer_numbers import same_number
 from rl_reason.sandbox.answer_reading import Answer, DOTS, Group, Side, Statement
@@ -48,8 +48,12 @@ def equal(reference: Answer, answer: Answer) -> bool:
     # "0.25 or 1/4" is one value.
     return _list_is_group(wanted[0], given) or all(_same(wanted[0], g) for g in given)
   if len(given) == 1:
-    return (_decimal_comma(wanted, given[0]) or _group_is_set(wanted, given[0])
-            or _solutions(wanted, given) or _union_is_set(wanted, given[0]))
+    return (
+      _decimal_comma(wanted, given[0])
+      or _group_is_set(wanted, given[0])
+      or _solutions(wanted, given)
+      or _union_is_set(wanted, given[0])
+    )
   return _same_set(wanted, given)
 
 
@@ -69,7 +73,7 @@ def _solutions(wanted, given) -> bool:
   size = len(wanted) // len(given)
   if any(names[i] != names[i % size] for i in range(len(names))):
     return False
-  tuples = [wanted[i:i + size] for i in range(0, len(wanted), size)]
+  tuples = [wanted[i : i + size] for i in range(0, len(wanted), size)]
   for g in given:
     # (q, p) = (2, 5)
     said = g.sides[0].group if g.relations else None
@@ -78,8 +82,17 @@ def _solutions(wanted, given) -> bool:
   groups = [g.value.group if g.value is not None else None for g in given]
   if any(g is None or len(g.parts) != size for g in groups):
     return False
-  same = [[all(_same_side(w.value, p.statements[0].value) for w, p in zip(t, g.parts) if p.statements[0].value)
-           for g in groups] for t in tuples]
+  same = [
+    [
+      all(
+        _same_side(w.value, p.statements[0].value)
+        for w, p in zip(t, g.parts)
+        if p.statements[0].value
+      )
+      for g in groups
+    ]
+    for t in tuples
+  ]
   return all(map(any, same)) and all(map(any, zip(*same)))
 
 
@@ -94,7 +107,8 @@ def _same_terms(wanted: Statement, given: Statement) -> bool:
   split = lambda s: re.split(r"(\\ldots|[:+])", s.key)
   a, b = split(wanted), split(given)
   return len(a) == len(b) and all(
-      x == y or (x not in (DOTS, ":", "+") and _same_side(Side(x), Side(y))) for x, y in zip(a, b))
+    x == y or (x not in (DOTS, ":", "+") and _same_side(Side(x), Side(y))) for x, y in zip(a, b)
+  )
 
 
 def _list_is_group(wanted: Statement, given) -> bool:
@@ -105,15 +119,21 @@ def _list_is_group(wanted: Statement, given) -> bool:
     return False
   if group.brackets[0] == r"\{":
     return _same_set([p.statements[0] for p in group.parts], given)
-  return (group.brackets == ("(", ")") and len(given) == len(group.parts)
-          and all(_same(p.statements[0], g) for p, g in zip(group.parts, given)))
+  return (
+    group.brackets == ("(", ")")
+    and len(given) == len(group.parts)
+    and all(_same(p.statements[0], g) for p, g in zip(group.parts, given))
+  )
 
 
 def _group_is_set(wanted, given: Statement) -> bool:
   side = given.value
   group = side.group if side is not None else None
-  return (group is not None and group.brackets[0] == r"\{"
-          and _same_set(wanted, [p.statements[0] for p in group.parts]))
+  return (
+    group is not None
+    and group.brackets[0] == r"\{"
+    and _same_set(wanted, [p.statements[0] for p in group.parts])
+  )
 
 
 def _union_is_set(wanted, given: Statement) -> bool:
@@ -160,7 +180,9 @@ def _same_value(wanted: Statement, given: Statement) -> bool:
     if side is None and statement.is_equation:
       # Without a name an equation of numbers has a value if it is true.
       last = statement.sides[-1]
-      true = last.text and not _symbols(last) and all(_same_side(s, last) for s in statement.sides[:-1])
+      true = (
+        last.text and not _symbols(last) and all(_same_side(s, last) for s in statement.sides[:-1])
+      )
       # 1 \text{ ft} = 12 \text{ in}
       converted = r"\text{" in statement.sides[0].text and statement.sides[0].number and last.number
       side = last if true or converted else None
@@ -171,7 +193,9 @@ def _same_value(wanted: Statement, given: Statement) -> bool:
   if a is not None and b is not None:
     return _same_side(a, b)
   # An inequality and a set.
-  sets = [_solution_set(s) if side is None else _as_set(side) for s, side in zip((wanted, given), sides)]
+  sets = [
+    _solution_set(s) if side is None else _as_set(side) for s, side in zip((wanted, given), sides)
+  ]
   return None not in sets and same_sets(*sets)
 
 
@@ -179,7 +203,9 @@ def _same_equation(wanted: Statement, given: Statement) -> bool:
   a, b = wanted.value, given.value
   if a is not None and b is not None:
     name, other = wanted.sides[0].key, given.sides[0].key
-    if name == other or (re.sub(r"\(\w\)", "", name) == re.sub(r"\(\w\)", "", other) and not _symbols(a) | _symbols(b)):
+    if name == other or (
+      re.sub(r"\(\w\)", "", name) == re.sub(r"\(\w\)", "", other) and not _symbols(a) | _symbols(b)
+    ):
       return _same_side(a, b)
     if wanted.sides[0].group and given.sides[0].group:
       return False
@@ -192,20 +218,31 @@ def _proportional(wanted: Statement, given: Statement, *, signed: bool) -> bool:
   """Says whether left minus right of one is a constant times that of the other."""
   sides = [expression(s.bare) for s in (*wanted.sides, *given.sides)]
   return all(isinstance(s, sympy.Expr) for s in sides) and are_proportional(
-      sides[0] - sides[1], sides[2] - sides[3], signed=signed)
+    sides[0] - sides[1], sides[2] - sides[3], signed=signed
+  )
 
 
 def _same_inequality(wanted: Statement, given: Statement) -> bool:
   """Compares inequalities link by link, then by their solutions."""
   # \ge 2, of whatever was asked for.
   if not wanted.sides[0].text or not given.sides[0].text:
-    return (len(wanted.sides) == 2 and wanted.relations == given.relations
-            and _same_side(wanted.sides[1], given.sides[1]))
+    return (
+      len(wanted.sides) == 2
+      and wanted.relations == given.relations
+      and _same_side(wanted.sides[1], given.sides[1])
+    )
   links, others = _links(wanted), _links(given)
   if len(links) == len(others):
-    statements = [[Statement((Side(a), Side(b)), (r,)) for a, r, b in row] for row in (links, others)]
-    same = [[w.relations == g.relations and _proportional(w, g, signed=w.relations[0] != r"\ne")
-             for g in statements[1]] for w in statements[0]]
+    statements = [
+      [Statement((Side(a), Side(b)), (r,)) for a, r, b in row] for row in (links, others)
+    ]
+    same = [
+      [
+        w.relations == g.relations and _proportional(w, g, signed=w.relations[0] != r"\ne")
+        for g in statements[1]
+      ]
+      for w in statements[0]
+    ]
     if all(map(any, same)) and all(map(any, zip(*same))):
       return True
   sets = [_solution_set(wanted), _solution_set(given)]
@@ -240,8 +277,10 @@ def _same_side(wanted: Side, given: Side) -> bool:
     if chosen is not None:
       return chosen[1] == wanted.key
   # {8} is 8.
-  ones = [s.group.parts[0].statements[0].value if s.group and len(s.group.parts) == 1 else None
-          for s in (wanted, given)]
+  ones = [
+    s.group.parts[0].statements[0].value if s.group and len(s.group.parts) == 1 else None
+    for s in (wanted, given)
+  ]
   if any(ones):
     return _same_side(ones[0] or wanted, ones[1] or given)
   # In a base: the digits are the answer, not their value.
@@ -260,14 +299,23 @@ def _same_ratio(wanted: Side, given: Side) -> bool:
   a, b = wanted.ratio, given.ratio
   if len(a) != len(b):
     return False
-  clock = lambda parts: len(parts) == 2 and re.fullmatch(r"\d{1,2}", parts[0].text) and re.fullmatch(r"[0-5]\d", parts[1].text)
+  clock = lambda parts: (
+    len(parts) == 2
+    and re.fullmatch(r"\d{1,2}", parts[0].text)
+    and re.fullmatch(r"[0-5]\d", parts[1].text)
+  )
   if clock(a) and clock(b):
     return [int(p.text) for p in a] == [int(p.text) for p in b]
   numbers = [p.number for p in (*a, *b)]
   if None in numbers:
     return all(map(_same_side, a, b))
-  x, y = [n.value for n in numbers[:len(a)]], [n.value for n in numbers[len(a):]]
-  return any(x) and any(y) and all(x[i] * y[0] == x[0] * y[i] for i in range(len(x))) and bool(x[0]) == bool(y[0])
+  x, y = [n.value for n in numbers[: len(a)]], [n.value for n in numbers[len(a) :]]
+  return (
+    any(x)
+    and any(y)
+    and all(x[i] * y[0] == x[0] * y[i] for i in range(len(x)))
+    and bool(x[0]) == bool(y[0])
+  )
 
 
 def _same_group(wanted: Side, given: Side) -> bool:
@@ -278,8 +326,11 @@ def _same_group(wanted: Side, given: Side) -> bool:
       return False
     if r"\{" == a.brackets[0]:
       return _same_set([p.statements[0] for p in a.parts], [p.statements[0] for p in b.parts])
-    return (_kind(a) == _kind(b) and len(a.parts) == len(b.parts)
-            and all(equal(p, q) for p, q in zip(a.parts, b.parts)))
+    return (
+      _kind(a) == _kind(b)
+      and len(a.parts) == len(b.parts)
+      and all(equal(p, q) for p, q in zip(a.parts, b.parts))
+    )
   sets = _as_set(wanted), _as_set(given)
   return None not in sets and same_sets(*sets)
 
@@ -325,8 +376,7 @@ def _is_prose(side: Side) -> bool:
 def is_readable(answer: Answer) -> bool:
   """Says whether every part of an answer can be compared: as mathematics, or as a word."""
   # What is named may be called anything.
-  sides = [side for s in answer.statements
-           for side in (s.sides if s.value is None else [s.value])]
+  sides = [side for s in answer.statements for side in (s.sides if s.value is None else [s.value])]
   return bool(sides) and any(s.text for s in sides) and all(map(_is_readable, sides))
 
 
@@ -364,7 +414,9 @@ def _solution_set(statement: Statement):
   named = {s.bare for s in statement.sides if s.is_name and "|" not in s.bare}
   if len(named) > 1:
     return None
-  values = [expression(r"\xi" if s.bare in named or not s.bare else s.bare) for s in statement.sides]
+  values = [
+    expression(r"\xi" if s.bare in named or not s.bare else s.bare) for s in statement.sides
+  ]
   if not all(isinstance(v, sympy.Expr) for v in values):
     return None
   names = {s for v in values for s in v.free_symbols}

@@ -17,10 +17,10 @@ import re
 import math_verify
 
 from rl_reason.sandbox import (
-    answer_expressions,
-    answer_reading,
-    answer_text,
-    answer_values,
+  answer_expressions,
+  answer_reading,
+  answer_text,
+  answer_values,
 )
 from rl_reason.sandbox.answer_text import last_boxed
 
@@ -76,6 +76,7 @@ class _Reference:
   text: its answer, as written.
   answer: the same, read.
   """
+
   text: str
   answer: answer_reading.Answer
 
@@ -89,9 +90,14 @@ class _Reference:
 def _parse_reference(reference: str) -> tuple[_Reference | None, str | None]:
   """Reads the reference in a worker. Returns: (what was read, why it cannot be used, if so)."""
   boxed = answer_text.final_boxes(reference)
-  texts = [boxed] if boxed is not None else [
+  texts = (
+    [boxed]
+    if boxed is not None
+    else [
       re.sub(r"^.*\\(?:boxed|fbox)\s*\{", "", reference, flags=re.DOTALL),
-      answer_text.stated(reference) or ""]
+      answer_text.stated(reference) or "",
+    ]
+  )
   if not texts[0].strip():
     return None, "it is empty"
   for text in texts:
@@ -99,8 +105,9 @@ def _parse_reference(reference: str) -> tuple[_Reference | None, str | None]:
     if answer_values.is_readable(answer):
       return _Reference(text, answer), None
   return None, (
-      "math-verify finds no mathematics in it, or only in a part of it; keep the final answer only,"
-      " leave the row out, or compare as text (exact_answer)")
+    "math-verify finds no mathematics in it, or only in a part of it; keep the final answer only,"
+    " leave the row out, or compare as text (exact_answer)"
+  )
 
 
 # --- What math-verify finds
@@ -116,8 +123,11 @@ def _found_by_math_verify(gold: _Reference, text: str) -> bool:
 
 def _prepare_math_worker() -> None:
   logging.disable(logging.CRITICAL)  # It warns that its timeouts are off: the pool's is on.
-  math_verify.verify(math_verify.parse(r"\boxed{\frac12}", parsing_timeout=None),
-                     math_verify.parse("0.5", parsing_timeout=None), timeout_seconds=None)
+  math_verify.verify(
+    math_verify.parse(r"\boxed{\frac12}", parsing_timeout=None),
+    math_verify.parse("0.5", parsing_timeout=None),
+    timeout_seconds=None,
+  )
   check_math((r"\boxed{2x}", r"x+x"))
 
 

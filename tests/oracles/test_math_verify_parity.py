@@ -17,13 +17,20 @@ from tests import ROOT
 pytestmark = pytest.mark.oracle
 
 OTHERWISE = {  # (gold, prediction): why we say the opposite.
-    (r"$(\begin{pmatrix}\frac{1}{3}\\ \frac{1}{5} \end{pmatrix})$", r"$\begin{pmatrix}0.33\\0.2 \end{pmatrix}$"):
-        "it sets two decimal places, we need six",
-    (r"$(\frac{3}{5},\frac{8}{3}]$", "$(0.6,2.6667]$"): "it sets two decimal places, we need six",
-    (r"$x \in [-2,7]$", r"$-2 \\le x \\le 7$"):
-        "expected both ways, by an option: an interval and its inequality are equal",
-    ("$f(x)$", "$f(y)$"): "expected both ways, by an option: names count",
-    (r"$1 - \frac{1}{\mathrm{e}}$", r"$1 + \frac{1}{\mathrm{e}}$"): "they differ: the parser skips what it cannot read",
+  (
+    r"$(\begin{pmatrix}\frac{1}{3}\\ \frac{1}{5} \end{pmatrix})$",
+    r"$\begin{pmatrix}0.33\\0.2 \end{pmatrix}$",
+  ): "it sets two decimal places, we need six",
+  (r"$(\frac{3}{5},\frac{8}{3}]$", "$(0.6,2.6667]$"): "it sets two decimal places, we need six",
+  (
+    r"$x \in [-2,7]$",
+    r"$-2 \\le x \\le 7$",
+  ): "expected both ways, by an option: an interval and its inequality are equal",
+  ("$f(x)$", "$f(y)$"): "expected both ways, by an option: names count",
+  (
+    r"$1 - \frac{1}{\mathrm{e}}$",
+    r"$1 + \frac{1}{\mathrm{e}}$",
+  ): "they differ: the parser skips what it cannot read",
 }
 
 
@@ -34,7 +41,10 @@ def test_cases_of_math_verify_itself():
   complaints = answers.math_references([r["gold"] for r in rows])
   assert [r["gold"] for r, c in zip(rows, complaints, strict=True) if c] == []
   got = answers.math_answer(
-      [Sample(prompt="p", completion=r["pred"], reference=r["gold"]) for r in rows])
-  wrong = [(r["gold"], r["pred"]) for r, score in zip(rows, got, strict=True) if score != r["expected"]]
+    [Sample(prompt="p", completion=r["pred"], reference=r["gold"]) for r in rows]
+  )
+  wrong = [
+    (r["gold"], r["pred"]) for r, score in zip(rows, got, strict=True) if score != r["expected"]
+  ]
   assert len(wrong) == 5
   assert set(wrong) == set(OTHERWISE)
