@@ -7,6 +7,7 @@
     answer_numbers.py    numbers that are written out: whether they are equal
     answer_expressions.py    LaTeX -> values, and whether they are equal
     answer_values.py     whether two answers that were read are equal
+    patterns.py          whether a regular expression matches
     math_answers.py      the function of the workers that check mathematics, by all of these and
                          math-verify
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 import functools
+import itertools
 import re
 
 import latex2sympy2_extended as latex
@@ -19,6 +20,8 @@ from sympy.core.function import AppliedUndef
 from rl_reason.sandbox.answer_numbers import Number, rounds
 
 _DIGITS = 40
+# The parser takes exponential time in nested braces; no answer has as many.
+_MAX_DEPTH = 25
 # Where functions are compared: reals of both signs, integers for sums and factorials.
 _POINTS = [
   Fraction(n, d)
@@ -48,6 +51,9 @@ _DECIMAL = re.compile(r"(?<![0-9A-Za-z_.])([0-9]{0,400})\.([0-9]{1,400})(?![0-9.
 @functools.lru_cache(maxsize=1024)
 def expression(text: str):
   """Parses LaTeX to a sympy value with exact numbers, or None."""
+  depths = itertools.accumulate({"(": 1, "{": 1, ")": -1, "}": -1}.get(c, 0) for c in text)
+  if max(depths, default=0) > _MAX_DEPTH:
+    return None
   text = re.sub(
     r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\(|\{)?\s*[0-9.]+)\s*\^\{\\circ\}",
     r"\1\\cdot\\frac{\\pi}{180}",

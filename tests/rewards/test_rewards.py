@@ -234,6 +234,16 @@ def test_formats_by_hand():
   assert scores(format.pattern_format, [(c, "") for c in cases], pattern=".*7") == [1, 0, 0]
 
 
+def test_a_pattern_that_takes_too_long_scores_zero_and_is_counted():
+  before = workers.failure_counts().get("timeout", 0)
+  texts = ["<think>" + "</think>" * 12_000, "<think>a</think><answer>7</answer>", "a" * 40]
+  start = time.monotonic()
+  pattern = "<think>.*</think>.*<answer>.*</answer>|(a+)+b"
+  assert format.pattern_format([sample(t) for t in texts], pattern=pattern, timeout_seconds=0.5).tolist() == [0, 1, 0]
+  assert time.monotonic() - start < 10
+  assert workers.failure_counts()["timeout"] == before + 2
+
+
 def test_overlong_penalty_by_hand():
   # Limit 10, buffer 4 (DAPO eq. 13): 0 up to 6 tokens, then (6 - length) / 4.
   samples = [sample("x" if n else "", completion_tokens=tuple(range(n))) for n in (0, 6, 7, 8, 10, 11)]

@@ -1,10 +1,13 @@
 r"""What is equal: cases of each kind, chosen by hand. An answer is the content of a \boxed{}."""
 
+import gzip
+import itertools
+import json
 import time
 
 import pytest
 
-from rl_reason.sandbox import answer_reading, math_answers
+from rl_reason.sandbox import answer_reading, answer_values, math_answers
 
 EQUAL = {  # Kind -> (answer, reference).
   "several parts": [
@@ -242,3 +245,40 @@ def test_long_answers_are_read_in_time(answer):
   read = answer_reading.read(answer)
   assert read.key is not None
   assert time.process_time() - start < 2
+
+
+# --- MATH-500
+
+
+@pytest.fixture
+def references(shared_data):
+  with gzip.open(shared_data / "math500.jsonl.gz", "rt", encoding="utf-8") as f:
+    answers = [json.loads(line)["answer"] for line in f]
+  return list(dict.fromkeys(a for a in answers if a is not None))
+
+
+def test_real_references_are_equal_to_themselves(references):
+  assert len(references) > 200
+  unequal = [r for r in references if math_answers.check_math((rf"\boxed{{{r}}}", r)) is not True]
+  assert unequal == []
+
+
+@pytest.mark.slow
+def test_real_references_are_not_equal_to_others(references):
+  read = {r: answer_reading.read(r) for r in references}
+  equal = {
+    frozenset((a, b))
+    for a, b in itertools.permutations(references, 2)
+    if answer_values.equal(read[a], read[b])
+  }
+  # They have the same value: a unit or a name is all that differs.
+  assert equal == {
+    frozenset(pair)
+    for pair in (
+      ("5", "x=5"),
+      ("120", r"120^\circ"),
+      ("36", r"36^\circ"),
+      ("30", r"30^\circ"),
+      ("15", r"15\mbox{ cm}^2"),
+    )
+  }
