@@ -24,24 +24,30 @@ import numpy as np
 
 from rl_reason.judges.verdicts import parse_verdict
 from rl_reason.sandbox import pool as workers
-from rl_reason.sandbox.math_answers import math_text, THIN_SPACE
+from rl_reason.sandbox.answer_text import last_tagged, math_text, THIN_SPACE
 from rl_reason.types import Sample
 
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_])(?<![0-9]\.)"  # Not inside a word ("x2") or another number.
     # A sign: not in "10-3" and "10 -3", where it is an operator, nor in "day-3", where it is a
-    # hyphen.
-    r"(?:(?<![A-Za-z0-9)\]}])(?<![0-9)\]}] )(?P<sign>[-+\u2212]))?"
+    # hyphen. Apart from its digits ("- 3") only where a value begins: elsewhere "- 3 apples" is a
+    # line of a list, and "x - 3" a difference.
+    r"(?:(?:(?<![A-Za-z0-9)\]}])(?<![0-9)\]}] )(?P<sign>[-+\u2212])"
+    r"|(?:(?<=\A)|(?<=[=:#($])|(?<=[=:#($] )|(?<=\bis ))(?P<apart>[-+\u2212]) ))?"
     r"(?:[$\u20ac\u00a3] ?)?"
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    # Thousands are split by commas, or by spaces of whatever width.
+    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+"
+    r"(?![0-9/])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9]))?"
-    r"(?:/(?P<denominator>[0-9]+)(?!\.?[0-9]))?")
+    # "3/4" and "3 1/2".
+    r"(?:(?: (?P<numerator>[0-9]{1,9}))?/(?P<denominator>[0-9]+)(?!\.?[0-9]))?")
+_SEPARATORS = re.compile(r"[, \u00a0\u2009\u202f]")
 # Longer numbers are no answers: Python's integers are quadratic in the digits and refuse at 4300.
 _MAX_DIGITS = 1000
 
 
 def last_number(text: str) -> str | None:
-  """Finds the last number as written: "-1,234.50", "3/4"; or None.
+  """Finds the last number as written: "-1,234.50", "3/4", "3 1/2", "1 200"; or None.
 
   It keeps the sign, separators and a fraction's denominator. Digits inside a word ("x2") are not
   numbers; a minus after a number ("10-3") is an operator. It reads no LaTeX: see `math_answer`.
@@ -61,8 +67,8 @@ def after_marker(text: str, marker: str = "####") -> str | None:
 def number_value(text: str) -> Fraction | None:
   """Computes the value of a text that is one number, or None.
 
-  It reads "$1,200.50", "007", "3.0", "1/2", "50%" (as 50), "72.". More than 1000 digits, a zero
-  denominator or anything beside the number gives None.
+  It reads "$1,200.50", "1 200", "007", "3.0", "1/2", "3 1/2", "- 3", "50%" (as 50), "72.". More
+  than 1000 digits, a zero denominator or anything beside the number gives None.
   """
   # The text is cut before it is matched, so that a huge one costs little; its whole length is
   # checked below.
@@ -72,12 +78,17 @@ def number_value(text: str) -> Fraction | None:
   if len(match["digits"]) + len(match["denominator"] or "") > _MAX_DIGITS:
     return None
   # Exact: a float would take neighbouring large integers for equal.
-  value = Fraction(match["digits"].replace(",", "") + "e" + (match["exponent"] or "0"))
+  value = Fraction(_SEPARATORS.sub("", match["digits"]) + "e" + (match["exponent"] or "0"))
   if match["denominator"]:
     if not int(match["denominator"]):
       return None
-    value /= int(match["denominator"])
-  return -value if match["sign"] in ("-", "\u2212") else value
+    if match["numerator"]:
+      fraction = Fraction(int(match["numerator"]), int(match["denominator"]))
+      # "3 5/2" is no mixed number but two numbers, of which the last counts.
+      value = value + fraction if fraction < 1 else fraction
+    else:
+      value /= int(match["denominator"])
+  return -value if (match["sign"] or match["apart"]) in ("-", "\u2212") else value
 
 
 def _plain(text: str) -> str:
@@ -117,7 +128,8 @@ def exact_match(
   """Pays for the outcome, in {0, 1}: 1 if the last <tag>...</tag> is the reference, normalised.
 
   Both are normalised as question answering does it: lower case, without punctuation and articles,
-  spaces made one.
+  spaces made one. It departs from SQuAD's script in numbers: a sign before a number and what
+  stands between two digits are kept, but for commas of thousands, so that -5 is not 5, nor 3.5 35.
 
   Args:
     samples: completions with their references.
@@ -134,10 +146,9 @@ def exact_match(
   scores = []
   for sample in samples:
     # The last answer counts: a completion may have tried others before.
-    said = re.findall(
-        rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", sample.answer_text, re.DOTALL)
+    said = last_tagged(sample.answer_text, tag)
     right = sample.reference.split(separator) if separator else [sample.reference]
-    scores.append(bool(said) and _words(said[-1]) in map(_words, right))
+    scores.append(said is not None and _words(said[1]) in map(_words, right))
   return np.array(scores, np.float32)
 
 
@@ -150,8 +161,21 @@ def match_references(
       for r in references]
 
 
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_DASHES = str.maketrans(dict.fromkeys("\u2212\u2013\u2014", "-"))
+_PUNCTUATION = re.compile(
+    # A sign or a decimal point before a number: not in "covid-19".
+    r"(?<![A-Za-z0-9)])(?P<sign>[-.])[$\u20ac\u00a3]?(?=\.?[0-9])|"
+    # Between two digits: 3.5, 1/2, 12:30.
+    rf"(?<=[0-9])(?P<inside>[{re.escape(string.punctuation)}])(?=[0-9])|"
+    rf"[{re.escape(string.punctuation)}]")
+
+
 def _words(text: str) -> list[str]:
-  text = "".join(c for c in text.lower() if c not in string.punctuation)
+  text = _THOUSANDS.sub("", text.lower().translate(_DASHES))
+  # "- 5", and nothing before it.
+  text = re.sub(r"^\s*-\s+(?=[$.0-9])", "-", text)
+  text = _PUNCTUATION.sub(lambda m: m["sign"] or m["inside"] or "", text)
   return [word for word in text.split() if word not in ("a", "an", "the")]
 
 
@@ -211,8 +235,9 @@ def number_answer(
     samples: Sequence[Sample], *, tolerance: float = 1e-6) -> Float[np.ndarray, "N"]:
   """Pays for the outcome, in {0, 1}: 1 if the completion's last number is the reference number.
 
-  They may differ by `tolerance` (absolute). They are compared as exact fractions, so that integers
-  of any size must be equal. "%" is dropped: "50%" is 50, as in GSM8K.
+  They may differ by `tolerance`, and by no more than this share of a reference below 1: numbers are
+  not equal because they are small. They are compared as exact fractions, so that integers of any
+  size must be equal. "%" is dropped: "50%" is 50, as in GSM8K.
 
   Raises: ValueError for a negative tolerance, or a reference that is not a number.
   """
@@ -225,8 +250,9 @@ def number_answer(
   for i, sample in enumerate(samples):
     written = last_number(sample.answer_text)
     answer = number_value(written) if written else None
+    right = _reference_number(sample.reference)
     scores[i] = (answer is not None
-                 and abs(answer - _reference_number(sample.reference)) <= tolerance)
+                 and abs(answer - right) <= Fraction(tolerance) * min(1, abs(right)))
   return scores
 
 
@@ -254,10 +280,25 @@ def math_answer(
 ) -> Float[np.ndarray, "N"]:
   r"""Pays for the outcome, in {0, 1}: 1 if math-verify finds the answer equal to the reference.
 
-  The answer is the last \boxed{}; without one, whatever math-verify finds in the last 2000
-  characters. The reference is a final answer, plain ("1/2", "x=3") or LaTeX, with or without $...$
-  or \boxed{}: it is read as the content of a \boxed{}. Pairs (answer, reference) that occur more
-  than once in a call are checked once.
+  The answer is the last \boxed{}, or several that one "and" joins; without one, the last
+  <answer>...</answer>, what "the answer is" or "Answer:" states in its line, or whatever
+  math-verify finds in the last 2000 characters. The reference is a final answer, plain ("1/2",
+  "x=3") or LaTeX, with or without $...$ or \boxed{}: it is read as the content of a \boxed{}. Pairs
+  (answer, reference) that occur more than once in a call are checked once.
+
+  What is equal:
+    numbers      exactly; a decimal of 6 places or more also with what it is the rounding of. 50% is
+                 50 and 0.5. 204_5 is only 204_5.
+    expressions  with equal values at real points, i being the imaginary unit.
+    lists, sets  in any order; tuples, and lists with dots, in theirs. Every part must be equal:
+                 none is skipped because it cannot be read.
+    equations    of which one is a multiple of the other; x=7 and a true 3+4=7 are 7, x+y=8 is not
+                 8.
+    inequalities with the same solutions, also as an interval.
+    words        without regard to case. Units are dropped; a.m. and p.m. are not.
+
+  A reference is refused where a part of it is neither mathematics that can be parsed nor at most
+  four words nor \text{...}: no answer could be compared with it, only with the rest of it.
 
   Args:
     samples: completions with their references.
@@ -267,8 +308,8 @@ def math_answer(
     num_workers: processes; None takes one per usable core, at most 8.
     memory_bytes: address space of one worker; a check that needs more scores 0 and is counted.
 
-  Raises: ValueError for a reference that math-verify cannot parse.
-  Source: math-verify, https://github.com/huggingface/Math-Verify.
+  Raises: ValueError for a reference that cannot be read whole.
+  Source: math-verify, https://github.com/huggingface/Math-Verify, for parsing and for prose.
   """
   pool = _math_pool(timeout_seconds, num_workers, memory_bytes)
   pairs = [(math_text(s.answer_text), s.reference) for s in samples]

@@ -8,7 +8,8 @@ import re
 from jaxtyping import Float
 import numpy as np
 
-from rl_reason.sandbox.math_answers import last_boxed
+from rl_reason.sandbox import pool as workers
+from rl_reason.sandbox.answer_text import last_boxed
 from rl_reason.types import Sample
 
 
@@ -55,23 +56,35 @@ def think_format(samples: Sequence[Sample]) -> Float[np.ndarray, "N"]:
 
 def pattern_format(
     samples: Sequence[Sample], *, pattern: str, max_characters: int = 100_000,
+    timeout_seconds: float = 2.0,
 ) -> Float[np.ndarray, "N"]:
   """Pays for format, in {0, 1}: 1 if the regular expression matches the whole completion.
 
-  "." matches newlines too. Completions longer than `max_characters` score 0. A pattern with nested
-  repeats can take exponential time: keep it simple.
+  "." matches newlines too. Even "<a>.*</a>.*<b>.*</b>" takes quadratic time where a policy repeats
+  a tag, and nested repeats take exponential time: completions are matched in workers.
+
+  Args:
+    samples: completions.
+    pattern: a regular expression of Python's.
+    max_characters: of a completion; a longer one scores 0.
+    timeout_seconds: wall-clock limit of one match; a later one scores 0 and is counted
+      (`sandbox.pool.failure_counts`).
 
   Raises: ValueError for a pattern that does not compile.
   """
   try:
-    compiled = re.compile(pattern, re.DOTALL)
+    re.compile(pattern, re.DOTALL)
   except re.error as error:
     raise ValueError(
         f"pattern_format: {pattern!r} is not a regular expression ({error}): correct"
         " it.") from error
-  texts = [s.own_text for s in samples]
-  return np.array(
-      [len(t) <= max_characters and compiled.fullmatch(t) is not None for t in texts], np.float32)
+  # Completions of a group often agree.
+  short = [s.own_text for s in samples if len(s.own_text) <= max_characters]
+  texts = list(dict.fromkeys(short))
+  pool = workers.shared_pool("rl_reason.sandbox.patterns:matches", timeout_seconds=timeout_seconds)
+  found = pool.map([(pattern, text) for text in texts], on_failure=False)
+  matched = dict(zip(texts, found, strict=True))
+  return np.array([matched.get(s.own_text, False) for s in samples], np.float32)
 
 
 def overlong_penalty(

@@ -125,7 +125,7 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "rl_reason.rewards.registry": ("REWARDS", "TRANSFORMS",),
     },
     "rl_reason.rewards.answers": {
-        "rl_reason.sandbox.math_answers": ("last_boxed",),
+        "rl_reason.sandbox.answer_text": ("last_boxed",),
     },
     "rl_reason.rewards.chat_endpoint": {
         "rl_reason.runtime.http_client": ("MAX_REPLY_BYTES", "post_json",),

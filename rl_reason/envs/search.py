@@ -4,13 +4,11 @@ import asyncio
 from collections.abc import Sequence
 import dataclasses
 import http.client
-import re
 
 from rl_reason.rollout.environment import State, Turn
 from rl_reason.runtime.http_client import post_json
+from rl_reason.sandbox.answer_text import last_tagged
 from rl_reason.types import Message, Problem
-
-_SEARCH = re.compile(r"<search>(.*?)</search>", re.DOTALL)
 
 
 @dataclasses.dataclass
@@ -68,11 +66,12 @@ class Search:
 
   async def step(self, state: State, turn: Turn) -> tuple[list[Message] | None, None, State]:
     """Answers a turn with passages; pays nothing."""
-    found = _SEARCH.findall(turn.text) if turn.text.rstrip().endswith("</search>") else []
-    if turn.final or not found:
-      return None, None, state
+    ended = not turn.final and turn.text.rstrip().endswith("</search>")
     # Only the last search of the turn is answered.
-    query = found[-1].strip()
+    found = last_tagged(turn.text, "search") if ended else None
+    if found is None:
+      return None, None, state
+    query = found[1].strip()
     passages = await self._passages(query) if query else []
     text = "".join(f"{line}\n" for line in ["\n<information>", *passages, "</information>"])
     return [{"role": "tool", "content": text}], None, state

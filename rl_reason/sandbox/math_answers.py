@@ -1,65 +1,28 @@
-r"""Compares mathematical answers with math-verify.
+r"""Compares mathematical answers: reads both, compares them, and asks math-verify for the rest.
 
-    math_text     a completion -> what of it is read: its last \boxed{}, or its end. In any process.
-    check_math    (that text, reference) -> whether they are equal, or what is wrong with the
-                  reference. In a worker.
+    check_math    (a completion's text, reference) -> whether they are equal, or what is wrong
+                  with the reference. In a worker.
 
-Worker processes import this module: it imports neither JAX nor anything of rewards/, and
-math-verify only where a worker calls it.
+Only worker processes import this module: it brings math-verify and sympy, and neither JAX nor
+anything of rewards/. `answer_text` is what other processes need.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
 import re
 
-# \\.: an escaped brace is text.
-_BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-# 1{,}000  1\,000  1,\!000
-THIN_SPACE = re.compile(r"(?<=[0-9])(?:\\[,!;: ]|,\\!|\{,\})(?=[0-9]{3}(?![0-9]))")
-# No reference is longer, and math-verify's expressions are quadratic in it.
-_MAX_ANSWER_CHARACTERS = 2000
+import math_verify
 
-
-# --- Extraction
-
-
-def last_boxed(text: str) -> str | None:
-  r"""Finds the content of the \boxed{...} (or \fbox{...}) that begins last, or None.
-
-  Nested and escaped braces are understood; a \boxed{ that is never closed does not count. The time
-  is linear in the text's length.
-  """
-  if "boxed" not in text and "fbox" not in text:
-    return None
-  open_braces: list[tuple[bool, int]] = []
-  start = end = -1
-  for match in _BRACES.finditer(text):
-    token = match.group()
-    if token[-1] == "{" and token != r"\{":
-      open_braces.append((len(token) > 1, match.end()))
-    elif token == "}" and open_braces:
-      is_box, opened = open_braces.pop()
-      if is_box and opened > start:
-        start, end = opened, match.start()
-  return text[start:end] if start >= 0 else None
-
-
-def math_text(completion: str) -> str | None:
-  r"""Finds the part of a completion that math-verify reads: \boxed{answer}, or the text's end.
-
-  Returns: None if the completion scores 0 unread.
-  """
-  boxed = last_boxed(completion)
-  if boxed is not None:
-    boxed = boxed.strip()
-    return _wrap(boxed) if 0 < len(boxed) <= _MAX_ANSWER_CHARACTERS else None
-  return THIN_SPACE.sub("", completion[-_MAX_ANSWER_CHARACTERS:]).strip() or None
-
-
-def _wrap(answer: str) -> str:
-  # math-verify reads 1\,000 as 1 times 0.
-  return r"\boxed{" + THIN_SPACE.sub("", answer) + "}"
+from rl_reason.sandbox import (
+  answer_expressions,
+  answer_reading,
+  answer_text,
+  answer_values,
+)
+from rl_reason.sandbox.answer_text import last_boxed
 
 
 def check_math(pair: tuple[str | None, str]) -> bool | str:
@@ -72,47 +35,100 @@ def check_math(pair: tuple[str | None, str]) -> bool | str:
 
   Returns: whether they are equal, or a complaint about the reference.
   """
-  import math_verify
-
   text, reference = pair
   gold, complaint = _parse_reference(reference)
   if complaint or text is None:
     return complaint or True
   try:
-    answer = math_verify.parse(text, parsing_timeout=None)
-    return bool(math_verify.verify(gold, answer, timeout_seconds=None))
+    return _is_equal(gold, text)
   except (MemoryError, RecursionError):
     raise
-  # math-verify catches what it foresees; whatever else a completion provokes is a wrong answer.
+  # Whatever else a completion provokes is a wrong answer.
   except Exception:
     return False
 
 
-@functools.lru_cache(maxsize=4096)  # A group's completions share it.
-def _parse_reference(reference: str) -> tuple[list, str | None]:
-  """Parses the reference in a worker. Returns: (what it parsed, why it cannot be used, if so)."""
-  import math_verify
+def _is_equal(gold: _Reference, text: str) -> bool:
+  boxed = re.fullmatch(r"\\boxed\{(.*)\}", text, re.DOTALL)
+  if boxed is not None and last_boxed(text) == boxed[1]:
+    return answer_values.equal(gold.answer, answer_reading.read(boxed[1]))
+  stated = answer_text.stated(text)
+  if stated is not None:
+    if answer_text.states_no_value(stated):
+      return False
+    # 1000,99 is a number in prose and a list in a formula.
+    stated = re.sub(r"^(-?[0-9]+),([0-9]{1,2})$", r"\1.\2", stated)
+    answer = answer_reading.read(stated)
+    if answer_values.equal(gold.answer, answer):
+      return True
+    if answer_values.is_readable(answer):
+      return False
+  return _found_by_math_verify(gold, text)
 
-  answer = last_boxed(reference)
-  answer = reference if answer is None else answer
-  if not answer.strip():
-    return [], "it is empty"
-  gold = math_verify.parse(_wrap(answer), parsing_timeout=None)
-  if all(isinstance(g, str) for g in gold):
-    return [], (
-        "math-verify finds no mathematics in it; keep the final answer only, leave the row out, or"
-        " compare as text (exact_answer)")
-  return gold, None
+
+# --- The reference
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+  """Holds a reference, read.
+
+  text: its answer, as written.
+  answer: the same, read.
+  """
+
+  text: str
+  answer: answer_reading.Answer
+
+  @functools.cached_property
+  def found(self) -> list:
+    """What math-verify parses of it."""
+    return math_verify.parse(answer_text.wrap(self.text), parsing_timeout=None)
+
+
+@functools.lru_cache(maxsize=4096)  # A group's completions share it.
+def _parse_reference(reference: str) -> tuple[_Reference | None, str | None]:
+  """Reads the reference in a worker. Returns: (what was read, why it cannot be used, if so)."""
+  boxed = answer_text.final_boxes(reference)
+  texts = (
+    [boxed]
+    if boxed is not None
+    else [
+      re.sub(r"^.*\\(?:boxed|fbox)\s*\{", "", reference, flags=re.DOTALL),
+      answer_text.stated(reference) or "",
+    ]
+  )
+  if not texts[0].strip():
+    return None, "it is empty"
+  for text in texts:
+    answer = answer_reading.read(text)
+    if answer_values.is_readable(answer):
+      return _Reference(text, answer), None
+  return None, (
+    "math-verify finds no mathematics in it, or only in a part of it; keep the final answer only,"
+    " leave the row out, or compare as text (exact_answer)"
+  )
+
+
+# --- What math-verify finds
+
+
+def _found_by_math_verify(gold: _Reference, text: str) -> bool:
+  """Compares with whatever math-verify finds in prose: the last formula, the last number."""
+  found = math_verify.parse(text, parsing_timeout=None)
+  if not math_verify.verify(gold.found, found, timeout_seconds=None):
+    return False
+  return answer_expressions.are_near(gold.found, found)
 
 
 def _prepare_math_worker() -> None:
-  import logging
-
-  import math_verify  # The slow import, before the first item's clock runs.
-
   logging.disable(logging.CRITICAL)  # It warns that its timeouts are off: the pool's is on.
-  math_verify.verify(math_verify.parse(r"\boxed{\frac12}", parsing_timeout=None),
-                     math_verify.parse("0.5", parsing_timeout=None), timeout_seconds=None)
+  math_verify.verify(
+    math_verify.parse(r"\boxed{\frac12}", parsing_timeout=None),
+    math_verify.parse("0.5", parsing_timeout=None),
+    timeout_seconds=None,
+  )
+  check_math((r"\boxed{2x}", r"x+x"))
 
 
 check_math.prepare_worker = _prepare_math_worker

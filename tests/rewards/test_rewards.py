@@ -17,7 +17,7 @@ from rl_reason.rewards.composition import component, reward_set
 from rl_reason.rewards.composition import scoring as rewards
 from rl_reason.rewards.composition.build import build_rewards, BUILDER
 from rl_reason.rewards.registry import REWARDS
-from rl_reason.sandbox import math_answers
+from rl_reason.sandbox import answer_text
 from rl_reason.sandbox import pool as workers
 from rl_reason.types import Sample
 from tests import ROOT
@@ -61,7 +61,7 @@ HOSTILE = [
     (r"boxed{3}", None), ("7", None), ("", None),
 ])
 def test_last_boxed(text, expected):
-  assert math_answers.last_boxed(text) == expected
+  assert answer_text.last_boxed(text) == expected
 
 
 @pytest.mark.parametrize("text, written, value", [
@@ -232,6 +232,16 @@ def test_formats_by_hand():
   assert scores(format.answer_marker_format, [(c, "") for c in cases]) == [1, 1, 0, 0, 0, 0]
   cases = ["a\nb7", "b7 ", "7" * 100_001]
   assert scores(format.pattern_format, [(c, "") for c in cases], pattern=".*7") == [1, 0, 0]
+
+
+def test_a_pattern_that_takes_too_long_scores_zero_and_is_counted():
+  before = workers.failure_counts().get("timeout", 0)
+  texts = ["<think>" + "</think>" * 12_000, "<think>a</think><answer>7</answer>", "a" * 40]
+  start = time.monotonic()
+  pattern = "<think>.*</think>.*<answer>.*</answer>|(a+)+b"
+  assert format.pattern_format([sample(t) for t in texts], pattern=pattern, timeout_seconds=0.5).tolist() == [0, 1, 0]
+  assert time.monotonic() - start < 10
+  assert workers.failure_counts()["timeout"] == before + 2
 
 
 def test_overlong_penalty_by_hand():
