@@ -98,19 +98,7 @@ def read_directory(path: pathlib.Path) -> TokenizerFiles:
   stop_ids = [] if stop_ids is None else [stop_ids] if isinstance(stop_ids, int) else list(stop_ids)
   named, stop_ids = _with_eos(backend, named, stop_ids, path)
 
-  # Chat templates: one source, a list of named ones, or a file of its own.
-  templates = _value(config, "chat_template", _TEMPLATES, paths[0], {})
-  if isinstance(templates, str):
-    templates = {"default": templates}
-  elif isinstance(templates, Sequence):
-    templates = {each["name"]: each["template"] for each in templates}
-  if (path / "chat_template.jinja").is_file():
-    try:
-      own = (path / "chat_template.jinja").read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-      raise ValueError(
-          f"{path / 'chat_template.jinja'} is not UTF-8 text ({error}). Fetch it again.") from error
-    templates = {**templates, "default": own}
+  templates = _templates(config, path)
 
   # Whether plain text gets BOS: what the post-processor does with an empty text tells, unless the
   # configuration says it. A post-processor that does otherwise is replaced.
@@ -129,6 +117,23 @@ def read_directory(path: pathlib.Path) -> TokenizerFiles:
   return TokenizerFiles(
       backend, named, stop_ids, adds_bos, templates, vocab_size,
       tuple(_value(config, "new_tokens", _TEXTS, paths[0], ())))
+
+
+def _templates(config: Mapping[str, Any], path: pathlib.Path) -> Mapping[str, str]:
+  """Returns a directory's chat templates by name: one source, named ones, or a file of its own."""
+  templates = _value(config, "chat_template", _TEMPLATES, path / "tokenizer_config.json", {})
+  if isinstance(templates, str):
+    templates = {"default": templates}
+  elif isinstance(templates, Sequence):
+    templates = {each["name"]: each["template"] for each in templates}
+  if (path / "chat_template.jinja").is_file():
+    try:
+      own = (path / "chat_template.jinja").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(
+          f"{path / 'chat_template.jinja'} is not UTF-8 text ({error}). Fetch it again.") from error
+    templates = {**templates, "default": own}
+  return templates
 
 
 def with_tokens(files: TokenizerFiles, tokens: Sequence[str]) -> TokenizerFiles:
@@ -301,29 +306,7 @@ def read_gguf(path: pathlib.Path) -> TokenizerFiles:
   metadata, _ = read_header(path)
   def get(key, kind: _Kind, default=None):
     return _value(metadata, f"tokenizer.{key}", kind, path, default)
-  # The vocabulary, which must not be ambiguous.
-  kind, tokens = get("ggml.model", _TEXT), get("ggml.tokens", _TEXTS)
-  if not tokens:
-    raise ValueError(
-        f"{path} holds no tokenizer (no tokenizer.ggml.tokens). Load the model's Hugging Face"
-        " directory.")
-  if kind not in ("gpt2", "llama"):
-    raise ValueError(
-        f"{path} has a tokenizer of kind {kind!r}; gpt2 (byte-level BPE) and llama (SentencePiece"
-        " BPE) are read. Load the model's Hugging Face directory instead.")
-  if len(set(tokens)) < len(tokens):
-    repeated = collections.Counter(tokens).most_common(1)[0][0]
-    raise ValueError(
-        f"{path} lists the token {repeated!r} twice, so its ids are ambiguous. Load the model's"
-        " Hugging Face directory instead.")
-  # What is said of each token, and the ids of named ones.
-  types = get("ggml.token_type", _NUMBERS, [gguf.TokenType.NORMAL] * len(tokens))
-  scores = get("ggml.scores", _NUMBERS)
-  for key, values in (("token_type", types), ("scores", scores)):
-    if values is not None and len(values) != len(tokens):
-      raise ValueError(
-          f"{path}: tokenizer.ggml.{key} has {len(values)} entries for {len(tokens)} tokens: the"
-          " file is damaged. Fetch it again.")
+  kind, tokens, types, scores = _vocabulary(get, path)
   # Ids beyond the vocabulary name no token; some files have them.
   ids = {key: get(f"ggml.{key}_token_id", _ID) for key in (
       "bos", "eos", "padding", "unknown", "eot", "eom")}
@@ -362,6 +345,37 @@ def read_gguf(path: pathlib.Path) -> TokenizerFiles:
   if get("chat_template", _TEXT):
     templates["default"] = get("chat_template", _TEXT)
   return TokenizerFiles(backend, named, stop_ids, adds_bos, templates, len(tokens))
+
+
+def _vocabulary(get, path: pathlib.Path) -> tuple[str, list[str], list[int], list[float] | None]:
+  """Reads (kind of tokenizer, tokens, type of each token, scores) out of a GGUF file's metadata.
+
+  Raises: ValueError for another kind of tokenizer, and for a vocabulary that is damaged.
+  """
+  # The vocabulary, which must not be ambiguous.
+  kind, tokens = get("ggml.model", _TEXT), get("ggml.tokens", _TEXTS)
+  if not tokens:
+    raise ValueError(
+        f"{path} holds no tokenizer (no tokenizer.ggml.tokens). Load the model's Hugging Face"
+        " directory.")
+  if kind not in ("gpt2", "llama"):
+    raise ValueError(
+        f"{path} has a tokenizer of kind {kind!r}; gpt2 (byte-level BPE) and llama (SentencePiece"
+        " BPE) are read. Load the model's Hugging Face directory instead.")
+  if len(set(tokens)) < len(tokens):
+    repeated = collections.Counter(tokens).most_common(1)[0][0]
+    raise ValueError(
+        f"{path} lists the token {repeated!r} twice, so its ids are ambiguous. Load the model's"
+        " Hugging Face directory instead.")
+  # What is said of each token, and the ids of named ones.
+  types = get("ggml.token_type", _NUMBERS, [gguf.TokenType.NORMAL] * len(tokens))
+  scores = get("ggml.scores", _NUMBERS)
+  for key, values in (("token_type", types), ("scores", scores)):
+    if values is not None and len(values) != len(tokens):
+      raise ValueError(
+          f"{path}: tokenizer.ggml.{key} has {len(values)} entries for {len(tokens)} tokens: the"
+          " file is damaged. Fetch it again.")
+  return kind, tokens, types, scores
 
 
 def _byte_level_bpe(tokens, get, path) -> tuple[tokenizers.Tokenizer, bool]:

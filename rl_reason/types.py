@@ -51,6 +51,12 @@ class Step:
   label: float | None = None
 
 
+def _finite(value: Any) -> bool:
+  """Tells whether a value is a number that a loss, which computes with floats, can hold."""
+  return (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+          and abs(value) <= sys.float_info.max)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   """Holds responses to one prompt, with what is known of their quality.
@@ -94,14 +100,16 @@ class Comparison:
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    def finite(value):
-      # An integer may be too large for a float, which is all that a loss knows.
-      return (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-              and abs(value) <= sys.float_info.max)
     if not isinstance(self.prompt, str) and not (
         isinstance(self.prompt, Sequence) and all(isinstance(m, Mapping) for m in self.prompt)):
       raise ValueError(f"prompt must be a text or a tuple of messages, got {self.prompt!r}.")
-    # 1. Responses, and one entry for each of them in every field.
+    self._check_responses()
+    self._check_scores()
+    self._check_labels()
+    self._check_steps()
+
+  def _check_responses(self) -> None:
+    # There is one entry for each response in every field.
     count = len(self.responses)
     if isinstance(self.responses, str) or not count:
       raise ValueError(f"responses must be a tuple of at least one text, got {self.responses!r}.")
@@ -114,8 +122,10 @@ class Comparison:
       if len(given) not in (0, count):
         raise ValueError(f"{name} has {len(given)} entries for {count} responses: give one for"
                          " each, or none.")
-    # 2. Scores: finite, best first, and the same for identical responses.
-    if not all(map(finite, self.scores)):
+
+  def _check_scores(self) -> None:
+    # Scores are finite, best first, and the same for identical responses.
+    if not all(map(_finite, self.scores)):
       raise ValueError(f"scores must be finite numbers, got {self.scores}: correct them, or leave"
                        " the row out.")
     if any(a < b for a, b in zip(self.scores, self.scores[1:])):
@@ -125,27 +135,32 @@ class Comparison:
     for response, score in zip(self.responses, self.scores):
       # Equal responses of a longer list, e.g. of samples, may be equally good; a pair of equal
       # responses says nothing.
-      if response in by_text and (count == 2 or by_text[response] != score):
+      if response in by_text and (len(self.responses) == 2 or by_text[response] != score):
         raise ValueError(
             f"two responses are identical, with scores {by_text[response]} and {score}:"
             f" {response[:80]!r}. A comparison of a text with itself has no answer. Leave the row"
             " out.")
       by_text[response] = score
-    # 3. Labels, margin, weight and attributes.
+
+  def _check_labels(self) -> None:
+    # Soft label, margin, weight and attributes.
+    count = len(self.responses)
     if self.soft_label is not None and (
-        count != 2 or not finite(self.soft_label) or not 0 <= self.soft_label <= 1):
+        count != 2 or not _finite(self.soft_label) or not 0 <= self.soft_label <= 1):
       raise ValueError("soft_label is the probability, in [0, 1], that the first of two responses"
                        f" is better; got {self.soft_label!r} for {count} responses.")
-    if not finite(self.margin):
+    if not _finite(self.margin):
       raise ValueError(f"margin must be a finite number, got {self.margin!r}.")
-    if not finite(self.weight) or self.weight < 0:
+    if not _finite(self.weight) or self.weight < 0:
       raise ValueError(f"weight must be a finite number of at least 0, got {self.weight!r}.")
     for i, values in enumerate(self.attributes):
       for name, value in values.items():
-        if value is not None and not finite(value):
+        if value is not None and not _finite(value):
           raise ValueError(f"attribute {name!r} of response {i} is {value!r}: give a finite number,"
                            " or None if it is missing.")
-    # 4. Steps, which must cover their response.
+
+  def _check_steps(self) -> None:
+    # Steps must cover their response.
     for i, (response, steps) in enumerate(zip(self.responses, self.steps)):
       for j, step in enumerate(steps):
         if not isinstance(step.text, str):
@@ -157,7 +172,7 @@ class Comparison:
         if not step.text.strip():
           raise ValueError(f"step {j} of response {i} is blank, {step.text!r}: it cannot be right"
                            " or wrong. Leave it out.")
-        if step.label is not None and (not finite(step.label) or not 0 <= step.label <= 1):
+        if step.label is not None and (not _finite(step.label) or not 0 <= step.label <= 1):
           raise ValueError(f"step {j} of response {i} has the label {step.label!r}: give a number"
                            " in [0, 1], or None.")
 
