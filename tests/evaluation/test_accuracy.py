@@ -99,7 +99,7 @@ def test_every_problem_is_sampled_once_in_order(tiny):
 
 def test_correct_is_what_the_verifier_says(tiny):
   context, params = tiny
-  got = evaluate(section(rewards={"every": {"function": "test_evaluate:even", "weight": 1.0}}), context, params)
+  got = evaluate(section(rewards={"every": {"function": "tests.evaluation.test_accuracy:even", "weight": 1.0}}), context, params)
   np.testing.assert_array_equal(got.correct, [[True, False]] * 10)
   assert got.metrics["eval/pass@1"] == 0.5 and got.metrics["eval/pass@2"] == 1.0
   assert [row["correct"] for row in got.rows()] == [True, False] * 10
