@@ -38,7 +38,7 @@ from rl_reason.run.workdir import Claim, Workdir
 from rl_reason.runtime import compilation, memory, sharding
 from rl_reason.runtime.checkpoint import CheckpointMismatch, Checkpoints
 from rl_reason.runtime.profiling import Trace
-from rl_reason.stages.base import Evaluate, made, Stage
+from rl_reason.stages.base import Evaluate, made, Stage, State
 
 
 def train(
@@ -61,6 +61,8 @@ def train(
     gradients stay non-finite; StoppedByMonitor if a monitor stops the run; OSError if a checkpoint
     cannot be written. What was saved stays whole.
   """
+  # Long on purpose: a run is read here from top to bottom, and each part is a call.
+
   # ---- The config --------------------------------------------------------------------------------
   # All fields are checked here. A mistake in a late stage must not be found after hours of an early
   # one.
@@ -179,6 +181,8 @@ class Loop:
       it; FloatingPointError if `stage.max_skipped` gradients in a row were not finite;
       StoppedByMonitor if a monitor stops the run, whose step is saved.
     """
+    # Long on purpose: the loop is read in the order in which a step happens, which is what makes a
+    # resumed run equal an uninterrupted one.
     checkpointing, evaluation, compiled = (
         self.config.checkpoint, self.config.evaluation, compilation.compilations())
     policies = [s for s in self.config.stages if self.stages.trained(s).policy is not None]
@@ -190,62 +194,18 @@ class Loop:
     with contextlib.closing(self.stages.folder.checkpoints(
         name, keep=checkpointing.keep, note=self.progress.note)) as saved:
       # ---- Where to begin: the start, or the newest checkpoint that can be read ------------------
-      try:
-        restored = saved.restore(stage.state_shape)
-      except CheckpointMismatch as error:
-        raise self.claim.explain(name, error) from error
-      if restored is None:
-        step, state = 0, stage.init()
-      else:
-        step, state, host = restored
-        # A rollout that was sampled ahead is part of the checkpoint. With another staleness there
-        # would be one too many or one too few.
-        if host["resumable"].keys() != stage.resumable.keys():
-          raise ValueError(
-              f"The checkpoint of stage {name!r} at step {step} holds the state of"
-              f" {sorted(host['resumable'])}, and the stage now has {sorted(stage.resumable)}: a"
-              " rollout would be lost, or missing. Resume with the staleness it"
-              " was saved with, or choose another --workdir.")
-        # Data, monitors and rollouts go back to the same step as the parameters, so that a resumed
-        # run equals an uninterrupted one.
-        stage.data.set_state(host["data"])
-        stage.monitors.restore(host.get("monitors", {}))
-        for key, part in stage.resumable.items():
-          part.restore(host["resumable"][key])
+      step, state, host = self._begin(name, stage, saved)
       # A run that was asked to stop saved at once, without the evaluation that was due.
-      owed = restored is not None and bool(host.get("evaluation_due"))
-
-      # ---- Is there anything left to do? ---------------------------------------------------------
-      # A stage that an earlier call completed: metrics.jsonl is not rewound, so that what later
-      # stages logged stays.
-      if step > stage.num_steps:
-        raise ValueError(
-            f"Stage {name!r} has a checkpoint of step {step} in {self.stages.folder.path}, and"
-            f" num_steps is {stage.num_steps}: steps are not taken back. Set"
-            f" --config.{name}.num_steps={step} or more, or choose another --workdir.")
-      if step == stage.num_steps and not owed:
-        self.claim.refuse_in_complete(name, step)
-        if f"{name}.num_steps" in self.claim.changes:
-          self.claim.begin(name, step)
-        self.progress.note(f"Stage {name} is complete: {step} steps.")
+      owed = host is not None and bool(host.get("evaluation_due"))
+      if not self._has_work(name, stage, step, owed):
         return made(state)
-      # A stage that is incomplete, while a later one has checkpoints: its num_steps was raised.
-      order = self.config.stages
-      later = [
-          s for s in order[order.index(name) + 1:]
-          if (self.stages.folder.path / "checkpoints" / s).exists()]
-      if later:
-        raise ValueError(
-            f"Stage {name!r} is at step {step} of {stage.num_steps}, but {later} already started"
-            f" from it, in {self.stages.folder.path}: they would not see its further steps. Set"
-            f" --config.{name}.num_steps={step} back, or choose another --workdir.")
 
       # ---- Before the first step: the record, and what the policy is worth -----------------------
       # The config of the steps to come is recorded before the first of them.
       self.claim.begin(name, step)
-      self._rewind(name, step, started=restored is not None, lines=1 if owed else None)
+      self._rewind(name, step, started=host is not None, lines=1 if owed else None)
       self.progress.stage(name, stage.num_steps, step)
-      if owed or first and restored is None:
+      if owed or first and host is None:
         alarms = self._evaluate(name, step, stage, judge, made(state))
         if alarms is None:
           return None
@@ -310,6 +270,67 @@ class Loop:
           return None
       saved.wait()
       return made(state)
+
+  def _begin(
+      self, name: str, stage: Stage, saved: Checkpoints,
+  ) -> tuple[int, State, Mapping[str, Any] | None]:
+    """Brings a stage to its newest checkpoint, or to its start.
+
+    Returns: (step, state, the host's part of the checkpoint; None: there is no checkpoint).
+    Raises: ValueError if the checkpoint does not fit the stage.
+    """
+    try:
+      restored = saved.restore(stage.state_shape)
+    except CheckpointMismatch as error:
+      raise self.claim.explain(name, error) from error
+    if restored is None:
+      return 0, stage.init(), None
+    step, state, host = restored
+    # A rollout that was sampled ahead is part of the checkpoint. With another staleness there
+    # would be one too many or one too few.
+    if host["resumable"].keys() != stage.resumable.keys():
+      raise ValueError(
+          f"The checkpoint of stage {name!r} at step {step} holds the state of"
+          f" {sorted(host['resumable'])}, and the stage now has {sorted(stage.resumable)}: a"
+          " rollout would be lost, or missing. Resume with the staleness it"
+          " was saved with, or choose another --workdir.")
+    # Data, monitors and rollouts go back to the same step as the parameters, so that a resumed
+    # run equals an uninterrupted one.
+    stage.data.set_state(host["data"])
+    stage.monitors.restore(host.get("monitors", {}))
+    for key, part in stage.resumable.items():
+      part.restore(host["resumable"][key])
+    return step, state, host
+
+  def _has_work(self, name: str, stage: Stage, step: int, owed: bool) -> bool:
+    """Tells whether a stage has steps left, or owes an evaluation.
+
+    Raises: ValueError if it has gone further than it should, or later stages started from it.
+    """
+    if step > stage.num_steps:
+      raise ValueError(
+          f"Stage {name!r} has a checkpoint of step {step} in {self.stages.folder.path}, and"
+          f" num_steps is {stage.num_steps}: steps are not taken back. Set"
+          f" --config.{name}.num_steps={step} or more, or choose another --workdir.")
+    # A stage that an earlier call completed: metrics.jsonl is not rewound, so that what later
+    # stages logged stays.
+    if step == stage.num_steps and not owed:
+      self.claim.refuse_in_complete(name, step)
+      if f"{name}.num_steps" in self.claim.changes:
+        self.claim.begin(name, step)
+      self.progress.note(f"Stage {name} is complete: {step} steps.")
+      return False
+    # A stage that is incomplete, while a later one has checkpoints: its num_steps was raised.
+    order = self.config.stages
+    later = [
+        s for s in order[order.index(name) + 1:]
+        if (self.stages.folder.path / "checkpoints" / s).exists()]
+    if later:
+      raise ValueError(
+          f"Stage {name!r} is at step {step} of {stage.num_steps}, but {later} already started"
+          f" from it, in {self.stages.folder.path}: they would not see its further steps. Set"
+          f" --config.{name}.num_steps={step} back, or choose another --workdir.")
+    return True
 
   def _stopping(self) -> bool:
     """Tells whether the run must stop, for which all processes must agree.

@@ -159,7 +159,7 @@ def pipeline():
   c.rm = dict(
       kind="reward_model", num_steps=2, batch_size=4, max_response_tokens=40, max_prompt_tokens=8,
       start="critic",
-      data=dict(source="test_reward_model:sevens", args={}, train=dict(size=20, seed=1), heldout=dict(size=4, seed=2)),
+      data=dict(source="tests.stages.reward_model.test_stage:sevens", args={}, train=dict(size=20, seed=1), heldout=dict(size=4, seed=2)),
       critique=dict(generate="critic", template="{prompt}{response}#", marker="#", generate_args=dict(
           sampling=dict(max_tokens=4), max_prompt_tokens=64, batch_size=8)),
       learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3)))

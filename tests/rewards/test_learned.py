@@ -191,7 +191,7 @@ def pipeline():
   c.stages, c.mesh.fsdp, c.evaluation.every, c.checkpoint.every = ("rm", "rl"), 1, 0, 6
   c.rm = dict(
       kind="reward_model", num_steps=60, batch_size=16, max_response_tokens=16,
-      data=dict(source="test_reward_model:sevens", args={}, train=dict(size=200, seed=1), heldout=dict(size=32, seed=2)),
+      data=dict(source="tests.stages.reward_model.test_stage:sevens", args={}, train=dict(size=200, seed=1), heldout=dict(size=32, seed=2)),
       learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
   override(c.rl, {
       "num_steps": 20, "rollout.prompts": 4, "rollout.group_size": 8, "objective.kl.coef": 0.0,

@@ -27,7 +27,7 @@ def unpaired(*, size, seed):
           for i, row in enumerate(rows)]
 
 
-def section(source="test_reward_model:sevens", lora=None, **fields):
+def section(source="tests.stages.reward_model.test_stage:sevens", lora=None, **fields):
   given = dict(
       kind="preference", num_steps=40, batch_size=16, max_response_tokens=10, max_prompt_tokens=8,
       data=dict(source=source, args={}, train=dict(size=100, seed=1), heldout=dict(size=32, seed=2)),
