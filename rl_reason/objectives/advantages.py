@@ -36,10 +36,14 @@ def _differences(x: Float[Array, "..."], to: Float[Array, "..."]) -> Float[Array
 
 
 def centred(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:
-  """Subtracts the mean along an axis (None: of all); exactly zero where all entries are equal."""
+  """Subtracts the mean along an axis (None: of all); exactly zero where all entries are equal.
+
+  Entries whose sum overflows have no mean, and give NaN: such an update is refused and counted.
+  """
   first = jax.lax.index_in_dim(x.reshape(-1) if axis is None else x, 0, axis or 0)
   difference = _differences(x, first)
-  return difference - difference.mean(axis=axis, keepdims=True)
+  summable = jnp.isfinite(x.sum(axis=axis, keepdims=True))
+  return jnp.where(summable, difference - difference.mean(axis=axis, keepdims=True), jnp.nan)
 
 
 def deviation(x: Float[Array, "..."], axis: int | None = None) -> Float[Array, "..."]:

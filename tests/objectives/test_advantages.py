@@ -93,6 +93,10 @@ def test_sums_of_the_same_rewards_in_another_order_are_equal():
   np.testing.assert_array_equal(out, 0 * rewards)
 
 
+def test_rewards_whose_sum_overflows_have_no_advantages():
+  assert np.isnan(advantages.group_mean(jnp.array([[3e38, 3e38]]))).all()
+
+
 def test_a_small_difference_is_one():
   # Five steps of float32's grid at 1.
   out = advantages.group_mean(jnp.array([[1.0, 1.0 + 5 * 2.0**-23]]))
