@@ -44,8 +44,9 @@ class Definition:
     if not (self.name.isupper() and not self.name.startswith("_") and len(self.nodes) == 1
             and not self.attached and isinstance(node, ast.Dict)):
       return {}
-    plain = all(isinstance(k, ast.Constant) and isinstance(k.value, str) for k in node.keys)
-    return {k.value: v for k, v in zip(node.keys, node.values)} if plain else {}
+    found = {k.value: v for k, v in zip(node.keys, node.values)
+             if isinstance(k, ast.Constant) and isinstance(k.value, str)}
+    return found if len(found) == len(node.keys) else {}
 
 
 class Module:

@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
               prog.removeprefix("rl-reason "), options.pop("description", None), **options))
     return self._below.add_parser(name, help=help, description=help)
 
-  def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+  def parse_args(  # type: ignore[override]  # The base class has overloads for each namespace.
+      self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
     """Parses a command line; None: the process's own. Exits with 2 for one that is wrong."""
     found, rest = self.parse_known_args(args, namespace)
     if rest:

@@ -120,7 +120,8 @@ class Ownership:
     self._beat_seconds, self._watch_seconds = beat_seconds, watch_seconds
     self._file, self._token = self._folder / OWNER, uuid.uuid4().hex
     self._since, self._beats = time.strftime("%Y-%m-%d %H:%M:%S"), 0
-    self._ended, self._thread, self.lost = threading.Event(), None, False
+    self._ended, self.lost = threading.Event(), False
+    self._thread = threading.Thread(target=self._live, daemon=True, name="owner")
 
   def check(self) -> None:
     """Raises: ValueError if the folder has another owner by now."""
@@ -144,7 +145,6 @@ class Ownership:
       time.sleep(1.0)
     self.lost = not self._is_mine()
     self.check()
-    self._thread = threading.Thread(target=self._live, daemon=True, name="owner")
     self._thread.start()
     return self
 

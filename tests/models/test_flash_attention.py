@@ -136,7 +136,6 @@ PROMPTS, PROMPT_LENGTHS = np.random.RandomState(3).randint(0, 32, (4, 4)), np.ar
 COMPLETIONS, LENGTHS = np.random.RandomState(4).randint(0, 32, (8, 5)), np.array([5, 1, 3, 4, 5, 2, 5, 5])
 
 
-@functools.cache
 def model(config, kernel, remat="none"):
   """jitted params -> (hidden states of prompts and completions, gradient of a function of the real ones)."""
   def hidden(params):
@@ -154,22 +153,24 @@ def assert_close(got, expected):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1, np.abs(y).max())), got, expected)
 
 
+@pytest.fixture(scope="module")
+def reference(draw_params):
+  """config -> what `model` gives with the reference kernel, on no mesh; computed once."""
+  return functools.cache(lambda config: model(config, "reference")(draw_params(config)))
+
+
 @pytest.mark.parametrize("config, kernel, remat", [
     (MIXED, "xla", "none"), (CONFIG, "xla", "full"), (SOFTCAP, "splash_interpreted", "dots")])
-def test_the_model_is_the_same_with_every_kernel(config, kernel, remat, draw_params):
-  params = draw_params(config)
-  assert_close(model(config, kernel, remat)(params), model(config, "reference")(params))
+def test_the_model_is_the_same_with_every_kernel(config, kernel, remat, draw_params, reference):
+  assert_close(model(config, kernel, remat)(draw_params(config)), reference(config))
 
 
 # 4 prompts, 8 completions and 2 key heads: all split; whole heads on 4 tensor devices; whole prompts on 8 data devices.
 @pytest.mark.parametrize("kernel, mesh", [("splash_interpreted", (2, 2, 2)), ("xla", (1, 2, 4)), ("xla", (8, 1, 1))])
-def test_the_model_is_the_same_on_a_mesh(kernel, mesh, draw_params):
-  params = draw_params(MIXED)
-  expected = model(MIXED, "reference")(params)
-  model.cache_clear()
+def test_the_model_is_the_same_on_a_mesh(kernel, mesh, draw_params, reference):
+  expected = reference(MIXED)
   with Partitioning(make_mesh(axes(mesh))).use():
-    assert_close(model(MIXED, kernel)(params), expected)
-  model.cache_clear()  # What was traced here knows this mesh.
+    assert_close(model(MIXED, kernel)(draw_params(MIXED)), expected)
 
 
 def largest_intermediate(jaxpr):

@@ -26,12 +26,17 @@ HERE = __name__
 
 
 def sevens(*, size, seed, kind="pairs"):
-  """The more sevens the better."""
+  """The more sevens the better.
+
+  Pairs and attributes have texts of many lengths. The others have one, so that their batches have one
+  shape, and the update is compiled once.
+  """
   rng = np.random.RandomState(seed)
   rows = []
   for i in range(size):
     prompt = f"{i:03d}{seed}="
-    texts = ["".join(rng.choice(list("1237"), rng.randint(2, 7))) for _ in range(8)]
+    lengths = rng.randint(2, 7, 8) if kind in ("pairs", "attributes") else np.full(8, 5)
+    texts = ["".join(rng.choice(list("1237"), n)) for n in lengths]
     best, worst = max(texts, key=good), min(texts, key=good)
     if kind == "pairs" and good(best) > good(worst):
       rows.append(Comparison(prompt, (best, worst), (1.0, 0.0), id=str(i)))
