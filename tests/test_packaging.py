@@ -47,7 +47,8 @@ def top_folders(arguments) -> list[str]:
 def modules(arguments) -> dict[str, Path]:
   """Name -> file of every module in the checkout, by package_dir.
 
-  Not the benchmarks: they belong to a checkout, where make gives them the environments of the libraries they compare with.
+  Not the benchmarks: they belong to a checkout, where make gives them the environments of the
+  libraries they compare with.
   """
   found = {}
   for package, folder in arguments["package_dir"].items():
@@ -68,12 +69,15 @@ for name in {sorted(modules(arguments))}:
 """
 
 
-def run(code: str, *, cwd: Path, python: str = sys.executable, path: Path | None = None) -> subprocess.CompletedProcess:
+def run(
+    code: str, *, cwd: Path, python: str = sys.executable, path: Path | None = None,
+) -> subprocess.CompletedProcess:
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   environment.pop("PYTHONPATH", None)
   if path is not None:
     environment["PYTHONPATH"] = str(path)
-  return subprocess.run([python, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+  return subprocess.run(
+      [python, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 # What setup.py says.
@@ -86,18 +90,21 @@ def test_every_folder_with_an_init_is_listed(arguments):
 
 
 def test_no_module_shadows_the_standard_library(arguments):
-  # A script started in a folder, or a tool that adds the folder to sys.path, would import our module for Python's.
-  # rl_reason/types.py keeps the name that readers look for: commands are `python -m rl_reason.train`, never a file.
+  # A script started in a folder, or a tool that adds the folder to sys.path, would import our
+  # module for Python's. rl_reason/types.py keeps the name that readers look for: commands are
+  # `python -m rl_reason.train`, never a file.
   stems = {name.rpartition(".")[2] for name in modules(arguments) if name != "rl_reason.types"}
   assert not stems & sys.stdlib_module_names
 
 
 def test_requirements_are_the_core_and_no_accelerator_or_peer_is_among_them(arguments):
   lines = (ROOT / "requirements.txt").read_text().splitlines()
-  assert arguments["install_requires"] == [line for line in lines if line and not line.startswith("#")]
+  assert arguments["install_requires"] == [
+      line for line in lines if line and not line.startswith("#")]
   names = {line.partition(">=")[0] for line in arguments["install_requires"]}
   assert {"jax", "flax"} <= names  # A plain jax: the [cuda13] and [tpu] of it are extras.
-  assert not {"torch", "tensorflow", "transformers", "trl"} & {name.partition("[")[0] for name in names}
+  assert not {"torch", "tensorflow", "transformers", "trl"} & {
+      name.partition("[")[0] for name in names}
 
 
 def test_the_changes_and_the_citation_name_this_version(arguments):
@@ -112,7 +119,8 @@ def test_no_module_imports_torch_or_tensorflow(arguments):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
       names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
           [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-      assert not {"torch", "tensorflow", "transformers", "trl"} & {name.split(".")[0] for name in names}, file
+      assert not {"torch", "tensorflow", "transformers", "trl"} & {
+          name.split(".")[0] for name in names}, file
 
 
 # A checkout, and a copy of one without installation.
@@ -121,13 +129,16 @@ def test_no_module_imports_torch_or_tensorflow(arguments):
 @pytest.mark.parametrize("name", ["models", "rewards"])
 def test_the_bare_folder_refuses_to_be_a_package(name):
   process = run(f"import {name}", cwd=ROOT)
-  assert process.returncode and f"ImportError: This folder is the package rl_reason.{name}: write" in process.stderr
+  assert process.returncode
+  assert f"ImportError: This folder is the package rl_reason.{name}: write" in process.stderr
 
 
 def test_a_copied_tree_runs_without_installation(tree, tmp_path):
-  process = run("import rl_reason.models.transformer as t, rl_reason.experiments as e, rl_reason.rewards as r\n"
-                "print(t.__file__, e.__file__, r.__file__)", cwd=tmp_path, path=tree)
-  files = [tree / "models/transformer.py", tree / "experiments/__init__.py", tree / "rewards/__init__.py"]
+  process = run("import rl_reason.models.transformer as t, rl_reason.experiments as e,"
+                " rl_reason.rewards as r\nprint(t.__file__, e.__file__, r.__file__)",
+                cwd=tmp_path, path=tree)
+  files = [tree / "models/transformer.py", tree / "experiments/__init__.py",
+           tree / "rewards/__init__.py"]
   assert process.stdout.split() == list(map(str, files)), process.stderr
 
 
@@ -145,8 +156,9 @@ def test_a_copied_tree_knows_its_version(tree, tmp_path, arguments):
 def wheel(tree, tmp_path_factory) -> Path:
   """The folder that the wheel unpacks to."""
   out = tmp_path_factory.mktemp("wheel")
-  built = subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, tree],
-                         capture_output=True, text=True)
+  built = subprocess.run(
+      [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, tree],
+      capture_output=True, text=True)
   assert built.returncode == 0, built.stdout + built.stderr
   file, = out.glob("*.whl")
   with zipfile.ZipFile(file) as archive:
@@ -159,7 +171,8 @@ def test_a_wheel_holds_one_import_name_and_every_module(wheel, arguments):
       "rl_reason", f"rl_reason-{arguments['version']}.dist-info"]
   expected = {name.replace(".", "/") + ("/__init__.py" if file.name == "__init__.py" else ".py")
               for name, file in modules(arguments).items()}
-  held = {str(path.relative_to(wheel)) for path in (wheel / "rl_reason").rglob("*") if path.is_file()}
+  held = {str(path.relative_to(wheel))
+          for path in (wheel / "rl_reason").rglob("*") if path.is_file()}
   assert held == expected | {"rl_reason/py.typed"}
 
 
@@ -168,9 +181,11 @@ def test_a_wheel_brings_the_command(wheel, arguments):
   assert scripts.split() == ["[console_scripts]", "rl-reason", "=", "rl_reason.__main__:main"]
 
 
-def test_every_module_of_a_wheel_imports_and_none_brings_tensorflow_or_torch(wheel, arguments, tmp_path):
-  process = run(import_all(arguments) + "print({'tensorflow', 'torch', 'transformers'} & set(sys.modules))",
-                cwd=tmp_path, path=wheel)
+def test_every_module_of_a_wheel_imports_and_none_brings_tensorflow_or_torch(
+    wheel, arguments, tmp_path):
+  process = run(
+      import_all(arguments) + "print({'tensorflow', 'torch', 'transformers'} & set(sys.modules))",
+      cwd=tmp_path, path=wheel)
   assert process.returncode == 0, process.stderr
   *lines, last = process.stdout.splitlines()
   loaded = dict(line.split(" ", 1) for line in lines)
@@ -186,8 +201,9 @@ def test_an_editable_install_is_the_checkout_and_claims_no_other_name(tree, tmp_
   subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
   python = str(tmp_path / "env/bin/python")
   purelib, = (tmp_path / "env").glob("lib/python*/site-packages")
-  # pip, setuptools and the requirements are taken from here. A .pth file leads to the folder but does not have the .pth
-  # files in it read, so an editable install of the checkout stays out of sight.
+  # pip, setuptools and the requirements are taken from here. A .pth file leads to the folder but
+  # does not have the .pth files in it read, so an editable install of the checkout stays out of
+  # sight.
   (purelib / "from_parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
   installed = subprocess.run(
       [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", tree],
@@ -196,6 +212,7 @@ def test_an_editable_install_is_the_checkout_and_claims_no_other_name(tree, tmp_
   process = run(import_all(arguments), cwd=tmp_path, python=python)
   assert process.returncode == 0, process.stderr
   loaded = dict(line.split(" ", 1) for line in process.stdout.splitlines())
-  assert loaded == {name: str(tree / file.relative_to(ROOT)) for name, file in modules(arguments).items()}
+  assert loaded == {
+      name: str(tree / file.relative_to(ROOT)) for name, file in modules(arguments).items()}
   for name in ("models", "rewards", "experiments"):
     assert "ModuleNotFoundError" in run(f"import {name}", cwd=tmp_path, python=python).stderr

@@ -1,4 +1,7 @@
-"""Pages of sampled tokens: handed out by hand, attention over them, and completions equal to those without pages."""
+"""Pages of sampled tokens.
+
+Handed out by hand, attention over them, and completions equal to those without pages.
+"""
 
 import dataclasses
 
@@ -23,7 +26,8 @@ def few(monkeypatch):
 
 
 def test_pages_by_hand(few):
-  assert pages.pool_sizes(2, 3, 9) == [0, 2, 4, 8, 12]  # 3 slots of 8 tokens that are read, in pages of 2.
+  # 3 slots of 8 tokens that are read, in pages of 2.
+  assert pages.pool_sizes(2, 3, 9) == [0, 2, 4, 8, 12]
   t = pages.PageTable(2, num_slots=3, max_tokens=9)
   assert t.paging(np.array([0, 1, 2])) is None
   # Completions 0 and 1 have sampled 3 tokens and one: two pages and one.
@@ -31,13 +35,15 @@ def test_pages_by_hand(few):
   windows, offsets = t.windows(np.array([0, 1, -1]), np.array([0, 0, 0]), columns=4)
   assert windows.tolist() == [[0, 1, 4], [2, 4, 4], [4, 4, 4]] and offsets.tolist() == [0, 0, 0]
   paging = t.paging(np.array([1, -1, 0]))  # They moved to other slots; their pages did not.
-  assert paging.pages.table.tolist() == [[2, -1], [-1, -1], [0, 1]] and paging.pages.owners.tolist() == [2, 2, 0, 0]
+  assert paging.pages.table.tolist() == [[2, -1], [-1, -1], [0, 1]]
+  assert paging.pages.owners.tolist() == [2, 2, 0, 0]
   assert paging.starts.tolist() == [0, 2, 0, pages.NOWHERE]
   # 0 ends, and 5, which sampled 2 tokens, gets what it had.
   t.release([0])
   assert t.hold([1, 5], [4, 2]) is None and t.size == 4
   paging = t.paging(np.array([1, 5]))
-  assert paging.pages.table.tolist() == [[2, 1], [0, -1]] and paging.starts.tolist() == [0, 2, 0, pages.NOWHERE]
+  assert paging.pages.table.tolist() == [[2, 1], [0, -1]]
+  assert paging.starts.tolist() == [0, 2, 0, pages.NOWHERE]
   # Six pages are more than four: what is held moves to the front, in its order.
   assert t.hold([1, 5], [7, 4]).tolist() == [2, 1, 0, 0, 0, 0, 0, 0]
   assert t.paging(np.array([5, 1])).pages.table.tolist() == [[2, 5, -1, -1], [0, 1, 3, 4]]
@@ -45,7 +51,8 @@ def test_pages_by_hand(few):
   assert windows.tolist() == [[1, 3, 4], [5, 8, 8]] and offsets.tolist() == [1, 1]
   # Two pages would fill a pool of two; of four, half stays free.
   t.release([1])
-  assert t.hold([5], [4]).tolist() == [2, 5, 0, 0] and t.paging(np.array([5])).pages.table.tolist() == [[0, 1]]
+  assert t.hold([5], [4]).tolist() == [2, 5, 0, 0]
+  assert t.paging(np.array([5])).pages.table.tolist() == [[0, 1]]
   t.release([5])
   assert t.hold([], []).tolist() == [] and t.size == 0
   assert t.hold([7, 8, 9], [8, 8, 8]).shape == (12,)  # Never more than all slots can fill.
@@ -53,11 +60,13 @@ def test_pages_by_hand(few):
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_attention_over_pages_equals_attention_over_rows(window):
-  # Three queries after 5, 0 and 8 keys, in pages of 3 that lie anywhere in a pool of 8; free ones and tails hold garbage.
+  # Three queries after 5, 0 and 8 keys, in pages of 3 that lie anywhere in a pool of 8; free ones
+  # and tails hold garbage.
   draw, lengths, size = np.random.RandomState(0), np.array([5, 0, 8]), 3
   def normal(*shape):
     return draw.standard_normal(shape).astype(np.float32)
-  q, k, v, own_k, own_v = normal(3, 1, 4, 8), normal(3, 2, 8, 9), normal(3, 2, 9, 8), normal(3, 2, 8, 1), normal(3, 2, 1, 8)
+  q, k, v = normal(3, 1, 4, 8), normal(3, 2, 8, 9), normal(3, 2, 9, 8)
+  own_k, own_v = normal(3, 2, 8, 1), normal(3, 2, 1, 8)
   table = np.array([[6, 1, -1], [-1, -1, -1], [0, 3, 5]])
   pool_k, pool_v = 100 * normal(8, 2, 8, size), 100 * normal(8, 2, size, 8)
   owners, starts = np.zeros(8, np.int32), np.full(8, pages.NOWHERE)
@@ -72,20 +81,25 @@ def test_attention_over_pages_equals_attention_over_rows(window):
     return visible(positions, places, valid, window, sharing)
   own = own_k, own_v, masks(positions, np.ones((3, 1), bool)), None
   places = np.broadcast_to(np.arange(9), (3, 9))
-  expected = attention(q, [(k, v, masks(places, places < lengths[:, None]), None), own], scale=0.3, softcap=5.0)
+  expected = attention(
+      q, [(k, v, masks(places, places < lengths[:, None]), None), own], scale=0.3, softcap=5.0)
   sharing, places = Pages(owners, table), starts[:, None] + np.arange(size)
   paged = pool_k, pool_v, masks(places, places < lengths[owners][:, None], sharing), sharing
-  np.testing.assert_allclose(attention(q, [paged, own], scale=0.3, softcap=5.0), expected, atol=1e-5)
+  np.testing.assert_allclose(
+      attention(q, [paged, own], scale=0.3, softcap=5.0), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def run(tiny_config, draw_params, tiny_batch):
-  """generate() of completions that end at many lengths, for a model with a layer of a window and one without."""
+  """generate() of completions that end at many lengths.
+
+  The model has a layer of a window and one without.
+  """
   config = dataclasses.replace(tiny_config, sliding_window=4, local_layers=(True, False))
   params = draw_params(config)
   def run(**kwargs):
-    return generate(config, params, tiny_batch.prompts, Sampling(max_tokens=23), group_size=2, rng=jax.random.key(2),
-                    stop_ids=[3, 17], chunk_size=4, **kwargs)
+    return generate(config, params, tiny_batch.prompts, Sampling(max_tokens=23), group_size=2,
+                    rng=jax.random.key(2), stop_ids=[3, 17], chunk_size=4, **kwargs)
   return run
 
 
@@ -127,17 +141,19 @@ def test_a_smaller_pool_holds_what_moves_there():
 
 def test_pages_on_a_mesh(tiny_config, tiny_params, tiny_batch):
   def sampled(params, prompts, **kwargs):
-    return generate(tiny_config, params, prompts, Sampling(max_tokens=9), group_size=2, rng=jax.random.key(0),
-                    stop_ids=[3], chunk_size=4, **kwargs)
+    return generate(tiny_config, params, prompts, Sampling(max_tokens=9), group_size=2,
+                    rng=jax.random.key(0), stop_ids=[3], chunk_size=4, **kwargs)
   expected = sampled(tiny_params, tiny_batch.prompts)
   partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   with partitioning.use():
-    out = sampled(jax.device_put(tiny_params, shardings), tiny_batch.prompts, page_tokens=2, prefill_tokens=4)
+    out = sampled(jax.device_put(tiny_params, shardings), tiny_batch.prompts, page_tokens=2,
+                  prefill_tokens=4)
   np.testing.assert_array_equal(out.tokens, expected.tokens)
   np.testing.assert_allclose(out.logprobs, expected.logprobs, atol=1e-5)
 
 
 def test_bad_numbers_are_refused(run):
-  with pytest.raises(ValueError, match="page_tokens must be at least 0, got -2: 0 keeps tokens without pages"):
+  with pytest.raises(
+      ValueError, match="page_tokens must be at least 0, got -2: 0 keeps tokens without pages"):
     run(page_tokens=-2)

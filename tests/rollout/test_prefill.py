@@ -1,4 +1,7 @@
-"""Prompts read in stretches: equal to reading them whole, with a stretch's memory and programs, and nobody waits for them."""
+"""Prompts read in stretches.
+
+Equal to reading them whole, with a stretch's memory and programs, and nobody waits for them.
+"""
 
 import dataclasses
 
@@ -50,7 +53,8 @@ def test_padding_may_hold_anything_and_only_the_longest_prompt_counts(model, tin
   waits, out = read(config, params, prompts, 2)
   assert len(waits) == 1  # Two stretches, not three.
   garbage = np.where(np.arange(6) < prompts.lengths[:, None], prompts.tokens, 31)
-  np.testing.assert_array_equal(read(config, params, prompts.replace(tokens=garbage), 2)[1].hidden, out.hidden)
+  again = read(config, params, prompts.replace(tokens=garbage), 2)[1]
+  np.testing.assert_array_equal(again.hidden, out.hidden)
   expected = prefill.read_whole(config, params, prompts, dtype=np.float32)
   np.testing.assert_allclose(out.hidden, expected.hidden, atol=1e-5)
 
@@ -59,8 +63,8 @@ def test_padding_may_hold_anything_and_only_the_longest_prompt_counts(model, tin
 def test_completions_are_the_same(slots, stretch, model, tiny_batch):
   config, params = model
   def run(**kwargs):
-    return generate(config, params, tiny_batch.prompts, Sampling(max_tokens=7), group_size=2, rng=jax.random.key(0),
-                    stop_ids=[5, 9], chunk_size=3, **kwargs)
+    return generate(config, params, tiny_batch.prompts, Sampling(max_tokens=7), group_size=2,
+                    rng=jax.random.key(0), stop_ids=[5, 9], chunk_size=3, **kwargs)
   expected, out = run(), run(slots=slots, prefill_tokens=stretch)
   np.testing.assert_array_equal(out.tokens, expected.tokens)
   np.testing.assert_array_equal(out.lengths, expected.lengths)
@@ -68,10 +72,12 @@ def test_completions_are_the_same(slots, stretch, model, tiny_batch):
 
 
 def test_all_prompts_of_as_many_stretches_share_their_programs(tiny_config, tiny_params):
-  read(tiny_config, tiny_params, Inputs(np.ones((3, 5), np.int32), np.array([5, 4, 1], np.int32)), 4)
+  read(tiny_config, tiny_params,
+       Inputs(np.ones((3, 5), np.int32), np.array([5, 4, 1], np.int32)), 4)
   programs = prefill.read_stretch._cache_size(), prefill.end_reading._cache_size()
   for width in (6, 7, 8):
-    read(tiny_config, tiny_params, Inputs(np.ones((3, width), np.int32), np.array([width, 1, 2], np.int32)), 4)
+    read(tiny_config, tiny_params,
+         Inputs(np.ones((3, width), np.int32), np.array([width, 1, 2], np.int32)), 4)
   assert (prefill.read_stretch._cache_size(), prefill.end_reading._cache_size()) == programs
 
 
@@ -80,16 +86,21 @@ def test_a_long_prompt_takes_the_memory_of_a_stretch(tiny_config):
   def temporaries(lowered):
     return lowered.compile().memory_analysis().temp_size_in_bytes
   whole = temporaries(prefill.read_whole.lower(
-      tiny_config, params, Inputs(np.ones((count, size), np.int32), np.full(count, size)), dtype=np.float32))
-  reading = jax.eval_shape(lambda: prefill.begin_reading(tiny_config, count=count, size=size, dtype=np.float32))
+      tiny_config, params, Inputs(np.ones((count, size), np.int32), np.full(count, size)),
+      dtype=np.float32))
+  reading = jax.eval_shape(
+      lambda: prefill.begin_reading(tiny_config, count=count, size=size, dtype=np.float32))
   stretch = temporaries(prefill.read_stretch.lower(
-      tiny_config, params, reading, np.ones((count, 32), np.int32), np.full(count, size), np.int32(0), dtype=np.float32))
+      tiny_config, params, reading, np.ones((count, 32), np.int32), np.full(count, size),
+      np.int32(0), dtype=np.float32))
   # Scores of 32 x 544 and not of 512 x 512, and keys and values that are there anyway.
   assert stretch < whole / 8
 
 
-def test_slots_decode_between_the_stretches_of_the_next_prompts(tiny_config, tiny_params, monkeypatch):
-  # 12 prompts of 8 tokens, one completion each, through 4 slots: 8 prompts first, then two at a time in 4 stretches.
+def test_slots_decode_between_the_stretches_of_the_next_prompts(
+    tiny_config, tiny_params, monkeypatch):
+  # 12 prompts of 8 tokens, one completion each, through 4 slots: 8 prompts first, then two at a
+  # time in 4 stretches.
   told = []
   def recorded(module, name):
     function = getattr(module, name)
@@ -100,8 +111,8 @@ def test_slots_decode_between_the_stretches_of_the_next_prompts(tiny_config, tin
   recorded(prefill, "read_stretch"), recorded(decode, "decode_chunk")
   draw = np.random.RandomState(3)
   prompts = Inputs(draw.randint(0, 32, (12, 8)).astype(np.int32), np.full(12, 8, np.int32))
-  out = generate(tiny_config, tiny_params, prompts, Sampling(max_tokens=24), group_size=1, rng=jax.random.key(1),
-                 stop_ids=[1, 2], chunk_size=1, slots=4, prefill_tokens=2)
+  out = generate(tiny_config, tiny_params, prompts, Sampling(max_tokens=24), group_size=1,
+                 rng=jax.random.key(1), stop_ids=[1, 2], chunk_size=1, slots=4, prefill_tokens=2)
   assert len(set(out.lengths)) > 4
   assert told[:5] == ["read_stretch"] * 4 + ["decode_chunk"]
   assert told.count("read_stretch") == 4 + 2 * 4
@@ -123,7 +134,8 @@ def test_completions_wait_until_their_prompts_are_read(monkeypatch):
   s.arrange()  # Completion 3.
   s.finish(np.array([0, 1]))
   assert not s.arrange().new.any() and s.idle and not s.finished  # 4 may not start yet.
-  assert s.admit(at_least=9)[1].tolist() == []  # There is something to do: its prompt is being read.
+  # There is something to do: its prompt is being read.
+  assert s.admit(at_least=9)[1].tolist() == []
   s.prompts_read(groups)
   assert s.arrange().new.any() and s.ids.tolist() == [4]
   s.finish(np.array([0]))
@@ -132,8 +144,10 @@ def test_completions_wait_until_their_prompts_are_read(monkeypatch):
 
 def test_bad_numbers_are_refused(tiny_config, tiny_params, tiny_batch):
   with pytest.raises(ValueError, match="prefill_tokens must be at least 0, got -1"):
-    generate(tiny_config, tiny_params, tiny_batch.prompts, Sampling(max_tokens=2), group_size=1, rng=jax.random.key(0),
-             stop_ids=(), prefill_tokens=-1)
+    generate(tiny_config, tiny_params, tiny_batch.prompts, Sampling(max_tokens=2), group_size=1,
+             rng=jax.random.key(0), stop_ids=(), prefill_tokens=-1)
   policy = config_lib.Policy(source="small", args={})
-  with pytest.raises(ValueError, match="prefill_tokens=300 is more than max_prompt_tokens=256: .* set 0 to read"):
+  with pytest.raises(
+      ValueError,
+      match="prefill_tokens=300 is more than max_prompt_tokens=256: .* set 0 to read"):
     run_config.RunConfig(policy=policy, stages=("sft",), prefill_tokens=300)

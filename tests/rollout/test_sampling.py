@@ -1,4 +1,7 @@
-"""Drawing tokens: exact frequencies, filters against brute force, and log-probabilities of what was drawn."""
+"""Drawing tokens.
+
+Exact frequencies, filters against brute force, and log-probabilities of what was drawn.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +38,9 @@ def kept(logits, s):
 
 
 FILTERS = [
-    dict(), dict(top_k=1), dict(top_k=5), dict(top_k=100), dict(top_p=0.5), dict(top_p=1e-6), dict(top_p=0.95),
-    dict(min_p=0.1), dict(min_p=0.99), dict(top_k=8, top_p=0.8), dict(top_k=10, top_p=0.9, min_p=0.2)]
+    dict(), dict(top_k=1), dict(top_k=5), dict(top_k=100), dict(top_p=0.5), dict(top_p=1e-6),
+    dict(top_p=0.95), dict(min_p=0.1), dict(min_p=0.99), dict(top_k=8, top_p=0.8),
+    dict(top_k=10, top_p=0.9, min_p=0.2)]
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
@@ -50,10 +54,11 @@ def test_filters_equal_brute_force(filters):
 
 
 def test_filters_by_hand():
-  # Probabilities 0.5, 0.2, 0.2, 0.1. Ties stay together; a top_p reached exactly needs no more tokens.
+  # Probabilities 0.5, 0.2, 0.2, 0.1. Ties stay together; a top_p reached exactly needs no more
+  # tokens.
   logits = jnp.log(jnp.array([[0.5, 0.2, 0.2, 0.1]]))
-  for filters, count in ((dict(top_k=2), 3), (dict(top_p=0.45), 1), (dict(top_p=0.55), 3), (dict(top_p=0.95), 4),
-                         (dict(min_p=0.3), 3), (dict(min_p=0.5), 1),
+  for filters, count in ((dict(top_k=2), 3), (dict(top_p=0.45), 1), (dict(top_p=0.55), 3),
+                         (dict(top_p=0.95), 4), (dict(min_p=0.3), 3), (dict(min_p=0.5), 1),
                          # After top_k=1, all mass lies on the first: 0.2 of it is nothing.
                          (dict(top_k=1, top_p=0.99), 1)):
     assert int(np.isfinite(filter_logits(logits, Sampling(1, **filters))).sum()) == count, filters
@@ -74,14 +79,16 @@ def test_frequencies_are_the_probabilities():
   np.testing.assert_allclose(np.bincount(tokens, minlength=5), 1000 * probs**2 / 0.3, atol=1)
 
 
-@pytest.mark.parametrize("filters", [dict(), dict(top_k=3), dict(top_p=0.7), dict(min_p=0.3)], ids=str)
+@pytest.mark.parametrize(
+    "filters", [dict(), dict(top_k=3), dict(top_p=0.7), dict(min_p=0.3)], ids=str)
 def test_log_probabilities_of_what_was_drawn(filters):
   s = Sampling(1, temperature=0.8, **filters)
   tokens, behaviour, logprobs = draw(LOGITS, np.linspace(0, LAST, 6, dtype=np.float32), s)
   for row, token, b, plain in zip(LOGITS.astype(np.float64), tokens, behaviour, logprobs):
     p = np.where(kept(row, s), np.exp(row / 0.8), 0.0)
     np.testing.assert_allclose(b, np.log(p[token] / p.sum()), atol=1e-5)
-    np.testing.assert_allclose(plain, row[token] - np.log(np.exp(row).sum()), atol=1e-5)  # Temperature 1, no filters.
+    # Temperature 1, no filters.
+    np.testing.assert_allclose(plain, row[token] - np.log(np.exp(row).sum()), atol=1e-5)
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
@@ -96,13 +103,15 @@ def test_extreme_uniforms_draw_the_first_and_the_last_kept_token(filters):
 
 @pytest.mark.parametrize("filters", [dict(top_k=50), dict(top_p=0.9), dict(min_p=0.05)], ids=str)
 def test_rounding_of_the_cumulative_sum_never_draws_a_filtered_token(filters):
-  # XLA adds up in parallel: the sums of 1000 entries rise and fall by an ulp between tokens of probability zero. The
-  # uniforms sit on those very values, and in the middles between them.
+  # XLA adds up in parallel: the sums of 1000 entries rise and fall by an ulp between tokens of
+  # probability zero. The uniforms sit on those very values, and in the middles between them.
   s = Sampling(1, **filters)
   row = np.random.RandomState(1).standard_normal(1000).astype(np.float32) * 3
-  sums = jax.jit(lambda x: jnp.cumsum(jax.nn.softmax(filter_logits(x, s)), axis=-1))(np.tile(row, (2000, 1)))[0]
-  uniforms = np.unique(np.concatenate([np.nextafter(np.float32(sums), np.float32(0)), sums, (sums[1:] + sums[:-1]) / 2,
-                                       [0.0, LAST]]))
+  sums = jax.jit(lambda x: jnp.cumsum(jax.nn.softmax(filter_logits(x, s)), axis=-1))(
+      np.tile(row, (2000, 1)))[0]
+  uniforms = np.unique(np.concatenate([
+      np.nextafter(np.float32(sums), np.float32(0)), sums, (sums[1:] + sums[:-1]) / 2,
+      [0.0, LAST]]))
   uniforms = uniforms[(uniforms >= 0) & (uniforms < 1)].astype(np.float32)
   uniforms = np.resize(uniforms, 2000)
   tokens, behaviour, _ = draw(np.tile(row, (2000, 1)), uniforms, s)
@@ -118,8 +127,8 @@ def test_temperature_zero_takes_the_likeliest_token():
 
 
 @pytest.mark.parametrize("field, value", [
-    ("max_tokens", 0), ("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1), ("min_p", 1.0),
-    ("min_p", -0.1), ("stop_strings", ("x", ""))])
+    ("max_tokens", 0), ("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1),
+    ("min_p", 1.0), ("min_p", -0.1), ("stop_strings", ("x", ""))])
 def test_impossible_settings_are_refused(field, value):
   with pytest.raises(ValueError, match=field):
     Sampling(**{"max_tokens": 1, field: value})
