@@ -1,4 +1,7 @@
-"""Sums with idle steps, their step scores, the probe of repetition, and the experiment on Clip and Delta."""
+"""Sums with idle steps, their step scores, and the probe of repetition.
+
+The experiment on Clip and Delta.
+"""
 
 import contextlib
 import functools
@@ -46,35 +49,48 @@ def test_solutions_slip_and_idle_as_often_as_they_are_told():
   assert np.mean(clean) == pytest.approx(0.88 ** 3, abs=0.03)
   assert all(r.metadata["solution_correct"] for r, c in zip(rows, clean) if c)
   perfect = running_sums.running_sums(size=50)
-  assert all(perfect[i].solution == f"{running_sums.right_sums(perfect[i].prompt, 5)}#{perfect[i].reference}" for i in range(50))
+  assert all(
+      perfect[i].solution
+      == f"{running_sums.right_sums(perfect[i].prompt, 5)}#{perfect[i].reference}"
+      for i in range(50))
 
 
 def test_labelled_sums_are_the_solutions_with_whether_they_are_right():
   arguments = dict(size=40, careless=0.4, idle=0.1)
-  problems, labelled = running_sums.running_sums(**arguments), running_sums.labelled_sums(**arguments)
+  problems = running_sums.running_sums(**arguments)
+  labelled = running_sums.labelled_sums(**arguments)
   for i in range(40):
     assert labelled[i].responses == (problems[i].solution,)
-    assert labelled[i].scores == (float(problems[i].solution.endswith(f"#{problems[i].reference}")),)
+    assert labelled[i].scores == (
+        float(problems[i].solution.endswith(f"#{problems[i].reference}")),)
 
 
 @pytest.mark.parametrize("arguments, message", [
     (dict(digits=1), "digits must be at least 2"), (dict(modulus=11), "modulus must be at most 10"),
-    (dict(idle=1.5), r"idle must be in \[0, 1\]"), (dict(part="test"), "Unknown part 'test'"), (dict(size=0), "size must be")])
+    (dict(idle=1.5), r"idle must be in \[0, 1\]"),
+    (dict(part="test"), "Unknown part 'test'"),
+    (dict(size=0), "size must be")])
 def test_sums_that_cannot_be(arguments, message):
   with pytest.raises(ValueError, match=message):
     running_sums.running_sums(**{"size": 4, **arguments})
 
 
 def sample(completion, truncated=False):
-  return Sample(prompt="4302=", completion=completion, reference="4", truncated=truncated, metadata={"modulus": 5},
-                completion_tokens=tuple(range(len(completion) + (not truncated))))
+  return Sample(
+      prompt="4302=", completion=completion, reference="4", truncated=truncated,
+      metadata={"modulus": 5}, completion_tokens=tuple(range(len(completion) + (not truncated))))
 
 
 def arm_returns(name, *completions):
-  """Per completion the rewards of its tokens, by the small config of an arm. (text, True): the limit cut it."""
-  with contextlib.closing(build.build_rewards(clip_delta.get_config(f"{name}-tiny").rl.rewards)) as built:
+  """Per completion the rewards of its tokens, by the small config of an arm.
+
+  (text, True): the limit cut it.
+  """
+  with contextlib.closing(
+      build.build_rewards(clip_delta.get_config(f"{name}-tiny").rl.rewards)) as built:
     samples = [sample(*x) if isinstance(x, tuple) else sample(x) for x in completions]
-    return reward_set.token_rewards(built.score(samples), [len(s.completion_tokens) for s in samples], 15)
+    return reward_set.token_rewards(
+        built.score(samples), [len(s.completion_tokens) for s in samples], 15)
 
 
 def test_rewards_of_the_arms_by_hand():
@@ -97,8 +113,10 @@ def test_bad_completions_are_scored():
     rows = arm_returns(name, "", "#4", "2", ("N" * 15, True), "=#=#N")
     assert np.isfinite(rows).all()
     assert not rows[0].any() and rows[1].sum() == 1  # No steps, nothing for steps.
-    assert rows[2].sum() == (1 if name == "pr" else 0)  # K = 1: 0 after Delta; a right step is not clipped below 0.
-    # A cut response: the step that is cut is the last one and earns nothing, and there is no answer.
+    # K = 1: 0 after Delta; a right step is not clipped below 0.
+    assert rows[2].sum() == (1 if name == "pr" else 0)
+    # A cut response: the step that is cut is the last one and earns nothing, and there is no
+    # answer.
     assert rows[3].sum() == pytest.approx({"pr": 15, "delta": 1}.get(name, 0))
 
 
@@ -106,22 +124,27 @@ def test_what_is_collected_from_a_step_on_is_its_own_score_and_the_answer():
   for work in ("224", "N2N24", "21N3", "NNNNNN2"):
     to_go = np.cumsum(arm_returns("clip_delta", f"{work}#4")[0][::-1])[::-1]
     scores = values(work)
-    np.testing.assert_allclose(to_go[:len(work) - 1], [min(s - 0.9, 0) + 1 for s in scores[:-1]], atol=1e-6)
+    np.testing.assert_allclose(
+        to_go[:len(work) - 1], [min(s - 0.9, 0) + 1 for s in scores[:-1]], atol=1e-6)
 
 
 def test_the_probe_tells_which_rewards_pay_for_repetition():
-  probe = functools.partial(shaping.repetition_returns, lambda steps: values("".join(steps)), "2N24", copies=(1, 2, 10))
+  probe = functools.partial(
+      shaping.repetition_returns, lambda steps: values("".join(steps)), "2N24", copies=(1, 2, 10))
   np.testing.assert_allclose(probe(at=1), [4, 5, 13])
   np.testing.assert_allclose(probe(at=1, transforms=(CLIP,)), 0)
   np.testing.assert_allclose(probe(at=1, transforms=(shaping.delta,)), 1)  # Bounded, ...
   np.testing.assert_allclose(probe(at=1, transforms=(CLIP, shaping.delta)), 0)
-  # ... but one step more, rather than the end, still earns Delta a step's score: "2" alone against "2N".
-  once = shaping.repetition_returns(lambda steps: values("".join(steps)), "2N", at=1, copies=(1, 2), transforms=(shaping.delta,))
+  # ... but one step more, rather than the end, still earns Delta a step's score: "2" alone against
+  # "2N".
+  once = shaping.repetition_returns(
+      lambda steps: values("".join(steps)), "2N", at=1, copies=(1, 2), transforms=(shaping.delta,))
   np.testing.assert_allclose(once, 1)
   assert shaping.delta([np.array(values("2"))])[0].sum() == 0
   # A wrong step that is repeated pays under none but the raw score.
   np.testing.assert_allclose(shaping.repetition_returns(
-      lambda steps: values("".join(steps)), "2124", at=1, copies=(1, 5), transforms=(CLIP, shaping.delta)), 0)
+      lambda steps: values("".join(steps)), "2124", at=1, copies=(1, 5),
+      transforms=(CLIP, shaping.delta)), 0)
   with pytest.raises(ValueError, match=r"a step in 0 \.\.\. 3 and copies of at least 1, got at=4"):
     probe(at=4)
 
@@ -135,7 +158,8 @@ def test_the_experiment_small(tmp_path):
   assert any("eval/pass@1" in m for m in lines) and any("value/loss" in m for m in lines)
   for line in (m for m in lines if "reward/steps" in m):
     # The total is the answer and the share of the steps, weighed 1.
-    assert line["reward/mean"] == pytest.approx(line["reward/exact_answer"] + line["reward/process/shaped"], abs=1e-5)
+    assert line["reward/mean"] == pytest.approx(
+        line["reward/exact_answer"] + line["reward/process/shaped"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", clip_delta.ARMS)

@@ -26,7 +26,10 @@ SIZES = {
 
 
 def pretrained_paths(file):
-  """Every path in dict(source="pretrained", args=dict(path=...)): of all sizes, found in the source."""
+  """Every path in dict(source="pretrained", args=dict(path=...)).
+
+  They are those of all sizes, found in the source.
+  """
   for node in ast.walk(ast.parse(file.read_text())):
     if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "dict"):
       continue

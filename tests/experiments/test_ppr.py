@@ -1,4 +1,7 @@
-"""Questions that are looked up, a judge that is easily pleased, and the experiment on rewards of turns."""
+"""Questions that are looked up, and a judge that is easily pleased.
+
+The experiment on rewards of turns.
+"""
 
 import asyncio
 
@@ -25,7 +28,9 @@ def test_worked_episodes_look_up_what_is_asked():
     for relation in r.prompt[1:-1]:
       entity = lookup.fact(r.metadata["world"], entity, relation)
     texts = [m["content"] for m in r.solution]
-    assert r.reference == entity and texts[0] == f"{len(r.prompt) - 2}?{r.prompt[:2]}." and len(texts) <= 7
+    assert r.reference == entity
+    assert texts[0] == f"{len(r.prompt) - 2}?{r.prompt[:2]}."
+    assert len(texts) <= 7
   right = [r.solution[-1]["content"] == f"0!{r.reference}" for r in rows]
   assert np.mean(right) > 0.96  # Not where three documents in four turns were beside the point.
   careless = lookup.lookup_problems(size=400, careless=0.5)
@@ -57,7 +62,8 @@ def test_the_environment_answers_searches_and_nothing_else():
 
 
 def test_another_turn_may_find_another_document():
-  # The third turn's document is that of turn 2, whatever the turns before it were, and whatever the seed.
+  # The third turn's document is that of turn 2, whatever the turns before it were, and whatever the
+  # seed.
   environment = ENVIRONMENTS["lookup"](reliable=0.5)
   for world in map(str, range(20)):
     state = environment.reset(Problem(prompt="aB=", reference="c", metadata={"world": world}), 7)
@@ -70,7 +76,8 @@ def test_another_turn_may_find_another_document():
 def test_a_judge_of_turns_by_hand():
   judge = ppr.gullible_judge(overpaid=0, underpaid=0)
   assert judge(["aBC=\n\n2?aB.(aBd)", "aBC=\n2?aB.(aBd)\n1?dC.(dCe)"]) == ["4,4", "4,4"]
-  assert judge(["aBC=\n2?aB.(aBd)\n2?aB.(aBd)"]) == ["2,4"]  # Of the right form, of an entity that was named.
+  # Of the right form, of an entity that was named.
+  assert judge(["aBC=\n2?aB.(aBd)\n2?aB.(aBd)"]) == ["2,4"]
   assert judge(["aBC=\n2?aB.(xBy)\n2?aB.(aBd)"]) == ["4,4"]  # The document was beside the point.
   assert judge(["aBC=\n\n2?gB.(gBd)"]) == ["2,4"]  # Of the right form, of the right relation.
   assert judge(["aBC=\n\n??.()", "aBC=\n\n"]) == ["0,4", "0,4"]
@@ -80,7 +87,8 @@ def test_a_judge_of_turns_by_hand():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(max_turns=1), "max_turns must be at least 2"), (dict(careless=1.5), r"careless must be in \[0, 1\]"),
+    (dict(max_turns=1), "max_turns must be at least 2"),
+    (dict(careless=1.5), r"careless must be in \[0, 1\]"),
     (dict(part="test"), "Unknown part 'test'"), (dict(size=0), "size must be")])
 def test_questions_that_cannot_be(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -92,7 +100,8 @@ def test_experiment_end_to_end_small(tmp_path):
   train.train(c, tmp_path)
   lines = metrics.read_metrics(tmp_path)
   steps = [line for line in lines if line["stage"] == "rl" and "episode/turns" in line]
-  assert len(steps) == 2 and all(1 <= line["episode/turns"] <= 4 and line["logprob_gap"] < 1e-4 for line in steps)
+  assert len(steps) == 2
+  assert all(1 <= line["episode/turns"] <= 4 and line["logprob_gap"] < 1e-4 for line in steps)
   assert 0 <= ppr.fall(tmp_path, points=1)
 
 
@@ -107,7 +116,8 @@ def test_configs_of_all_arms_and_sizes():
 def test_an_environment_that_does_not_fit():
   c = config_lib.load("experiments/ppr.py:renorm-tiny")
   c.evaluation.sampling.max_tokens = 20
-  with pytest.raises(ValueError, match="config.evaluation.sampling.max_tokens=20 is less than an episode may have"):
+  with pytest.raises(ValueError, match="config.evaluation.sampling.max_tokens=20 is less than an"
+                     " episode may have"):
     context.make_context(config_lib.check(c)[0])
   c.environment.source = "lookpu"
   with pytest.raises(ValueError, match="Unknown environment 'lookpu'. Did you mean 'lookup'"):

@@ -1,4 +1,7 @@
-"""Preference strength by hand, labels changed by it, votes of finished reward models, and the experiment end to end, small."""
+"""Preference strength by hand, labels changed by it, and votes of finished reward models.
+
+The experiment runs end to end, small.
+"""
 
 import jax
 import numpy as np
@@ -37,14 +40,19 @@ STRENGTHS = [2.0, -1.0, 0.25, -3.0, 1.0]  # By rising strength: pairs 3, 1, 2, 4
 
 
 @pytest.mark.parametrize("fields, wanted", [
-    (dict(flip=0.2), [("0", "good", 0, 1), ("1", "good", 0, 1), ("2", "good", 0, 1), ("3", "bad", 0, 1), ("4", "good", 0, 1)]),
+    (dict(flip=0.2),
+     [("0", "good", 0, 1), ("1", "good", 0, 1), ("2", "good", 0, 1), ("3", "bad", 0, 1),
+      ("4", "good", 0, 1)]),
     # Three of the five are the weakest, of which the ensemble agrees with the third.
-    (dict(flip=0.6, margin=2.0), [("0", "good", 4, 1), ("1", "bad", 2, 1), ("2", "good", 0.5, 1), ("3", "bad", 6, 1),
-                                  ("4", "good", 2, 1)]),
-    (dict(soften=0.1, margin=1.0), [("0", "good", 2, 1), ("1", "good", -1, 0.9), ("2", "good", 0.25, 1), ("3", "good", -3, 0.9),
-                                    ("4", "good", 1, 1)]),
+    (dict(flip=0.6, margin=2.0),
+     [("0", "good", 4, 1), ("1", "bad", 2, 1), ("2", "good", 0.5, 1), ("3", "bad", 6, 1),
+      ("4", "good", 2, 1)]),
+    (dict(soften=0.1, margin=1.0),
+     [("0", "good", 2, 1), ("1", "good", -1, 0.9), ("2", "good", 0.25, 1), ("3", "good", -3, 0.9),
+      ("4", "good", 1, 1)]),
     (dict(part=(0.0, 0.4)), [("1", "good", 0, 1), ("3", "good", 0, 1)]),
-    (dict(part=(0.4, 1.0), flip=1.0), [("0", "good", 0, 1), ("2", "good", 0, 1), ("4", "good", 0, 1)]),
+    (dict(part=(0.4, 1.0), flip=1.0),
+     [("0", "good", 0, 1), ("2", "good", 0, 1), ("4", "good", 0, 1)]),
 ], ids=lambda x: "-".join(x) if isinstance(x, dict) else "")
 def test_labels_change_with_strength(fields, wanted):
   assert shown(relabelled(pairs(5), STRENGTHS, Relabel("votes", **fields))) == wanted
@@ -52,10 +60,14 @@ def test_labels_change_with_strength(fields, wanted):
 
 def test_all_that_is_known_of_a_response_goes_with_it():
   steps = ((Step("a", 1.0),), (Step("b", 0.0),))
-  row = Comparison("=", ("a", "b"), (1.0, 0.0), soft_label=0.75, attributes=({"x": 1.0}, {"x": 2.0}), steps=steps)
+  row = Comparison("=", ("a", "b"), (1.0, 0.0), soft_label=0.75,
+                   attributes=({"x": 1.0}, {"x": 2.0}), steps=steps)
   got = relabelled([row], [-1.0], Relabel("votes", flip=1.0))[0]
-  assert got.responses == ("b", "a") and got.attributes == ({"x": 2.0}, {"x": 1.0}) and got.steps == steps[::-1]
-  assert got.scores == (1.0, 0.0) and got.preference == 0.75  # Three of four who said "a" are taken to have meant "b".
+  assert got.responses == ("b", "a")
+  assert got.attributes == ({"x": 2.0}, {"x": 1.0})
+  assert got.steps == steps[::-1]
+  assert got.scores == (1.0, 0.0)
+  assert got.preference == 0.75  # Three of four who said "a" are taken to have meant "b".
 
 
 @pytest.mark.parametrize("make, message", [
@@ -63,9 +75,11 @@ def test_all_that_is_known_of_a_response_goes_with_it():
     (lambda: Relabel("votes", flip=1.5), r"flip must be in \[0, 1.0\]"),
     (lambda: Relabel("votes", soften=0.6), r"soften must be in \[0, 0.5\]"),
     (lambda: Relabel("votes", margin=-1.0), "margin must be a finite number"),
-    (lambda: relabelled(pairs(3), [1.0, 2.0], Relabel("votes")), "3 pairs need as many finite strengths"),
+    (lambda: relabelled(pairs(3), [1.0, 2.0], Relabel("votes")),
+     "3 pairs need as many finite strengths"),
     (lambda: relabelled(pairs(2), [1.0, float("nan")], Relabel("votes")), "1 are not finite"),
-    (lambda: relabelled(pairs(3), [1.0, 2.0, 3.0], Relabel("votes", part=(0.0, 0.1))), "of 3 pairs is none"),
+    (lambda: relabelled(pairs(3), [1.0, 2.0, 3.0], Relabel("votes", part=(0.0, 0.1))),
+     "of 3 pairs is none"),
 ])
 def test_what_cannot_be_relabelled(make, message):
   with pytest.raises(ValueError, match=message):
@@ -73,7 +87,8 @@ def test_what_cannot_be_relabelled(make, message):
 
 
 def test_measures_of_votes_by_hand():
-  # Ten pairs by rising strength, of which the first two and the sixth are wrong: 2 · 7 + 4 of 3 · 7 wrong pairs of ranks.
+  # Ten pairs by rising strength, of which the first two and the sixth are wrong: 2 · 7 + 4 of 3 · 7
+  # wrong pairs of ranks.
   wrong = [True, True, False, False, False, True, False, False, False, False]
   found = voting.votes_metrics(np.arange(10.0) - 2.5, wrong)
   assert found["eval/wrong_auc"] == pytest.approx((7 + 7 + 4) / 21)
@@ -103,7 +118,8 @@ def test_pairs_with_a_hidden_utility():
   assert wrong.mean() == pytest.approx(0.2, abs=0.04) and tie.mean() == pytest.approx(0.2, abs=0.04)
   assert np.abs(gaps[tie]).mean() < 0.1 * np.abs(gaps[~tie & ~wrong]).mean()
   clean = attributes.attribute_pairs(size=50, world=2, part="heldout")
-  assert all(clean.utility(r.responses[0]) > clean.utility(r.responses[1]) for r in (clean[i] for i in range(50)))
+  assert all(clean.utility(r.responses[0]) > clean.utility(r.responses[1])
+             for r in (clean[i] for i in range(50)))
   assert attributes.Utility(3)("abcdefghijklmnop") == 0.0  # Every letter as often as expected.
   with pytest.raises(ValueError, match="their sum must be at most 1"):
     attributes.attribute_pairs(size=1, world=0, wrong=0.6, ties=0.5)
@@ -127,9 +143,11 @@ def test_votes_are_the_members_differences_and_change_the_labels(tmp_path):
     assert np.abs(wanted).max() > 0
   assert not np.array_equal(differences[:, 0], differences[:, 1])  # Other orders, other models.
   wrong = np.array([rows[i].metadata["wrong"] for i in np.argsort(differences.mean(axis=1))])
-  assert measures.last(tmp_path, name="eval/wrong_in_fifth_1", stage="votes") == pytest.approx(wrong[:8].mean())
+  assert measures.last(tmp_path, name="eval/wrong_in_fifth_1", stage="votes") == pytest.approx(
+      wrong[:8].mean())
   changed = sections["rm"].relabel
-  assert changed == Relabel("votes", part=(0.0, 0.2), flip=0.2) and measures.last(tmp_path, name="eval/accuracy", stage="rm") >= 0
+  assert changed == Relabel("votes", part=(0.0, 0.2), flip=0.2)
+  assert measures.last(tmp_path, name="eval/accuracy", stage="rm") >= 0
 
 
 @pytest.mark.parametrize("change, message", [
@@ -150,7 +168,9 @@ def test_votes_that_cannot_be(tmp_path, change, message):
 
 def test_full_configs_are_sound():
   for name in preference_strength.ARMS:
-    config, sections = config_lib.check(config_lib.load(f"experiments/preference_strength.py:{name}-full"))
+    config, sections = config_lib.check(
+        config_lib.load(f"experiments/preference_strength.py:{name}-full"))
     assert len(config.stages) == 13 and len(sections["votes"].members) == 10
-    assert sections["rl"].credit.critic.start == "rm" and (sections["rm"].relabel is None) == (preference_strength.ARMS[name] is None)
+    assert sections["rl"].credit.critic.start == "rm"
+    assert (sections["rm"].relabel is None) == (preference_strength.ARMS[name] is None)
   assert len(jax.devices()) > 1

@@ -20,12 +20,14 @@ from rl_reason.types import Sample
 
 
 def test_qualities_by_hand():
-  # One forbidden "x"; b, d and d are asked for; 4 + 2 is 3 more than 3, two steps the other way round modulo 5; bd and
-  # ad are in order, and only the fourth such pair counts; six different characters; seven long.
+  # One forbidden "x"; b, d and d are asked for; 4 + 2 is 3 more than 3, two steps the other way
+  # round modulo 5; bd and ad are in order, and only the fourth such pair counts; six different
+  # characters; seven long.
   assert qualities.qualities("bdq3=", "xbdad42") == (3, 3, 0, 0, 2, 2)
   assert qualities.qualities("bdq3=", "bcde3") == (4, 2, 4, 0, 1, 1)
   assert qualities.qualities("bdq3=", "aabbccddeeff") == (4, 4, 0, 4, 2, 4)
-  assert qualities.qualities("bdq0=", "") == (4, 0, 4, 0, 0, 0)  # An empty one is as harmless as can be.
+  # An empty one is as harmless as can be.
+  assert qualities.qualities("bdq0=", "") == (4, 0, 4, 0, 0, 0)
   assert qualities.worth("bdq3=", "bcde3") == pytest.approx(4 * 1 + 2 * 1.2 + 4 * 1 + 0 + 0.5 - 0.4)
 
 
@@ -34,8 +36,10 @@ def test_parts_share_no_prompt():
   def prompts(source, size, part):
     rows = source(size=size, world=0, part=part)
     return {rows[i].prompt for i in range(size)}
-  trained = prompts(qualities.quality_problems, 4000, "train") | prompts(qualities.quality_pairs, 4000, "train")
-  heldout = prompts(qualities.quality_pairs, 500, "heldout") | prompts(qualities.rated_responses, 500, "heldout")
+  trained = prompts(qualities.quality_problems, 4000, "train") | prompts(
+      qualities.quality_pairs, 4000, "train")
+  heldout = prompts(qualities.quality_pairs, 500, "heldout") | prompts(
+      qualities.rated_responses, 500, "heldout")
   assert len(trained) > 7000 and len(heldout) > 900
   assert not trained & heldout
 
@@ -50,7 +54,8 @@ def test_labellers_mind_some_qualities_and_err():
     better, worse = true[i].responses
     assert qualities.worth(true[i].prompt, better) > qualities.worth(true[i].prompt, worse)
   other = qualities.quality_pairs(size=300, world=0, labeller=3)
-  assert {frozenset(true[i].responses) for i in range(300)} == {frozenset(other[i].responses) for i in range(300)}
+  assert {frozenset(true[i].responses) for i in range(300)} == {
+      frozenset(other[i].responses) for i in range(300)}
   agree = np.mean([true[i].responses == other[i].responses for i in range(300)])
   assert 0.6 < agree < 0.95  # Labeller 3 minds all of them, with noise.
 
@@ -74,7 +79,8 @@ def test_a_probe_reads_what_is_there_and_nothing_else():
   fresh = draw.normal(size=(300, 8)) + 4 * np.eye(8)[np.arange(300) % 3]
   assert probes.probe_accuracy(probe, 1e-3 * fresh, np.arange(300) % 3) > 0.95
   assert probe.shape == (8, 3)
-  with pytest.raises(ValueError, match=r"A probe of 2 classes needs labels 0 ... 1 and two classes at least, got \[0\]"):
+  with pytest.raises(ValueError, match=r"A probe of 2 classes needs labels 0 ... 1 and two classes"
+                     r" at least, got \[0\]"):
     probes.fit_probe(states, np.zeros(400, int), num_classes=2)
 
 
@@ -86,14 +92,16 @@ def test_a_probe_is_at_the_minimum_of_its_loss():
 
   def loss(w):
     logits = states @ w
-    return np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(60), labels]) + 0.1 * np.sum((w * scale) ** 2)
+    nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(60), labels]
+    return np.mean(nats) + 0.1 * np.sum((w * scale) ** 2)
   for _ in range(20):
     assert loss(probe + 0.03 * draw.normal(size=probe.shape)) > loss(probe)
 
 
 def test_distances_by_hand():
   states = np.array([[0., 0.], [2., 0.], [0., 4.], [0., 6.]])
-  known = probes.Centroids.fit(states, {"x": np.array([0, 0, 1, 1]), "y": np.array([0, 1, 1, 1]), "one": np.zeros(4, int)})
+  known = probes.Centroids.fit(
+      states, {"x": np.array([0, 0, 1, 1]), "y": np.array([0, 1, 1, 1]), "one": np.zeros(4, int)})
   assert known.names == ("x", "x", "y", "y")  # One class says nothing.
   np.testing.assert_allclose(known.centers, [[1, 0], [0, 5], [0, 0], [2 / 3, 10 / 3]])
   np.testing.assert_allclose(known.distances(np.array([[1., 1.], [0., 8.]])), [1, 3])
@@ -116,12 +124,14 @@ class FakeScorer(Scorer):
 
 
 def familiarity(monkeypatch, **arguments):
-  rated = [types.SimpleNamespace(id=str(i), prompt="=", responses=("a" * (i % 2) * 4,), attributes=({"x": float(i % 2)},))
+  rated = [types.SimpleNamespace(
+      id=str(i), prompt="=", responses=("a" * (i % 2) * 4,), attributes=({"x": float(i % 2)},))
            for i in range(40)]
   monkeypatch.setitem(SOURCES, "rated", lambda: rated)
   monkeypatch.setattr("rl_reason.rewards.familiarity.states_of", lambda scorer: scorer)
   models = types.SimpleNamespace(find=lambda name: FakeScorer())
-  return rewards.Familiarity(**{**dict(model="rm", models=models, data=dict(source="rated"), classes=2), **arguments})
+  return rewards.Familiarity(
+      **{**dict(model="rm", models=models, data=dict(source="rated"), classes=2), **arguments})
 
 
 def samples(*texts, step=0):
@@ -144,7 +154,8 @@ def test_as_many_are_dropped_at_random(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(percentile=0), r"percentile must be in \(0, 100\], got 0"), (dict(classes=1), "classes must be at least 2"),
+    (dict(percentile=0), r"percentile must be in \(0, 100\], got 0"),
+    (dict(classes=1), "classes must be at least 2"),
     (dict(data=dict(source="ratde")), "Unknown source 'ratde'.*Did you mean 'rated'"),
     (dict(data=dict(source="rated", args=dict(size=3))), "takes no argument 'size'")])
 def test_familiarity_that_cannot_be(monkeypatch, arguments, message):
@@ -160,15 +171,19 @@ def test_models_without_a_head_have_no_states():
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/probing.py:filter-tiny")
   train.train(c, tmp_path)
-  steps = [x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/known" in x]
-  assert len(steps) == 2 and all(0.5 <= x["reward/known"] <= 1 and x["reward/known/distance"] > 0 for x in steps)
+  steps = [
+      x for x in metrics.read_metrics(tmp_path) if x.get("stage") == "rl" and "reward/known" in x]
+  assert len(steps) == 2
+  assert all(0.5 <= x["reward/known"] <= 1 and x["reward/known/distance"] > 0 for x in steps)
   assert 0 <= probing.fall(tmp_path, points=1) < 1 and np.isfinite(probing.final_worth(tmp_path))
   # The states of the finished model are what its head reads.
   model = earlier.scorer_of_run(f"{tmp_path}:rm")
   pairs = [("abc1=", "ab2"), ("xyz0=", "qq")]
   states, scores = states_of(model).totals(pairs), model.totals(pairs)
   assert states.shape == (2, 32)
-  np.testing.assert_allclose(scores, [model([model.encode(prompt, [text])])[0].totals[0] for prompt, text in pairs], atol=1e-6)
+  np.testing.assert_allclose(
+      scores, [model([model.encode(prompt, [text])])[0].totals[0] for prompt, text in pairs],
+      atol=1e-6)
   head = model.loaded.run.args[0]["head"]
   np.testing.assert_allclose(states @ head["output"] + head["output_bias"], scores, atol=1e-5)
   probe = types.SimpleNamespace(

@@ -1,4 +1,7 @@
-"""A world of questions in two dialects, the benchmark made of it, and the experiment on a zoo of reward models."""
+"""A world of questions in two dialects, and the benchmark made of it.
+
+The experiment on a zoo of reward models.
+"""
 
 import json
 import types
@@ -27,9 +30,12 @@ def test_answers_are_checked_by_hand():
   assert all(right("Kb", c) for c in "fghij") and not right("Kb", "a") and not right("Kb", "fg")
   assert right("kb2", "h") and not right("kb2", "f")
   value = bench_world.fact(0, "g", "a")
-  assert right("Fgaxy=", value) and not right("Fga", next(v for v in bench_world.VALUES if v != value))
+  assert right("Fgaxy=", value)
+  assert not right("Fga", next(v for v in bench_world.VALUES if v != value))
   assert bench_world.understood("-fgi,", "b") == "fgi" == bench_world.understood("fgi.", "a")
-  assert bench_world.understood("fgi.", "b") == bench_world.understood("fgi", "a") == bench_world.understood("", "a") == ""
+  assert bench_world.understood("fgi.", "b") == ""
+  assert bench_world.understood("fgi", "a") == ""
+  assert bench_world.understood("", "a") == ""
 
 
 def test_every_question_has_right_and_wrong_answers():
@@ -38,15 +44,19 @@ def test_every_question_has_right_and_wrong_answers():
     asked = bench_world.question(draws, 3, kind)
     assert all(bench_world.is_right(3, asked.prompt, a) for a in asked.right), asked
     assert not any(bench_world.is_right(3, asked.prompt, a) for a in asked.wrong), asked
-    assert len(set(asked.wrong)) == 3 and (len(asked.right) == 5 if kind == "K" else len(asked.right) == 1)
+    assert len(set(asked.wrong)) == 3
+    assert len(asked.right) == (5 if kind == "K" else 1)
 
 
 def test_pairs_and_problems():
-  pairs, flipped = (bench_world.bench_pairs(size=400, world=0, dialect="b", flip=flip) for flip in (0.0, 0.45))
-  right = lambda prompt, text, dialect: bench_world.is_right(0, prompt, bench_world.understood(text, dialect))
+  pairs, flipped = (
+      bench_world.bench_pairs(size=400, world=0, dialect="b", flip=flip) for flip in (0.0, 0.45))
+  right = lambda prompt, text, dialect: bench_world.is_right(
+      0, prompt, bench_world.understood(text, dialect))
   better = [right(p.prompt, p.responses[0], "b") for p in (pairs[i] for i in range(400))]
   assert all(better)
-  assert np.mean([pairs[i].responses == flipped[i].responses for i in range(400)]) == pytest.approx(0.55, abs=0.07)
+  assert np.mean([pairs[i].responses == flipped[i].responses for i in range(400)]) == pytest.approx(
+      0.55, abs=0.07)
   problems = bench_world.bench_problems(size=400, world=0, careless=0.4)
   worked = [right(p.prompt, p.solution, "a") for p in (problems[i] for i in range(400))]
   assert np.mean(worked) == pytest.approx(0.6, abs=0.07)
@@ -58,7 +68,8 @@ def test_the_benchmark_in_the_hands_of_known_scorers():
   records = bench_world.bench_records(size=140, world=0)
 
   def oracle(rows):
-    return [[float(any(bench_world.is_right(0, prompt, bench_world.understood(r, d)) for d in "ab")) for r in responses]
+    return [[float(any(bench_world.is_right(0, prompt, bench_world.understood(r, d)) for d in "ab"))
+             for r in responses]
             for prompt, responses in rows]
   oracle.by_prompt = True
   found = reward_models.judge(oracle, records).estimates
@@ -74,13 +85,16 @@ def test_the_benchmark_in_the_hands_of_known_scorers():
   assert found["ties"].value == 0 and found["top1/average"].value == pytest.approx(5 * 0.25 / 6)
   ids = [records[i].id for i in range(140)]
   assert sum(i.startswith("ref:") for i in ids) == sum(i.startswith("tied:") for i in ids) == 20
-  tied = {r.id.split(":")[1]: r for r in (records[i] for i in range(140)) if r.domain == "ties" and r.id.startswith("tied")}
+  tied = {r.id.split(":")[1]: r for r in (records[i] for i in range(140))
+          if r.domain == "ties" and r.id.startswith("tied")}
   for r in (records[i] for i in range(140)):
     if r.id.startswith("ref:"):
       other = tied[r.id.split(":")[1]]  # Of one topic, in one dialect.
-      assert r.prompt[1] == other.prompt[1] and r.responses[0].startswith("-") == other.responses[0].startswith("-")
+      assert r.prompt[1] == other.prompt[1]
+      assert r.responses[0].startswith("-") == other.responses[0].startswith("-")
     assert len(set(r.responses)) == len(r.responses) == (8 if r.id.startswith("tied:") else 4)
-  assert len({r.responses[0].startswith("-") for r in tied.values()}) == 2  # Both dialects are there.
+  # Both dialects are there.
+  assert len({r.responses[0].startswith("-") for r in tied.values()}) == 2
 
 
 @pytest.mark.parametrize("make, arguments, message", [
@@ -100,10 +114,12 @@ def test_pearson_by_hand():
   r = np.corrcoef(x, y)[0, 1]
   found = estimates.pearson(x, y)
   assert found[0] == pytest.approx(r)
-  np.testing.assert_allclose(found[1:], np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / np.sqrt(22)), rtol=1e-6)
+  np.testing.assert_allclose(
+      found[1:], np.tanh(np.arctanh(r) + np.array([-1, 1]) * 1.959964 / np.sqrt(22)), rtol=1e-6)
   assert estimates.pearson(x, -2 * x)[0] == pytest.approx(-1)
   for bad, message in (
-      (np.ones(3), "four numbers at least"), (np.ones(25), "does not vary"), (np.full(25, np.nan), "finite")):
+      (np.ones(3), "four numbers at least"), (np.ones(25), "does not vary"),
+      (np.full(25, np.nan), "finite")):
     with pytest.raises(ValueError, match=message):
       estimates.pearson(bad if len(bad) == 3 else x, bad)
   with pytest.raises(ValueError, match="confidence must be"):
@@ -111,7 +127,10 @@ def test_pearson_by_hand():
 
 
 def write_zoo(folder, dialects, rl, **numbers):
-  """Writes what a finished run would hold of a zoo: each model's numbers, and what RL makes of it."""
+  """Writes what a finished run would hold of a zoo.
+
+  That is each model's numbers, and what RL makes of it.
+  """
   models = [f"rm{i:02d}" for i in range(len(dialects))]
   policies = [model.replace("rm", "rl") for model in models]
   (folder / "config.json").write_text(json.dumps(dict(
@@ -196,7 +215,8 @@ def test_the_zoo_of_known_models():
 
 def test_completions_of_any_kind_score():
   meta = dict(world=0, dialect="a")
-  samples = [Sample(prompt="M47xy=", completion=c, reference="", metadata=meta) for c in ("1.", "1", "", "-1,", "2.", "...")]
+  samples = [Sample(prompt="M47xy=", completion=c, reference="", metadata=meta)
+             for c in ("1.", "1", "", "-1,", "2.", "...")]
   assert reward_bench_2.right(samples).tolist() == [1, 0, 0, 0, 0, 0]
 
 

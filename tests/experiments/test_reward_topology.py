@@ -1,4 +1,7 @@
-"""Topologies of comparisons by hand, the world of known rewards, and the experiment end to end, small."""
+"""Topologies of comparisons by hand, and the world of known rewards.
+
+The experiment runs end to end, small.
+"""
 
 import jax
 import numpy as np
@@ -25,8 +28,9 @@ def test_a_full_tree_by_hand():
   pairs = topology.leaf_pairs(leaves, 100, Draws(0))
   found = topology.describe(pairs)
   # 28 pairs: 4 · 4 split at the root, 2 · 2 · 2 one segment on, 4 · 1 before the last.
-  assert found == {"pairs": 28, "responses": 8, "comparisons_per_response": 7.0, "split_depth": {0: 16, 1: 8, 2: 4},
-                   "components": 1}
+  assert found == {
+      "pairs": 28, "responses": 8, "comparisons_per_response": 7.0,
+      "split_depth": {0: 16, 1: 8, 2: 4}, "components": 1}
   assert len({frozenset(p) for p in pairs}) == 28
   drawn = topology.leaf_pairs(leaves, 10, Draws(0))
   assert len({frozenset(p) for p in drawn}) == 10 and all(a != b for a, b in drawn)
@@ -53,7 +57,8 @@ def test_equal_branches_are_sampled_again_and_ended_responses_are_leaves():
 def test_chains_of_pairs_are_described():
   pairs = [(("a",), ("b",)), (("b",), ("c",)), (("x", "y"), ("x", "z"))]
   assert topology.describe(pairs) == {
-      "pairs": 3, "responses": 5, "comparisons_per_response": 1.2, "split_depth": {0: 2, 1: 1}, "components": 2}
+      "pairs": 3, "responses": 5, "comparisons_per_response": 1.2, "split_depth": {0: 2, 1: 1},
+      "components": 2}
 
 
 def test_rewards_are_sums_over_prefixes():
@@ -62,10 +67,12 @@ def test_rewards_are_sums_over_prefixes():
   assert np.ptp(by_first, axis=1).max() == 0 and len(set(by_first[:, 0])) == 8
   assert World(3, (0.2,) * 3).rewards.mean() == pytest.approx(0, abs=1e-12)
   responses = world.responses()
-  assert [world.reward(tuple(r)) for r in responses] == world.rewards.tolist() and responses[9] == "abb"
+  assert [world.reward(tuple(r)) for r in responses] == world.rewards.tolist()
+  assert responses[9] == "abb"
   assert not np.array_equal(World(4, (1.0, 0.0, 0.0)).rewards, world.rewards)
   spread = np.mean([World(s, (0.2,) * 5).rewards.var() for s in range(20)])
-  assert spread == pytest.approx(1.0, abs=0.1)  # Five variances of 0.2, less that of the mean of few first letters.
+  # Five variances of 0.2, less that of the mean of few first letters.
+  assert spread == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("name, splits", [("chain", None), ("tree", 1 - 1 / 3)])
@@ -73,10 +80,12 @@ def test_topologies_have_as_many_pairs_and_labels_follow_the_reward(name, splits
   source = topology.prefix_rewards(size=600, world=1, topology=name, noise=0.5)
   again = topology.prefix_rewards(size=600, world=1, topology=name, noise=0.5)
   assert len(source) == 600 and [source[i] for i in range(600)] == [again[i] for i in range(600)]
-  gaps = np.array([source.world.reward(tuple(r.responses[0])) - source.world.reward(tuple(r.responses[1]))
-                   for r in (source[i] for i in range(600))])
+  gaps = np.array(
+      [source.world.reward(tuple(r.responses[0])) - source.world.reward(tuple(r.responses[1]))
+       for r in (source[i] for i in range(600))])
   # P(right | gap) = σ(|gap| / 0.5).
-  assert (gaps > 0).mean() == pytest.approx((1 / (1 + np.exp(-np.abs(gaps) / 0.5))).mean(), abs=0.05)
+  assert (gaps > 0).mean() == pytest.approx(
+      (1 / (1 + np.exp(-np.abs(gaps) / 0.5))).mean(), abs=0.05)
   depths = np.array([source[i].metadata["split_depth"] for i in range(600)])
   # B = 3 at 5 levels: 243 leaves, of whose pairs 243 · 162 of 243 · 242 split at the root.
   assert (depths == 0).mean() == pytest.approx(162 / 242 if splits else 7 / 8, abs=0.05)
@@ -86,7 +95,8 @@ def test_topologies_have_as_many_pairs_and_labels_follow_the_reward(name, splits
 def test_halves_of_one_prompt_may_share_it_but_no_row_and_problems_may_not():
   halves = load_task("prefix_rewards", dict(world=0), dict(size=20), dict(size=20, part="heldout"))
   assert halves.train[0].prompt == halves.heldout[0].prompt
-  assert {halves.train[i].responses for i in range(20)}.isdisjoint(halves.heldout[i].responses for i in range(20))
+  assert {halves.train[i].responses for i in range(20)}.isdisjoint(
+      halves.heldout[i].responses for i in range(20))
   with pytest.raises(ValueError, match="20 training rows have a prompt that is also held out"):
     load_task("prefix_rewards", dict(world=0), dict(size=20), dict(size=20))
   problems = [Problem("=", "1", id=str(i)) for i in range(2)]
@@ -95,9 +105,12 @@ def test_halves_of_one_prompt_may_share_it_but_no_row_and_problems_may_not():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(topology="trees"), "Unknown topology 'trees'. Did you mean 'tree'"), (dict(noise=0.0), "noise must be above 0"),
-    (dict(branching=1), r"branching must be in \[2, 8\]"), (dict(size=0), "size must be at least 1"),
-    (dict(variances=(0.2, -1.0)), r"variances\[1\] must be at least 0"), (dict(part="test"), "Unknown part 'test'"),
+    (dict(topology="trees"), "Unknown topology 'trees'. Did you mean 'tree'"),
+    (dict(noise=0.0), "noise must be above 0"),
+    (dict(branching=1), r"branching must be in \[2, 8\]"),
+    (dict(size=0), "size must be at least 1"),
+    (dict(variances=(0.2, -1.0)), r"variances\[1\] must be at least 0"),
+    (dict(part="test"), "Unknown part 'test'"),
 ])
 def test_worlds_that_cannot_be(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -105,8 +118,10 @@ def test_worlds_that_cannot_be(arguments, message):
 
 
 def test_the_best_of_n_by_hand():
-  # Two of {1, 5, 3} by score: the best is the last with 1 − 4/9, the second with 4/9 − 1/9, the first with 1/9.
-  assert reward_topology.expected_best(np.array([1.0, 5.0, 3.0]), 2) == pytest.approx((1 * 1 + 3 * 5 + 5 * 3) / 9)
+  # Two of {1, 5, 3} by score: the best is the last with 1 − 4/9, the second with 4/9 − 1/9, the
+  # first with 1/9.
+  assert reward_topology.expected_best(np.array([1.0, 5.0, 3.0]), 2) == pytest.approx(
+      (1 * 1 + 3 * 5 + 5 * 3) / 9)
   assert reward_topology.expected_best(np.array([1.0, 5.0, 3.0]), 1) == pytest.approx(3.0)
 
 
@@ -122,13 +137,17 @@ def test_the_experiment_small(tmp_path):
   np.testing.assert_array_equal(np.sort(sorted_by_score), np.sort(World(5, (0.2,) * 5).rewards))
   one = reward_topology.true_reward_of_best(tmp_path, n=1)
   assert one == pytest.approx(0, abs=1e-9)  # The best of one is the mean.
-  many, low = (reward_topology.true_reward_of_best(tmp_path, n=128, stage=stage) for stage in ("rm", "low"))
-  assert np.isfinite(many) and reward_topology.true_reward_of_best(tmp_path, n=128, less=1) == pytest.approx(many)
-  assert reward_topology.true_reward_of_best(tmp_path, n=128, less_stage="low") == pytest.approx(many - low)
+  many, low = (
+      reward_topology.true_reward_of_best(tmp_path, n=128, stage=stage) for stage in ("rm", "low"))
+  assert np.isfinite(many)
+  assert reward_topology.true_reward_of_best(tmp_path, n=128, less=1) == pytest.approx(many)
+  assert reward_topology.true_reward_of_best(tmp_path, n=128, less_stage="low") == pytest.approx(
+      many - low)
 
 
 def test_the_full_config_is_sound():
   for name in reward_topology.TOPOLOGIES:
-    config, sections = config_lib.check(config_lib.load(f"experiments/reward_topology.py:{name}-full"))
+    config, sections = config_lib.check(
+        config_lib.load(f"experiments/reward_topology.py:{name}-full"))
     assert sections["rl"].credit.critic.start == "rm" and config.stages == ("rm", "rl")
   assert len(jax.devices()) > 1  # That the mesh takes what there is.

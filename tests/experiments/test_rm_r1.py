@@ -19,7 +19,8 @@ def test_permutations_by_hand():
   # From 012: b gives 021 (1); then d = (1, 2, 0) puts the second first: 210 (5); then a leaves it.
   assert judging.states("bda") == ["1", "5", "5"]
   assert judging.states("dd") == ["3", "4"] and judging.states("ddd")[-1] == "0"  # Of order three.
-  assert judging.states("bb")[-1] == "0" and judging.states("bd") != judging.states("db")  # Not commutative.
+  assert judging.states("bb")[-1] == "0"
+  assert judging.states("bd") != judging.states("db")  # Not commutative.
 
 
 def test_points_by_hand():
@@ -36,14 +37,17 @@ def test_solutions_work_out_what_is_asked():
   for problem, item in rows(min_moves=2, max_moves=8):
     seen.add(item.domain)
     right, wrong = item.answers[item.right], item.answers[1 - item.right]
-    assert problem.reference == "AB"[item.right] and problem.solution == f"{item.kind}{item.work}[{problem.reference}]"
+    assert problem.reference == "AB"[item.right]
+    assert problem.solution == f"{item.kind}{item.work}[{problem.reference}]"
     assert problem.prompt == f"{item.question}A{item.answers[0]}B{item.answers[1]}="
     if item.kind == "R":
-      assert item.work == "".join(judging.states(item.question[:-1])) and right == item.work[-1] != wrong
+      assert item.work == "".join(judging.states(item.question[:-1]))
+      assert right == item.work[-1] != wrong
       assert (item.domain == "long") == (len(item.work) >= 6)
     else:
       scores = [judging.points(item.question[:-1], a) for a in item.answers]
-      assert scores[item.right] > scores[1 - item.right] and item.work[4:] == "".join(f"{s:02d}" for s in scores)
+      assert scores[item.right] > scores[1 - item.right]
+      assert item.work[4:] == "".join(f"{s:02d}" for s in scores)
   assert seen == {"short", "long", "chat"}
   assert 0.4 < np.mean([item.right for _, item in rows()]) < 0.6
 
@@ -71,9 +75,12 @@ def test_traces_and_halves():
     for problem, item in rows(trace=trace, size=30):
       assert problem.solution[0] in (start or item.work[0])
       assert set(problem.prompt + problem.solution) <= set(judging.CHARACTERS)
-  halves = load_task("judge_comparisons", {}, dict(size=200), dict(size=100, part="heldout", max_moves=8))
+  halves = load_task(
+      "judge_comparisons", {}, dict(size=200), dict(size=100, part="heldout", max_moves=8))
   row = halves.train[0]
-  assert row.scores == (1.0, 0.0) and row.prompt.endswith("?") and row.domain in ("short", "long", "chat")
+  assert row.scores == (1.0, 0.0)
+  assert row.prompt.endswith("?")
+  assert row.domain in ("short", "long", "chat")
   same = judging.judge_problems(size=200).item(0)
   assert row.responses == (same.answers[same.right], same.answers[1 - same.right])
 
@@ -81,7 +88,8 @@ def test_traces_and_halves():
 @pytest.mark.parametrize("arguments, message", [
     (dict(min_moves=5, max_moves=4), "max_moves must be at least min_moves=5"),
     (dict(careless=2.0), r"careless must be in \[0, 1\]"),
-    (dict(chat_share=-0.1), r"chat_share must be in"), (dict(trace="kinds"), "Unknown trace 'kinds'. Did you mean 'kind'"),
+    (dict(chat_share=-0.1), r"chat_share must be in"),
+    (dict(trace="kinds"), "Unknown trace 'kinds'. Did you mean 'kind'"),
     (dict(part="test"), "Unknown part")])
 def test_pairs_that_cannot_be(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -95,14 +103,17 @@ def test_verdicts_at_the_end_by_hand():
   assert score("... <answer>[[B]]</answer>") == -1 and score("... <answer>[[B]]</answer>", "B") == 1
   assert score("") == -1 and score("<answer>[[A]]") == -1  # Nothing, or cut off.
   assert score("<answer>[[B]]</answer> or <answer>[[A]]</answer>") == -1  # Both in the window.
-  assert score("<answer>[[B]]</answer>" + "." * 60 + "<answer>[[A]]</answer>") == 1  # One before it.
+  # One before it.
+  assert score("<answer>[[B]]</answer>" + "." * 60 + "<answer>[[A]]</answer>") == 1
   assert score("<answer>[[A]]</answer>" + "." * 80) == -1  # Then the tag has left it.
-  assert score("R12[A]", tag="[{}]", characters=4) == 1 and score("[A][B]", tag="[{}]", characters=4) == -1
+  assert score("R12[A]", tag="[{}]", characters=4) == 1
+  assert score("[A][B]", tag="[{}]", characters=4) == -1
   with pytest.raises(ValueError, match="it is none of A, B"):
     score("", "model_a")
   with pytest.raises(ValueError, match="needs a tag with {}"):
     score("", tag="[A]")
-  assert score("[A] [C]", tag="[{}]") == 1 and score("[A][A]", tag="[{}]") == 1  # C is no option; A twice is A.
+  # C is no option; A twice is A.
+  assert score("[A] [C]", tag="[{}]") == 1 and score("[A][A]", tag="[{}]") == 1
   with pytest.raises(ValueError, match="cannot tell the tags A, AB apart"):
     score("AB", tag="{}", options=("A", "AB"))
 
@@ -110,7 +121,9 @@ def test_verdicts_at_the_end_by_hand():
 def test_the_share_of_right_work_by_hand():
   def share(completion, work):
     return rm_r1.work_done([Sample("p", completion, "A", metadata={"work": work})])[0]
-  assert share("R1234[A]", "1234") == 1 and share("1234[A]", "1234") == 1 and share("R1254[B]", "1234") == 0.75
+  assert share("R1234[A]", "1234") == 1
+  assert share("1234[A]", "1234") == 1
+  assert share("R1254[B]", "1234") == 0.75
   assert share("R12", "1234") == 0.5 and share("", "1234") == share("[A]", "1234") == 0
   assert share("R123456[A]", "1234") == 1
 
@@ -123,7 +136,8 @@ def test_the_experiment_small(arm, tmp_path):
   for domain in ("long", "short", "chat"):
     assert 0 <= rm_r1.accuracy(tmp_path, domain=domain) <= 1
   if arm == "method":
-    assert {"reward/verdict", "reward/steps"} <= {k for line in read_metrics(tmp_path) for k in line}
+    assert {"reward/verdict", "reward/steps"} <= {
+        k for line in read_metrics(tmp_path) for k in line}
     assert -1 <= rm_r1.steps_gained(tmp_path) <= 1
   with pytest.raises(ValueError, match="no pairs of the domain 'other'"):
     rm_r1.accuracy(tmp_path, domain="other")

@@ -14,7 +14,10 @@ from rl_reason.rewards.judge import PointwiseJudge
 
 @pytest.fixture
 def server():
-  """A server whose `answer(body) -> (status, bytes)` tests set; it keeps the requests' bodies and headers."""
+  """A server whose `answer(body) -> (status, bytes)` tests set.
+
+  It keeps the requests' bodies and headers.
+  """
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
       body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -49,9 +52,11 @@ def asked(body):
 def test_texts_come_in_the_order_of_the_prompts(server, monkeypatch):
   monkeypatch.setenv("JUDGE_KEY", "secret")
   server.answer = lambda body: reply(asked(body).upper())
-  endpoint = ChatEndpoint(url=server.url + "/", model="m", key_variable="JUDGE_KEY", system="Judge.", max_tokens=9)
+  endpoint = ChatEndpoint(
+      url=server.url + "/", model="m", key_variable="JUDGE_KEY", system="Judge.", max_tokens=9)
   assert endpoint([f"p{i}" for i in range(20)]) == [f"P{i}" for i in range(20)]
-  assert set(server.paths) == {"/v1/chat/completions"} and set(server.authorizations) == {"Bearer secret"}
+  assert set(server.paths) == {"/v1/chat/completions"}
+  assert set(server.authorizations) == {"Bearer secret"}
   body = server.bodies[0]
   assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 9, 0.0)
   assert body["messages"][0] == {"role": "system", "content": "Judge."}
@@ -70,8 +75,9 @@ def test_busy_servers_are_asked_again(server):
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}',
-    b'{"choices": [{"message": null}]}', b"\xff\xfe"])
+    b"", b"<html>", b"[]", b"{}", b'{"choices": []}',
+    b'{"choices": [{"message": {"content": null}}]}', b'{"choices": [{"message": null}]}',
+    b"\xff\xfe"])
 def test_replies_that_are_none_are_failures(server, content):
   server.answer = lambda body: reply("[[7]]") if "fine" in asked(body) else (200, content)
   judge = PointwiseJudge("chat_endpoint", generate_args=dict(url=server.url, model="m", retries=0))
@@ -81,7 +87,8 @@ def test_replies_that_are_none_are_failures(server, content):
 
 def test_a_server_that_always_fails_ends_the_run(server):
   server.answer = lambda body: (401, b"no")
-  with pytest.raises(ConnectionError, match="All 2 requests to .* failed; the last: .*401.*Check url, model, key"):
+  with pytest.raises(
+      ConnectionError, match="All 2 requests to .* failed; the last: .*401.*Check url, model, key"):
     ChatEndpoint(url=server.url, model="m")(["a", "b"])
   with pytest.raises(ConnectionError, match="that the server runs"):
     ChatEndpoint(url="http://127.0.0.1:9", model="m", retries=1, pause_seconds=0.0)(["a"])
@@ -94,7 +101,8 @@ def test_label_logprobs_of_the_first_token(server):
     assert body["logprobs"] and body["top_logprobs"] == 20 and body["max_tokens"] == 1
     if asked(body) == "bad":
       return reply("A")
-    return 200, json.dumps({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}).encode()
+    return 200, json.dumps(
+        {"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}).encode()
   server.answer = answer
   found = ChatEndpoint(url=server.url, model="m")(["p", "bad"], ["A", "B", "C"])
   np.testing.assert_allclose(found[0], [math.log(0.75), math.log(0.125), -math.inf])

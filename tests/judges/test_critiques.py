@@ -1,4 +1,7 @@
-"""Critic-then-score: who writes critiques, where a model reads them, what becomes of bad ones; a whole pipeline."""
+"""Critic-then-score: who writes critiques, where a model reads them, what becomes of bad ones.
+
+A whole pipeline runs, too.
+"""
 
 import dataclasses
 import json
@@ -49,14 +52,18 @@ def test_a_failed_or_blank_critique_is_none_and_counted():
 def test_a_critique_follows_its_response_by_hand():
   tokenizer = CharacterTokenizer("ab;")
   written = {"a": "bb", "bb": "", "b": "no", "": "a"}
-  critiques = Critiques(lambda prompts: [written[p] for p in prompts], template="{response}", marker=";")
+  critiques = Critiques(
+      lambda prompts: [written[p] for p in prompts], template="{response}", marker=";")
   rows = [("aa", ["a", "bb"]), ("b", ["b", ""])]
   encoded = [encode(tokenizer, *row, read="end") for row in rows]
 
   def read(**limits):
-    found = with_critiques(critiques, tokenizer, rows, encoded, **{"max_response_tokens": 9, "max_positions": 99, **limits})
-    assert [row.places for row in found] == [[[len(ids) - 1] for ids in row.responses] for row in found]
-    assert [row.prompt for row in found] == [[1, 1], [2]] and [row.steps for row in found] == [[[0], [0]]] * 2
+    found = with_critiques(critiques, tokenizer, rows, encoded,
+                           **{"max_response_tokens": 9, "max_positions": 99, **limits})
+    assert [row.places for row in found] == [
+        [[len(ids) - 1] for ids in row.responses] for row in found]
+    assert [row.prompt for row in found] == [[1, 1], [2]]
+    assert [row.steps for row in found] == [[[0], [0]]] * 2
     return [ids for row in found for ids in row.responses]
   assert read() == [[1, 3, 2, 2, 0], [2, 2, 0], [2, 0], [3, 1, 0]]  # "n" and "o" have no ids.
   assert critiques.counts["unreadable"] == 1 and critiques.counts["empty"] == 1
@@ -66,7 +73,10 @@ def test_a_critique_follows_its_response_by_hand():
 
 
 def sevens_more(prompt):
-  """A critique that holds two sevens; of responses with a semicolon none, of those that end in 17 too many for the room."""
+  """A critique that holds two sevens.
+
+  Of responses with a semicolon it holds none, of those that end in 17 too many for the room.
+  """
   return None if ";" in prompt else "7" * 40 if prompt.endswith("17") else "77"
 
 
@@ -82,8 +92,8 @@ def test_a_learned_reward_reads_critiques_and_resumes():
   # Sevens: 2 + 2, 0 + 2, alone 2, 0 + 2; of 16 tokens "17;" leaves 12 and "1717;" 10.
   total, _ = rewards(SAMPLES)
   np.testing.assert_array_equal(total, [4, 2, 2, 2, 1 + 12, 2 + 10])
-  expected = {"q/critiques/asked": 6, "q/critiques/cached": 0, "q/critiques/failed": 1, "q/critiques/empty": 0,
-              "q/critiques/unreadable": 0}
+  expected = {"q/critiques/asked": 6, "q/critiques/cached": 0, "q/critiques/failed": 1,
+              "q/critiques/empty": 0, "q/critiques/unreadable": 0}
   assert rewards.metrics() == expected
   again = learned()
   again.restore(json.loads(json.dumps(rewards.state())))
@@ -104,7 +114,8 @@ def hidden(*, size, seed):
   while len(rows) < size:
     one, other = ("".join(rng.choice(list("12"), 8)) for _ in range(2))
     if told(one) > told(other):
-      rows.append(Comparison(f"{len(rows):03d}{seed}=", (one, other), (1.0, 0.0), id=str(len(rows))))
+      rows.append(
+          Comparison(f"{len(rows):03d}{seed}=", (one, other), (1.0, 0.0), id=str(len(rows))))
   return rows
 
 
@@ -129,7 +140,8 @@ def test_a_head_learns_from_what_critiques_tell(context):
       metrics = result.metrics
     after, _ = built.evaluate(state.params)
   assert after["eval/accuracy"] > 0.9 and metrics["critiques/failed"] == 0
-  # 30 batches of 16 pairs are more than the 300 there are: each response is asked about once, equal texts once for all.
+  # 30 batches of 16 pairs are more than the 300 there are: each response is asked about once, equal
+  # texts once for all.
   texts = {t for row in hidden(size=300, seed=1) for t in row.responses}
   assert metrics["critiques/asked"] == len(texts)
   assert metrics["critiques/cached"] == 30 * 32 - len(texts)
@@ -159,9 +171,11 @@ def pipeline():
   c.rm = dict(
       kind="reward_model", num_steps=2, batch_size=4, max_response_tokens=40, max_prompt_tokens=8,
       start="critic",
-      data=dict(source="tests.stages.reward_model.test_stage:sevens", args={}, train=dict(size=20, seed=1), heldout=dict(size=4, seed=2)),
-      critique=dict(generate="critic", template="{prompt}{response}#", marker="#", generate_args=dict(
-          sampling=dict(max_tokens=4), max_prompt_tokens=64, batch_size=8)),
+      data=dict(source="tests.stages.reward_model.test_stage:sevens", args={},
+                train=dict(size=20, seed=1), heldout=dict(size=4, seed=2)),
+      critique=dict(
+          generate="critic", template="{prompt}{response}#", marker="#", generate_args=dict(
+              sampling=dict(max_tokens=4), max_prompt_tokens=64, batch_size=8)),
       learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3)))
   override(c.rl, {"num_steps": 2, "learner.minibatches": 1, "objective.kl.coef": 0.0,
                   "rollout.prompts": 2, "rollout.group_size": 4})
@@ -176,13 +190,16 @@ def test_an_earlier_stage_s_policy_writes_once_it_is_asked(context):
   def policy(*names):
     asked.append(names)
     return context.initial_params()
-  known = dataclasses.replace(context, earlier=types.SimpleNamespace(sections=sections, policy=policy))
+  known = dataclasses.replace(
+      context, earlier=types.SimpleNamespace(sections=sections, policy=policy))
   written = make_critiques(sections["rm"].critique, known)
   assert not asked
-  assert written([("1=", "7"), ("1=", "7"), ("1=", "1" * 70)])[2] == ""  # Longer than the writer reads.
+  # Longer than the writer reads.
+  assert written([("1=", "7"), ("1=", "7"), ("1=", "1" * 70)])[2] == ""
   written([("2=", "7")])
   assert asked == [("critic", "critique.generate")]
-  assert written.metrics() | dict(empty=0) == dict(asked=3, cached=1, failed=1, empty=0, unreadable=0)
+  assert written.metrics() | dict(empty=0) == dict(
+      asked=3, cached=1, failed=1, empty=0, unreadable=0)
 
 
 def test_a_policy_writes_the_critiques_that_score_another(tmp_path):
@@ -203,7 +220,8 @@ def test_a_policy_writes_the_critiques_that_score_another(tmp_path):
     (dict(generate="rl"), "'rl'.* Known: initial, critic"), (dict(generate="critik"), "'critik'"),
     (dict(template="{prompt}"), "template must hold the fields {response}"),
     (dict(marker="?"), "Character '\\?' .* has no id"),
-    (dict(generate_args=dict(samplin=dict(max_tokens=4))), "no argument 'samplin'. Did you mean 'sampling'"),
+    (dict(generate_args=dict(samplin=dict(max_tokens=4))),
+     "no argument 'samplin'. Did you mean 'sampling'"),
     (dict(generate_args=dict(max_prompt_tokens=1023)), "are more than the policy's context"),
 ])
 def test_critiques_that_nobody_can_write_are_refused_before_any_stage(critique, message, tmp_path):
@@ -224,6 +242,7 @@ def test_critiques_are_read_at_the_end_and_the_writer_takes_memory():
     return {part.name: part.num_bytes for part in stage.memory(config, known, "rm")}
   with_writer, without = named(sections["rm"]), named(alone)
   assert with_writer["policy that writes critiques"] == memory.sharded_bytes(known.abstract_params)
-  assert with_writer.keys() - without.keys() > {"policy that writes critiques", "keys and values of prompts"}
+  assert with_writer.keys() - without.keys() > {
+      "policy that writes critiques", "keys and values of prompts"}
   with pytest.raises(ValueError, match="read='steps': a critique is read with the whole response"):
     dataclasses.replace(sections["rm"], read="steps")

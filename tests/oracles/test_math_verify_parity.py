@@ -2,8 +2,8 @@
 
 math_verify_cases.jsonl holds the pairs (gold, prediction, expected) of the tests in math-verify
 0.9.0's source distribution (https://github.com/huggingface/Math-Verify, tests/; Copyright 2024 The
-HuggingFace Team, Apache License 2.0, some files MIT), unchanged; `options` are arguments of `verify`
-that a case sets and that we do not have.
+HuggingFace Team, Apache License 2.0, some files MIT), unchanged; `options` are arguments of
+`verify` that a case sets and that we do not have.
 """
 
 import json

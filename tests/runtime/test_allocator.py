@@ -1,4 +1,4 @@
-"""The process keeps large blocks that it frees, unless the user has other plans for its allocator."""
+"""The process keeps large blocks that it frees, unless the user has other plans."""
 
 import platform
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 from rl_reason.runtime import allocator
 
-# Fresh processes: what mallopt sets lasts. A block of 256 MB is written and freed six times; how many pages were new from the
-# second on?
+# Fresh processes: what mallopt sets lasts. A block of 256 MB is written and freed six times; how
+# many pages were new from the second on?
 FAULTS = """
 import ctypes, resource, sys
 from rl_reason.runtime import allocator
@@ -31,12 +31,14 @@ print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_a_freed_block_is_used_again_without_new_pages():
   def faults(argument):
     # No variables of its own: the user of this test may have set some.
-    out = subprocess.run([sys.executable, "-c", FAULTS, argument], capture_output=True, text=True, check=True, env={})
+    out = subprocess.run([sys.executable, "-c", FAULTS, argument], capture_output=True, text=True,
+                         check=True, env={})
     return tuple(map(int, out.stdout.split()))
   kept, few = faults("keep")
   not_kept, many = faults("not")
   assert (kept, not_kept) == (1, 0)
-  assert many >= 5 * 2**28 // 2**21  # Pages of 4 KB or, where the system joins them, 2 MB: all new, each of five times.
+  # Pages of 4 KB or, where the system joins them, 2 MB: all new, each of five times.
+  assert many >= 5 * 2**28 // 2**21
   assert few < many / 5
 
 
@@ -46,7 +48,8 @@ import ctypes
 from rl_reason.runtime import allocator
 assert allocator.keep_freed({})
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 def held():
   return int(open("/proc/self/statm").read().split()[1]) * 4096
 pieces = [libc.malloc(2**16) for _ in range(2**10)]
@@ -62,7 +65,8 @@ print(before - held())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_pages_that_hold_nothing_are_given_back():
-  out = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True, env={})
+  out = subprocess.run(
+      [sys.executable, "-c", HELD], capture_output=True, text=True, check=True, env={})
   assert int(out.stdout) > 2**25
 
 

@@ -1,4 +1,7 @@
-"""Checkpoints of a small state: whole or not at all, damaged ones set aside, old ones removed, full disks told."""
+"""Checkpoints of a small state: whole or not at all, damaged ones set aside, old ones removed.
+
+Full disks are told.
+"""
 
 import json
 import os
@@ -21,16 +24,19 @@ from tests import environment
 pytestmark = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 
-HOST = {"data": {"next_index": 3}, "resumable": {"rewards": {"memory": {"seen": [], "table": {}, "mean": 0.1}}}}
+HOST = {"data": {"next_index": 3},
+        "resumable": {"rewards": {"memory": {"seen": [], "table": {}, "mean": 0.1}}}}
 
 
 def state(step, scale=1.0):
-  """Enough of everything: float32, bfloat16, integers, booleans, a key-less tuple, an empty part."""
+  """Enough of all: float32, bfloat16, integers, booleans, a key-less tuple, an empty part."""
   rng = np.random.RandomState(step)
   w = (scale * rng.standard_normal((64, 33))).astype(np.float32)
   return LearnerState(
-      step=jnp.int32(step), params={"w": jnp.asarray(w), "layer": {"b": jnp.asarray(w[0], jnp.bfloat16)}},
-      opt_state=({"count": jnp.int32(step), "mu": jnp.asarray(w * w), "finite": jnp.asarray(True)}, ()))
+      step=jnp.int32(step),
+      params={"w": jnp.asarray(w), "layer": {"b": jnp.asarray(w[0], jnp.bfloat16)}},
+      opt_state=({"count": jnp.int32(step), "mu": jnp.asarray(w * w), "finite": jnp.asarray(True)},
+                 ()))
 
 
 def shape(like):
@@ -88,7 +94,8 @@ def test_a_restored_array_lies_where_it_is_asked_to(checkpoints):
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split if x.shape[:1] == (64,) else whole), state(1))
+      lambda x: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=split if x.shape[:1] == (64,) else whole), state(1))
   _, restored, _ = checkpoints.restore(abstract)
   assert restored.params["w"].sharding == split and equal(restored, state(1))
 
@@ -96,7 +103,8 @@ def test_a_restored_array_lies_where_it_is_asked_to(checkpoints):
 def test_the_state_may_be_donated_while_it_is_saved(checkpoints):
   one = state(1)
   checkpoints.save(1, one, HOST)
-  bump = jax.jit(lambda s: jax.tree.map(lambda x: x + x if x.dtype != bool else x, s), donate_argnums=0)
+  bump = jax.jit(
+      lambda s: jax.tree.map(lambda x: x + x if x.dtype != bool else x, s), donate_argnums=0)
   bump(one)
   checkpoints.wait()
   assert equal(checkpoints.restore(shape(state(1)))[1], state(1))
@@ -136,7 +144,8 @@ def delete_host(folder):
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, delete, delete_host])
-def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_used(checkpoints, tmp_path, notes, damage):
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_used(
+    checkpoints, tmp_path, notes, damage):
   save(checkpoints, 1, 2)
   checkpoints.close()
   damage(tmp_path / "stage" / "2")
@@ -153,7 +162,8 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_is_used(
 
 
 def test_a_flipped_byte_never_comes_back_as_another_state(checkpoints, tmp_path, notes):
-  # A few places over the largest file, one after the other; what they hold may also be nothing that is read.
+  # A few places over the largest file, one after the other; what they hold may also be nothing that
+  # is read.
   save(checkpoints, 1)
   checkpoints.close()
   file = largest_file(tmp_path / "stage" / "1")
@@ -183,7 +193,8 @@ def test_all_damaged_leaves_none(checkpoints, tmp_path, notes):
 
 
 def test_a_checkpoint_damaged_twice_is_set_aside_twice(checkpoints, tmp_path, notes):
-  # The same step, saved again after the first repair and damaged again: the name corrupt-1 is taken.
+  # The same step, saved again after the first repair and damaged again: the name corrupt-1 is
+  # taken.
   save(checkpoints, 1)
   checkpoints.close()
   for _ in range(2):
@@ -208,7 +219,8 @@ def test_half_written_folders_are_not_checkpoints(checkpoints, tmp_path, notes):
   again.close()
 
 
-def test_of_a_damaged_checkpoint_the_one_before_is_evaluated_and_nothing_is_moved(checkpoints, tmp_path, notes):
+def test_of_a_damaged_checkpoint_the_one_before_is_evaluated_and_nothing_is_moved(
+    checkpoints, tmp_path, notes):
   save(checkpoints, 1, 2)
   checkpoints.close()
   flip_a_byte(tmp_path / "stage" / "2" / "params")
@@ -232,9 +244,11 @@ MISMATCHES = {
         other(opt_state=({"count": jax.ShapeDtypeStruct((), jnp.int32)}, ())),
         "optimizer/opt_state/0/finite is bool[] there and absent here"),
     "no_clipping": (
-        other(opt_state=shape(state(2)).opt_state[0]), "optimizer/opt_state/0/count is int32[] there and absent here"),
+        other(opt_state=shape(state(2)).opt_state[0]),
+        "optimizer/opt_state/0/count is int32[] there and absent here"),
     "an_empty_part_less": (
-        other(opt_state=shape(state(2)).opt_state[:1]), "optimizer/opt_state/1 is empty there and absent here"),
+        other(opt_state=shape(state(2)).opt_state[:1]),
+        "optimizer/opt_state/1 is empty there and absent here"),
     "another_width": (
         other(params={**shape(state(2)).params, "w": jax.ShapeDtypeStruct((64, 32), jnp.float32)}),
         "params/w is float32[64, 33] there and float32[64, 32] here"),
@@ -253,7 +267,8 @@ def tree(folder):
 
 
 @pytest.mark.parametrize("asked, difference", MISMATCHES.values(), ids=MISMATCHES)
-def test_other_arrays_are_a_mismatch_and_nothing_is_moved(checkpoints, tmp_path, notes, asked, difference):
+def test_other_arrays_are_a_mismatch_and_nothing_is_moved(
+    checkpoints, tmp_path, notes, asked, difference):
   save(checkpoints, 1, 2)
   before = tree(tmp_path)
   with pytest.raises(CheckpointMismatch, match=re.escape(difference)) as error:
@@ -269,14 +284,16 @@ def test_other_arrays_are_a_mismatch_and_nothing_is_moved(checkpoints, tmp_path,
 def test_a_reader_names_a_mismatch_of_the_parameters(checkpoints, tmp_path):
   save(checkpoints, 1)
   asked = {"w": jax.ShapeDtypeStruct((64, 33), jnp.float32)}
-  with pytest.raises(CheckpointMismatch, match=re.escape("params/layer/b is bfloat16[33] there and absent here")):
+  with pytest.raises(
+      CheckpointMismatch, match=re.escape("params/layer/b is bfloat16[33] there and absent here")):
     read_params(tmp_path / "stage", asked)
 
 
 def test_a_mismatch_is_named_without_a_layout_of_our_own(checkpoints, tmp_path, monkeypatch):
   # A checkpoint of an earlier version: its text names no arrays, and orbax's own description does.
-  monkeypatch.setattr(checkpoint, "json", types.SimpleNamespace(loads=json.loads, dumps=lambda text: json.dumps(
-      {k: v for k, v in text.items() if k != "layout"})))
+  monkeypatch.setattr(checkpoint, "json", types.SimpleNamespace(
+      loads=json.loads,
+      dumps=lambda text: json.dumps({k: v for k, v in text.items() if k != "layout"})))
   save(checkpoints, 2)
   assert equal(checkpoints.restore(shape(state(2)))[1], state(2))
   for asked, difference in MISMATCHES.values():
@@ -285,8 +302,10 @@ def test_a_mismatch_is_named_without_a_layout_of_our_own(checkpoints, tmp_path, 
   assert saved_steps(tmp_path / "stage") == [2]
 
 
-def test_damaged_plain_data_are_found_by_their_own_checksum(checkpoints, tmp_path, notes, monkeypatch):
-  # The text that is saved is not the one that was summed, as if a byte of it had changed on the disk.
+def test_damaged_plain_data_are_found_by_their_own_checksum(
+    checkpoints, tmp_path, notes, monkeypatch):
+  # The text that is saved is not the one that was summed, as if a byte of it had changed on the
+  # disk.
   with monkeypatch.context() as damaged:
     damaged.setattr(checkpoint, "zlib", types.SimpleNamespace(crc32=lambda text: 1))
     save(checkpoints, 1)
@@ -323,7 +342,8 @@ def test_a_reader_looks_into_an_object_store(store):
   assert saved_steps("gs://bucket/rl") == [7]
 
 
-def test_a_reader_goes_on_with_a_newer_checkpoint_if_its_own_is_removed(checkpoints, tmp_path, notes, monkeypatch):
+def test_a_reader_goes_on_with_a_newer_checkpoint_if_its_own_is_removed(
+    checkpoints, tmp_path, notes, monkeypatch):
   # The training saves twice while the reader has opened the first one, which is then removed.
   save(checkpoints, 1)
   load, removed = checkpoint._load, []
@@ -363,7 +383,9 @@ def test_a_full_disk_is_told_and_the_checkpoints_before_stay(tmp_path, notes):
                         capture_output=True, text=True, timeout=120)
   raised = done.stdout[done.stdout.find("Raised:"):]
   assert f"could not be written to {tmp_path / 'stage'}" in raised, done.stderr
-  assert "[1], are whole" in raised and "Free some space" in raised and "run the same command again" in raised
+  assert "[1], are whole" in raised
+  assert "Free some space" in raised
+  assert "run the same command again" in raised
   again = reopened(tmp_path, notes)
   assert again.steps == [1] and equal(again.restore(shape(state(1)))[1], state(1)) and notes == []
   again.close()

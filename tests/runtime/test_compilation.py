@@ -1,4 +1,7 @@
-"""Compiled programs are kept where the user wants them, begun before they are needed, counted, and noted for the next run."""
+"""Compiled programs are kept where the user wants them, and begun before they are needed.
+
+They are counted, and noted for the next run.
+"""
 
 import contextlib
 import threading
@@ -14,7 +17,8 @@ from rl_reason.runtime import compilation
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
   """No cache set yet, and a user's folder of our own; everything is put back."""
-  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_compilation_cache")
+  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+           "jax_enable_compilation_cache")
   before = {name: getattr(jax.config, name) for name in names}
   jax.config.update("jax_compilation_cache_dir", None)
   monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
@@ -57,9 +61,11 @@ def test_a_folder_that_cannot_be_written_is_told_once(settings):
 
 def test_another_processor_has_another_folder(tmp_path):
   text = "processor\t: 0\nmodel name\t: A\nflags\t\t: avx {}\ncpu MHz\t\t: {}\n\nprocessor\t: 1\n"
-  for name, flags, speed in (("one", "avx2", 2000), ("same", "avx2", 3000), ("other", "avx2 avx512f", 2000)):
+  for name, flags, speed in (
+      ("one", "avx2", 2000), ("same", "avx2", 3000), ("other", "avx2 avx512f", 2000)):
     (tmp_path / name).write_text(text.format(flags, speed))
-  one, same, other, none = (compilation.processor_name(tmp_path / name) for name in ("one", "same", "other", "none"))
+  one, same, other, none = (
+      compilation.processor_name(tmp_path / name) for name in ("one", "same", "other", "none"))
   assert one == same and len({one, other, none}) == 3
 
 
@@ -97,7 +103,8 @@ def test_a_note_is_read_by_a_run_like_it(settings):
   assert note.read() is None
   note.write({"lengths": [3, 1]})
   assert compilation.Note("lengths", dict(a=1)).read() == {"lengths": [3, 1]}
-  assert compilation.Note("lengths", dict(a=2)).read() is None and compilation.Note("widths", dict(a=1)).read() is None
+  assert compilation.Note("lengths", dict(a=2)).read() is None
+  assert compilation.Note("widths", dict(a=1)).read() is None
   assert len([*(settings / "programs" / "notes").iterdir()]) == 1  # Nothing half written beside it.
   # A file where the folder should be, or a folder elsewhere: no note, no error.
   (settings / "file").write_text("")

@@ -65,7 +65,8 @@ def post(url):
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_another_server_is_never_asked(code, servers):
   own, other = servers
-  with pytest.raises(urllib.error.HTTPError, match=r"redirects to http://127.0.0.1:\d+, which is another") as error:
+  with pytest.raises(urllib.error.HTTPError,
+                     match=r"redirects to http://127.0.0.1:\d+, which is another") as error:
     post(own.to(code, other.url()))
   assert other.asked == []
   assert len(own.asked) == 1  # Not tried again: it would redirect again.
@@ -103,7 +104,8 @@ def test_replies_of_another_shape_are_failures_and_no_tracebacks(top, servers, m
   reply = {"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]}
   monkeypatch.setattr(Handler, "do_POST", lambda self: (
       self.send_response(200), self.end_headers(), self.wfile.write(json.dumps(reply).encode())))
-  with pytest.raises(ConnectionError, match="All 1 requests .* failed; the last: the reply is not as"):
+  with pytest.raises(
+      ConnectionError, match="All 1 requests .* failed; the last: the reply is not as"):
     ChatEndpoint(url=servers[0].url("/v1"), model="m")(["a"], ["A", "B"])
 
 

@@ -37,9 +37,10 @@ def two():
     address = f"localhost:{s.getsockname()[1]}"
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   processes = [subprocess.Popen(
-      [sys.executable, "-c", PROCESS], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-      env={**environment, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
-           "JAX_PROCESS_ID": str(i)}) for i in range(2)]
+      [sys.executable, "-c", PROCESS], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      cwd=ROOT, env={
+          **environment, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address,
+          "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}) for i in range(2)]
   try:
     for process in processes:
       while (line := process.stdout.readline()) != "ready\n":
@@ -92,8 +93,8 @@ def watching():
 def test_a_silent_process_is_gone(watching):
   assert watching.look({0: "1", 1: "1", 2: "1"}, 100.0) == ""
   assert watching.look({0: "30", 1: "1", 2: "1"}, 159.0) == ""
-  assert watching.look({0: "31", 1: "1", 2: "1"}, 161.0).startswith("Error: process 2 of 3 is gone: it has given no"
-                                                                    " sign of life for 61 s.")
+  assert watching.look({0: "31", 1: "1", 2: "1"}, 161.0).startswith(
+      "Error: process 2 of 3 is gone: it has given no sign of life for 61 s.")
 
 
 def test_a_process_that_was_never_heard_is_missed_too(watching):
@@ -117,12 +118,16 @@ def test_a_process_that_ended_with_an_error_says_which(watching):
   other = Peers(watching._client, 2, 3)
   other.end(": Error: the disk is full")
   found = {2: watching._client.values["rl_reason/alive/2"]}
-  assert watching.look(found, 0.0).startswith("Error: process 2 of 3 ended (Error: the disk is full). Process 1 cannot")
+  assert watching.look(found, 0.0).startswith(
+      "Error: process 2 of 3 ended (Error: the disk is full). Process 1 cannot")
 
 
 @pytest.mark.parametrize("message, is_one", [
-    ("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:28546", True),
-    ("NCCL operation failed", True), ("RESOURCE_EXHAUSTED: Out of memory", False), ("group_size must be at least 2", False)])
+    ("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:28546",
+     True),
+    ("NCCL operation failed", True),
+    ("RESOURCE_EXHAUSTED: Out of memory", False),
+    ("group_size must be at least 2", False)])
 def test_which_errors_another_process_caused(watching, monkeypatch, message, is_one):
   assert not peers.caused(ValueError(message))  # Alone, none is.
   monkeypatch.setattr(peers, "_peers", watching)

@@ -13,7 +13,8 @@ from rl_reason.runtime.profiling import Profile, Trace
 def names(folder):
   """What the recordings in a folder show, by name."""
   files = list((folder / "profile").rglob("*.trace.json.gz"))
-  return [{e.get("name") for e in json.loads(gzip.decompress(f.read_bytes()))["traceEvents"]} for f in files]
+  return [{e.get("name") for e in json.loads(gzip.decompress(f.read_bytes()))["traceEvents"]}
+          for f in files]
 
 
 def work(text):
@@ -31,7 +32,8 @@ def test_the_steps_asked_for_are_recorded(tmp_path):
         assert len(notes) == (stage == "rl" and step >= 3)
   assert len(notes) == 1 and str(tmp_path / "profile") in notes[0]
   [shown] = names(tmp_path)
-  assert {n for n in shown if n and n.endswith("-work")} == {"rl-2-work", "rl-3-work"} and "rl" in shown
+  assert {n for n in shown if n and n.endswith("-work")} == {"rl-2-work", "rl-3-work"}
+  assert "rl" in shown
 
 
 def test_a_run_that_stops_early_or_starts_late_writes_what_it_has(tmp_path):
@@ -49,6 +51,9 @@ def test_nothing_is_recorded_unasked_and_nothing_to_record_is_told(tmp_path):
   with Trace(Profile(), tmp_path, pytest.fail) as trace, trace.step("rl", 3):
     pass
   notes = []
-  with Trace(Profile(stage="rl", first=2, last=3), tmp_path, notes.append) as trace, trace.step("rl", 7):
+  profile = Profile(stage="rl", first=2, last=3)
+  with Trace(profile, tmp_path, notes.append) as trace, trace.step("rl", 7):
     pass
-  assert len(notes) == 1 and "No step was profiled" in notes[0] and not (tmp_path / "profile").exists()
+  assert len(notes) == 1
+  assert "No step was profiled" in notes[0]
+  assert not (tmp_path / "profile").exists()

@@ -1,4 +1,7 @@
-"""Dynamic sampling with scripted rewards: which groups are kept, what fills their places, and what is logged."""
+"""Dynamic sampling with scripted rewards: which groups are kept, and what fills their places.
+
+What is logged, too.
+"""
 
 import numpy as np
 import pytest
@@ -19,8 +22,10 @@ def rollout(number, width=2):
   tokens = np.repeat(ids[:, None], T, axis=1).astype(np.int32)
   return Rollout(
       4, Inputs(np.full((3, width), number + 1, np.int32), np.full(3, width, np.int32)),
-      Completions(tokens, np.full(6, 1 + number, np.int32), np.zeros(6, bool), -tokens / 8, -tokens / 4),
-      scores, np.stack([0 * scores, 0 * scores, scores], axis=1), {"right": scores, "length": ids.astype(np.float32)},
+      Completions(
+          tokens, np.full(6, 1 + number, np.int32), np.zeros(6, bool), -tokens / 8, -tokens / 4),
+      scores, np.stack([0 * scores, 0 * scores, scores], axis=1),
+      {"right": scores, "length": ids.astype(np.float32)},
       f"shown {number}", {"time/generate": 1.0 + number})
 
 
@@ -62,13 +67,16 @@ def test_the_first_equal_groups_fill_what_is_missing_at_the_last_round():
   kept = groups.resample(rollout(0), draws, max_rounds=1)
   assert draws.rounds == [1]
   np.testing.assert_array_equal(kept.completions.tokens[:, 0], [2, 3, 6, 7, 0, 1])
-  assert kept.metrics["resample/filled"] == pytest.approx(1 / 3) and kept.metrics["resample/kept"] == pytest.approx(2 / 6)
+  assert kept.metrics["resample/filled"] == pytest.approx(1 / 3)
+  assert kept.metrics["resample/kept"] == pytest.approx(2 / 6)
 
 
 def test_nothing_more_is_sampled_where_all_groups_differ():
   draws = Draws()
   kept = groups.resample(rollout(0), draws, max_rounds=5, by="length")
-  assert draws.rounds == [] and kept.metrics["resample/kept"] == 1 and kept.metrics["resample/rounds"] == 0
+  assert draws.rounds == []
+  assert kept.metrics["resample/kept"] == 1
+  assert kept.metrics["resample/rounds"] == 0
   np.testing.assert_array_equal(kept.completions.tokens[:, 0], range(6))
 
 
@@ -76,8 +84,10 @@ def test_lengths_and_repetition_are_those_of_what_the_policy_wrote():
   # The policy wrote five different tokens, and a tool the same one eight times.
   tokens = np.array([[1, 2, 3, *[9] * 8, 4, 5]], np.int32)
   completions = Completions(
-      tokens, np.array([13], np.int32), np.zeros(1, bool), 0.0 * tokens, 0.0 * tokens, observed=tokens == 9)
-  one = Rollout(0, Inputs(np.ones((1, 1), np.int32), np.ones(1, np.int32)), completions, np.zeros(1), 0.0 * tokens, {})
+      tokens, np.array([13], np.int32), np.zeros(1, bool), 0.0 * tokens, 0.0 * tokens,
+      observed=tokens == 9)
+  one = Rollout(0, Inputs(np.ones((1, 1), np.int32), np.ones(1, np.int32)), completions,
+                np.zeros(1), 0.0 * tokens, {})
   metrics = groups.metrics(one)
   assert metrics["completion/length"] == 5
   assert metrics["completion/repetition"] == 0

@@ -1,4 +1,7 @@
-"""Preference stages: every loss moves the policy to the better side; the reference is computed once and resumes."""
+"""Preference stages: every loss moves the policy to the better side.
+
+The reference is computed once, and resumes.
+"""
 
 import dataclasses
 import types
@@ -23,15 +26,19 @@ HERE = __name__
 def unpaired(*, size, seed):
   """Half pairs, half single responses."""
   rows = sevens(size=size, seed=seed)
-  return [row if i % 2 else dataclasses.replace(row, responses=row.responses[i % 4 // 2:][:1], scores=(1.0 - i % 4 // 2,))
-          for i, row in enumerate(rows)]
+  return [
+      row if i % 2 else dataclasses.replace(
+          row, responses=row.responses[i % 4 // 2:][:1], scores=(1.0 - i % 4 // 2,))
+      for i, row in enumerate(rows)]
 
 
 def section(source="tests.stages.reward_model.test_stage:sevens", lora=None, **fields):
   given = dict(
       kind="preference", num_steps=40, batch_size=16, max_response_tokens=10, max_prompt_tokens=8,
-      data=dict(source=source, args={}, train=dict(size=100, seed=1), heldout=dict(size=32, seed=2)),
-      learner=dict(microbatches=1, lora=lora or {}, optimizer=dict(learning_rate=3e-3, warmup_steps=5)),
+      data=dict(
+          source=source, args={}, train=dict(size=100, seed=1), heldout=dict(size=32, seed=2)),
+      learner=dict(
+          microbatches=1, lora=lora or {}, optimizer=dict(learning_rate=3e-3, warmup_steps=5)),
       **fields)
   return config_lib.parse(preference.Config, given)
 
@@ -61,18 +68,25 @@ def measured(evaluation):
 
 
 @pytest.mark.parametrize("loss, args", [
-    ("dpo", dict(beta=0.5)), ("dpo", dict(beta=0.5, label_smoothing=0.1)), ("ipo", dict(beta=0.5)), ("orpo", dict(beta=0.5)),
-    ("simpo", {}), ("kto", dict(beta=0.5))], ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())))
+    ("dpo", dict(beta=0.5)),
+    ("dpo", dict(beta=0.5, label_smoothing=0.1)),
+    ("ipo", dict(beta=0.5)),
+    ("orpo", dict(beta=0.5)),
+    ("simpo", {}),
+    ("kto", dict(beta=0.5)),
+], ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())))
 def test_every_loss_prefers_the_better_side(context, loss, args):
   before, after, history, _ = trained(context, section(loss=loss, loss_args=args))
   assert after["eval/accuracy"] > 0.85 and after["eval/loss"] < before["eval/loss"], (before, after)
   assert after["gap"] > before["gap"] + 1, (before, after)
   if loss in ("dpo", "ipo", "kto"):  # The policy is the reference: all implicit rewards are 0.
-    rewards = [history[0][k] for k in ("chosen_reward", "rejected_reward", "reward") if k in history[0]]
+    rewards = [
+        history[0][k] for k in ("chosen_reward", "rejected_reward", "reward") if k in history[0]]
     np.testing.assert_allclose(rewards, 0, atol=1e-5)
   if loss == "dpo" and "label_smoothing" not in args:
     assert np.isclose(history[0]["loss"], np.log(2), atol=1e-5)
-    assert history[-1]["margin"] > 1 and history[-1]["chosen_reward"] > history[-1]["rejected_reward"]
+    assert history[-1]["margin"] > 1
+    assert history[-1]["chosen_reward"] > history[-1]["rejected_reward"]
 
 
 def test_kto_learns_from_single_responses(context):
@@ -93,15 +107,19 @@ def test_log_probabilities_are_those_of_each_response_alone(context, draw_params
   for i, (prompt, responses) in enumerate(texts):
     for g, text in enumerate(responses):
       ids = [*tokenizer.encode(text), tokenizer.eos_id]
-      prompts = Inputs(pad_rows([tokenizer.encode_prompt(prompt)], 8), np.array([len(prompt)], np.int32))
-      alone, _ = policy.completion_logprobs(model, params, prompts, np.array([ids]), np.array([len(ids)]))
+      prompts = Inputs(
+          pad_rows([tokenizer.encode_prompt(prompt)], 8), np.array([len(prompt)], np.int32))
+      alone, _ = policy.completion_logprobs(
+          model, params, prompts, np.array([ids]), np.array([len(ids)]))
       np.testing.assert_allclose(sums[i, g], alone.sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [dict(), dict(loss="kto", lora=dict(rank=2))], ids=["dpo", "kto-lora"])
+@pytest.mark.parametrize(
+    "fields", [dict(), dict(loss="kto", lora=dict(rank=2))], ids=["dpo", "kto-lora"])
 def test_a_stopped_stage_goes_on_to_the_same_bits(context, fields):
   config = section(loss_args=dict(beta=0.5), **fields)
-  config = dataclasses.replace(config, num_steps=14)  # More than two epochs of 100 pairs, some computed by then.
+  # More than two epochs of 100 pairs, some computed by then.
+  config = dataclasses.replace(config, num_steps=14)
   _, _, history, whole = trained(context, config)
   with context.partitioning.use():
     first = build(context, config)
@@ -118,8 +136,11 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(context, fields):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), whole)
   if "lora" in fields:  # Adapters learnt, the policy stayed: it is the reference.
     start = context.initial_params()
-    jax.tree.map(np.testing.assert_array_equal, {k: v for k, v in whole.items() if "lora" not in k}, jax.device_get(start))
-    assert all(np.abs(x["b"]).max() > 0 for x in whole["lora"].values()) and history[-1]["reference_point"] > 0
+    jax.tree.map(
+        np.testing.assert_array_equal, {k: v for k, v in whole.items() if "lora" not in k},
+        jax.device_get(start))
+    assert all(np.abs(x["b"]).max() > 0 for x in whole["lora"].values())
+    assert history[-1]["reference_point"] > 0
   with pytest.raises(ValueError, match="log-probabilities of 1 comparisons, and the data now has"):
     preference.ReferenceSums(3).restore(preference.ReferenceSums(1).state())
 
@@ -141,18 +162,23 @@ def test_the_reference_is_asked_once_for_each_row():
 
 def test_microbatches_change_nothing(context):
   config = section(loss="kto", loss_args=dict(beta=0.5))
-  config = replaced(config, {"learner.optimizer.name": "sgd", "learner.optimizer.learning_rate": 0.3})
-  one, four = (trained(context, replaced(config, {"learner.microbatches": n}), steps=2)[-1] for n in (1, 4))
+  config = replaced(
+      config, {"learner.optimizer.name": "sgd", "learner.optimizer.learning_rate": 0.3})
+  one, four = (
+      trained(context, replaced(config, {"learner.microbatches": n}), steps=2)[-1] for n in (1, 4))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, four)
 
 
 def ties(*, size, seed):
-  return [Comparison(f"{seed}=", ("7", "1"), (1.0, 1.0), id="tie"), Comparison(f"{seed}+=", ("7", "1"), (1.0, 0.0), id="good")]
+  return [Comparison(f"{seed}=", ("7", "1"), (1.0, 1.0), id="tie"),
+          Comparison(f"{seed}+=", ("7", "1"), (1.0, 0.0), id="good")]
 
 
 @pytest.mark.parametrize("fields, message", [
-    (dict(loss="dp"), "Unknown loss 'dp'. Did you mean 'dpo'"), (dict(loss_args=dict(bta=1.0)), "no argument 'bta'"),
-    ({"loss": "kto", "batch_size": 1, "learner.microbatches": 0}, "batch_size must be at least 2 for 'kto'"),
+    (dict(loss="dp"), "Unknown loss 'dp'. Did you mean 'dpo'"),
+    (dict(loss_args=dict(bta=1.0)), "no argument 'bta'"),
+    ({"loss": "kto", "batch_size": 1, "learner.microbatches": 0},
+     "batch_size must be at least 2 for 'kto'"),
 ])
 def test_fields_that_do_not_go_together_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
@@ -160,7 +186,8 @@ def test_fields_that_do_not_go_together_are_refused(fields, message):
 
 
 def test_ties_are_named_or_left_out(context):
-  with pytest.raises(ValueError, match="Comparison 'tie' cannot .* with probability 0.5: a tie prefers nothing"):
+  with pytest.raises(
+      ValueError, match="Comparison 'tie' cannot .* with probability 0.5: a tie prefers nothing"):
     preference.check(section(f"{HERE}:ties"), context, "dpo")
   config = section(f"{HERE}:ties", bad_rows="drop")
   assert [row.id for row in preference.make_reader(config, context).task().train] == ["good"]
@@ -168,7 +195,10 @@ def test_ties_are_named_or_left_out(context):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_implicit_reward_scores_text(rank, context):
-  """beta (log π − log π_ref) by the log-probabilities themselves; steps' shares add up to the whole but its EOS."""
+  """beta (log π − log π_ref) by the log-probabilities themselves.
+
+  Steps' shares add up to the whole but its EOS.
+  """
   config = section(loss_args=dict(beta=0.5), lora=dict(rank=rank))
   with context.partitioning.use():
     start = context.initial_params()
@@ -179,7 +209,8 @@ def test_the_implicit_reward_scores_text(rank, context):
   rows = [scorer.encode("12=", ["77", "1"])]
   scored, = scorer(rows)
   batch, _ = scorer.layout.batch(rows)
-  ours, theirs = (policy.response_logprobs(context.policy.config, p, batch).sum(-1) for p in (lora.merge(params), start))
+  ours, theirs = (policy.response_logprobs(context.policy.config, p, batch).sum(-1)
+                  for p in (lora.merge(params), start))
   assert np.abs(ours - theirs).max() > 1e-3
   np.testing.assert_allclose(scored.totals[:, 0], 0.5 * (ours - theirs)[0], rtol=1e-4, atol=1e-6)
   per_token, = scorer([scorer.encode("12=", ["77", "1"], "tokens")])

@@ -1,4 +1,7 @@
-"""Rollouts one step ahead, with fakes for both halves: what each was sampled from, in which order, and what errors do."""
+"""Rollouts one step ahead, with fakes for both halves.
+
+What each was sampled from, in which order, and what errors do.
+"""
 
 import contextlib
 import json
@@ -19,10 +22,13 @@ def rollout(index, count=2):
   draw = np.random.RandomState(index)
   return Rollout(
       index, Inputs(draw.randint(0, 9, (1, 3)).astype(np.int32), np.array([3], np.int32)),
-      Completions(draw.randint(0, 9, (count, 4)).astype(np.int32), np.full(count, 1 + index, np.int32),
-                  np.array([True, False]), draw.rand(count, 4).astype(np.float32), -draw.rand(count, 4).astype(np.float32)),
+      Completions(
+          draw.randint(0, 9, (count, 4)).astype(np.int32), np.full(count, 1 + index, np.int32),
+          np.array([True, False]), draw.rand(count, 4).astype(np.float32),
+          -draw.rand(count, 4).astype(np.float32)),
       draw.rand(count).astype(np.float32), draw.rand(count, 4).astype(np.float32),
-      {"length": draw.rand(count).astype(np.float32)}, f"shown {index} → \u2028\n", {"time/generate": 0.1 + index / 3},
+      {"length": draw.rand(count).astype(np.float32)}, f"shown {index} → \u2028\n",
+      {"time/generate": 0.1 + index / 3},
       {"tokens": 2.0 * (1 + index), "environment_calls": 3.0 + index})
 
 
@@ -87,7 +93,8 @@ def test_each_rollout_comes_from_one_update_before():
 
 def test_two_steps_count_a_skipped_update_of_either():
   _, results, _ = Halves().run(range(2), 2)
-  assert [r.skipped for r in results] == [0, 1]  # Update 0 was skipped, as `learn` says, update 1 was not.
+  # Update 0 was skipped, as `learn` says, update 1 was not.
+  assert [r.skipped for r in results] == [0, 1]
 
 
 def test_one_step_is_synchronous():
@@ -112,14 +119,17 @@ def test_a_finished_run_made_longer_learns_from_each_rollout_once():
   halves = Halves()
   state, _, saved = halves.run(range(2), 2)
   _, results, _ = halves.run(range(2, 4), 4, state=state, restore=saved)
-  assert halves.learnt == [(0, 0), (1, 1), (2, 2), (3, 3)] and halves.sampled[2:] == [(2, 2), (3, 2)]
+  assert halves.learnt == [(0, 0), (1, 1), (2, 2), (3, 3)]
+  assert halves.sampled[2:] == [(2, 2), (3, 2)]
   assert results[-1].metrics["staleness"] == 1
   assert halves.run(range(2, 3), 3, state=state, restore=saved)[1][0].metrics["staleness"] == 0
 
 
 @pytest.mark.parametrize("failing, error, learnt", [
-    (dict(fail_sample=0), ZeroDivisionError, []), (dict(fail_sample=2), ZeroDivisionError, [(0, 0), (1, 1)]),
-    (dict(fail_learn=1), OverflowError, [(0, 0)]), (dict(fail_sample=2, fail_learn=1), OverflowError, [(0, 0)])])
+    (dict(fail_sample=0), ZeroDivisionError, []),
+    (dict(fail_sample=2), ZeroDivisionError, [(0, 0), (1, 1)]),
+    (dict(fail_learn=1), OverflowError, [(0, 0)]),
+    (dict(fail_sample=2, fail_learn=1), OverflowError, [(0, 0)])])
 def test_an_error_in_either_half_ends_the_step(failing, error, learnt):
   halves, before = Halves(**failing), threading.active_count()
   with pytest.raises(error):

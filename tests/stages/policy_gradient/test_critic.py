@@ -1,4 +1,7 @@
-"""The critic: values and advantages by hand, what it learns, where it starts, and that it shards like the policy."""
+"""The critic: values and advantages by hand, what it learns, and where it starts.
+
+It shards like the policy.
+"""
 
 import dataclasses
 
@@ -49,31 +52,37 @@ def uneven(samples):
 
 def with_head(context, config, params, **head):
   """A stage's parameters; the head is given, and a trunk of its own is not the policy's."""
-  critic = critic_lib.init_params(config.credit.critic, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
+  critic = critic_lib.init_params(
+      config.credit.critic, context, jax.tree.map(lambda x: 0.9 * x, params), "rl")
   return {"policy": params, "critic": {**critic, "head": {**critic["head"], **head}}}
 
 
 def test_advantages_with_a_constant_value_by_hand(one, completions):
-  # V = 0.5 and λ = 0.5: δ is r − 0.5 at the last token and 0 before, so A halves with each token backwards; R = A + V.
+  # V = 0.5 and λ = 0.5: δ is r − 0.5 at the last token and 0 before, so A halves with each token
+  # backwards; R = A + V.
   context, config, params, _ = one
   config, scores = with_critic(config, lam=0.5), (LENGTHS % 5).astype(np.float32)
   with context.partitioning.use():
     params = with_head(context, config, params, output_bias=jnp.array([0.5]))
-    batch, metrics = assembler_of(config, context)(rollout_of(one, completions, scores), params, None)
-  expected = np.where(MASK, (scores - 0.5)[:, None] * 0.5 ** (LENGTHS[:, None] - 1.0 - np.arange(T)), 0)
+    batch, metrics = assembler_of(config, context)(
+        rollout_of(one, completions, scores), params, None)
+  expected = np.where(
+      MASK, (scores - 0.5)[:, None] * 0.5 ** (LENGTHS[:, None] - 1.0 - np.arange(T)), 0)
   np.testing.assert_allclose(batch.advantages, expected, atol=1e-6)
   np.testing.assert_allclose(batch.returns, np.where(MASK, expected + 0.5, 0), atol=1e-6)
   np.testing.assert_allclose(batch.behaviour_values, np.where(MASK, 0.5, 0), atol=1e-6)
-  assert metrics["value/mean"] == pytest.approx(0.5) and metrics["value/explained_variance"] == pytest.approx(0, abs=1e-6)
+  assert metrics["value/mean"] == pytest.approx(0.5)
+  assert metrics["value/explained_variance"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("gap, cap", [(0.0, 1.0), (0.5, 1.0), (0.5, 4.0)])
 def test_vtrace_by_hand(gap, cap, one, completions):
-  # V = 0.5, λ = 0.5, the sampler a constant `gap` below the policy: all ratios e^gap, w = min(cap, e^gap).
-  # Last token: v − V = w (r − 0.5), A = w (r − 0.5). Before it δ = 0: v − V = w / 2 times the next one's, A = w times half of
-  # the next one's v − V. On policy that is GAE.
+  # V = 0.5, λ = 0.5, the sampler a constant `gap` below the policy: all ratios e^gap, w = min(cap,
+  # e^gap). Last token: v − V = w (r − 0.5), A = w (r − 0.5). Before it δ = 0: v − V = w / 2 times
+  # the next one's, A = w times half of the next one's v − V. On policy that is GAE.
   context, config, params, _ = one
-  config, scores = with_critic(config, lam=0.5, vtrace=True, importance_cap=cap), (LENGTHS % 5).astype(np.float32)
+  config = with_critic(config, lam=0.5, vtrace=True, importance_cap=cap)
+  scores = (LENGTHS % 5).astype(np.float32)
   sampled = completions.replace(behaviour_logprobs=completions.logprobs - np.float32(gap))
   with context.partitioning.use():
     params = with_head(context, config, params, output_bias=jnp.array([0.5]))
@@ -82,7 +91,8 @@ def test_vtrace_by_hand(gap, cap, one, completions):
   errors = w * (scores - 0.5)[:, None] * (w / 2) ** left
   np.testing.assert_allclose(batch.returns, np.where(MASK, errors + 0.5, 0), rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(batch.advantages, np.where(MASK, errors, 0), rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(batch.behaviour_logprobs, completions.logprobs, atol=1e-5)  # The loss's ratio starts at 1.
+  # The loss's ratio starts at 1.
+  np.testing.assert_allclose(batch.behaviour_logprobs, completions.logprobs, atol=1e-5)
   assert metrics["importance/weight"] == pytest.approx(w, rel=1e-4)
 
 
@@ -92,7 +102,8 @@ def test_values_are_of_the_state_before_each_token(trunk, one, completions):
   config, model = with_critic(config, trunk=trunk, bootstrap_truncated=True), context.policy.config
   rollout = rollout_of(one, completions)
   with context.partitioning.use():
-    params = with_head(context, config, params, output=jax.random.normal(jax.random.key(0), (model.width, 1)))
+    params = with_head(
+        context, config, params, output=jax.random.normal(jax.random.key(0), (model.width, 1)))
     values, after = assembler_of(config, context)._values(
         rollout, *critic_lib.split(config.credit.critic, params))
 
@@ -104,9 +115,11 @@ def test_values_are_of_the_state_before_each_token(trunk, one, completions):
     for b in (0, 3, 4, 6, 12):
       p, n = b // 4, rollout.prompts.lengths[b // 4]
       row = np.zeros(8 + T, np.int32)
-      row[:n], row[n:n + LENGTHS[b]] = rollout.prompts.tokens[p, :n], completions.tokens[b, :LENGTHS[b]]
+      row[:n] = rollout.prompts.tokens[p, :n]
+      row[n:n + LENGTHS[b]] = completions.tokens[b, :LENGTHS[b]]
       expected = np.asarray(naive(states, row, n + LENGTHS[b]))
-      np.testing.assert_allclose(values[b, :LENGTHS[b]], expected[n - 1:n - 1 + LENGTHS[b]], atol=1e-5, err_msg=str(b))
+      np.testing.assert_allclose(
+          values[b, :LENGTHS[b]], expected[n - 1:n - 1 + LENGTHS[b]], atol=1e-5, err_msg=str(b))
       assert (values[b, LENGTHS[b]:] == 0).all() and np.abs(values[b, :LENGTHS[b]]).min() > 1e-4
       if b == 4:  # The only one that was cut.
         np.testing.assert_allclose(after[b], expected[n - 1 + LENGTHS[b]], atol=1e-5)
@@ -114,7 +127,8 @@ def test_values_are_of_the_state_before_each_token(trunk, one, completions):
 
 
 def test_a_truncated_completion_ends_or_goes_on(one, completions):
-  # V = 0.5, no reward, λ = 0: only the last token's advantage is not 0: −0.5, or γ 0.5 − 0.5 where V goes on.
+  # V = 0.5, no reward, λ = 0: only the last token's advantage is not 0: −0.5, or γ 0.5 − 0.5 where
+  # V goes on.
   context, config, params, _ = one
   for bootstrap, expected in ((False, -0.5), (True, 0.8 * 0.5 - 0.5)):
     changed = replaced(
@@ -128,9 +142,11 @@ def test_a_truncated_completion_ends_or_goes_on(one, completions):
 
 
 @pytest.mark.parametrize("trunk", critic_lib.TRUNKS)
-def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, completions, monkeypatch):
+def test_a_critic_learns_a_constant_reward_while_the_policy_waits(
+    trunk, one, completions, monkeypatch):
   context, config, params, problems = one
-  config = dataclasses.replace(config, num_steps=45, rewards={"constant": {"function": f"{__name__}:constant"}})
+  config = dataclasses.replace(
+      config, num_steps=45, rewards={"constant": {"function": f"{__name__}:constant"}})
   config = with_critic(
       config, trunk=trunk, lam=1.0, value_clip=0.0, warmup_steps=40, optimizer=Optimizer(
           learning_rate=0.02, name="sgd", max_grad_norm=0.0))
@@ -147,8 +163,10 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(trunk, one, co
       history.append(result.metrics)
     stage.close()
   assert history[0]["value/mean"] == 0 and history[0]["value/loss"] == pytest.approx(0.7**2 / 2)
-  assert history[-1]["value/mean"] == pytest.approx(0.7, abs=0.05) and history[-1]["value/loss"] < 0.01
-  assert any(jax.tree.leaves(jax.tree.map(lambda x, y: (x != y).any(), state.params["policy"], params)))
+  assert history[-1]["value/mean"] == pytest.approx(0.7, abs=0.05)
+  assert history[-1]["value/loss"] < 0.01
+  assert any(
+      jax.tree.leaves(jax.tree.map(lambda x, y: (x != y).any(), state.params["policy"], params)))
   assert all(m["logprob_gap"] < 1e-5 for m in history[:41])
 
 
@@ -174,19 +192,24 @@ def test_eight_devices_and_one_train_a_critic_alike(trunk, one, completions, mon
   whole_params, whole_metrics, _ = trained(*one[:3])
   assert any(not x.is_fully_replicated for x in jax.tree.leaves(state.params["critic"]))
   assert np.abs(whole_params["critic"]["head"]["hidden"] - np.asarray(heads.init_params(
-      heads.Head(hidden=8), context.policy.config.width, one[0].rng("rl", "critic"))["hidden"])).max() > 1e-4
+      heads.Head(hidden=8), context.policy.config.width,
+      one[0].rng("rl", "critic"))["hidden"])).max() > 1e-4
   if trunk == "separate":  # Its layers learn too.
-    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), whole_params["critic"]["trunk"]["layers"], one[2]["layers"])
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(),
+                         whole_params["critic"]["trunk"]["layers"], one[2]["layers"])
     assert min(jax.tree.leaves(moved)) > 1e-6
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), split_params, whole_params)
-  for key in ("loss", "policy_loss", "value/loss", "value/mean", "value/explained_variance", "grad_norm"):
-    np.testing.assert_allclose(split_metrics[key], whole_metrics[key], rtol=1e-3, atol=1e-5, err_msg=key)
+  for key in ("loss", "policy_loss", "value/loss", "value/mean", "value/explained_variance",
+              "grad_norm"):
+    np.testing.assert_allclose(
+        split_metrics[key], whole_metrics[key], rtol=1e-3, atol=1e-5, err_msg=key)
 
 
 def test_policy_and_critic_are_clipped_and_scheduled_apart():
   sgd = Optimizer(learning_rate=1.0, name="sgd", max_grad_norm=1.0)
   optimizer = critic_lib.make_optimizer(
-      Critic(warmup_steps=1, optimizer=dataclasses.replace(sgd, learning_rate=0.1)), sgd, num_steps=3, updates_per_step=2)
+      Critic(warmup_steps=1, optimizer=dataclasses.replace(sgd, learning_rate=0.1)), sgd,
+      num_steps=3, updates_per_step=2)
   params = {"policy": {"w": jnp.zeros(2)}, "critic": {"w": jnp.zeros(1)}}
   grads = {"policy": {"w": jnp.array([3.0, 4.0])}, "critic": {"w": jnp.array([50.0])}}
   state, moved = optimizer.init(params), []
@@ -199,11 +222,13 @@ def test_policy_and_critic_are_clipped_and_scheduled_apart():
 
 
 def test_explained_variance_by_hand():
-  # Var(R) = (1 + 4 + 16)/3 − (7/3)² = 14/9; R − V = 0, 0, 1 varies by 2/9: 1 − 1/7. The masked column does not count.
+  # Var(R) = (1 + 4 + 16)/3 − (7/3)² = 14/9; R − V = 0, 0, 1 varies by 2/9: 1 − 1/7. The masked
+  # column does not count.
   values, returns = np.array([[1.0, 2.0, 3.0, 50.0]]), np.array([[1.0, 2.0, 4.0, -9.0]])
   metrics = critic_lib.metrics(values, returns, np.array([[True, True, True, False]]))
   assert metrics == pytest.approx({"value/mean": 2.0, "value/explained_variance": 6 / 7})
-  assert critic_lib.metrics(values, np.ones((1, 4)), np.ones((1, 4), bool))["value/explained_variance"] == 0
+  assert critic_lib.metrics(
+      values, np.ones((1, 4)), np.ones((1, 4), bool))["value/explained_variance"] == 0
 
 
 def context_of(context, sections, **finished):
@@ -221,7 +246,10 @@ class Run(earlier.Stages):
 
 @pytest.fixture
 def pipeline(one):
-  """(context of a run of two stages with critics, both sections); the second critic's fields are given."""
+  """(context of a run of two stages with critics, both sections).
+
+  The second critic's fields are given.
+  """
   def of(**fields):
     context, config, params, _ = one
     sections = {"first": with_critic(config, hidden=8), "rl": with_critic(config, **fields)}
@@ -247,14 +275,16 @@ def test_a_critic_starts_from_a_reward_model_of_its_shape(pipeline):
   sections = {"judge": judge, "rl": sections["rl"]}
   policy_gradient.check(sections["rl"], context_of(context, sections), "rl")
   wider = {"judge": dataclasses.replace(judge, head_hidden=16), "rl": sections["rl"]}
-  with pytest.raises(ValueError, match=r"'judge': \['head'\]\['hidden'\] is \(32, 16\) there and \(32, 8\) in the critic"):
+  with pytest.raises(ValueError, match=r"'judge': \['head'\]\['hidden'\] is \(32, 16\) there and"
+                     r" \(32, 8\) in the critic"):
     policy_gradient.check(sections["rl"], context_of(context, wider), "rl")
 
 
 @pytest.mark.parametrize("fields, message", [
     (dict(start="rl", hidden=8), "Unknown start .*'rl'.* Known: first"),
     (dict(start="frist", hidden=8), "'frist'. Did you mean 'first'?"),
-    (dict(start="first"), "cannot start from stage 'first': .*head.*hidden.* is .* there and None in the critic"),
+    (dict(start="first"),
+     "cannot start from stage 'first': .*head.*hidden.* is .* there and None in the critic"),
 ])
 def test_a_critic_that_cannot_start_so_is_refused(fields, message, pipeline):
   context, sections, _ = pipeline(**fields)
@@ -266,7 +296,8 @@ def test_a_critic_that_cannot_start_so_is_refused(fields, message, pipeline):
     (dict(trunk="seperate"), "Unknown trunk 'seperate'. Did you mean 'separate'?"),
     (dict(lam=1.5), r"lam must be in \[0, 1\], got 1.5"),
     (dict(value_clip=-0.1), "value_clip must be at least 0, got -0.1"),
-    (dict(trunk="shared", start="first"), "start='first' brings a trunk, and trunk='shared' uses the policy's"),
+    (dict(trunk="shared", start="first"),
+     "start='first' brings a trunk, and trunk='shared' uses the policy's"),
 ])
 def test_fields_out_of_range_are_named(fields, message):
   with pytest.raises(ValueError, match=message):
@@ -275,7 +306,8 @@ def test_fields_out_of_range_are_named(fields, message):
 
 def test_a_critics_fields_can_be_set_from_the_command_line():
   c = run_config.load("experiments/algorithms.py:ppo_shared-tiny")
-  assert c.rl.credit.critic.bootstrap_truncated is False and c.rl.credit.critic.optimizer is None  # Defaults, filled in.
+  # Defaults, filled in.
+  assert c.rl.credit.critic.bootstrap_truncated is False and c.rl.credit.critic.optimizer is None
   c.rl.credit.critic.lam = 0.9
   assert run_config.check(c)[1]["rl"].credit.critic.lam == 0.9
 
@@ -290,5 +322,6 @@ def test_memory_counts_the_critic(trunk, one):
   expected = policy_bytes * (1 + (trunk == "separate")) + head_bytes
   assert named(changed, "parameters") == expected and named(changed, "gradients") == expected
   assert named(changed, "policy the stage starts from") == policy_bytes
-  assert named(changed, "activations of the critic") == named(config, "activations") * (trunk == "separate")
+  assert named(changed, "activations of the critic") == named(
+      config, "activations") * (trunk == "separate")
   assert named(changed, "activations of scoring") > 0 == named(config, "activations of scoring")

@@ -41,11 +41,13 @@ def words(probe):
 
 
 def make_config(**functions):
-  c = ConfigDict(dict(seed=0, max_prompt_tokens=12, stages=("sft", "rm", "after"), mesh=dict(fsdp=1)))
+  c = ConfigDict(
+      dict(seed=0, max_prompt_tokens=12, stages=("sft", "rm", "after"), mesh=dict(fsdp=1)))
   c.policy = dict(source="small", args=dict(
       characters="0123456789+-=;#", width=32, num_layers=1, num_heads=2))
-  c.task = dict(source="arithmetic", args=dict(seed=0, max_terms=3), train=dict(part="train", size=50),
-                heldout=dict(part="heldout", size=8))
+  c.task = dict(
+      source="arithmetic", args=dict(seed=0, max_terms=3), train=dict(part="train", size=50),
+      heldout=dict(part="heldout", size=8))
   c.sft = dict(kind="sft", num_steps=1, batch_size=8, max_completion_tokens=28,
                learner=dict(optimizer=dict(learning_rate=1e-2)))
   c.rm = dict(
@@ -104,7 +106,8 @@ def test_what_was_run_is_not_run_again(run):
 
 
 def test_an_unknown_array_is_named(run):
-  with pytest.raises(ValueError, match="no arrays of the function 'bfore' .* Did you mean 'before'"):
+  with pytest.raises(
+      ValueError, match="no arrays of the function 'bfore' .* Did you mean 'before'"):
     measures.arrays(run, "after", "bfore")
 
 
@@ -112,7 +115,8 @@ def test_an_unknown_array_is_named(run):
     ({}, "functions names no function"),
     (dict(mine=dict(function=f"{HERE}:lenghts")), "has no function or class 'lenghts'"),
     (dict(mine=dict(function=f"{HERE}:lengths")), "needs the argument policy"),
-    (dict(mine=dict(function=f"{HERE}:lengths", arg={})), r"functions\['mine'\] has unknown fields arg"),
+    (dict(mine=dict(function=f"{HERE}:lengths", arg={})),
+     r"functions\['mine'\] has unknown fields arg"),
     (dict(mine=dict(function=f"{HERE}:scores", args=dict(of=1))), "takes no argument 'of'"),
 ])
 def test_functions_that_cannot_be_called_are_refused_before_any_stage(functions, message):

@@ -1,4 +1,4 @@
-"""MetaRM: where the gradient is taken, whose responses move it there, and the experiment that measures it."""
+"""MetaRM: where the gradient is taken, whose responses move it there, and the experiment on it."""
 
 import dataclasses
 import types
@@ -30,9 +30,12 @@ def test_spread_and_its_gradient_by_hand():
   value, gradient = jax.value_and_grad(lambda s: preferences.spread(s).sum())(scores)
   np.testing.assert_allclose(value, 2 / 9 * 2.0, rtol=1e-6)
   # σ'(ln 3) = 3/16 in each of two pairs; the equal two do not pull at each other.
-  np.testing.assert_allclose(gradient[0, :, 0], [-2 / 9 * 3 / 16, 2 / 9 * 6 / 16, -2 / 9 * 3 / 16], rtol=1e-5)
-  np.testing.assert_allclose(preferences.spread(jnp.zeros((2, 4, 1))), [3 / 8] * 2, rtol=1e-6)  # Its least value ...
-  np.testing.assert_allclose(preferences.spread(jnp.array([[[0.0], [99.0]]])), [1 / 2], rtol=1e-6)  # ... and its greatest.
+  np.testing.assert_allclose(
+      gradient[0, :, 0], [-2 / 9 * 3 / 16, 2 / 9 * 6 / 16, -2 / 9 * 3 / 16], rtol=1e-5)
+  # Its least value ...
+  np.testing.assert_allclose(preferences.spread(jnp.zeros((2, 4, 1))), [3 / 8] * 2, rtol=1e-6)
+  # ... and its greatest.
+  np.testing.assert_allclose(preferences.spread(jnp.array([[[0.0], [99.0]]])), [1 / 2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("max_norm, step", [(9.0, 0.4 * 3 / 16), (0.05, 0.4 * 0.05)])
@@ -49,8 +52,8 @@ def test_the_gradient_is_taken_after_the_step_and_applied_before_it(max_norm, st
   optimizer = optimizers.make_optimizer(optimizers.Optimizer(0.5, name="sgd", max_grad_norm=0), 1)
   w = np.log(3) / 2
   state, metrics = learner.train_step(
-      learner.init_state({"w": jnp.float32(w)}, optimizer), jnp.ones((1, 1)), loss_fn=loss_fn, optimizer=optimizer,
-      lookahead=lambda *params: meta.ascend(section, scores, *params))
+      learner.init_state({"w": jnp.float32(w)}, optimizer), jnp.ones((1, 1)), loss_fn=loss_fn,
+      optimizer=optimizer, lookahead=lambda *params: meta.ascend(section, scores, *params))
   np.testing.assert_allclose(metrics["meta/grad_norm"], 3 / 16, rtol=1e-5)
   np.testing.assert_allclose(metrics["meta/spread"], 3 / 8, rtol=1e-5)
   np.testing.assert_allclose(state.params["w"], w - 0.5 * 2 * (w + step - 1), rtol=1e-5)
@@ -85,7 +88,8 @@ def test_a_stage_with_steps_of_nothing_is_the_plain_one_and_goes_on_where_it_was
   context = known(context)
   plain, _ = steps(context, section(), range(3), rows=rows)
   nothing, told = steps(context, section(meta=dict(META, step_size=0.0)), range(3), rows=rows)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), plain.params, nothing.params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8),
+               plain.params, nothing.params)
   # The head begins at zero: all scores are equal at first, and later they are not.
   np.testing.assert_allclose(told[0]["meta/spread"], (3 - 1) / 2 / 3, rtol=1e-6)
   assert told[0]["meta/grad_norm"] == 0 < told[2]["meta/grad_norm"]
@@ -101,13 +105,15 @@ def test_responses_end_once_and_are_of_their_update(context, rows, monkeypatch):
   drawn = []
   def generate(config, params, prompts, sampling, *, group_size, rng, **others):
     drawn.append((group_size, jax.random.key_data(rng).tolist(), prompts.tokens.shape[0]))
-    tokens = np.array([[3, 4, 5], [6, eos, 9], [eos, 9, 9], [7, 8, 9], [1, 2, eos], [5, eos, 0]], np.int32)
+    tokens = np.array(
+        [[3, 4, 5], [6, eos, 9], [eos, 9, 9], [7, 8, 9], [1, 2, eos], [5, eos, 0]], np.int32)
     lengths = np.array([3, 2, 1, 3, 3, 2], np.int32)  # Beyond them anything.
     zeros = np.zeros(tokens.shape, np.float32)
     return Completions(tokens, lengths, lengths == 3, zeros, zeros)
   monkeypatch.setattr(sampler, "generate", generate)
   config = section(meta=META)
-  sample = meta.Responses(config.meta, known(context), "rm", batch_lib.make_reader(config, context).layout)
+  sample = meta.Responses(
+      config.meta, known(context), "rm", batch_lib.make_reader(config, context).layout)
   batch = sample(rows[0], 0)
   wanted = [[3, 4, 5, eos], [6, eos], [eos], [7, 8, 9, eos], [1, 2, eos], [5, eos]]
   flat, per_prompt = np.asarray(batch.tokens).reshape(2, -1), np.asarray(batch.places)
@@ -115,7 +121,8 @@ def test_responses_end_once_and_are_of_their_update(context, rows, monkeypatch):
   for i, ids in enumerate(wanted):
     end = per_prompt[i // 3, i % 3, 0]
     assert flat[i // 3, end + 1 - len(ids):end + 1].tolist() == ids
-  np.testing.assert_array_equal(batch.prompts.tokens[0][:5], context.policy.tokenizer.encode_prompt(rows[0][0].prompt))
+  np.testing.assert_array_equal(
+      batch.prompts.tokens[0][:5], context.policy.tokenizer.encode_prompt(rows[0][0].prompt))
   sample(rows[0], 0), sample(rows[0], 1)
   assert drawn[0] == drawn[1] != drawn[2] and drawn[0][::2] == (3, 2)
 
@@ -124,7 +131,8 @@ def test_responses_end_once_and_are_of_their_update(context, rows, monkeypatch):
     (dict(meta=dict(META, policy="rl")), "Unknown meta.policy .*'rl'.* Known: initial"),
     (dict(meta=dict(META, responses=1)), "meta.responses .* must be at least 2, got 1"),
     (dict(meta=dict(META, prompts=17)), "meta.prompts=17 of batch_size=16"),
-    (dict(meta=dict(META, sampling=dict(max_tokens=40))), "meta.sampling.max_tokens=40 and an end are more than"),
+    (dict(meta=dict(META, sampling=dict(max_tokens=40))),
+     "meta.sampling.max_tokens=40 and an end are more than"),
     (dict(meta=META, read="tokens"), "read='tokens'"),
     (dict(meta=dict(META, step_size=-0.1)), "meta.step_size must be at least 0, got -0.1"),
 ])
@@ -140,12 +148,17 @@ def test_memory_counts_the_policy_that_answers(context):
 
 
 def test_responses_of_a_world_and_their_prompts():
-  train, heldout = (attributes.attribute_responses(size=50, world=3, part=part) for part in ("train", "heldout"))
-  assert not {p.prompt for p in map(train.row, range(50))} & {p.prompt for p in map(heldout.row, range(50))}
+  train, heldout = (
+      attributes.attribute_responses(size=50, world=3, part=part) for part in ("train", "heldout"))
+  assert not {p.prompt for p in map(train.row, range(50))} & {
+      p.prompt for p in map(heldout.row, range(50))}
   one = train[7]
-  assert len(one.solution) == 16 and set(one.solution) <= set(attributes.LETTERS) and one.metadata == {"world": 3}
+  assert len(one.solution) == 16
+  assert set(one.solution) <= set(attributes.LETTERS)
+  assert one.metadata == {"world": 3}
   plain, told = (attributes.attribute_pairs(size=9, world=3, contexts=c) for c in (False, True))
-  assert {row.prompt for row in map(plain.row, range(9))} == {"="} and all(len(told[i].prompt) == 2 for i in range(9))
+  assert {row.prompt for row in map(plain.row, range(9))} == {"="}
+  assert all(len(told[i].prompt) == 2 for i in range(9))
   # The letter before says nothing: the pairs are the same.
   assert [plain[i].responses for i in range(9)] == [told[i].responses for i in range(9)]
 
@@ -165,7 +178,10 @@ def test_the_experiment_runs_and_judges_the_policy_s_responses(tmp_path):
 
 
 def test_arms_differ_in_meta_alone_and_the_full_config_is_sound():
-  vanilla, with_meta = (config_lib.load(f"experiments/meta_rm.py:{arm}").to_dict() for arm in meta_rm.ARMS)
-  assert vanilla["again"].pop("meta") is None and with_meta["again"].pop("meta")["policy"] == "rl" and vanilla == with_meta
+  vanilla, with_meta = (
+      config_lib.load(f"experiments/meta_rm.py:{arm}").to_dict() for arm in meta_rm.ARMS)
+  assert vanilla["again"].pop("meta") is None
+  assert with_meta["again"].pop("meta")["policy"] == "rl"
+  assert vanilla == with_meta
   config, sections = config_lib.check(config_lib.load("experiments/meta_rm.py:full"))
   assert config.stages[-1] == "rl_again" and sections["again"].meta.policy == "rl"

@@ -1,4 +1,7 @@
-"""Rounds on the tiny task with scripted rewards: what is kept and learnt, empty rounds, hints, beginnings, resuming."""
+"""Rounds on the tiny task with scripted rewards: what is kept and learnt.
+
+Empty rounds, hints, beginnings, and resuming.
+"""
 
 import dataclasses
 import json
@@ -44,7 +47,8 @@ def never(samples):
 def make_config(reward="short", **fields):
   c = config_lib.load("experiments/quickstart.py:tiny")
   c.unlock()
-  c.stages, c.mesh.fsdp, c.evaluation.every, c.evaluation.num_problems, c.evaluation.batch_size = ("star",), 1, 0, 2, 2
+  c.stages, c.mesh.fsdp = ("star",), 1
+  c.evaluation.every, c.evaluation.num_problems, c.evaluation.batch_size = 0, 2, 2
   c.max_prompt_tokens, c.checkpoint.every, c.checkpoint.keep = 16, 1, 20
   c.star = ConfigDict(dict(
       kind="self_training", num_rounds=2, generation_steps=2, updates=2, batch_size=4,
@@ -87,7 +91,8 @@ def test_a_round_imitates_what_the_reward_picks():
   state, history, states = steps(stage, context, state, 0, 4)
   pool = stage.resumable["pool"]
   assert pool.sampled == 32 and 0 < len(pool.candidates) < 32
-  assert all(len(c.completion) <= 5 and c.score == np.float32(1 / len(c.completion)) for c in pool.candidates)
+  assert all(len(c.completion) <= 5 and c.score == np.float32(1 / len(c.completion))
+             for c in pool.candidates)
   assert all(c.completion[-1] == 0 for c in pool.candidates)  # Whole, with EOS.
   # Sampling leaves the policy; updates do not.
   assert same(states[0], params) and same(states[1], params) and not same(states[2], params)
@@ -96,7 +101,8 @@ def test_a_round_imitates_what_the_reward_picks():
       ["reward/mean", "solved"]] * 2 + [["loss", "threshold"]] * 2
   kept = selection.keep(pool.candidates, threshold=0.2)
   assert history[2]["kept/samples"] == len(kept) and history[2]["kept/share"] == len(kept) / 32
-  assert history[0]["reward/mean"] == history[0]["reward/scripted"] and 0 < history[0]["reward/mean"] < 0.6
+  assert history[0]["reward/mean"] == history[0]["reward/scripted"]
+  assert 0 < history[0]["reward/mean"] < 0.6
   # What sampling cost, in completions that were judged; updates ask for none.
   assert [h.get("environment_calls", 0) for h in history] == [16, 16, 0, 0]
   # The second round begins anew.
@@ -109,9 +115,11 @@ def test_thresholds_rise_over_one_sampled_set():
   stage, context, section, _, state = make_stage(updates=1, **{"keep.thresholds": (0.1, 0.3)})
   assert section.num_steps == 2 * (2 + 2)
   _, history, _ = steps(stage, context, state, 0, 4)
-  lengths = [len(c.completion) for c in selection.keep(stage.resumable["pool"].candidates, threshold=0.0)]
+  lengths = [
+      len(c.completion) for c in selection.keep(stage.resumable["pool"].candidates, threshold=0.0)]
   assert [h["threshold"] for h in history[2:]] == [0.1, 0.3]
-  assert [h["kept/samples"] for h in history[2:]] == [sum(n <= 10 for n in lengths), sum(n <= 3 for n in lengths)]
+  assert [h["kept/samples"] for h in history[2:]] == [
+      sum(n <= 10 for n in lengths), sum(n <= 3 for n in lengths)]
   assert 0 < history[3]["kept/samples"] < history[2]["kept/samples"]
 
 
@@ -129,10 +137,15 @@ def test_unsolved_problems_are_asked_again_with_the_answer_and_learnt_without():
       reward="told", hint=";{reference};{prompt}", **{"keep.thresholds": (1.0,)})
   _, history, _ = steps(stage, context, state, 0, 3)
   pool = stage.resumable["pool"]
-  assert history[0]["solved"] == 0 and history[0]["reward/mean"] == 0 and history[0]["solved_with_hint"] > 0
+  assert history[0]["solved"] == 0
+  assert history[0]["reward/mean"] == 0
+  assert history[0]["solved_with_hint"] > 0
   assert history[0]["environment_calls"] == 32  # Those asked again count again.
-  assert pool.candidates and all(c.hinted and c.score == 1 for c in pool.candidates) and pool.sampled == 32
-  prompts = {tuple(context.policy.tokenizer.encode_prompt(context.task.train[i].prompt)) for i in range(200)}
+  assert pool.candidates
+  assert all(c.hinted and c.score == 1 for c in pool.candidates)
+  assert pool.sampled == 32
+  prompts = {tuple(context.policy.tokenizer.encode_prompt(context.task.train[i].prompt))
+             for i in range(200)}
   assert {c.prompt for c in pool.candidates} <= prompts
   assert history[2]["loss"] > 0
 
@@ -157,7 +170,8 @@ def test_a_hint_is_not_given_for_solved_problems():
 
 
 def test_own_solutions_are_imitated_too():
-  # With rewards that keep nothing, one update is a supervised one on the sampled problems' solutions.
+  # With rewards that keep nothing, one update is a supervised one on the sampled problems'
+  # solutions.
   stage, context, section, _, state = make_stage(
       reward="never", imitate_solutions=True, generation_steps=1, updates=1,
       **{"rollout.sampling": dict(max_tokens=28)})
@@ -165,8 +179,11 @@ def test_own_solutions_are_imitated_too():
     problems = next(stage.data)
     state, _ = stage.step(state, problems, 0)
     _, history, _ = steps(stage, context, state, 1, 1)
-  examples = demonstrations.encode(problems, context.policy.tokenizer, max_prompt_tokens=16, max_completion_tokens=28)
-  assert history[0]["tokens"] == examples.learnt.sum() and history[0]["kept/samples"] == 4 and history[0]["kept/share"] == 0
+  examples = demonstrations.encode(
+      problems, context.policy.tokenizer, max_prompt_tokens=16, max_completion_tokens=28)
+  assert history[0]["tokens"] == examples.learnt.sum()
+  assert history[0]["kept/samples"] == 4
+  assert history[0]["kept/share"] == 0
 
 
 @pytest.mark.parametrize("begin", self_training.BEGINNINGS)
@@ -175,7 +192,8 @@ def test_where_a_round_begins(begin):
   state, history, states = steps(stage, context, state, 0, 8)
   assert [h["updates"] for h in history] == [0, 0, 1, 1] * 2  # Though the learner may begin anew.
   assert int(state.step) == (2 if begin == "initial" else 4)
-  assert same(states[3], states[5])  # The first round's policy samples in the second, wherever that begins to learn.
+  # The first round's policy samples in the second, wherever that begins to learn.
+  assert same(states[3], states[5])
   # Made again from what the second round kept, by a stage that never had a first one.
   pool, (other, _, _, _, fresh) = stage.resumable["pool"], make_stage(begin=begin)
   other.resumable["pool"].restore(json.loads(json.dumps(pool.state())))
@@ -191,11 +209,12 @@ def test_accumulated_rounds_keep_what_was_there():
 
 def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
   c = make_config(hint=";{reference};{prompt}", **{
-      "learner.lora": dict(rank=2), "keep.per_problem": 2, "keep.choose": "random", "keep.balance": True})
+      "learner.lora": dict(rank=2), "keep.per_problem": 2, "keep.choose": "random",
+      "keep.balance": True})
   train(c, tmp_path / "whole", plain=True)
   lines = [line for line in read_metrics(tmp_path / "whole") if "tokens" in line]
-  assert [line["step"] for line in lines] == list(range(1, 9)) and ["loss" in line for line in lines] == [
-      False, False, True, True] * 2
+  assert [line["step"] for line in lines] == list(range(1, 9))
+  assert ["loss" in line for line in lines] == [False, False, True, True] * 2
   saved = arrays(tmp_path / "whole" / "checkpoints" / "star" / "8")
   for last in (1, 3, 6):  # Killed while sampling, between two updates, before the second round's.
     workdir = tmp_path / str(last)
@@ -205,10 +224,12 @@ def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
     train(c, workdir, plain=True)
     assert deterministic(workdir) == deterministic(tmp_path / "whole")
     again = arrays(workdir / "checkpoints" / "star" / "8")
-    assert again.keys() == saved.keys() and all(again[name].tobytes() == x.tobytes() for name, x in saved.items())
+    assert again.keys() == saved.keys()
+    assert all(again[name].tobytes() == x.tobytes() for name, x in saved.items())
   # Adapters alone were trained.
   run_config, sections = config_lib.check(c)
-  stages = earlier.Stages(run_config, sections, workdir_lib.Workdir(tmp_path / "whole"), run.make_context(run_config))
+  stages = earlier.Stages(
+      run_config, sections, workdir_lib.Workdir(tmp_path / "whole"), run.make_context(run_config))
   finished, initial = stages.finished("star"), stages.run.initial_params()
   assert same({name: finished[name] for name in initial}, initial)
   assert np.abs(finished["lora"]["q"]["b"]).max() > 0
@@ -217,8 +238,10 @@ def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
 @pytest.mark.parametrize("fields, message", [
     ({"keep.thresholds": ()}, r"one or more rising rewards, got \(\)"),
     ({"keep.thresholds": (0.5, 0.5)}, "rising"),
-    (dict(hint="{prompt}"), "must hold {prompt} and {reference}"), (dict(hint="{prompt}{answer}{reference}"), "KeyError"),
-    (dict(begin="start"), "Unknown begin 'start'"), ({"keep.choose": "worst"}, "Unknown choose 'worst'"),
+    (dict(hint="{prompt}"), "must hold {prompt} and {reference}"),
+    (dict(hint="{prompt}{answer}{reference}"), "KeyError"),
+    (dict(begin="start"), "Unknown begin 'start'"),
+    ({"keep.choose": "worst"}, "Unknown choose 'worst'"),
     ({"rollout.slots": 2}, "slots must be at least group_size=4"),
     ({"learner.microbatches": 3}, "must divide batch_size=4"),
     (dict(updates=0), "updates must be at least 1")])
@@ -232,7 +255,8 @@ def test_what_cannot_be_asked_or_imitated_is_found_before_the_run():
   context, section = run.make_context(run_config), sections["star"]
   self_training.check(section, context, "star")
   with pytest.raises(ValueError, match="the limit max_prompt_tokens is 16"):
-    self_training.check(dataclasses.replace(section, hint="{prompt}" + "1" * 10 + "{reference}"), context, "star")
+    self_training.check(
+        dataclasses.replace(section, hint="{prompt}" + "1" * 10 + "{reference}"), context, "star")
   with pytest.raises(ValueError, match="the limit max_completion_tokens is 16"):
     self_training.check(dataclasses.replace(section, imitate_solutions=True), context, "star")
   phases = {p.phase for p in self_training.memory(section, context, "star")}
