@@ -148,7 +148,8 @@ class ObjectStore:
     return bool(self._below(path))
 
   def listdir(self, path):
-    return sorted({key.removeprefix(self._key(path) + "/").partition("/")[0] for key in self._below(path)})
+    return sorted({
+        key.removeprefix(self._key(path) + "/").partition("/")[0] for key in self._below(path)})
 
   def glob(self, path):
     return [key for key in self.objects if fnmatch.fnmatch(key, self._key(path))]
@@ -177,7 +178,8 @@ class ObjectStore:
     if content is None and not self.isdir(path):
       raise FileNotFoundError(path)
     return epath.stat_utils.StatResult(
-        is_directory=content is None, length=len(content or b""), mtime=0, owner=None, group=None, mode=None)
+        is_directory=content is None, length=len(content or b""), mtime=0, owner=None, group=None,
+        mode=None)
 
 
 class _Upload(io.BytesIO):

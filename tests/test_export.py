@@ -24,10 +24,13 @@ def run(tmp_path_factory):
   config = config_lib.load(str(ROOT / "experiments/quickstart.py:tiny"))
   config.unlock()
   override(config, {
-      "stages": ("sft", "rm"), "sft.num_steps": 1, "mesh.fsdp": 1, "evaluation.every": 0, "rm": dict(
-          kind="reward_model", num_steps=2, batch_size=8, max_response_tokens=8, max_prompt_tokens=8,
+      "stages": ("sft", "rm"), "sft.num_steps": 1, "mesh.fsdp": 1, "evaluation.every": 0,
+      "rm": dict(
+          kind="reward_model", num_steps=2, batch_size=8, max_response_tokens=8,
+          max_prompt_tokens=8,
           head_init="normal", learner=dict(microbatches=1, optimizer=dict(learning_rate=1e-2)),
-          data=dict(source=SEVENS, args={}, train=dict(size=40, seed=1), heldout=dict(size=8, seed=2)))})
+          data=dict(
+              source=SEVENS, args={}, train=dict(size=40, seed=1), heldout=dict(size=8, seed=2)))})
   folder = tmp_path_factory.mktemp("export") / "run"
   train(config, folder, plain=True)
   return folder
@@ -39,7 +42,8 @@ def test_a_reward_model_scores_as_in_its_run(run, tmp_path):
   texts = [("001=", "777"), ("001=", "12"), ("002=", "7")]
   ours, theirs = (scorer_of_run(str(path)) for path in (run, tmp_path / "rm"))
   np.testing.assert_allclose(ours.totals(texts), theirs.totals(texts), rtol=1e-5)
-  assert (ours.outputs, ours.reads, ours.aggregate) == (theirs.outputs, theirs.reads, theirs.aggregate)
+  assert (ours.outputs, ours.reads, ours.aggregate) == (
+      theirs.outputs, theirs.reads, theirs.aggregate)
   np.testing.assert_allclose(ours.loaded.std, theirs.loaded.std, rtol=1e-4)
 
 
@@ -50,7 +54,8 @@ def test_a_policy_is_the_one_of_its_stage(run, tmp_path, capsys):
   source = sources.from_files(path=str(tmp_path / "policy"))
   jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path / "policy"), expected)
   assert source.tokenizer.encode("12") == tokenizers.load(tmp_path / "policy").encode("12")
-  assert json.loads((tmp_path / "policy/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+  assert json.loads((tmp_path / "policy/config.json").read_text())["architectures"] == [
+      "LlamaForCausalLM"]
 
 
 @pytest.mark.parametrize("name, message", [

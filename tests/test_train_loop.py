@@ -1,4 +1,4 @@
-"""The training loop, with a stage that only counts: what is saved, evaluated and written, and when."""
+"""The training loop, with a stage that only counts: what is saved, evaluated, written, and when."""
 
 import io
 import types
@@ -64,17 +64,21 @@ class Run:
   """
 
   def __init__(self, folder, monkeypatch, num_steps=4, stop_at=None):
-    self.folder, self.patch, self.num_steps, self.stop_at = Workdir(folder), monkeypatch, num_steps, stop_at
+    self.folder, self.patch = Workdir(folder), monkeypatch
+    self.num_steps, self.stop_at = num_steps, stop_at
     self.evaluated = []
 
-  def go(self, *, stop_in_step=None, stop_in_evaluation=None, stream=None, owner=None, during=lambda step: None):
+  def go(
+      self, *, stop_in_step=None, stop_in_evaluation=None, stream=None, owner=None,
+      during=lambda step: None):
     self.stop, data, monitors = StopRequest(), Data(), Watching(self.stop_at)
 
     def step(state, problems, index):
       during(index + 1)
       if index + 1 == stop_in_step:
         self.stop.request(143)
-      return {"count": state["count"] + problems[0]}, StepResult({"drawn": problems[0]}, tokens=1, updates=1)
+      return {"count": state["count"] + problems[0]}, StepResult(
+          {"drawn": problems[0]}, tokens=1, updates=1)
 
     def evaluate(section, sampler, heldout, params, *, rng, report, stopping):
       at = int(params["count"])
@@ -85,14 +89,19 @@ class Run:
       self.evaluated.append(at)
       return types.SimpleNamespace(metrics={"eval/pass@1": float(at)}, rows=lambda: [{"at": at}])
     self.patch.setattr(train_lib, "evaluate", evaluate)
-    shape = {"count": jax.ShapeDtypeStruct((), jnp.int32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
-    stage = Stage(num_steps=self.num_steps, init=lambda: {"count": jnp.int32(0)}, state_shape=shape, data=data,
-                  step=step, monitors=monitors)
+    shape = {
+        "count": jax.ShapeDtypeStruct(
+            (), jnp.int32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
+    stage = Stage(
+        num_steps=self.num_steps, init=lambda: {"count": jnp.int32(0)}, state_shape=shape,
+        data=data, step=step, monitors=monitors)
     stages = types.SimpleNamespace(
         folder=self.folder, trained=lambda name: Trained(shape),
-        run=types.SimpleNamespace(task=types.SimpleNamespace(heldout=[]), sampler=None, rng=lambda *names: None))
+        run=types.SimpleNamespace(
+            task=types.SimpleNamespace(heldout=[]), sampler=None, rng=lambda *names: None))
     config = types.SimpleNamespace(
-        checkpoint=Checkpointing(every=100), evaluation=types.SimpleNamespace(every=2), stages=("count",))
+        checkpoint=Checkpointing(every=100), evaluation=types.SimpleNamespace(every=2),
+        stages=("count",))
     self.progress = Progress(plain=True, stream=stream or io.StringIO())
     claim = Claim(self.folder, Record({"stages": ["count"]}), {"stages": ["count"]}, {})
     with MetricWriter(self.folder.path) as writer:
@@ -102,7 +111,9 @@ class Run:
 
   @property
   def lines(self):
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(self.folder.path)]
+    return [
+        {k: v for k, v in line.items() if not k.startswith("time/")}
+        for line in read_metrics(self.folder.path)]
 
   @property
   def saved(self):
@@ -162,10 +173,12 @@ def test_a_stop_while_an_evaluation_is_made_up_for(run, whole):
 def test_a_kill_after_an_evaluation_was_made_up_for(run, whole, monkeypatch, step):
   run.go(stop_in_step=step)
   with monkeypatch.context() as killed:
-    killed.setattr(train_lib.Checkpoints, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    killed.setattr(
+        train_lib.Checkpoints, "save", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
       run.go()
-  assert len(run.lines) == {2: 4, 4: 7}[step]  # The line is there, and the checkpoint still says that it is due.
+  # The line is there, and the checkpoint still says that it is due.
+  assert len(run.lines) == {2: 4, 4: 7}[step]
   run.go()
   assert run.lines == whole.lines
   assert run.saved == [4] if step == 4 else [2, 4]
@@ -181,7 +194,8 @@ def test_a_finished_stage_evaluates_nothing_again(whole):
 def test_a_monitor_also_stops_after_an_evaluation_that_was_put_off(tmp_path, monkeypatch):
   run = Run(tmp_path, monkeypatch, stop_at=3.0)
   assert run.go(stop_in_step=2) is None
-  with pytest.raises(StoppedByMonitor, match="stopped at step 2, which is saved. Monitor x: too high."):
+  with pytest.raises(
+      StoppedByMonitor, match="stopped at step 2, which is saved. Monitor x: too high."):
     run.go()
   assert int(run.go()["count"]) == 10  # Once, as where the evaluation was not put off.
   assert [line["seen"] for line in run.lines if "seen" in line] == [1, 2, 3]
@@ -191,7 +205,9 @@ def test_fewer_steps_than_were_made_are_an_error(run):
   run.go()
   run.num_steps = 3
   before = run.lines
-  with pytest.raises(ValueError, match=r"'count' has a checkpoint of step 4 .*num_steps is 3: .*--config.count.num_steps=4"):
+  with pytest.raises(
+      ValueError,
+      match=r"'count' has a checkpoint of step 4 .*num_steps is 3: .*--config.count.num_steps=4"):
     run.go()
   assert run.lines == before
 

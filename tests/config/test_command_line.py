@@ -31,10 +31,14 @@ def test_values_follow_an_equals_sign_or_a_space(words, parser):
 
 
 @pytest.mark.parametrize("word, message", [
-    ("--seed=3", "no setting --seed. Did you mean '--seeds'?"), ("--al", "no setting --al. Did you mean '--all'"),
+    ("--seed=3", "no setting --seed. Did you mean '--seeds'?"),
+    ("--al", "no setting --al. Did you mean '--all'"),
     ("--x", "no setting --x. Known: --all, --args, --help, --seeds"), ("-s", "no setting -s"),
-    ("--seeds=x", "--seeds: must be a whole number of at least 2, got 'x'"), ("--seeds=1", "at least 2, got '1'"),
-    ("--seeds", "expected one argument"), ("--args=[", "--args: not JSON"), ("--args=[1]", "must be a JSON object"),
+    ("--seeds=x", "--seeds: must be a whole number of at least 2, got 'x'"),
+    ("--seeds=1", "at least 2, got '1'"),
+    ("--seeds", "expected one argument"),
+    ("--args=[", "--args: not JSON"),
+    ("--args=[1]", "must be a JSON object"),
     ("--args=" + "[" * 10**5, "--args: not JSON"), ("word", "no place for the word 'word'"),
     ("--all=1", "ignored explicit argument '1'")])
 def test_a_mistake_is_one_line(word, message, parser, capsys):
@@ -56,7 +60,8 @@ def test_commands_below_a_command_have_the_same_style(capsys):
   parser.add_command("show", help="shows it").add_argument("--deep", action="store_true")
   parser.add_command("fetch", help="fetches it")
   assert parser.parse_args(["show", "--deep"]).command == "show"
-  assert "no setting --dee. Did you mean" in refused(capsys, lambda: parser.parse_args(["show", "--dee"]))
+  assert "no setting --dee. Did you mean" in refused(
+      capsys, lambda: parser.parse_args(["show", "--dee"]))
   assert "invalid choice: 'shw'" in refused(capsys, lambda: parser.parse_args(["shw"]))
 
 

@@ -1,4 +1,4 @@
-"""Changes of a config by dotted names: of ConfigDicts, of an experiment's sizes, and of checked sections."""
+"""Changes by dotted names: of ConfigDicts, an experiment's sizes, and checked sections."""
 
 import dataclasses
 
@@ -30,7 +30,8 @@ class Outer:
 
 @pytest.fixture
 def config():
-  return ml_collections.ConfigDict({"rl": {"rollout": {"prompts": 8}, "rewards": {"a": 1.0, "b": 2.0}}, "seed": 0})
+  return ml_collections.ConfigDict({
+      "rl": {"rollout": {"prompts": 8}, "rewards": {"a": 1.0, "b": 2.0}}, "seed": 0})
 
 
 def test_fields_are_set_by_their_dotted_names(config):
@@ -51,8 +52,10 @@ def test_a_section_is_replaced_as_a_whole(config):
 
 
 def test_a_missing_section_is_named(config):
-  with pytest.raises(ValueError, match=r"overrides\['rl.rolout.prompts'\]: the config has no section 'rl.rolout'. Did you"
-                                       " mean 'rollout'"):
+  with pytest.raises(
+      ValueError,
+      match=r"overrides\['rl.rolout.prompts'\]: the config has no section 'rl.rolout'. Did you"
+            " mean 'rollout'"):
     override(config, {"rl.rolout.prompts": 4}, new_sections=False)
   with pytest.raises(ValueError, match="no section 'seed'"):
     override(config, {"seed.more": 4})
@@ -62,7 +65,8 @@ def test_sizes_of_an_experiment(config):
   tables = dict(tiny={"rl.rollout.prompts": 2}, small={"rl.rollout.prompts": 4})
   for size, prompts in (("", 8), ("full", 8), ("tiny", 2)):
     assert sized(config, size, **tables).rl.rollout.prompts == prompts
-  with pytest.raises(ValueError, match="Unknown size 'tinny'. Did you mean 'tiny'. Known: :full, :tiny, :small"):
+  with pytest.raises(
+      ValueError, match="Unknown size 'tinny'. Did you mean 'tiny'. Known: :full, :tiny, :small"):
     sized(config, "tinny", **tables)
 
 

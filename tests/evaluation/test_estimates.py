@@ -20,7 +20,8 @@ def test_pass_at_k_equals_enumeration_of_all_subsets():
     for c in range(n + 1):
       for k in range(1, n + 1):
         subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        np.testing.assert_allclose(pass_at_k(n, c, k), np.mean([any(subset) for subset in subsets]), atol=1e-12)
+        np.testing.assert_allclose(
+            pass_at_k(n, c, k), np.mean([any(subset) for subset in subsets]), atol=1e-12)
 
 
 def test_pass_at_k_by_hand():
@@ -38,8 +39,12 @@ def test_pass_at_1_is_the_mean_and_large_counts_do_not_overflow():
 
 
 @pytest.mark.parametrize("n, c, k, message", [
-    ([4], [1], 5, r"k must be in \[1, 4\], got 5"), ([4], [1], 0, "got 0"), ([], [], 1, "no problems"),
-    ([4, 4], [1, 5], 1, "got 5 of 4 for problem 1"), ([4], [-1], 1, "got -1 of 4"), ([4], [0.5], 1, "must be integers"),
+    ([4], [1], 5, r"k must be in \[1, 4\], got 5"),
+    ([4], [1], 0, "got 0"),
+    ([], [], 1, "no problems"),
+    ([4, 4], [1, 5], 1, "got 5 of 4 for problem 1"),
+    ([4], [-1], 1, "got -1 of 4"),
+    ([4], [0.5], 1, "must be integers"),
 ])
 def test_pass_at_k_refuses(n, c, k, message):
   with pytest.raises(ValueError, match=message):
@@ -48,7 +53,8 @@ def test_pass_at_k_refuses(n, c, k, message):
 
 def test_majority_by_hand():
   answers = [
-      ["4", "5", "5", "4"],    # k=3: 5 wins two to one, correct. k=4: a tie, 4 came first, wrong. k=1: 4.
+      # k=3: 5 wins two to one, correct. k=4: a tie, 4 came first, wrong. k=1: 4.
+      ["4", "5", "5", "4"],
       [None, None, "7", "8"],  # k=1: nobody votes, 0. k=3: 7, though two abstain.
       ["1", "2", "3", "3"],    # k=3: a tie of three, 1 came first.
   ]
@@ -59,13 +65,15 @@ def test_majority_by_hand():
 
 
 def test_majority_is_judged_by_the_first_sample_that_gave_the_answer():
-  np.testing.assert_array_equal(majority_at_k([["5", "5"], ["5", "5"]], [[True, False], [False, True]], 2), [1, 0])
+  np.testing.assert_array_equal(
+      majority_at_k([["5", "5"], ["5", "5"]], [[True, False], [False, True]], 2), [1, 0])
 
 
 @pytest.mark.parametrize("answers, correct, k, message", [
     ([], [], 1, "no problems"), ([["1"]], [], 1, "same problems"),
     ([["1"]], [[True, False]], 1, "1 answers and 2 verdicts"),
-    ([["1", "2"], ["1"]], [[True, True], [True]], 2, r"in \[1, 1\], got 2: problem 1"), ([["1"]], [[True]], 0, "got 0"),
+    ([["1", "2"], ["1"]], [[True, True], [True]], 2, r"in \[1, 1\], got 2: problem 1"),
+    ([["1"]], [[True]], 0, "got 0"),
 ])
 def test_majority_refuses(answers, correct, k, message):
   with pytest.raises(ValueError, match=message):
@@ -102,8 +110,11 @@ def test_bootstrap_of_equal_scores_has_no_width():
 
 
 @pytest.mark.parametrize("scores, arguments, message", [
-    ([], {}, "non-empty"), ([[1.0]], {}, "non-empty vector"), ([1.0, np.nan], {}, "finite, got nan for problem 1"),
-    ([1.0], {"confidence": 95}, "between 0 and 1, got 95"), ([1.0], {"num_resamples": 0}, "num_resamples"),
+    ([], {}, "non-empty"),
+    ([[1.0]], {}, "non-empty vector"),
+    ([1.0, np.nan], {}, "finite, got nan for problem 1"),
+    ([1.0], {"confidence": 95}, "between 0 and 1, got 95"),
+    ([1.0], {"num_resamples": 0}, "num_resamples"),
 ])
 def test_bootstrap_refuses(scores, arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -111,8 +122,8 @@ def test_bootstrap_refuses(scores, arguments, message):
 
 
 def test_wilson_by_hand():
-  # z=1.95996, n=10, s=8: center (0.8 + 0.19207)/1.38415 = 0.71674, half width 1.95996·sqrt(0.016 + 0.0096036)/1.38415 =
-  # 0.22658.
+  # z=1.95996, n=10, s=8: center (0.8 + 0.19207)/1.38415 = 0.71674,
+  # half width 1.95996·sqrt(0.016 + 0.0096036)/1.38415 = 0.22658.
   np.testing.assert_allclose(wilson_interval(8, 10), [0.49016, 0.94332], atol=1e-5)
 
 
@@ -120,7 +131,8 @@ def test_wilson_bounds_solve_the_score_equation():
   # The definition: (p − p₀)² = z² p₀ (1 − p₀) / n at both ends.
   for s, n in ((3, 7), (1, 100), (50, 51)):
     for end in wilson_interval(s, n):
-      np.testing.assert_allclose((s / n - end) ** 2, 1.959963984540054**2 * end * (1 - end) / n, rtol=1e-9)
+      np.testing.assert_allclose(
+          (s / n - end) ** 2, 1.959963984540054**2 * end * (1 - end) / n, rtol=1e-9)
 
 
 def test_wilson_at_the_ends():
@@ -161,12 +173,16 @@ def test_an_effect_of_the_detectable_size_is_seen_four_times_in_five(n):
   base = np.arange(n) / np.arange(n).std(ddof=1)
   effect = detectable_effect(base)
   values = np.random.default_rng(n).standard_normal((4000, n)) + effect
-  assert abs(np.mean([mean_interval(v)[0] > 0 for v in values]) - 0.8) < 0.02  # Three standard errors.
+  # Three standard errors.
+  assert abs(np.mean([mean_interval(v)[0] > 0 for v in values]) - 0.8) < 0.02
 
 
 @pytest.mark.parametrize("values, arguments, message", [
-    ([1.0], {}, "at least two"), ([[1.0, 2.0]], {}, "at least two"), ([1.0, np.inf], {}, "finite, got inf at position 1"),
-    ([1.0, 2.0], {"confidence": 95}, "between 0 and 1, got 95"), ([1.0, 2.0], {"power": 1.0}, "power must be"),
+    ([1.0], {}, "at least two"),
+    ([[1.0, 2.0]], {}, "at least two"),
+    ([1.0, np.inf], {}, "finite, got inf at position 1"),
+    ([1.0, 2.0], {"confidence": 95}, "between 0 and 1, got 95"),
+    ([1.0, 2.0], {"power": 1.0}, "power must be"),
 ])
 def test_estimates_of_few_values_refuse(values, arguments, message):
   with pytest.raises(ValueError, match=message):

@@ -26,7 +26,9 @@ def test_failed_scores_never_win_and_are_counted():
   assert ranking.best_of_credit(scores[0], [True, False, True]) == 0.0
   assert ranking.best_of_credit(scores[2], [True, False]) == 0.0  # All failed: an error, not a tie.
   floored = ranking.floored(scores)
-  assert np.isfinite(np.concatenate(floored)).all() and floored[0][0] < -5 and floored[0][0] == floored[2][1]
+  assert np.isfinite(np.concatenate(floored)).all()
+  assert floored[0][0] < -5
+  assert floored[0][0] == floored[2][1]
   # Better minus worse: a failed worse one is beaten; with both failed there is no credit.
   pairs = ranking.make_pairs([[1, 0], [1, 0], [1, 0]])
   differences = pairs.differences([[1.0, -np.inf], [-np.inf, 1.0], [-np.inf, -np.inf]])
@@ -34,10 +36,12 @@ def test_failed_scores_never_win_and_are_counted():
 
 
 def test_pairs_of_lists_are_averaged_per_row():
-  # Row 0: 2 > 1 > 0 gives three pairs, of which the scores order (2, 1) and (2, 0) rightly. Row 1 has no pair.
+  # Row 0: 2 > 1 > 0 gives three pairs, of which the scores order (2, 1) and (2, 0) rightly.
+  # Row 1 has no pair.
   labels, scores = [[2, 1, 0], [1, 1], [1, 0]], [[0.9, 0.1, 0.5], [3, 4], [7, 7]]
   pairs = ranking.make_pairs(labels)
-  assert list(zip(pairs.row, pairs.better, pairs.worse)) == [(0, 0, 1), (0, 0, 2), (0, 1, 2), (2, 0, 1)]
+  assert list(zip(pairs.row, pairs.better, pairs.worse)) == [
+      (0, 0, 1), (0, 0, 2), (0, 1, 2), (2, 0, 1)]
   credit = ranking.pair_credit(pairs.differences(scores))
   assert pairs.row_means(credit) == pytest.approx([2 / 3, 0.5])
   assert pairs.row_means(credit, np.array([False, True, True, False])) == pytest.approx([0.5])
@@ -49,11 +53,13 @@ def test_domain_average_weighs_domains_alike():
   assert (found["a"].value, found["b"].value, found["b"].count) == (0.75, 0.0, 1)
   average = ranking.group_average(credit, domains)
   assert average.value == pytest.approx(0.375)
-  assert average.low < 0.375 < average.high <= 0.5  # Domain b has one row: half of the average never moves.
+  # Domain b has one row: half of the average never moves.
+  assert average.low < 0.375 < average.high <= 0.5
 
 
 def test_style_matrix_by_hand():
-  # Chosen and rejected scores grow with style: the fancier always wins, so easy pairs are right and hard ones wrong.
+  # Chosen and rejected scores grow with style: the fancier always wins, so easy pairs are right and
+  # hard ones wrong.
   chosen, rejected = np.array([[1.0, 2.0, 3.0]]), np.array([[0.5, 1.5, 2.5]])
   matrix, kinds = ranking.style_matrix(chosen, rejected)
   assert matrix.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
@@ -71,7 +77,8 @@ def test_ties_score_by_hand():
   # b: Δcw 1, Δcc 3, ref Δcw −1: tied accurate only; tanh(−1/3 − 1).
   found, terms, per_question = ranking.ties_score(references, tied)
   breaker = [math.tanh(0.5), math.tanh(-4 / 3)]
-  assert terms == pytest.approx(dict(tied=1.0, reference=0.5, apart=0.5, apart_hard=0.5, breaker=sum(breaker) / 2))
+  assert terms == pytest.approx(
+      dict(tied=1.0, reference=0.5, apart=0.5, apart_hard=0.5, breaker=sum(breaker) / 2))
   assert found.value == pytest.approx(0.3 + 0.15 + 0.1 + 0.1 + 0.005 * sum(breaker))
   assert per_question == pytest.approx([1 + 0.01 * breaker[0], 0.3 + 0.01 * breaker[1]])
   assert found.low <= found.value <= found.high
@@ -124,9 +131,12 @@ def test_calibration_by_hand():
   assert right.value == pytest.approx(0, abs=1e-9)
   timid, bins = ranking.calibration(np.full(4, gap), np.ones(4))
   assert timid.value == pytest.approx(0.25)
-  assert len(bins) == 1 and bins[0]["count"] == 4 and (bins[0]["low"], bins[0]["accuracy"]) == (0.75, 1.0)
+  assert len(bins) == 1
+  assert bins[0]["count"] == 4
+  assert (bins[0]["low"], bins[0]["accuracy"]) == (0.75, 1.0)
   # Which response stands first does not matter; a scorer that prefers none is calibrated at 0.5.
-  mixed, flipped = ranking.calibration([2.0, -1.0], [1, 0.3])[0], ranking.calibration([-2.0, 1.0], [0, 0.7])[0]
+  mixed, _ = ranking.calibration([2.0, -1.0], [1, 0.3])
+  flipped, _ = ranking.calibration([-2.0, 1.0], [0, 0.7])
   assert mixed.value == pytest.approx(flipped.value)
   assert ranking.calibration(np.zeros(3), np.ones(3))[0].value == 0.0
   assert ranking.calibration([1e4], [1.0])[0].value == pytest.approx(0.0)  # No overflow.
@@ -157,7 +167,8 @@ def test_correlation_within_rows_ignores_prompts():
 
 
 def test_ensemble_agreement_by_hand():
-  # Pair 0: all right. Pair 1: two right, one wrong: one of three couples agrees. Pair 2: all without a preference.
+  # Pair 0: all right. Pair 1: two right, one wrong: one of three couples agrees.
+  # Pair 2: all without a preference.
   differences = np.array([[1.0, 2.0, 0.0], [3.0, 1.0, 0.0], [1.0, -1.0, 0.0]])
   found = ranking.ensemble_agreement(differences)
   assert found["agreement"].value == pytest.approx((1 + 1 / 3 + 0) / 3)
@@ -193,7 +204,8 @@ def test_best_threshold_separates():
 
 def test_area_under_curve_by_hand():
   # Right 3, 1; wrong 2, 1: of four couples 3>2, 3>1 count 1, 1=1 a half, 1<2 nothing.
-  assert ranking.area_under_curve([3, 1, 2, 1], [True, True, False, False]) == pytest.approx(2.5 / 4)
+  assert ranking.area_under_curve(
+      [3, 1, 2, 1], [True, True, False, False]) == pytest.approx(2.5 / 4)
   assert ranking.area_under_curve([1, 2], [True, True]) is None
   rows = [[(3, 1.0), (2, 0.0)], [(1, 1.0), (1, 0.2)]]
   assert ranking.area_under_curve_by_row(rows).value == pytest.approx(2.5 / 4)
@@ -204,6 +216,7 @@ def test_bootstrap_of_a_statistic_keeps_strata():
   low, high = estimates.bootstrap_statistic(lambda i: x[i].mean(), 4, strata=strata)
   assert low == 5.0 and high == 5.5  # Two of four rows always come from b.
   scores = np.array([0.1, 0.5, 0.9])
-  assert estimates.bootstrap_statistic(lambda i: scores[i].mean(), 3) == estimates.bootstrap_interval(scores)
+  assert estimates.bootstrap_statistic(
+      lambda i: scores[i].mean(), 3) == estimates.bootstrap_interval(scores)
   with pytest.raises(ValueError, match="count must be at least 1"):
     estimates.bootstrap_statistic(lambda i: 0.0, 0)

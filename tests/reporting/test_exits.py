@@ -21,8 +21,9 @@ with exits.with_status():
 
 
 def start(body):
-  return subprocess.Popen([sys.executable, "-c", COMMAND.format(body=body)], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+      [sys.executable, "-c", COMMAND.format(body=body)], cwd=ROOT, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -74,7 +75,10 @@ def test_another_broken_pipe_is_a_fault_of_its_own():
 
 @pytest.fixture
 def handlers():
-  """Handlers as a terminal's process has them; a shell's background jobs start with Ctrl-C ignored."""
+  """Handlers as a terminal's process has them.
+
+  A shell's background jobs start with Ctrl-C ignored.
+  """
   inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield lambda: (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
   signal.signal(signal.SIGINT, inherited)

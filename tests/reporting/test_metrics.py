@@ -32,12 +32,14 @@ def train(writer, start=("sft", 0), stop=("rl", 4)):
 
 
 def test_floats_read_back_exactly(tmp_path):
-  values = {"a": 0.1, "b": np.float32(0.1), "c": jnp.float32(1e-8), "d": 2**60 + 1, "e": np.int64(3),
-            "f": jnp.bfloat16(0.3), "g": 5e-324, "h": np.bool_(True), "i": jnp.array(7)}
+  values = {
+      "a": 0.1, "b": np.float32(0.1), "c": jnp.float32(1e-8), "d": 2**60 + 1, "e": np.int64(3),
+      "f": jnp.bfloat16(0.3), "g": 5e-324, "h": np.bool_(True), "i": jnp.array(7)}
   with MetricWriter(tmp_path) as writer:
     writer.write("rl", np.int64(1), values)
   [record] = read_metrics(tmp_path / "metrics.jsonl")
-  assert record == {"stage": "rl", "step": 1, **{key: np.asarray(value).item() for key, value in values.items()}}
+  assert record == {
+      "stage": "rl", "step": 1, **{key: np.asarray(value).item() for key, value in values.items()}}
   assert list(record) == ["stage", "step", *values]
   assert isinstance(record["d"], int) and isinstance(record["f"], float)
 
@@ -53,9 +55,9 @@ def test_non_finite_values_are_valid_json_and_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint, killed_at", [
-    (("sft", -1), ("sft", 3)), (("sft", 0), ("sft", 3)), (("sft", 2), ("sft", 3)), (("sft", 2), ("rl", 1)),
-    (("sft", 4), ("rl", 1)), (("rl", 0), ("rl", 1)), (("rl", 2), ("rl", 4)), (("rl", 3), ("rl", 4)),
-    (("rl", 4), ("rl", 4)),
+    (("sft", -1), ("sft", 3)), (("sft", 0), ("sft", 3)), (("sft", 2), ("sft", 3)),
+    (("sft", 2), ("rl", 1)), (("sft", 4), ("rl", 1)), (("rl", 0), ("rl", 1)),
+    (("rl", 2), ("rl", 4)), (("rl", 3), ("rl", 4)), (("rl", 4), ("rl", 4)),
 ])
 def test_resumed_run_writes_the_file_of_an_uninterrupted_one(tmp_path, checkpoint, killed_at):
   with MetricWriter(tmp_path / "whole") as writer:
@@ -67,12 +69,14 @@ def test_resumed_run_writes_the_file_of_an_uninterrupted_one(tmp_path, checkpoin
   with MetricWriter(tmp_path / "killed") as writer:
     writer.rewind(["sft", "rl"], *checkpoint)
     train(writer, start=checkpoint)
-  assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+  assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (
+      tmp_path / "whole/metrics.jsonl").read_bytes()
   assert sorted(os.listdir(tmp_path / "killed")) == ["metrics.jsonl"]
 
 
 def test_rewind_of_a_kept_line_keeps_its_bytes(tmp_path):
-  (tmp_path / "metrics.jsonl").write_text('{"step":1,  "stage":"rl","kl":1.50}\n{"stage":"rl","step":2}\n')
+  (tmp_path / "metrics.jsonl").write_text(
+      '{"step":1,  "stage":"rl","kl":1.50}\n{"stage":"rl","step":2}\n')
   with MetricWriter(tmp_path) as writer:
     writer.rewind(["rl"], "rl", 1)
   assert (tmp_path / "metrics.jsonl").read_text() == '{"step":1,  "stage":"rl","kl":1.50}\n'
@@ -88,7 +92,8 @@ def test_rewind_can_drop_what_followed_a_step_s_first_line(tmp_path):
 
 def test_sigkill_loses_nothing_that_was_written(tmp_path):
   code = ("import os, signal, sys\nfrom rl_reason.reporting.metrics import MetricWriter\n"
-          "writer = MetricWriter(sys.argv[1])\nfor step in range(3): writer.write('rl', step, {'kl': step / 3})\n"
+          "writer = MetricWriter(sys.argv[1])\n"
+          "for step in range(3): writer.write('rl', step, {'kl': step / 3})\n"
           "os.kill(os.getpid(), signal.SIGKILL)")
   environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
   run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment)
@@ -114,7 +119,8 @@ def test_whole_last_line_without_newline_counts(tmp_path):
   assert path.read_text() == '{"stage": "rl", "step": 1}\n{"stage": "rl", "step": 2}\n'
 
 
-@pytest.mark.parametrize("line", ["{\"stage\": \"rl\", \"st", "[1, 2]", "", "{\"stage\": \"rl\"}", "\x00\x00"])
+@pytest.mark.parametrize(
+    "line", ["{\"stage\": \"rl\", \"st", "[1, 2]", "", "{\"stage\": \"rl\"}", "\x00\x00"])
 def test_corrupt_line_in_the_middle_is_an_error_naming_it(tmp_path, line):
   path = tmp_path / "metrics.jsonl"
   path.write_text(f'{{"stage": "rl", "step": 1}}\n{line}\n{{"stage": "rl", "step": 3}}\n')
@@ -132,7 +138,9 @@ def test_missing_file_and_empty_run(tmp_path):
 @pytest.mark.parametrize("values, message", [
     ({"kl": np.zeros(2)}, r"metric 'kl' must be one real number.*shape \(2,\)"),
     ({"kl": "0.5"}, "must be one real number"), ({"kl": None}, "must be one real number"),
-    ({"kl": 1j}, "must be one real number"), ({"step": 3}, "cannot be named 'step'"), ({3: 3}, "cannot be named 3"),
+    ({"kl": 1j}, "must be one real number"),
+    ({"step": 3}, "cannot be named 'step'"),
+    ({3: 3}, "cannot be named 3"),
 ])
 def test_values_that_are_no_metrics_are_refused_and_nothing_is_written(tmp_path, values, message):
   with MetricWriter(tmp_path) as writer:
@@ -144,7 +152,8 @@ def test_values_that_are_no_metrics_are_refused_and_nothing_is_written(tmp_path,
 def test_rewind_refuses_what_the_run_does_not_have(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.write("dpo", 1, {})
-    with pytest.raises(ValueError, match=r"cannot rewind to stage 'ppo': the run's stages are \['sft', 'dpo'\]"):
+    with pytest.raises(
+        ValueError, match=r"cannot rewind to stage 'ppo': the run's stages are \['sft', 'dpo'\]"):
       writer.rewind(["sft", "dpo"], "ppo", 1)
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1: stage 'dpo' is not among"):
       writer.rewind(["sft", "rl"], "rl", 1)
@@ -198,9 +207,12 @@ def test_full_disk_says_what_is_lost_and_leaves_whole_lines(tmp_path):
     writer.write("rl", 1, {"kl": 0.5})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ten_bytes_more = writer.path.stat().st_size + 10
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ten_bytes_more, limits[1]))  # Only a part of the next line fits.
+    # Only a part of the next line fits.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ten_bytes_more, limits[1]))
     try:
-      with pytest.raises(OSError, match="(?s)stage 'rl', step 2.*Lost.*last checkpoint.*Free some space") as caught:
+      with pytest.raises(
+          OSError,
+          match="(?s)stage 'rl', step 2.*Lost.*last checkpoint.*Free some space") as caught:
         writer.write("rl", 2, {"kl": 0.25})
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -211,10 +223,14 @@ def test_full_disk_says_what_is_lost_and_leaves_whole_lines(tmp_path):
 
 
 @pytest.mark.parametrize("package, extra", [("tensorboardX", "tensorboard"), ("wandb", "wandb")])
-def test_missing_tracker_names_the_command_before_anything_is_written(tmp_path, monkeypatch, package, extra):
-  monkeypatch.setitem(sys.modules, package, None)  # What import sees where a package is not installed.
+def test_missing_tracker_names_the_command_before_anything_is_written(
+    tmp_path, monkeypatch, package, extra):
+  # What import sees where a package is not installed.
+  monkeypatch.setitem(sys.modules, package, None)
   with pytest.raises(ModuleNotFoundError, match=rf"pip install 'rl_reason\[{extra}\]'"):
-    MetricWriter(tmp_path / "run", **({"tensorboard": True} if extra == "tensorboard" else {"wandb": {"project": "p"}}))
+    MetricWriter(
+        tmp_path / "run",
+        **({"tensorboard": True} if extra == "tensorboard" else {"wandb": {"project": "p"}}))
   assert not (tmp_path / "run").exists()
 
 
@@ -244,7 +260,8 @@ class FakeSummaryWriter:
 
 
 def test_tensorboard_forgets_what_is_rewound(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=FakeSummaryWriter))
+  monkeypatch.setitem(
+      sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=FakeSummaryWriter))
   with MetricWriter(tmp_path, tensorboard=True) as writer:
     for step in (1, 2, 3):
       writer.write("rl", step, {"kl": step / 2})
@@ -287,10 +304,13 @@ def test_resumed_wandb_run_gets_each_line_once(tmp_path, monkeypatch):
     writer.rewind(["sft", "rl"], "sft", 1)
     for stage, step in (("sft", 2), ("sft", 3), ("rl", 1)):
       writer.write(stage, step, {"loss": step / 2})
-  assert [(values.get("sft/step"), values.get("rl/step")) for _, values in sorted(history.items())] == [
-      (1, None), (2, None), (3, None), (None, 1)]
+  steps = [(values.get("sft/step"), values.get("rl/step")) for _, values in sorted(history.items())]
+  assert steps == [(1, None), (2, None), (3, None), (None, 1)]
   assert axes == {("sft/*", "sft/step"), ("rl/*", "rl/step")}
-  assert inits[0] == inits[1] and inits[0]["project"] == "p" and inits[0]["resume"] == "allow" and inits[0]["id"]
+  assert inits[0] == inits[1]
+  assert inits[0]["project"] == "p"
+  assert inits[0]["resume"] == "allow"
+  assert inits[0]["id"]
 
 
 def test_trackers_are_not_imported_unless_asked_for(tmp_path, monkeypatch):

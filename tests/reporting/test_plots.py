@@ -25,10 +25,13 @@ def test_panels_with_data_are_drawn_and_the_others_left_out(tmp_path):
       writer.write("sft", step, {"loss": 1 / step})
     for step in range(1, 6):
       kl = math.nan if step == 3 else 0.1
-      writer.write("rl", step, {"loss": 0.1, "reward/mean": step / 5, "reward/format": 1.0, "kl": kl})
-      writer.write("rl", step, {"eval/pass@1": 0.5, "eval/pass@1_low": 0.4, "eval/pass@1_high": 0.6})
+      writer.write(
+          "rl", step, {"loss": 0.1, "reward/mean": step / 5, "reward/format": 1.0, "kl": kl})
+      writer.write(
+          "rl", step, {"eval/pass@1": 0.5, "eval/pass@1_low": 0.4, "eval/pass@1_high": 0.6})
   drawn = learning_curves(tmp_path, tmp_path / "plots/curves.png")
-  assert drawn == ["Held-out accuracy", "Reward", "KL to the reference policy", "Supervised fine-tuning"]
+  assert drawn == [
+      "Held-out accuracy", "Reward", "KL to the reference policy", "Supervised fine-tuning"]
   assert png_size(tmp_path / "plots/curves.png")[0] == 1200
   assert [path.name for path in (tmp_path / "plots").iterdir()] == ["curves.png"]
 
@@ -37,7 +40,8 @@ def test_a_panel_of_ones_own_and_one_point(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.write("dpo", 0, {"margin": 0.5})
   panels = [Panel("Margin", "nats", ("margin",))]
-  assert learning_curves(tmp_path / "metrics.jsonl", tmp_path / "a.png", panels=panels) == ["Margin"]
+  assert learning_curves(
+      tmp_path / "metrics.jsonl", tmp_path / "a.png", panels=panels) == ["Margin"]
   png_size(tmp_path / "a.png")
 
 
@@ -81,15 +85,21 @@ def test_stages_follow_each_other_on_one_axis():
 
 @pytest.mark.parametrize("joined, curves", [(False, [[4], [6]]), (True, [[4, 6]])])
 def test_only_a_joined_curve_runs_on_from_stage_to_stage(joined, curves):
-  records = [{"stage": "sft", "step": 4, "eval/pass@1": 0.2}, {"stage": "rl", "step": 2, "eval/pass@1": 0.4}]
+  records = [
+      {"stage": "sft", "step": 4, "eval/pass@1": 0.2},
+      {"stage": "rl", "step": 2, "eval/pass@1": 0.4}]
   ax = plots.figure.Figure().add_subplot()
-  plots._draw(ax, Panel("Accuracy", "pass@1", ("eval/pass@1",), joined=joined), records, plots._stage_starts(records))
+  plots._draw(
+      ax, Panel("Accuracy", "pass@1", ("eval/pass@1",), joined=joined), records,
+      plots._stage_starts(records))
   assert [line.get_xdata().tolist() for line in ax.lines if line.get_marker() == "o"] == curves
 
 
 def test_chart_holds_the_curves_the_names_and_the_stage_boundaries():
   ax = plots.figure.Figure().add_subplot()
-  plots._draw(ax, Panel("Reward", "reward", ("reward/mean", "reward/*")), RECORDS, plots._stage_starts(RECORDS))
+  plots._draw(
+      ax, Panel("Reward", "reward", ("reward/mean", "reward/*")), RECORDS,
+      plots._stage_starts(RECORDS))
   assert [entry.get_text() for entry in ax.get_legend().get_texts()] == ["mean", "format"]
   assert {text.get_text() for text in ax.texts} == {"sft", "rl", "last"}
   boundaries = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
@@ -98,15 +108,18 @@ def test_chart_holds_the_curves_the_names_and_the_stage_boundaries():
 
 
 def test_running_mean_by_hand():
-  np.testing.assert_allclose(plots.running_mean(np.array([1.0, 2.0, np.nan, 6.0]), 3), [1.5, 1.5, 4.0, 6.0])
+  np.testing.assert_allclose(
+      plots.running_mean(np.array([1.0, 2.0, np.nan, 6.0]), 3), [1.5, 1.5, 4.0, 6.0])
 
 
 def test_pyplot_is_not_touched():
   code = "import sys, rl_reason.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
-  assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+  assert subprocess.run(
+      [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
 
 
 def test_curves_may_lie_in_an_object_store(store):
   store.objects["gs://bucket/run/metrics.jsonl"] = b'{"stage": "rl", "step": 1, "kl": 0.5}\n'
-  assert plots.learning_curves("gs://bucket/run", "gs://bucket/run/curves.png") == ["KL to the reference policy"]
+  assert plots.learning_curves("gs://bucket/run", "gs://bucket/run/curves.png") == [
+      "KL to the reference policy"]
   assert store.objects["gs://bucket/run/curves.png"].startswith(b"\x89PNG")

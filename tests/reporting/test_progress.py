@@ -1,4 +1,7 @@
-"""What a run prints: plain lines, the live panel in a pseudo-terminal, and hostile completions in both."""
+"""What a run prints: plain lines, and the live panel in a pseudo-terminal.
+
+Both meet hostile completions.
+"""
 
 import io
 import os
@@ -11,7 +14,9 @@ import pytest
 
 from rl_reason.reporting.progress import _clip, _duration, _format, printable, Progress
 
-HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/bold red][/]\u202e evil\r\n:smile: \ud800 \\boxed{4}"
+HOSTILE = (
+    "\x1b[2J\x1b]0;owned\x07\x9b31m[bold red]x[/bold red][/]\u202e evil\r\n"
+    ":smile: \ud800 \\boxed{4}")
 
 
 class Clock:
@@ -67,17 +72,21 @@ def test_plain_lines():
     progress.update(11, {"reward/mean": 0.5, "not/shown": 1.0})
     clock.now = 101.5
     progress.note("saved checkpoint 11")
-    values = {"reward/mean": 0.5333, "kl": 0.01234, "eval/pass@1": 0.41, "time/tokens_per_second": 1234.4}
+    values = {
+        "reward/mean": 0.5333, "kl": 0.01234, "eval/pass@1": 0.41, "time/tokens_per_second": 1234.4}
     progress.update(12, values, sample="unseen")
   assert stream.getvalue().splitlines() == [
       "rl 11/60  reward 0.5", "saved checkpoint 11",
-      "rl 12/60  reward 0.533  kl 0.0123  pass@1 0.41  1234 tok/s  eta 1:12",  # 48 steps of 1.5 seconds.
+      # 48 steps of 1.5 seconds.
+      "rl 12/60  reward 0.533  kl 0.0123  pass@1 0.41  1234 tok/s  eta 1:12",
   ]
 
 
 def test_plain_lines_are_few_and_lose_no_metric():
   stream, clock = io.StringIO(), Clock()
-  with Progress(stream=stream, clock=clock, seconds_between_lines=5, headline=[("a", "a"), ("b", "b")]) as progress:
+  with Progress(
+      stream=stream, clock=clock, seconds_between_lines=5,
+      headline=[("a", "a"), ("b", "b")]) as progress:
     progress.stage("one", num_steps=100)
     for step in range(1, 101):
       clock.now = step * 0.5
@@ -89,7 +98,8 @@ def test_plain_lines_are_few_and_lose_no_metric():
   lines = stream.getvalue().splitlines()
   assert lines[:2] == ["one 1/100  a 1", "one 11/100  a 11  b 1  eta 0:45"]
   assert len([line for line in lines if line.startswith("one")]) == 11
-  assert lines[-3:] == ["one 100/100  a 100  took 0:50", "two 1/9  a 1", "two 2/9  a 2  b 2  eta 0:00"]
+  assert lines[-3:] == [
+      "one 100/100  a 100  took 0:50", "two 1/9  a 1", "two 2/9  a 2  b 2  eta 0:00"]
 
 
 def test_speed_follows_the_latest_steps():
@@ -105,7 +115,9 @@ def test_speed_follows_the_latest_steps():
 def test_plain_table_is_aligned():
   stream = io.StringIO()
   with Progress(stream=stream) as progress:
-    progress.table("Results", ["task", "pass@1", "n"], [["gsm8k", 0.51234, 1319], ["数学\x1b[2J", float("nan"), 500]])
+    progress.table(
+        "Results", ["task", "pass@1", "n"],
+        [["gsm8k", 0.51234, 1319], ["数学\x1b[2J", float("nan"), 500]])
   assert stream.getvalue() == (
       "Results\n"
       "task      pass@1     n\n"
@@ -135,7 +147,8 @@ def test_wrong_use_is_refused():
 
 def test_printable_leaves_no_control_characters():
   shown = printable(HOSTILE)
-  assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
+  assert not re.search(
+      r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)
   assert shown.startswith("␛[2J␛]0;owned␇\ufffd31m[bold red]x[/bold red][/]\ufffd evil\n:smile:")
   assert printable("a\tb\r\nπ ≤ 👩‍🚀 é 数") == "a  b\nπ ≤ 👩‍🚀 é 数"
 
@@ -163,14 +176,17 @@ def test_live_panel_in_a_terminal(terminal):
       progress.update(2, {"loss": 0.25})
       progress.stage("rl", 60)
       for step in (1, 2, 3):
-        progress.update(step, {"reward/mean": 0.5312, "time/tokens_per_second": 1234.0}, sample=HOSTILE)
+        progress.update(
+            step, {"reward/mean": 0.5312, "time/tokens_per_second": 1234.0}, sample=HOSTILE)
       progress.note("[saved] checkpoint 3")
       time.sleep(0.6)  # The panel is drawn four times a second.
       progress.table("Results [x]", ["task", "pass@1"], [["gsm8k", 0.5]])
-  for expected in ("╭", "3/60", "0.531", "1234", "latest sample", "[bold red]x[/bold red]", ":smile:", "␛[2J",
-                   "[saved] checkpoint 3", "Results [x]", "gsm8k", "sft 2/2  loss 0.25  took 0:00"):
+  for expected in (
+      "╭", "3/60", "0.531", "1234", "latest sample", "[bold red]x[/bold red]", ":smile:", "␛[2J",
+      "[saved] checkpoint 3", "Results [x]", "gsm8k", "sft 2/2  loss 0.25  took 0:00"):
     assert expected in terminal.text
-  # Only rich's own sequences arrive: colours, cursor movement, erasing a line, hiding and showing the cursor.
+  # Only rich's own sequences arrive: colours, cursor movement, erasing a line, hiding and showing
+  # the cursor.
   assert not re.sub(r"\x1b\[(\d+(;\d+)*m|\d*[AK]|2K|\?25[lh])", "", terminal.text).count("\x1b")
   assert terminal.text.count("\x1b[?25l") == terminal.text.count("\x1b[?25h") == 1
 
@@ -226,7 +242,8 @@ def test_long_completions_keep_beginning_and_end():
 def test_numbers_and_durations():
   assert [_format(x) for x in (0.53, 0.01234, 1234.4, 123456, 12, 1e-6, float("nan"), -0.5)] == [
       "0.53", "0.0123", "1234", "123456", "12", "1e-06", "nan", "-0.5"]
-  assert [_duration(x) for x in (0, 79.6, 7380, 90000 + 240)] == ["0:00", "1:20", "2:03:00", "1d 01:04"]
+  assert [_duration(x) for x in (0, 79.6, 7380, 90000 + 240)] == [
+      "0:00", "1:20", "2:03:00", "1d 01:04"]
 
 
 class Closed(io.StringIO):

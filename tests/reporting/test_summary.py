@@ -4,13 +4,17 @@ from rl_reason.reporting import summary
 
 
 def evaluation(stage, step, value, k=None, seconds=2.0):
-  line = {"stage": stage, "step": step, "eval/pass@1": value, "eval/pass@1_low": value - 0.1, "eval/pass@1_high": value + 0.1,
-          "time/evaluation": seconds}
-  return line | ({f"eval/pass@{k}": 0.9, f"eval/pass@{k}_low": 0.8, f"eval/pass@{k}_high": 1.0} if k else {})
+  line = {
+      "stage": stage, "step": step, "eval/pass@1": value, "eval/pass@1_low": value - 0.1,
+      "eval/pass@1_high": value + 0.1, "time/evaluation": seconds}
+  return line | (
+      {f"eval/pass@{k}": 0.9, f"eval/pass@{k}_low": 0.8, f"eval/pass@{k}_high": 1.0} if k else {})
 
 
 def steps(stage, count, **values):
-  return [{"stage": stage, "step": i + 1, "time/step": 0.5, "tokens": 100, **values} for i in range(count)]
+  return [
+      {"stage": stage, "step": i + 1, "time/step": 0.5, "tokens": 100, **values}
+      for i in range(count)]
 
 
 def test_two_stages_by_hand():
@@ -27,12 +31,15 @@ def test_two_stages_by_hand():
 
 
 def test_one_sample_per_problem_has_no_pass_at_k():
-  rows = summary.summary([evaluation("rl", 0, 0.1), *steps("rl", 1, kl=0.5), evaluation("rl", 1, 0.2)], ["rl"])
+  rows = summary.summary(
+      [evaluation("rl", 0, 0.1), *steps("rl", 1, kl=0.5), evaluation("rl", 1, 0.2)], ["rl"])
   assert [row[3] for row in rows] == ["", ""] and rows[1][4] == "0.5000"
 
 
 def test_a_stage_that_trains_no_policy_shows_its_accuracy():
-  last = {"stage": "rm", "step": 2, "eval/accuracy": 0.7, "eval/accuracy_low": 0.6, "eval/accuracy_high": 0.8}
+  last = {
+      "stage": "rm", "step": 2, "eval/accuracy": 0.7, "eval/accuracy_low": 0.6,
+      "eval/accuracy_high": 0.8}
   first = {"stage": "rm", "step": 0, "eval/accuracy": 0.0}
   assert summary.summary([first, *steps("rm", 2), last], ["rm"]) == [
       ["rm", "2", "accuracy 0.700 (0.600-0.800)", "", "", "200", "1"]]

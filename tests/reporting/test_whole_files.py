@@ -24,13 +24,16 @@ def test_an_object_is_written_under_its_own_name(store):
   assert store.objects == {"gs://bucket/a/file": b"one"}
 
 
-@pytest.mark.parametrize("text", ["runs/a", "/tmp/a", "a:b/c", "gs://bucket/a", "s3://bucket", "C:/a"])
+@pytest.mark.parametrize(
+    "text", ["runs/a", "/tmp/a", "a:b/c", "gs://bucket/a", "s3://bucket", "C:/a"])
 def test_folders_on_disks_and_in_stores(text):
   assert folder(text, "--workdir") == epath.Path(text)
 
 
 @pytest.mark.parametrize("text, message", [
-    ("", "--workdir is empty"), ("  ", "--workdir is empty"), ("gs:/bucket/a", "write gs://bucket/folder"),
+    ("", "--workdir is empty"),
+    ("  ", "--workdir is empty"),
+    ("gs:/bucket/a", "write gs://bucket/folder"),
     ("gs://", "write gs://bucket/folder"), ("https://host/a", "is a URL of an unknown kind"),
     ("gcs://bucket/a", "the known ones are gs://")])
 def test_what_is_no_folder(text, message):

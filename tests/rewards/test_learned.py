@@ -1,4 +1,7 @@
-"""Learned rewards: whole responses, steps and tokens, ensembles, NaN, other tokenizers; a pipeline that learns from one."""
+"""Learned rewards: whole responses, steps and tokens, ensembles, NaN, other tokenizers.
+
+A pipeline learns from one.
+"""
 
 import functools
 import subprocess
@@ -34,7 +37,8 @@ def count_sevens(tokenizer, scale, batch):
   """The number of sevens in a response up to a place, times scale; NaN where there are three."""
   count, size, _ = batch.places.shape
   owned = batch.owners.reshape(count, 1, -1) == 1 + jnp.arange(size)[:, None]
-  found = jnp.cumsum(owned & (batch.tokens.reshape(count, 1, -1) == tokenizer.encode("7")[0]), axis=-1)
+  found = jnp.cumsum(
+      owned & (batch.tokens.reshape(count, 1, -1) == tokenizer.encode("7")[0]), axis=-1)
   found = jnp.take_along_axis(found, batch.places, axis=-1)[..., None]
   return jnp.where(found == 3, jnp.nan, scale * found)
 
@@ -42,13 +46,15 @@ def count_sevens(tokenizer, scale, batch):
 def counter(tokenizer=TOKENIZER, *, scale=1.0, **fields):
   given = dict(reads=READINGS, separator=";", cumulative=True, outputs=("sevens",)) | fields
   return scorer.Scorer(
-      load=lambda: scorer.Loaded(functools.partial(count_sevens, tokenizer, scale), np.array([1.0]), np.array([2.0])),
+      load=lambda: scorer.Loaded(
+          functools.partial(count_sevens, tokenizer, scale), np.array([1.0]), np.array([2.0])),
       tokenizer=tokenizer, layout=Layout(8, 16), max_positions=64,
       partitioning=Partitioning(make_mesh(dict(data=1, fsdp=1))), **given)
 
 
-SCORERS = {"rm": counter(), "double": counter(scale=2.0), "other": counter(SHUFFLED), "ends": counter(reads=("end",)),
-           "product": counter(aggregate="product")}
+SCORERS = {
+    "rm": counter(), "double": counter(scale=2.0), "other": counter(SHUFFLED),
+    "ends": counter(reads=("end",)), "product": counter(aggregate="product")}
 
 
 def find(name):
@@ -59,15 +65,21 @@ def find(name):
 
 def sample(completion, group=0, **fields):
   ids = tuple(TOKENIZER.encode(completion)) + (TOKENIZER.eos_id,)
-  return Sample(prompt=f"{group}=", completion=completion, reference="", group=group, **{"completion_tokens": ids, **fields})
+  return Sample(
+      prompt=f"{group}=", completion=completion, reference="", group=group,
+      **{"completion_tokens": ids, **fields})
 
 
 # Groups of 2, 1 and 3.
-SAMPLES = [sample("77"), sample("1"), sample("7;17;1", 1), sample("", 2), sample("17", 2), sample("1717", 2)]
+SAMPLES = [
+    sample("77"), sample("1"), sample("7;17;1", 1), sample("", 2), sample("17", 2),
+    sample("1717", 2)]
 
 
 def learned(model="rm", **args):
-  rewards = build_rewards({"q": {"function": "learned", "args": dict(model=model, **args)}}, models=Models(TOKENIZER, find))
+  rewards = build_rewards(
+      {"q": {"function": "learned", "args": dict(model=model, **args)}},
+      models=Models(TOKENIZER, find))
   return rewards.components[0].function, rewards
 
 
@@ -89,7 +101,8 @@ def test_steps_are_paid_where_they_end():
   assert [e.tolist() for e in values.ends] == [[1], [0], [1, 4, 5], [0], [1], [3]]
   spans = sample("7;17;1", spans={"step": [(0, 1), (2, 4)]})
   values = learned(per="step")[0]([spans])
-  assert [v.tolist() for v in values.values] == [[1, 1]] and [e.tolist() for e in values.ends] == [[0, 3]]
+  assert [v.tolist() for v in values.values] == [[1, 1]]
+  assert [e.tolist() for e in values.ends] == [[0, 3]]
   nothing = learned(per="step")[0]([sample("", completion_tokens=())])
   assert [v.tolist() for v in nothing.values] == [[]]
 
@@ -130,7 +143,9 @@ def test_an_ensemble_is_combined_and_tells_its_disagreement():
 
 def test_what_is_not_finite_stops_or_counts_as_zero():
   bad = [*SAMPLES[:1], sample("7177")]
-  with pytest.raises(ValueError, match="'rm' gave 1 of 2 samples a score that is not finite.*'7177'.*on_nan='zero'"):
+  with pytest.raises(
+      ValueError,
+      match="'rm' gave 1 of 2 samples a score that is not finite.*'7177'.*on_nan='zero'"):
     learned()[0](bad)
   function, rewards = learned(on_nan="zero")
   np.testing.assert_array_equal(function(bad), [2, 0])
@@ -139,7 +154,9 @@ def test_what_is_not_finite_stops_or_counts_as_zero():
 
 
 @pytest.mark.parametrize("args, message", [
-    (dict(model="rn"), "no rn"), (dict(model=[]), "empty list"), (dict(per="word"), "per is 'word'"),
+    (dict(model="rn"), "no rn"),
+    (dict(model=[]), "empty list"),
+    (dict(per="word"), "per is 'word'"),
     (dict(combine="median"), "combine is 'median'"),
     (dict(model="ends", per="step"), "read at end, and per='step' needs steps"),
     (dict(model="other", per="token"), "another tokenizer"),
@@ -152,12 +169,15 @@ def test_arguments_that_cannot_work_are_refused_before_any_run(args, message):
 
 
 def test_a_verifier_has_no_models():
-  with pytest.raises(ValueError, match="'learned': learned needs models of a run.*evaluation.rewards, use a verifier"):
+  with pytest.raises(
+      ValueError,
+      match="'learned': learned needs models of a run.*evaluation.rewards, use a verifier"):
     build_rewards({"learned": {"args": {"model": "rm"}}})
 
 
 def test_text_beyond_the_models_context_is_refused():
-  with pytest.raises(ValueError, match="A prompt of 2 tokens and a response of 71 exceed .* context of 64"):
+  with pytest.raises(
+      ValueError, match="A prompt of 2 tokens and a response of 71 exceed .* context of 64"):
     learned()[0]([sample("1" * 70)])
 
 
@@ -191,7 +211,9 @@ def pipeline():
   c.stages, c.mesh.fsdp, c.evaluation.every, c.checkpoint.every = ("rm", "rl"), 1, 0, 6
   c.rm = dict(
       kind="reward_model", num_steps=60, batch_size=16, max_response_tokens=16,
-      data=dict(source="tests.stages.reward_model.test_stage:sevens", args={}, train=dict(size=200, seed=1), heldout=dict(size=32, seed=2)),
+      data=dict(
+          source="tests.stages.reward_model.test_stage:sevens", args={},
+          train=dict(size=200, seed=1), heldout=dict(size=32, seed=2)),
       learner=dict(microbatches=1, optimizer=dict(learning_rate=3e-3, warmup_steps=5)))
   override(c.rl, {
       "num_steps": 20, "rollout.prompts": 4, "rollout.group_size": 8, "objective.kl.coef": 0.0,
@@ -206,25 +228,31 @@ def test_a_policy_learns_from_a_reward_model_and_resumes_bit_for_bit(pipeline, t
   lines = read_metrics(tmp_path / "whole")
   rewards = [line["reward/quality"] for line in lines if "reward/quality" in line]
   assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 1.0, rewards
-  assert [line["eval/accuracy"] for line in lines if line["stage"] == "rm" and "eval/accuracy" in line][-1] > 0.9
+  accuracy = [
+      line["eval/accuracy"] for line in lines
+      if line["stage"] == "rm" and "eval/accuracy" in line]
+  assert accuracy[-1] > 0.9
 
   AT.append(9)
   with pytest.raises(Killed):
     train(pipeline, tmp_path / "killed", plain=True)
   again = train(pipeline, tmp_path / "killed", plain=True)
   assert without_time(read_metrics(tmp_path / "killed")) == without_time(lines)
-  jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), params, again)
+  jax.tree.map(
+      lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), params, again)
 
   # As a scorer of comparisons.
   rows = sevens(size=32, seed=2)
-  report = reward_models.judge(judge.make_scorer("reward_model", {"workdir": f"{tmp_path / 'whole'}:rm"}), rows)
+  report = reward_models.judge(
+      judge.make_scorer("reward_model", {"workdir": f"{tmp_path / 'whole'}:rm"}), rows)
   last = [line for line in lines if line["stage"] == "rm" and "eval/accuracy" in line][-1]
   assert report.estimates["accuracy"].value == last["eval/accuracy"]
 
   # Another run may use it too, by its folder.
   other = pipeline.copy_and_resolve_references()
   other.stages, other.rl.num_steps = ("rl",), 1
-  other.rl.rewards = {"quality": {"function": "learned", "args": {"model": str(tmp_path / "whole")}}}
+  other.rl.rewards = {
+      "quality": {"function": "learned", "args": {"model": str(tmp_path / "whole")}}}
   train(other, tmp_path / "other", plain=True)
   first = [line for line in read_metrics(tmp_path / "other") if "reward/quality" in line][0]
   assert first["reward/quality"] == rewards[0]
@@ -237,10 +265,12 @@ def without_time(lines):
 @pytest.mark.parametrize("model, stages, message", [
     ("rms", ("rm", "rl"), "'rms' is neither an earlier stage .* Did you mean 'rm'"),
     ("rm", ("rl", "rm"), "'rm' is neither an earlier stage"),
-    ("sft", ("sft", "rm", "rl"), "'sft' is neither an earlier .*Such stages: rm; their kinds: preference, reward_model"),
+    ("sft", ("sft", "rm", "rl"),
+     "'sft' is neither an earlier .*Such stages: rm; their kinds: preference, reward_model"),
     ("/nowhere:rm", ("rm", "rl"), "'/nowhere:rm' is neither"),
 ])
-def test_models_that_are_not_there_are_refused_before_any_stage(pipeline, tmp_path, model, stages, message):
+def test_models_that_are_not_there_are_refused_before_any_stage(
+    pipeline, tmp_path, model, stages, message):
   pipeline.stages = stages
   pipeline.rl.rewards = {"quality": {"function": "learned", "args": {"model": model}}}
   with pytest.raises(ValueError, match=message):

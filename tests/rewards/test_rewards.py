@@ -1,4 +1,4 @@
-"""Rewards: hand-worked values, hostile completions, bad references, and the set that composes them."""
+"""Rewards: hand-worked values, hostile completions, bad references, the set that composes them."""
 
 import contextlib
 import inspect
@@ -32,12 +32,12 @@ def scores(reward, cases, **args):
 
 
 HOSTILE = [
-    "", " ", "\0", "\ud800", "\u202e8\u0661", "\\", "{" * 1_000_000, "\\boxed{" * 100_000, "\\" * 300_001,
-    "}" * 1000 + "\\boxed{}",
-    "9" * 100_000, "\\boxed{" + "9" * 100_000 + "}", "1," * 300_000, "1,111" * 100_000, "-" * 300_000, "1/0",
-    "9e999999999", "$" * 99_999,
-    "\\boxed{" + "\\frac{1}{" * 100 + "2" + "}" * 101, "\\boxed{" + "{" * 900 + "}" * 901, "<think>" * 100_000,
-    "#" * 300_000,
+    "", " ", "\0", "\ud800", "\u202e8\u0661", "\\", "{" * 1_000_000, "\\boxed{" * 100_000,
+    "\\" * 300_001, "}" * 1000 + "\\boxed{}",
+    "9" * 100_000, "\\boxed{" + "9" * 100_000 + "}", "1," * 300_000, "1,111" * 100_000,
+    "-" * 300_000, "1/0", "9e999999999", "$" * 99_999,
+    "\\boxed{" + "\\frac{1}{" * 100 + "2" + "}" * 101, "\\boxed{" + "{" * 900 + "}" * 901,
+    "<think>" * 100_000, "#" * 300_000,
     "\\boxed{\\text{\\{}", "\\boxed{\\lim_{x \\to}}", "\\boxed{\\begin{pmatrix} 1 & \\end{array}}",
     "\\boxed" + " " * 300_000,
 ]
@@ -65,13 +65,15 @@ def test_last_boxed(text, expected):
 
 
 @pytest.mark.parametrize("text, written, value", [
-    ("#### 72", "72", 72), ("costs $1,234.50.", "$1,234.50", 1234.5), ("is 50%", "50", 50), ("it is -3.", "-3", -3),
-    ("10-3", "3", 3), ("10 -3", "3", 3), ("day-3", "3", 3), ("-$5", "-$5", -5), ("\u22125", "\u22125", -5),
+    ("#### 72", "72", 72), ("costs $1,234.50.", "$1,234.50", 1234.5), ("is 50%", "50", 50),
+    ("it is -3.", "-3", -3), ("10-3", "3", 3), ("10 -3", "3", 3), ("day-3", "3", 3),
+    ("-$5", "-$5", -5), ("\u22125", "\u22125", -5),
     ("= 3/4 of it", "3/4", 0.75),
-    ("007", "007", 7), ("3.0", "3.0", 3), (".5", ".5", 0.5), ("1.5e3 m", "1.5e3", 1500), ("1{,}000", "1000", 1000),
-    (r"\$5\,000 more", "$5000", 5000), ("x2 is 4", "4", 4), ("4 is x2", "4", 4), ("1,2,3", "3", 3), ("(3,4)", "4", 4),
-    ("12,345,678", "12,345,678", 12345678), ("Rs.500", "500", 500), ("1/0", "1/0", None), ("5kg", "5", 5),
-    ("$ 18", "$ 18", 18),
+    ("007", "007", 7), ("3.0", "3.0", 3), (".5", ".5", 0.5), ("1.5e3 m", "1.5e3", 1500),
+    ("1{,}000", "1000", 1000), (r"\$5\,000 more", "$5000", 5000), ("x2 is 4", "4", 4),
+    ("4 is x2", "4", 4), ("1,2,3", "3", 3), ("(3,4)", "4", 4),
+    ("12,345,678", "12,345,678", 12345678), ("Rs.500", "500", 500), ("1/0", "1/0", None),
+    ("5kg", "5", 5), ("$ 18", "$ 18", 18),
 ])
 def test_last_number(text, written, value):
   assert answers.last_number(text) == written
@@ -98,8 +100,9 @@ def test_after_marker():
 
 
 def test_exact_answer_by_hand():
-  cases = [("7+5=12;12-3=9;#9", "9"), ("#9 ", " 9"), ("#8", "9"), ("9", "9"), ("#1#9", "9"), ("#9.", "9"), ("", "9"),
-           ("#", "9")]
+  cases = [
+      ("7+5=12;12-3=9;#9", "9"), ("#9 ", " 9"), ("#8", "9"), ("9", "9"), ("#1#9", "9"),
+      ("#9.", "9"), ("", "9"), ("#", "9")]
   assert scores(answers.exact_answer, cases) == [1, 1, 0, 0, 1, 0, 0, 0]
   assert scores(answers.exact_answer, [("#### 9", "9"), ("# 9", "9")], marker="####") == [1, 0]
 
@@ -108,9 +111,9 @@ def test_number_answer_by_hand():
   cases = [
       ("She has 5 + 4 = <<5+4=9>>9 left.\n#### 9", "9"),  # GSM8K's form.
       # SVAMP's references.
-      ("so 1,200 dollars", "1200"), ("1200", "1,200"), ("$1200.00", "1200"), ("The answer is 8.", "8.0"),
-      ("50%", "50"), ("1/2", "0.5"), ("0.5000001", "1/2"), ("0.50001", "1/2"), ("9, no, 8", "9"), ("-9", "9"),
-      ("nine", "9"),
+      ("so 1,200 dollars", "1200"), ("1200", "1,200"), ("$1200.00", "1200"),
+      ("The answer is 8.", "8.0"), ("50%", "50"), ("1/2", "0.5"), ("0.5000001", "1/2"),
+      ("0.50001", "1/2"), ("9, no, 8", "9"), ("-9", "9"), ("nine", "9"),
       ("12345678901234567891", "12345678901234567890"),  # Equal as floats.
   ]
   assert scores(answers.number_answer, cases) == [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
@@ -118,7 +121,9 @@ def test_number_answer_by_hand():
 
 
 MATH = [  # (completion, reference, equal?)
-    (r"so \boxed{\frac12}", "0.5", 1), (r"\boxed{0.5}", r"\frac12", 1), (r"\boxed{0.5}", r"$\frac{1}{2}$", 1),
+    (r"so \boxed{\frac12}", "0.5", 1),
+    (r"\boxed{0.5}", r"\frac12", 1),
+    (r"\boxed{0.5}", r"$\frac{1}{2}$", 1),
     ("the half, 1/2", "0.5", 1),
     (r"\boxed{\{1,2\}}", r"\{2,1\}", 1), (r"\boxed{1}", r"\{1,2\}", 0), (r"\boxed{4}", "(3,4)", 0),
     (r"\boxed{(3, 4)}", "(3,4)", 1),
@@ -127,10 +132,14 @@ MATH = [  # (completion, reference, equal?)
     (r"\boxed{3}", "x=3", 1), (r"\boxed{x=3}", "3", 1), (r"\boxed{x=4}", "3", 0),
     (r"\boxed{50\%}", r"50\%", 1), (r"\boxed{0.5}", "50%", 1), (r"\boxed{5\text{ cm}}", "5", 1),
     (r"\boxed{5}", r"5 \text{ cm}^2", 1),
-    (r"\boxed{2\sqrt{2}}", r"\sqrt{8}", 1), (r"\boxed{(x+1)^2}", r"x^2+2x+1", 1), (r"\boxed{x^2+1}", r"x^2+2x+1", 0),
+    (r"\boxed{2\sqrt{2}}", r"\sqrt{8}", 1),
+    (r"\boxed{(x+1)^2}", r"x^2+2x+1", 1),
+    (r"\boxed{x^2+1}", r"x^2+2x+1", 0),
     (r"\boxed{\text{Evelyn}}", "Evelyn", 1), (r"\boxed{\text{Evan}}", r"\text{Evelyn}", 0),
     (r"\boxed{\text{(C)}}", r"\text{(C)}", 1),
-    (r"\boxed{3} or rather \boxed{4}", "4", 1), (r"\boxed{3} or rather \boxed{4}", "3", 0), (r"\boxed{7", "7", 0),
+    (r"\boxed{3} or rather \boxed{4}", "4", 1),
+    (r"\boxed{3} or rather \boxed{4}", "3", 0),
+    (r"\boxed{7", "7", 0),
     (r"7 \boxed{}", "7", 0),
     (r"\boxed{4}", r"Thus $x = \boxed{4}$.", 1), (r"\boxed{$1,000}", "$1,000", 1),
     (r"$x$" * 1000 + "\nso the answer is $8$", "8", 1),
@@ -145,9 +154,9 @@ def test_math_answer_by_hand():
 
 def test_math_answer_agrees_with_math_verify_itself():
   import math_verify
-  answers_ = [r"\frac{3}{4}", "0.75", r"\sqrt{3}", r"\frac{\sqrt{12}}{2}", "(1,2)", "[1,2]", "1+x", "2,3",
-              "3,2", r"\infty",
-              r"x \in [1,2]", "3+4i", "10^{-2}", "0.01"]
+  answers_ = [
+      r"\frac{3}{4}", "0.75", r"\sqrt{3}", r"\frac{\sqrt{12}}{2}", "(1,2)", "[1,2]", "1+x", "2,3",
+      "3,2", r"\infty", r"x \in [1,2]", "3+4i", "10^{-2}", "0.01"]
   pairs = [(rf"\boxed{{{a}}}", b) for a in answers_ for b in answers_]
   gold = {b: math_verify.parse(f"${b}$") for b in answers_}
   expected = [float(math_verify.verify(gold[b], math_verify.parse(a))) for a, b in pairs]
@@ -156,8 +165,8 @@ def test_math_answer_agrees_with_math_verify_itself():
 
 
 @pytest.mark.parametrize("name, args", [
-    ("exact_answer", {}), ("number_answer", {}), ("math_answer", {"timeout_seconds": 2.0}), ("boxed_format", {}),
-    ("think_format", {}),
+    ("exact_answer", {}), ("number_answer", {}), ("math_answer", {"timeout_seconds": 2.0}),
+    ("boxed_format", {}), ("think_format", {}),
     ("answer_marker_format", {}), ("pattern_format", {"pattern": ".*7"}),
     ("overlong_penalty", {"limit_tokens": 4, "buffer_tokens": 2})])
 def test_hostile_completions_score(name, args):
@@ -166,7 +175,9 @@ def test_hostile_completions_score(name, args):
   start = time.monotonic()
   result = REWARDS[name](samples, **args)
   assert time.monotonic() - start < 12
-  assert result.shape == (len(samples),) and result.dtype == np.float32 and np.isfinite(result).all()
+  assert result.shape == (len(samples),)
+  assert result.dtype == np.float32
+  assert np.isfinite(result).all()
   if name != "overlong_penalty":
     assert not result[:-1].any() or name in ("boxed_format", "pattern_format")
     assert result[-1] == 1
@@ -174,7 +185,9 @@ def test_hostile_completions_score(name, args):
 
 def test_math_that_never_ends_scores_zero_and_is_counted():
   before = workers.failure_counts().get("timeout", 0)
-  cases = [("9**9**9**9", "7"), (r"\boxed{9^{9^{9^{9}}}}", "7"), (r"\boxed{7}", "7"), (r"\boxed{9^{9^{9^{9}}}}", "7")]
+  cases = [
+      ("9**9**9**9", "7"), (r"\boxed{9^{9^{9^{9}}}}", "7"), (r"\boxed{7}", "7"),
+      (r"\boxed{9^{9^{9^{9}}}}", "7")]
   start = time.monotonic()
   assert scores(answers.math_answer, cases, timeout_seconds=1.0) == [0, 0, 1, 0]
   assert time.monotonic() - start < 10
@@ -188,7 +201,8 @@ def test_equal_pairs_are_checked_once(monkeypatch):
       seen.extend(items)
       return [True] * len(items)
   monkeypatch.setattr(answers, "_math_pool", lambda *_: Pool())
-  assert scores(answers.math_answer, [(f"way {i}: \\boxed{{7}}", "7") for i in range(8)] + [("", "7")]) == [1] * 8 + [0]
+  cases = [(f"way {i}: \\boxed{{7}}", "7") for i in range(8)] + [("", "7")]
+  assert scores(answers.math_answer, cases) == [1] * 8 + [0]
   assert seen == [(r"\boxed{7}", "7")]
 
 
@@ -209,10 +223,14 @@ def test_bad_references_are_named(name, references):
 def test_check_references_names_the_row_and_its_id():
   reward = build_rewards({"number_answer": 1, "boxed_format": 1})
   reward.check_references(["1", "2"])
-  message = r"'number_answer' cannot use 2 of 4 references. The first is number 1 \(id 'b'\), 'two': it is not"
+  message = (
+      r"'number_answer' cannot use 2 of 4 references. The first is number 1 \(id 'b'\), 'two':"
+      " it is not")
   with pytest.raises(ValueError, match=message):
     reward.check_references(iter(["1", "two", "3", "four"]), ids="abcd")
-  message = r"'m' cannot use 1 of 2 references. The first is number 1, '.*frac\{1': math-verify finds no mathematics"
+  message = (
+      r"'m' cannot use 1 of 2 references. The first is number 1, '.*frac\{1':"
+      " math-verify finds no mathematics")
   with pytest.raises(ValueError, match=message):
     build_rewards({"m": {"function": "math_answer"}}).check_references(["1", r"\frac{1"])
 
@@ -223,9 +241,10 @@ def test_check_references_names_the_row_and_its_id():
 def test_formats_by_hand():
   cases = [r"\boxed{7}", r"\boxed{ }", "7", r"\boxed{7"]
   assert scores(format.boxed_format, [(c, "") for c in cases]) == [1, 0, 0, 0]
-  cases = ["<think>a\nb</think>7", " <think>a</think>\n7", "<think>a</think>", "<think> </think>7", "a</think>7",
-           "<think>7",
-           "<think>a</think>b</think>7", "x<think>a</think>7", "</think>a<think>7"]
+  cases = [
+      "<think>a\nb</think>7", " <think>a</think>\n7", "<think>a</think>", "<think> </think>7",
+      "a</think>7", "<think>7", "<think>a</think>b</think>7", "x<think>a</think>7",
+      "</think>a<think>7"]
   assert scores(format.think_format, [(c, "") for c in cases]) == [1, 1, 0, 0, 0, 0, 0, 0, 0]
   assert format.think_format([sample("a</think>7", prompt="user: 3+4?<think>\n")]) == [1]
   cases = ["a\n#### 7", "#### 7\n", "####", "#### 7\nor 8", "#### 7 #### 8", "7"]
@@ -239,27 +258,38 @@ def test_a_pattern_that_takes_too_long_scores_zero_and_is_counted():
   texts = ["<think>" + "</think>" * 12_000, "<think>a</think><answer>7</answer>", "a" * 40]
   start = time.monotonic()
   pattern = "<think>.*</think>.*<answer>.*</answer>|(a+)+b"
-  assert format.pattern_format([sample(t) for t in texts], pattern=pattern, timeout_seconds=0.5).tolist() == [0, 1, 0]
+  assert format.pattern_format(
+      [sample(t) for t in texts], pattern=pattern, timeout_seconds=0.5).tolist() == [0, 1, 0]
   assert time.monotonic() - start < 10
   assert workers.failure_counts()["timeout"] == before + 2
 
 
 def test_overlong_penalty_by_hand():
   # Limit 10, buffer 4 (DAPO eq. 13): 0 up to 6 tokens, then (6 - length) / 4.
-  samples = [sample("x" if n else "", completion_tokens=tuple(range(n))) for n in (0, 6, 7, 8, 10, 11)]
-  assert format.overlong_penalty(samples, limit_tokens=10, buffer_tokens=4).tolist() == [0, 0, -0.25, -0.5, -1, -1]
+  samples = [
+      sample("x" if n else "", completion_tokens=tuple(range(n))) for n in (0, 6, 7, 8, 10, 11)]
+  assert format.overlong_penalty(samples, limit_tokens=10, buffer_tokens=4).tolist() == [
+      0, 0, -0.25, -0.5, -1, -1]
   with pytest.raises(ValueError, match="completion_tokens"):
     format.overlong_penalty([sample("x")], limit_tokens=10, buffer_tokens=4)
 
 
 def test_every_reward_states_its_range_and_takes_no_samples():
-  needed = {"pattern_format": {"pattern": "x"}, "overlong_penalty": {"limit_tokens": 2, "buffer_tokens": 1},
-            "one_of_each": {"outcome": {"exact_answer": 1.0}},
-            "judge_rating": {"generate": "json:dumps"}, "judge_preference": {"generate": "json:dumps"}}
+  needed = {
+      "pattern_format": {"pattern": "x"},
+      "overlong_penalty": {"limit_tokens": 2, "buffer_tokens": 1},
+      "one_of_each": {"outcome": {"exact_answer": 1.0}},
+      "judge_rating": {"generate": "json:dumps"},
+      "judge_preference": {"generate": "json:dumps"}}
   for name, function in REWARDS.items():
-    if "models" in inspect.signature(function).parameters or name in ("turn_judge", "feature_reward", "environment"):
-      continue  # Only a run has models (test_learned.py); the others are tested by themselves, and have ranges of their own.
-    assert re.search(r"in (\{0, 1\}|\{-1, 1\}|\[-1, 0\]|\[0, 1\]|\[-0.5, 0.5\])", function.__doc__.splitlines()[0]), name
+    if "models" in inspect.signature(function).parameters or name in (
+        "turn_judge", "feature_reward", "environment"):
+      # Only a run has models (test_learned.py); the others are tested by themselves, and have
+      # ranges of their own.
+      continue
+    assert re.search(
+        r"in (\{0, 1\}|\{-1, 1\}|\[-1, 0\]|\[0, 1\]|\[-0.5, 0.5\])",
+        function.__doc__.splitlines()[0]), name
     args = needed.get(name, {})
     if "build" in inspect.signature(function).parameters:
       args = args | {"build": BUILDER}
@@ -312,9 +342,12 @@ SAMPLES = [sample(r"#7 \boxed{7}"), sample("8"), sample("")]
 
 
 def test_total_is_the_weighted_sum_of_unweighted_components():
-  # number_answer [1, 0, 0]; length·0.5 [6, 0.5, 0]; boxed [1, 0, 0].   total = 2·number − 0.1·length + 0·boxed
-  spec = {"number_answer": 2, "short": {"function": f"{HERE}:length", "weight": -0.1, "args": {"scale": 0.5}},
-          "boxed_format": 0.0}
+  # number_answer [1, 0, 0]; length·0.5 [6, 0.5, 0]; boxed [1, 0, 0].
+  # total = 2·number − 0.1·length + 0·boxed
+  spec = {
+      "number_answer": 2,
+      "short": {"function": f"{HERE}:length", "weight": -0.1, "args": {"scale": 0.5}},
+      "boxed_format": 0.0}
   for form in (spec, ml_collections.ConfigDict(spec)):
     total, components = build_rewards(form)(SAMPLES)
     np.testing.assert_allclose(total, [2 - 0.6, -0.05, 0], rtol=1e-6)
@@ -329,7 +362,8 @@ def test_total_is_the_weighted_sum_of_unweighted_components():
     ({"math_anser": 1.0}, "Did you mean 'math_answer'.*Known: answer_marker_format"),
     ({"boxed": {"function": "boxed_fromat"}}, "Did you mean 'boxed_format'"),
     ({"boxed_format": {"wieght": 1}}, "unknown field 'wieght'. Did you mean 'weight'"),
-    ({"math_answer": {"args": {"timeout_second": 1}}}, "no argument 'timeout_second'. Did you mean 'timeout_seconds'"),
+    ({"math_answer": {"args": {"timeout_second": 1}}},
+     "no argument 'timeout_second'. Did you mean 'timeout_seconds'"),
     ({"math_answer": {"args": {"samples": 1}}}, "no argument 'samples'"),
     ({"overlong_penalty": 1.0}, "needs the arguments limit_tokens, buffer_tokens"),
     ({"overlong_penalty": {"args": {"limit_tokens": 4, "buffer_tokens": 8}}},
@@ -337,7 +371,8 @@ def test_total_is_the_weighted_sum_of_unweighted_components():
     ({"pattern_format": {"args": {"pattern": "("}}}, "'\\('.* is not a regular expression"),
     ({"number_answer": {"args": {"tolerance": -1}}}, "tolerance must be in .0, 1., got -1"),
     ({"exact_answer": {"args": {"marker": ""}}}, "marker must not be empty"),
-    ({"math_answer": {"args": {"timeout_seconds": 0}}}, "timeout_seconds must be a positive number, got 0"),
+    ({"math_answer": {"args": {"timeout_seconds": 0}}},
+     "timeout_seconds must be a positive number, got 0"),
     ({"boxed_format": float("nan")}, "weight nan"), ({"boxed_format": "1"}, "weight '1'"),
     ({"boxed_format": True}, "weight True"),
     ({}, "at least one"), (None, "got None"),
@@ -347,7 +382,8 @@ def test_total_is_the_weighted_sum_of_unweighted_components():
     ({"mine": {"function": f"{HERE}:Novelty"}}, "needs the argument capacity"),
     ({"mine": {"function": f"{HERE}:Novelty", "args": {"capacty": 1}}},
      "no argument 'capacty'. Did you mean 'capacity'"),
-    ({"mine": {"function": f"{HERE}:length", "args": {"scal": 1}}}, "no argument 'scal'. Did you mean 'scale'"),
+    ({"mine": {"function": f"{HERE}:length", "args": {"scal": 1}}},
+     "no argument 'scal'. Did you mean 'scale'"),
 ])
 def test_config_errors_come_before_anything_runs(spec, message):
   with pytest.raises(ValueError, match=message):
@@ -381,9 +417,12 @@ def test_a_reward_of_rewards_is_handed_what_it_builds_them_with():
 
 @pytest.mark.parametrize("section, other, message", [
     ({"exact_anser": 1.0}, {"path": "boxed_format", "args": {}}, "Did you mean 'exact_answer'"),
-    ({"exact_answer": 1.0}, {"path": "boxed_fromat", "args": {}}, "Unknown rival 'boxed_fromat'. Did you mean 'boxed"),
-    ({"exact_answer": 1.0}, {"path": "boxed_format", "args": {"x": 1}}, "The rival: boxed_format takes no argument 'x'"),
-    ({"exact_answer": 1.0}, {"path": "learned", "args": {"model": "rm"}}, "The rival: learned needs models of a run"),
+    ({"exact_answer": 1.0}, {"path": "boxed_fromat", "args": {}},
+     "Unknown rival 'boxed_fromat'. Did you mean 'boxed"),
+    ({"exact_answer": 1.0}, {"path": "boxed_format", "args": {"x": 1}},
+     "The rival: boxed_format takes no argument 'x'"),
+    ({"exact_answer": 1.0}, {"path": "learned", "args": {"model": "rm"}},
+     "The rival: learned needs models of a run"),
 ])
 def test_errors_of_parts_come_before_anything_runs(section, other, message):
   with pytest.raises(ValueError, match=message):
@@ -393,19 +432,25 @@ def test_errors_of_parts_come_before_anything_runs(section, other, message):
 @pytest.mark.parametrize("name", ["models", "build"])
 def test_what_is_handed_in_is_no_argument_of_a_config(name):
   function = {"models": "learned", "build": "one_of_each"}[name]
-  with pytest.raises(ValueError, match=f"'mine': {function} gets its argument '{name}' from build_rewards, not from"):
+  with pytest.raises(
+      ValueError,
+      match=f"'mine': {function} gets its argument '{name}' from build_rewards, not from"):
     build_rewards({"mine": {"function": function, "args": {name: 1}}})
 
 
 @pytest.mark.parametrize("output, message", [
-    ([1.0, float("nan"), 0.0], r"'bad' returned nan for sample 1 \(1 of 3 not finite\).*completion '8'"),
-    ([1e39, 0.0, 0.0], "returned inf for sample 0"),  # Finite in float64, not in what the learner gets.
+    ([1.0, float("nan"), 0.0],
+     r"'bad' returned nan for sample 1 \(1 of 3 not finite\).*completion '8'"),
+    # Finite in float64, not in what the learner gets.
+    ([1e39, 0.0, 0.0], "returned inf for sample 0"),
     ([1.0, 0.0], r"shape \(3,\), got shape \(2,\)"), (np.zeros((3, 1)), r"got shape \(3, 1\)"),
     (0.5, r"got shape \(\)"),
-    (["yes", "no", "no"], "one number per sample, got"), ([[1], [1, 2], []], "one number per sample, got"),
+    (["yes", "no", "no"], "one number per sample, got"),
+    ([[1], [1, 2], []], "one number per sample, got"),
 ])
 def test_outputs_are_checked(output, message):
-  reward = reward_set.RewardSet([component.Component("fine", length), component.Component("bad", returns(output))])
+  reward = reward_set.RewardSet([
+      component.Component("fine", length), component.Component("bad", returns(output))])
   with pytest.raises(ValueError, match=message):
     reward(SAMPLES)
 
@@ -429,7 +474,8 @@ def test_a_class_keeps_state_that_is_saved_and_restored():
   assert resumed([sample("b"), sample("c")])[0].tolist() == after.tolist() == [0, 1]
   assert resumed.state() == reward.state()
   assert build_rewards({"boxed_format": 1.0}).state() == {}
-  with pytest.raises(ValueError, match=r"belongs to \['new'\], but the stateful rewards now are \[\]"):
+  with pytest.raises(
+      ValueError, match=r"belongs to \['new'\], but the stateful rewards now are \[\]"):
     build_rewards({"boxed_format": 1.0}).restore(saved)
   with pytest.raises(ValueError, match="'new' cannot use 1 of 2 references.*too long"):
     reward.check_references(["short", "longer"])
@@ -449,7 +495,10 @@ def test_close_ends_the_workers_and_the_next_use_starts_them_again():
 
 
 class Counted:
-  """Per sample; records its calls and the thread of each. With `hold`, a call waits until it is set."""
+  """Per sample; records its calls and the thread of each.
+
+  With `hold`, a call waits until it is set.
+  """
   per_sample = True
 
   def __init__(self, hold=None):
@@ -470,7 +519,8 @@ def whole(samples):
 
 def scored_early(parts, texts, function):
   """What Scoring makes of these texts, of which `parts`, lists of positions, are begun early."""
-  reward = reward_set.RewardSet([component.Component("early", function, 2.0), component.Component("whole", whole, -0.5)])
+  reward = reward_set.RewardSet([
+      component.Component("early", function, 2.0), component.Component("whole", whole, -0.5)])
   samples = [sample(t) for t in texts]
   with contextlib.closing(rewards.Scoring(reward)) as scoring:
     for part in parts:
@@ -478,12 +528,15 @@ def scored_early(parts, texts, function):
     return scoring.finish(samples)[:2], reward(samples)
 
 
-@pytest.mark.parametrize("parts", [[], [[2]], [[3, 0], [1]], [[4], [0, 2], [], [1, 3]], [np.array([4, 3, 2, 1, 0])]])
+@pytest.mark.parametrize(
+    "parts", [[], [[2]], [[3, 0], [1]], [[4], [0, 2], [], [1, 3]], [np.array([4, 3, 2, 1, 0])]])
 def test_scoring_equals_the_reward_set_whatever_was_begun(parts):
   counted = Counted()
-  (total, components), (expected, by_name) = scored_early(parts, ["a", "bb", "cccc", "dd", "e" * 8], counted)
+  (total, components), (expected, by_name) = scored_early(
+      parts, ["a", "bb", "cccc", "dd", "e" * 8], counted)
   assert total.dtype == expected.dtype and total.tobytes() == expected.tobytes()
-  assert list(components) == list(by_name) and all(components[k].tobytes() == by_name[k].tobytes() for k in by_name)
+  assert list(components) == list(by_name)
+  assert all(components[k].tobytes() == by_name[k].tobytes() for k in by_name)
   # 1 / (length - 3), and how many are as long.
   np.testing.assert_allclose(components["early"], [-0.5, -1, 1, -1, 0.2])
   assert components["whole"].tolist() == [1, 2, 1, 2, 1]  # "bb" and "dd" saw each other.
@@ -500,7 +553,8 @@ def test_early_scores_are_computed_beside_the_caller():
   hold = threading.Event()
   counted = Counted(hold)
   samples = [sample("a"), sample("bb")]
-  with contextlib.closing(rewards.Scoring(reward_set.RewardSet([component.Component("early", counted)]))) as scoring:
+  reward = reward_set.RewardSet([component.Component("early", counted)])
+  with contextlib.closing(rewards.Scoring(reward)) as scoring:
     scoring.add([1], [samples[1]])  # Would wait for ever if it ran here.
     assert counted.calls == []
     hold.set()
@@ -517,9 +571,13 @@ def test_what_goes_wrong_early_is_raised_at_the_end_as_for_the_whole_batch():
     scored_early([[0], [1]], ["a", "bbb"], Counted())
   note, = caught.value.__notes__
   assert "'early' on a batch of 1 samples" in note and "completion 'bbb'" in note
-  with pytest.raises(ValueError, match=r"'early' returned nan for sample 2 \(1 of 4 not finite\).*completion 'nan'"):
+  with pytest.raises(
+      ValueError,
+      match=r"'early' returned nan for sample 2 \(1 of 4 not finite\).*completion 'nan'"):
     scored_early([[3, 2], [1]], ["a", "bb", "nan", "dd"], Counted())
-  with pytest.raises(ValueError, match=r"'early' must return one number per sample, shape \(1,\), got shape \(2,\)"):
+  with pytest.raises(
+      ValueError,
+      match=r"'early' must return one number per sample, shape \(1,\), got shape \(2,\)"):
     scored_early([[1]], ["a", "bb"], per_sample(lambda samples: [1, 2]))
 
 
@@ -532,7 +590,8 @@ def test_a_batch_given_up_leaves_no_thread():
   hold, before = threading.Event(), threading.active_count()
   counted = Counted(hold)
   with pytest.raises(KeyError, match="sampling failed"):
-    with contextlib.closing(rewards.Scoring(reward_set.RewardSet([component.Component("early", counted)]))) as scoring:
+    reward = reward_set.RewardSet([component.Component("early", counted)])
+    with contextlib.closing(rewards.Scoring(reward)) as scoring:
       for i in range(3):
         scoring.add([i], [sample("a")])
       hold.set()
@@ -553,7 +612,10 @@ def test_math_answers_are_checked_early():
 
 
 def test_importing_rewards_is_cheap_and_the_bare_name_is_refused():
-  code = "import sys, rl_reason.rewards; print(sorted({'jax', 'flax', 'sympy', 'math_verify'} & set(sys.modules)))"
-  run = lambda code: subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  code = (
+      "import sys, rl_reason.rewards;"
+      " print(sorted({'jax', 'flax', 'sympy', 'math_verify'} & set(sys.modules)))")
+  run = lambda code: subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert run(code).stdout == "[]\n"
   assert "write `from rl_reason import rewards`" in run("import rewards").stderr

@@ -15,12 +15,13 @@ from rl_reason.tasks import prepare
 from tests import ROOT
 
 QUICKSTART = str(ROOT / "experiments/quickstart.py")
-DOORS = {"train": (train, None), "evaluate": (evaluate, None), "sample": (sample, sample.add_settings)}
+DOORS = {
+    "train": (train, None), "evaluate": (evaluate, None), "sample": (sample, sample.add_settings)}
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-  """(command, words) -> (exit status, what is printed as an error, the settings that main was given)."""
+  """(command, words) -> (exit status, what is printed as an error, what main was given)."""
   def started(name, *words):
     given, known = [], set(flags.FLAGS)
 
@@ -34,7 +35,9 @@ def run(monkeypatch, capsys):
         module, add = DOORS[name]
         process.command(main, name, module.__doc__, *([add] if add else []))
       else:
-        {"judge": judge, "claims": claims, "pretrained": pretrained, "prepare": prepare}[name].main(list(words))
+        modules = {
+            "judge": judge, "claims": claims, "pretrained": pretrained, "prepare": prepare}
+        modules[name].main(list(words))
       status = 0
     except SystemExit as error:
       status = error.code
@@ -57,7 +60,8 @@ def test_help_is_no_error(name, run):
 
 def test_settings_and_fields_are_given_to_the_command(run):
   status, printed, ((config, workdir, settings),) = run(
-      "sample", CONFIG, "--workdir", "w", "--prompt=-3+5=", "--num_samples=2", "--config.seed=7", "--config.policy.args.width", "16")
+      "sample", CONFIG, "--workdir", "w", "--prompt=-3+5=", "--num_samples=2", "--config.seed=7",
+      "--config.policy.args.width", "16")
   assert (status, printed, str(workdir)) == (0, "", "w")
   assert settings == dict(prompt="-3+5=", num_samples=2, initial=False, seed=0)
   assert (config.seed, config.policy.args.width) == (7, 16)
@@ -87,10 +91,13 @@ def test_mistakes_name_what_is_wrong(words, status, message, run):
 
 
 @pytest.mark.parametrize("content, argument, message", [
-    ("def get_config(:", "", "fails at line 1: SyntaxError"), ("import nowhere", "", "fails at line 1: ModuleNotFoundError"),
+    ("def get_config(:", "", "fails at line 1: SyntaxError"),
+    ("import nowhere", "", "fails at line 1: ModuleNotFoundError"),
     ("x = 1\ndef get_config():\n  return 1 / 0", "", "fails at line 3: ZeroDivisionError"),
-    ("def get_config():\n  return 7", "", "returned int, and must return a ConfigDict"), ("get_config = 7", "", "defines no get_config"),
-    ("def get_config():\n  return {}", ":tiny", "takes no argument, got 'tiny'"), ("\0", "", "fails at line"),
+    ("def get_config():\n  return 7", "", "returned int, and must return a ConfigDict"),
+    ("get_config = 7", "", "defines no get_config"),
+    ("def get_config():\n  return {}", ":tiny", "takes no argument, got 'tiny'"),
+    ("\0", "", "fails at line"),
     ("def get_config():\n  return {}", "", "lacks the fields policy, stages"),
     ("import sys\ndef get_config():\n  return dict(stages=7, policy=3)", "", "config.")])
 def test_a_config_file_with_a_fault_is_named(content, argument, message, tmp_path, run):
@@ -101,10 +108,14 @@ def test_a_config_file_with_a_fault_is_named(content, argument, message, tmp_pat
   assert message in printed
 
 
-WORDS = (CONFIG, "--workdir=w", "--prompt=x", "--seed=3", "--num_samples=2", "--initial", "--config.seed=1", "--scorer=length",
-         "--data=nowhere.jsonl", "--format=pairs", "--rows=0:5", "--threshold=0.5", "--name=a", "--data_dir=d", "--args={}",
-         "--splits={}", "--version=1.0.0", "--seeds=3", "--jobs=1", "--list", "--claim=x", "show", "convert", "/nowhere")
-VALUES = ("", "x", "-1", "{", "[1]", "'", "(", "None", "1e400", "9" * 5000, "\ud800", "[" * 2000, "../..", "README.md", "%s%n", "a:b:c")
+WORDS = (
+    CONFIG, "--workdir=w", "--prompt=x", "--seed=3", "--num_samples=2", "--initial",
+    "--config.seed=1", "--scorer=length", "--data=nowhere.jsonl", "--format=pairs", "--rows=0:5",
+    "--threshold=0.5", "--name=a", "--data_dir=d", "--args={}", "--splits={}", "--version=1.0.0",
+    "--seeds=3", "--jobs=1", "--list", "--claim=x", "show", "convert", "/nowhere")
+VALUES = (
+    "", "x", "-1", "{", "[1]", "'", "(", "None", "1e400", "9" * 5000, "\ud800", "[" * 2000, "../..",
+    "README.md", "%s%n", "a:b:c")
 
 
 def mistaken(draw, word):
@@ -112,8 +123,10 @@ def mistaken(draw, word):
   name, equals, _ = word.partition("=")
   place = draw.randrange(len(name))
   return draw.choice((
-      name[:place] + name[place + 1:] + word[len(name):], name[:place] + "z" + name[place:] + word[len(name):],
-      name + equals + draw.choice(VALUES), f"{name}={draw.choice(VALUES)}", name, word.lstrip("-"), word))
+      name[:place] + name[place + 1:] + word[len(name):],
+      name[:place] + "z" + name[place:] + word[len(name):],
+      name + equals + draw.choice(VALUES), f"{name}={draw.choice(VALUES)}", name, word.lstrip("-"),
+      word))
 
 
 @pytest.mark.parametrize("name", [*DOORS, "judge", "claims", "pretrained", "prepare"])
@@ -131,4 +144,5 @@ def test_seeded_mistakes_end_in_no_traceback(name, run, monkeypatch, tmp_path):
     words = [mistaken(draw, word) if draw.random() < 0.4 else word for word in words]
     status, printed, given = run(name, *words)
     assert status in (0, 1, 2), words
-    assert status == 0 or printed.lstrip().startswith("Error: ") or "Error: " in printed, (words, printed)
+    assert status == 0 or printed.lstrip().startswith("Error: ") or "Error: " in printed, (
+        words, printed)

@@ -11,8 +11,9 @@ from rl_reason.run import layout
 from rl_reason.run.workdir import Workdir
 from rl_reason.stages.registry import STAGES
 
-OLD = dict(stages=("sft", "rl"), sft=dict(kind="sft", num_steps=1, optimizer=dict(learning_rate=1.0)),
-           rl=dict(kind="policy_gradient", kl_coef=0.1, prompts_per_step=4, objective="clipped"))
+OLD = dict(
+    stages=("sft", "rl"), sft=dict(kind="sft", num_steps=1, optimizer=dict(learning_rate=1.0)),
+    rl=dict(kind="policy_gradient", kl_coef=0.1, prompts_per_step=4, objective="clipped"))
 
 
 def test_fields_of_the_old_layout_are_refused_with_their_new_names():
@@ -42,12 +43,14 @@ def test_new_places_exist():
       assert old not in {f.name for f in dataclasses.fields(section)}, old
       for name in new.split("."):
         hint = typing.get_type_hints(section)[name]
-        section = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), hint)
+        section = next(
+            (t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), hint)
 
 
 def test_an_old_flag_is_answered_with_the_new_one():
   argv = ["train", "--config=experiments/quickstart.py:tiny", "--config.rl.kl_estimator=k1"]
-  with pytest.raises(ValueError, match="config.rl.kl_estimator is config.rl.objective.kl.estimator"):
+  with pytest.raises(
+      ValueError, match="config.rl.kl_estimator is config.rl.objective.kl.estimator"):
     config_lib.define_flag(argv)
 
 

@@ -12,13 +12,15 @@ from rl_reason.run.earlier import Stages
 from tests import ROOT
 
 EXPERIMENTS = ("quickstart.py:tiny", "ppr.py")
-VALUES = (None, "abc", -1, 0, 1.5, float("nan"), float("inf"), 10 ** 30, True, [], ("a",), [1], {}, {"a": 1}, "", ["sft"],
-          -0.0, 2 ** 31, lambda: 0, b"x")
+VALUES = (
+    None, "abc", -1, 0, 1.5, float("nan"), float("inf"), 10 ** 30, True, [], ("a",), [1], {},
+    {"a": 1}, "", ["sft"], -0.0, 2 ** 31, lambda: 0, b"x")
 
 
 def fields(section, path=()):
   """Lists the paths of all fields of a section and of those in it."""
-  inner = [fields(value, (*path, name)) for name, value in section.items() if isinstance(value, dict)]
+  inner = [
+      fields(value, (*path, name)) for name, value in section.items() if isinstance(value, dict)]
   return [*((*path, name) for name in section), *(p for paths in inner for p in paths)]
 
 

@@ -41,8 +41,10 @@ def test_the_owner_writes_who_it_is_and_leaves_nothing(tmp_path):
 
 def test_a_second_owner_is_refused_and_says_whose_it_is(tmp_path):
   with Ownership(tmp_path, pytest.fail) as first:
-    with pytest.raises(ValueError, match=rf"Another process trains in {tmp_path}: process {os.getpid()} on \S+, since"
-                                         r" \d{4}-.* Nothing was touched. .* delete .*owner.json"):
+    with pytest.raises(
+        ValueError,
+        match=rf"Another process trains in {tmp_path}: process {os.getpid()} on \S+, since"
+              r" \d{4}-.* Nothing was touched. .* delete .*owner.json"):
       Ownership(tmp_path, pytest.fail).__enter__()
     first.check()
   with Ownership(tmp_path, pytest.fail):
@@ -52,7 +54,8 @@ def test_a_second_owner_is_refused_and_says_whose_it_is(tmp_path):
 @pytest.fixture
 def other(tmp_path):
   """Another process that owns the folder."""
-  process = subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  process = subprocess.Popen(
+      [sys.executable, "-c", HOLDS, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
   assert process.stdout.readline() == "mine\n"
   yield process
   process.kill()
@@ -111,7 +114,8 @@ def test_elsewhere_an_owner_with_a_sign_of_life_is_respected(tmp_path):
 def test_another_container_is_elsewhere():
   here = Process.this()
   assert here.is_here()
-  assert not Process(here.host, here.boot.partition(" ")[0] + " pid:[1]", here.pid, here.started).is_here()
+  assert not Process(
+      here.host, here.boot.partition(" ")[0] + " pid:[1]", here.pid, here.started).is_here()
 
 
 def test_signs_of_life_go_on_and_a_lost_folder_is_noticed(tmp_path):

@@ -40,7 +40,8 @@ def parsed(folder, *arguments, note=pytest.fail):
 
 
 def changed(config, **fields):
-  return override(config.copy_and_resolve_references(), {k.replace("__", "."): v for k, v in fields.items()})
+  return override(
+      config.copy_and_resolve_references(), {k.replace("__", "."): v for k, v in fields.items()})
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
@@ -61,7 +62,9 @@ def test_a_change_begins_at_a_step():
 
 
 def steps(found):
-  return [(c["stage"], c["step"], {k: (v["was"], v["is"]) for k, v in c["fields"].items()}) for c in found.changes]
+  return [
+      (c["stage"], c["step"], {k: (v["was"], v["is"]) for k, v in c["fields"].items()})
+      for c in found.changes]
 
 
 def test_changes_whose_steps_are_made_again_begin_where_the_run_goes_on():
@@ -73,7 +76,8 @@ def test_changes_whose_steps_are_made_again_begin_where_the_run_goes_on():
 
 
 def test_a_change_that_is_taken_back_before_its_first_checkpoint_leaves_no_trace():
-  found = Record({}).changed({}, {"a": (1, 2)}, "rl", 10, ORDER).changed({}, {"a": (2, 1)}, "rl", 10, ORDER)
+  found = Record({}).changed({}, {"a": (1, 2)}, "rl", 10, ORDER).changed(
+      {}, {"a": (2, 1)}, "rl", 10, ORDER)
   assert steps(found) == []
 
 
@@ -88,8 +92,9 @@ def test_a_change_that_was_cut_short_by_a_kill_is_dropped(tmp_path):
   assert steps(record.read(tmp_path)) == [("rl", 4, {"rl.a.b": (1, 2)})]
 
 
-DAMAGED = {"empty": "", "half": '{"stages": ["rl"], "rl": {', "list": "[1]", "number": "3", "null": "null",
-           "no_stages": "{}", "bytes": b"\xff\xfe\x00", "deep": "[" * 100_000}
+DAMAGED = {
+    "empty": "", "half": '{"stages": ["rl"], "rl": {', "list": "[1]", "number": "3", "null": "null",
+    "no_stages": "{}", "bytes": b"\xff\xfe\x00", "deep": "[" * 100_000}
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
@@ -100,7 +105,9 @@ def test_a_damaged_config_is_named(tmp_path, config, content):
   for reader in (lambda: record.read(tmp_path), lambda: parsed(tmp_path),
                  lambda: parsed(tmp_path, f"--config={QUICKSTART}"),
                  lambda: Workdir(tmp_path).claim(config, pytest.fail)):
-    with pytest.raises(ValueError, match="config.json cannot be read as the record of a run .*Nothing was touched"):
+    with pytest.raises(
+        ValueError,
+        match="config.json cannot be read as the record of a run .*Nothing was touched"):
       reader()
   assert (tmp_path / "config.json").read_bytes() == content
 
@@ -121,7 +128,8 @@ def test_the_workdir_alone_gives_the_recorded_config(tmp_path, config):
 
 def test_fields_of_the_command_line_change_the_recorded_config(tmp_path, config):
   begin(tmp_path, changed(config, rl__num_steps=7))
-  found = parsed(tmp_path, "--config.rl.learner.optimizer.learning_rate=0.5", "--config.stages=('rl',)")
+  found = parsed(
+      tmp_path, "--config.rl.learner.optimizer.learning_rate=0.5", "--config.stages=('rl',)")
   assert found.rl.num_steps == 7
   assert found.rl.learner.optimizer.learning_rate == 0.5
   assert found.stages == ("rl",)
@@ -144,7 +152,8 @@ def test_a_file_that_was_edited_is_reported_and_the_record_counts(tmp_path, conf
 
 def test_another_runs_file_is_refused(tmp_path, config):
   begin(tmp_path, changed(config, policy__args__width=64))
-  with pytest.raises(ValueError, match="belongs to another run: policy.args.width was 64 and is 32"):
+  with pytest.raises(
+      ValueError, match="belongs to another run: policy.args.width was 64 and is 32"):
     parsed(tmp_path, f"--config={QUICKSTART}")
 
 
@@ -165,7 +174,8 @@ def test_without_file_and_run_the_command_asks_for_one(tmp_path):
 @pytest.mark.parametrize("workdir, message", [
     ("", "--workdir is empty"), (" ", "--workdir is empty"),
     ("http://host/x", "--workdir=http://host/x is a URL of an unknown kind"),
-    ("gs:/bucket/x", "gs:/bucket/x is no URL of a bucket: write gs://bucket/folder"), ("gs://", "no URL of a bucket")])
+    ("gs:/bucket/x", "gs:/bucket/x is no URL of a bucket: write gs://bucket/folder"),
+    ("gs://", "no URL of a bucket")])
 def test_a_workdir_that_is_no_folder_is_refused(workdir, message):
   with pytest.raises(ValueError, match=message):
     parsed(workdir, f"--config={QUICKSTART}")
@@ -173,9 +183,12 @@ def test_a_workdir_that_is_no_folder_is_refused(workdir, message):
 
 def test_values_that_the_file_makes_stay_where_they_are_as_recorded():
   mine = ml_collections.ConfigDict({"f": record.in_words, "t": (1, 2), "gone": 1, "s": {"a": 1}})
-  record.set_values(mine, {"f": "function in_words", "t": [1, 3], "s": {"a": 1.5, "new": [[1], "x"]}, "d": {"k": 1}})
+  record.set_values(
+      mine,
+      {"f": "function in_words", "t": [1, 3], "s": {"a": 1.5, "new": [[1], "x"]}, "d": {"k": 1}})
   assert mine.f is record.in_words
-  assert mine.to_dict() | {"f": 0} == {"f": 0, "t": (1, 3), "s": {"a": 1.5, "new": ((1,), "x")}, "d": {"k": 1}}
+  assert mine.to_dict() | {"f": 0} == {
+      "f": 0, "t": (1, 3), "s": {"a": 1.5, "new": ((1,), "x")}, "d": {"k": 1}}
 
 
 def test_a_field_that_is_new_since_the_run_began_is_no_change(tmp_path, config):

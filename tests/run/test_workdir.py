@@ -38,7 +38,8 @@ def files(folder):
 
 @pytest.mark.parametrize("lost", [(), ("metrics.jsonl",)], ids=["whole", "without_metrics"])
 @pytest.mark.parametrize("changes, message", [
-    ({"seed": 5}, "seed was 0 and is 5"), ({"policy.args.width": 64}, "policy.args.width was 32 and is 64"),
+    ({"seed": 5}, "seed was 0 and is 5"),
+    ({"policy.args.width": 64}, "policy.args.width was 32 and is 64"),
     ({"stages": ("rl",)}, "stages was"), ({"rl.kind": "voting"}, "rl.kind was 'policy_gradient'")])
 def test_another_run_is_refused_whatever_is_lost(folder, config, lost, changes, message):
   for name in lost:
@@ -89,10 +90,14 @@ def test_a_call_that_changes_nothing_leaves_the_record(folder, config):
 
 
 def test_a_complete_stage_takes_no_change(folder, config):
-  override(config, {"sft.learner.optimizer.learning_rate": 0.5, "rl.learner.optimizer.learning_rate": 0.5})
+  override(
+      config,
+      {"sft.learner.optimizer.learning_rate": 0.5, "rl.learner.optimizer.learning_rate": 0.5})
   claim = folder.claim(config, lambda note: None)
-  with pytest.raises(ValueError, match=r"Stage 'sft' is complete at step 5 .*config: sft.learner.optimizer.learning_rate"
-                                       r" was \S+ and is 0.5. Nothing"):
+  with pytest.raises(
+      ValueError,
+      match=r"Stage 'sft' is complete at step 5 .*config: sft.learner.optimizer.learning_rate"
+            r" was \S+ and is 0.5. Nothing"):
     claim.refuse_in_complete("sft", 5)
 
 
@@ -102,7 +107,8 @@ def test_a_stage_may_end_earlier(folder, config):
 
 
 @pytest.mark.parametrize("changes, cause", [
-    ({"rl.learner.optimizer.name": "sgd", "sft.num_steps": 9}, "The config changed: rl.learner.optimizer.name was 'adamw' and is 'sgd'. "),
+    ({"rl.learner.optimizer.name": "sgd", "sft.num_steps": 9},
+     "The config changed: rl.learner.optimizer.name was 'adamw' and is 'sgd'. "),
     ({"checkpoint.keep": 5}, "The config changed: checkpoint.keep was 2 and is 5. "),
     ({}, "The config is the same, so the code, a package or the policy's files changed")])
 def test_a_mismatch_is_explained_by_the_field_that_changed(folder, config, changes, cause):
@@ -113,17 +119,20 @@ def test_a_mismatch_is_explained_by_the_field_that_changed(folder, config, chang
 
 def test_a_reader_explains_a_mismatch_by_its_own_fields(folder, config):
   override(config, {"policy.args.width": 64})
-  with pytest.raises(CheckpointMismatch, match="The config changed: policy.args.width was 32 and is 64"):
+  with pytest.raises(
+      CheckpointMismatch, match="The config changed: policy.args.width was 32 and is 64"):
     with folder.explaining(config):
       raise CheckpointMismatch("Other arrays.")
 
 
 def test_arrays_are_read_as_they_were_saved(tmp_path):
-  Workdir(tmp_path).save_arrays("after", {"zoo/a": np.arange(3), "zoo/b": np.ones(2), "other/a": np.zeros(1)})
+  Workdir(tmp_path).save_arrays(
+      "after", {"zoo/a": np.arange(3), "zoo/b": np.ones(2), "other/a": np.zeros(1)})
   with np.load(tmp_path / "arrays" / "after" / "zoo.npz") as found:
     assert found["a"].tolist() == [0, 1, 2]
     assert found["b"].tolist() == [1, 1]
-  assert sorted(p.name for p in (tmp_path / "arrays" / "after").iterdir()) == ["other.npz", "zoo.npz"]
+  assert sorted(p.name for p in (tmp_path / "arrays" / "after").iterdir()) == [
+      "other.npz", "zoo.npz"]
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path):
@@ -154,7 +163,8 @@ def test_a_run_may_lie_in_an_object_store(store, config):
       folder.claim(other, pytest.fail)
     override(config, {"rl.learner.optimizer.learning_rate": 0.5})
     folder.claim(config, lambda note: None).begin("rl", 5)
-  assert sorted(k.removeprefix("gs://bucket/run/") for k in store.objects if "checkpoints" not in k) == [
+  assert sorted(
+      k.removeprefix("gs://bucket/run/") for k in store.objects if "checkpoints" not in k) == [
       "arrays/after/zoo.npz", "config.json", "history.json", "samples/rl-1.json", "versions.json"]
   assert record.read("gs://bucket/run").config["rl"]["learner"]["optimizer"]["learning_rate"] == 0.5
   assert saved_steps("gs://bucket/run/checkpoints/rl") == [5]

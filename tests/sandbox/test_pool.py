@@ -1,4 +1,7 @@
-"""The pool of worker processes: order, deadlines, crashes, limits, and that no worker outlives its parent."""
+"""The pool of worker processes: order, deadlines, crashes, limits.
+
+No worker outlives its parent.
+"""
 
 import os
 import signal
@@ -105,7 +108,8 @@ def wait_until_gone(pids, seconds=10.0):
 def test_results_come_in_the_order_of_the_items(make_pool):
   pool = make_pool()
   # The first item is the last to finish.
-  assert pool.map([("sleep", 0.3), *(("square", i) for i in range(50))]) == ["slept", *(i * i for i in range(50))]
+  assert pool.map([("sleep", 0.3), *(("square", i) for i in range(50))]) == [
+      "slept", *(i * i for i in range(50))]
   assert pool.map([]) == []
   assert not pool.failures
 
@@ -140,11 +144,13 @@ def test_a_hanging_item_is_killed_and_the_others_go_on(make_pool):
 
 def test_a_crashing_item_costs_itself_only(make_pool):
   pool = make_pool(num_workers=1)
-  assert pool.map([("exit", 0), ("square", 3), ("segfault", 0), ("square", 4)], on_failure=-1) == [-1, 9, -1, 16]
+  assert pool.map([("exit", 0), ("square", 3), ("segfault", 0), ("square", 4)], on_failure=-1) == [
+      -1, 9, -1, 16]
   assert pool.failures == {"crash": 2}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux enforces the limit of the address space.")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="Only Linux enforces the limit of the address space.")
 def test_memory_is_limited(make_pool):
   pool = make_pool(num_workers=1, memory_bytes=workers.GIB)
   assert pool.map([("memory", 2 * workers.GIB), ("memory", 1000)], on_failure=None) == [None, 1000]
@@ -158,7 +164,8 @@ def test_endless_recursion_is_counted(make_pool):
 
 
 def test_megabytes_in_both_directions_do_not_deadlock(make_pool):
-  big = "x{\ud800\0é" * 800_000  # A pipe holds 64 KiB; JSON makes 10 MB of it, with a lone surrogate.
+  # A pipe holds 64 KiB; JSON makes 10 MB of it, with a lone surrogate.
+  big = "x{\ud800\0é" * 800_000
   assert make_pool().map([("echo", big)] * 3 + [("length", big)]) == [big] * 3 + [len(big)]
 
 
@@ -188,7 +195,8 @@ def test_a_child_that_a_crashed_worker_left_is_killed_and_does_not_hold_the_pipe
   assert pool.map([("child", 0)], on_failure="lost") == ["lost"]
   time.sleep(0.2)
   if sys.platform == "linux":
-    running = [p for p in os.listdir("/proc") if p.isdigit() and runs(int(p)) and _group(p) == group]
+    running = [
+        p for p in os.listdir("/proc") if p.isdigit() and runs(int(p)) and _group(p) == group]
     assert not running
 
 
@@ -201,7 +209,8 @@ def _group(pid):
 
 def test_a_bug_in_the_function_is_raised_and_the_pool_still_works(make_pool):
   pool = make_pool()
-  pool.map([("sleep", 0.5)] * 2)  # Both workers are up, so that the first is busy when the second raises.
+  # Both workers are up, so that the first is busy when the second raises.
+  pool.map([("sleep", 0.5)] * 2)
   with pytest.raises(RuntimeError, match=r"item 1[\s\S]*a bug of the function"):
     pool.map([("sleep", 1), ("bug", 0)])
   assert pool.map([("square", 3), ("square", 4)]) == [9, 16]  # No stale answer of the broken call.
@@ -244,7 +253,8 @@ def test_a_worker_that_checks_mathematics_holds_nothing_heavy(make_pool):
                                     "rl_reason.sandbox.math_answers", "rl_reason.types"])
 def test_what_workers_may_import_brings_no_jax(module):
   code = f"import sys, {module}; print(*sys.modules)"
-  loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+  loaded = subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
   assert not HEAVY & set(loaded)
 
 
@@ -268,12 +278,15 @@ def start_parent(tmp_path, then, timeout=100.0):
   (tmp_path / "worker_functions.py").write_text(FUNCTIONS)
   script = tmp_path / "script.py"
   script.write_text(textwrap.dedent(PARENT).format(then=then, timeout=timeout))
-  parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment(folders=[tmp_path]), cwd=tmp_path)
+  parent = subprocess.Popen(
+      [sys.executable, str(script)], stdout=subprocess.PIPE, text=True,
+      env=environment(folders=[tmp_path]), cwd=tmp_path)
   return parent, int(parent.stdout.readline())
 
 
-@pytest.mark.parametrize("then", ["sys.stdin.read() or __import__('time').sleep(60)", "pool.map([('sleep', 60)])"],
-                         ids=["idle", "busy"])
+@pytest.mark.parametrize(
+    "then", ["sys.stdin.read() or __import__('time').sleep(60)", "pool.map([('sleep', 60)])"],
+    ids=["idle", "busy"])
 def test_no_worker_outlives_a_killed_parent(tmp_path, then):
   parent, worker = start_parent(tmp_path, then)
   time.sleep(0.2)

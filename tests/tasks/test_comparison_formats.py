@@ -15,26 +15,34 @@ CASES = {
     "pairs of messages": (
         {"chosen": [USER, ASSISTANT], "rejected": [USER, {**ASSISTANT, "content": "b"}]},
         {"prompt": ""}),
-    "pairs after messages": ({"m": [USER], "chosen": ["a", "c"], "rejected": ["b"]}, {"prompt": "{m}"}),
-    "hh_rlhf": ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, {}),
+    "pairs after messages": (
+        {"m": [USER], "chosen": ["a", "c"], "rejected": ["b"]}, {"prompt": "{m}"}),
+    "hh_rlhf": (
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, {}),
     "choices": ({"prompt": "p", "response1": "a", "response2": "b", "label": 1}, {}),
-    "pandalm": ({"instruction": "p", "input": "", "response1": "a", "response2": "b", "annotators": [1, 2, 1]}, {}),
+    "pandalm": (
+        {"instruction": "p", "input": "", "response1": "a", "response2": "b",
+         "annotators": [1, 2, 1]},
+        {}),
     "ultrafeedback": ({"instruction": "p", "completions": [{
         "response": text, "overall_score": i, "annotations": {
             name: {"Rating": "4"} for name in (
                 "helpfulness", "honesty", "instruction_following", "truthfulness")}}
         for i, text in enumerate("ab")]}, {}),
-    "helpsteer": ({"prompt": "p", "response": "a", "helpfulness": 3, "correctness": 4, "coherence": 4,
-                   "complexity": 1, "verbosity": 2}, {}),
+    "helpsteer": (
+        {"prompt": "p", "response": "a", "helpfulness": 3, "correctness": 4, "coherence": 4,
+         "complexity": 1, "verbosity": 2}, {}),
     "big_bench_mistake": ({"input": "p", "task": "t", "steps": ["a", "b"], "mistake_index": 1}, {}),
     "step_labels": ({"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]}, {}),
     "math_shepherd": ({"input": "p Step 1: a ки", "label": "p Step 1: a +"}, {}),
     "prm800k": ({"question": {"problem": "p"}, "label": {"steps": [
-        {"completions": [{"text": "a", "rating": 1}], "human_completion": None, "chosen_completion": 0},
+        {"completions": [{"text": "a", "rating": 1}], "human_completion": None,
+         "chosen_completion": 0},
         {"completions": None, "human_completion": {"text": "b"}, "chosen_completion": None}]}}, {}),
 }
-VALUES = (None, 7, -1, 1.5, True, "", "x", [], {}, [None], [7], [[]], [{}], {"a": 1}, 10 ** 400, "\ud800",
-          [{"role": "user", "content": None}], [{"role": None, "content": "x"}], float("nan"))
+VALUES = (
+    None, 7, -1, 1.5, True, "", "x", [], {}, [None], [7], [[]], [{}], {"a": 1}, 10 ** 400, "\ud800",
+    [{"role": "user", "content": None}], [{"role": None, "content": "x"}], float("nan"))
 
 
 def read(tmp_path, case, *rows, bad_rows="error"):
@@ -45,7 +53,11 @@ def read(tmp_path, case, *rows, bad_rows="error"):
 
 def places(value, path=()):
   """Lists the paths to all parts of a value."""
-  inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+  inner = ()
+  if isinstance(value, dict):
+    inner = value.items()
+  elif isinstance(value, list):
+    inner = enumerate(value)
   return [path, *(p for key, part in inner for p in places(part, (*path, key)))]
 
 
@@ -84,11 +96,13 @@ def test_every_value_of_another_kind_is_read_or_refused_by_place(case, tmp_path)
     ("pairs", "chosen", 7, r"column 'chosen' is 7 \(int\), and must be a text or a list of texts"),
     ("pairs", "chosen", ["a", 7], r"entry 1 of column 'chosen' is 7 \(int\), and must be a text"),
     ("pairs", "prompt", None, "prompt.* is null"),
-    ("pairs after messages", "m", [{"role": "user", "content": 3}], "column 'm' is .* and must be a list of messages"),
+    ("pairs after messages", "m", [{"role": "user", "content": 3}],
+     "column 'm' is .* and must be a list of messages"),
     ("hh_rlhf", "rejected", 7, r"column 'rejected' is 7 \(int\), and must be a text"),
     ("pandalm", "annotators", 2, r"column 'annotators' is 2 \(int\), and must be a list"),
     ("helpsteer", "response", 5, r"column 'response' is 5 \(int\), and must be a list"),
-    ("step_labels", "completions", "ab", r"column 'completions' is 'ab' \(str\), and must be a text or a list"),
+    ("step_labels", "completions", "ab",
+     r"column 'completions' is 'ab' \(str\), and must be a text or a list"),
     ("math_shepherd", "label", ["+"], "column 'label' is .*and must be a text")])
 def test_the_column_is_named_with_what_it_must_be(case, column, value, message, tmp_path):
   with pytest.raises(ValueError, match=rf"rows\.jsonl:1: .*{message}.*bad_rows='drop'"):

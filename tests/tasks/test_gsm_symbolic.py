@@ -14,7 +14,8 @@ from rl_reason.tasks.draws import Draws
 
 WORDS = {"names": ["Ann", "Bob", "Cleo"], "numbers": ["one", "two", "three", "four"],
          "fraction_alnum": [["half", "1/2"], ["one third", "1/3"]]}
-QUESTION = """{name,Ann} has {n, 6} {things,pens} and gives {frac_txt,half} of them. {k_txt,two} share the rest. Each?
+QUESTION = """{name,Ann} has {n, 6} {things,pens} and gives {frac_txt,half} of them. \
+{k_txt,two} share the rest. Each?
 
 #init:
 - name = sample(names)
@@ -41,7 +42,8 @@ def template(question=QUESTION, solution=SOLUTION):
 def write(tmp_path, question=QUESTION, count=1):
   templates, words = tmp_path / "templates.jsonl", tmp_path / "words.json"
   templates.write_text("".join(
-      json.dumps({"id": f"t{i}", "question_annotated": question, "answer_annotated": SOLUTION}) + "\n"
+      json.dumps(
+          {"id": f"t{i}", "question_annotated": question, "answer_annotated": SOLUTION}) + "\n"
       for i in range(count)))
   words.write_text(json.dumps(WORDS))
   return dict(templates_path=str(templates), replacements_path=str(words))
@@ -49,16 +51,19 @@ def write(tmp_path, question=QUESTION, count=1):
 
 def test_a_template_by_hand():
   t = template()
-  # n=12, a third: gives 4, keeps 8, four friends get 2 each. A drawn word that begins a sentence gets its capital.
-  problem = t.problem({"name": "Bob", "n": 12, "things": "cups", "frac_txt": "one third", "frac_val": "1/3",
-                       "k_txt": "four", "k_val": 4}, "x")
+  # n=12, a third: gives 4, keeps 8, four friends get 2 each. A drawn word that begins a sentence
+  # gets its capital.
+  problem = t.problem(
+      {"name": "Bob", "n": 12, "things": "cups", "frac_txt": "one third", "frac_val": "1/3",
+       "k_txt": "four", "k_val": 4}, "x")
   assert problem.prompt == "Bob has 12 cups and gives one third of them. Four share the rest. Each?"
   assert problem.solution == "She gives 12*1/3=4.\nFour share <<8>>.\n#### 2"
   assert problem.reference == "2"
 
 
 def test_defaults_complete_what_the_question_does_not_show():
-  # k_txt = "two" stands in the question; its k_val = 2 has to be found. 6 - 3 = 3 is not shared by 2, but 3 // 2 = 1.
+  # k_txt = "two" stands in the question; its k_val = 2 has to be found.
+  # 6 - 3 = 3 is not shared by 2, but 3 // 2 = 1.
   values = template().defaults()
   assert (values["k_val"], values["frac_val"], values["n"]) == (2, "1/2", 6)
   assert template().problem(values, "x").reference == "1"
@@ -75,7 +80,8 @@ def test_draws_satisfy_the_conditions():
 
 def test_arithmetic_is_exact():
   def value(text, **variables):
-    return template_expressions.compile_expression(ast.parse(text, mode="eval").body, variables)(variables)
+    return template_expressions.compile_expression(
+        ast.parse(text, mode="eval").body, variables)(variables)
   assert value("int(0.29 * 100)") == 29  # 28 in floating point.
   assert value("is_int((0.1 + 0.2) * 10)") and value("1/3 + 1/6") == Fraction(1, 2)
   assert value("7 if x == 'week' else 30", x="week") == 7
@@ -85,10 +91,11 @@ def test_arithmetic_is_exact():
 
 
 @pytest.mark.parametrize("text", [
-    "__import__('os').system('true')", "().__class__", "names.append", "(lambda: 1)()", "[x for x in (1,)]",
-    "open('f')", "n[0]", "f'{n}'", "n := 1", "names(1)", "print"])
+    "__import__('os').system('true')", "().__class__", "names.append", "(lambda: 1)()",
+    "[x for x in (1,)]", "open('f')", "n[0]", "f'{n}'", "n := 1", "names(1)", "print"])
 def test_only_the_allow_list_is_compiled(text):
-  with pytest.raises(ValueError, match="Template t0: .*Correct the template, or leave it out with `rows`"):
+  with pytest.raises(
+      ValueError, match="Template t0: .*Correct the template, or leave it out with `rows`"):
     template(QUESTION.replace("#conditions:", f"#conditions:\n- {text}"))
 
 
@@ -104,7 +111,8 @@ def test_values_out_of_range_name_the_template(text):
     ("sample(names)", "sampl(names)", r"unknown function 'sampl'"),
     ("range(2, 13, 2)", "range(13, 2)", "nothing to draw from"),
     ("range(2, 13, 2)", "range(0, 10**9)", "more than a million values"),
-    ("frac_txt, frac_val = sample(f", "a, b, frac_txt, frac_val = sample(f", "do not give 4 values to 4 names"),
+    ("frac_txt, frac_val = sample(f", "a, b, frac_txt, frac_val = sample(f",
+     "do not give 4 values to 4 names"),
     ("{n, 6}", "{m, 6}", "slot {m,...}, but #init draws no 'm'"),
     ("{n, 6}", "{n}", "braces that are no"),
     ("#answer:", "#result:", "it lacks #init: or #answer:"),
@@ -121,7 +129,8 @@ def test_templates_that_cannot_be_read_are_named(old, new, message):
 def test_conditions_that_nothing_satisfies_end(tmp_path):
   paths = write(tmp_path, QUESTION.replace("- is_int(n * frac_val)", "- n > 100"))
   source = lib.gsm_symbolic(**paths, size=1, max_tries=500)
-  with pytest.raises(ValueError, match="Template t0: the allowed number of draws satisfied none.*max_tries"):
+  with pytest.raises(
+      ValueError, match="Template t0: the allowed number of draws satisfied none.*max_tries"):
     source[0]
 
 
@@ -138,10 +147,12 @@ def test_rows_are_pure_functions_of_seed_and_index(tmp_path):
 
 
 def test_parts_are_disjoint(tmp_path):
-  task = registry.load_task("gsm_symbolic", write(tmp_path), dict(size=100, part="train"), dict(size=30, part="heldout"))
+  task = registry.load_task(
+      "gsm_symbolic", write(tmp_path), dict(size=100, part="train"), dict(size=30, part="heldout"))
   assert len(task.train) == 100
   with pytest.raises(ValueError, match="have a prompt that is also held out"):
-    registry.load_task("gsm_symbolic", write(tmp_path), dict(size=50, seed=0), dict(size=50, seed=1))
+    registry.load_task(
+        "gsm_symbolic", write(tmp_path), dict(size=50, seed=0), dict(size=50, seed=1))
 
 
 @pytest.mark.parametrize("keywords, message", [
@@ -167,7 +178,8 @@ def test_the_real_templates(shared_data, record_property):
     values, _ = t.draw(Draws("test", row["id"]), 1_000_000)
     problem = t.problem(values, "x")
     assert "{" not in problem.prompt and problem.reference
-    # "#answer:" is a second, independent statement of the answer; two released templates have a slip in it.
+    # "#answer:" is a second, independent statement of the answer; two released templates have a
+    # slip in it.
     if row["id"] not in ("eng-0024", "eng-0095"):
       assert t.answer(values) == problem.reference, row["id"]
     checked.append(row["id"])

@@ -15,8 +15,8 @@ from tests import ROOT
 TRAIN = [
     Problem("What is 1+1? é", "2", "1+1=2", "a", {"type": "sum", "steps": [1, 2]}),
     Problem(
-        ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2*3?"}), "6", "", "b",
-        {"type": "product"}),
+        ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2*3?"}), "6", "",
+        "b", {"type": "product"}),
     Problem('["a plain text that looks like JSON"]', "", "", "c", {"type": "sum"}),
 ]
 TEST = [Problem("9-9?", "0", id="d")]
@@ -43,9 +43,12 @@ def test_prepared_problems_come_back(data_dir):
 
 def test_templates_and_filters_over_features(data_dir):
   source = prepared.tfds_source(
-      "my_set", split="train", data_dir=data_dir, prompt="{reference} is:", reference="{solution}", id="{id}",
-      reference_pattern=r"=(.*)", max_rows=1)
-  assert source[0].prompt == "2 is:" and source[0].reference == "2" and source[0].id == "a" and len(source) == 1
+      "my_set", split="train", data_dir=data_dir, prompt="{reference} is:", reference="{solution}",
+      id="{id}", reference_pattern=r"=(.*)", max_rows=1)
+  assert source[0].prompt == "2 is:"
+  assert source[0].reference == "2"
+  assert source[0].id == "a"
+  assert len(source) == 1
   sums = prepared.tfds_source("my_set", split="train", data_dir=data_dir, where={"type": "sum"})
   assert [sums[i].id for i in range(len(sums))] == ["a", "c"]
 
@@ -68,7 +71,8 @@ def test_a_format_without_random_access_is_refused(tmp_path):
   info = json.loads((folder / "dataset_info.json").read_text())
   assert info["fileFormat"] == "array_record"
   (folder / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-  with pytest.raises(ValueError, match="'records' is stored in a format without random access.*array_record"):
+  with pytest.raises(
+      ValueError, match="'records' is stored in a format without random access.*array_record"):
     prepared.tfds_source("records", split="train", data_dir=str(tmp_path))
 
 
@@ -77,7 +81,8 @@ def test_a_format_without_random_access_is_refused(tmp_path):
     ("My-Set", {"train": TEST}, "lower-case letters"),
     ("other", {}, "No splits"),
     ("other", {"train": []}, "split 'train' is empty"),
-    ("other", {"train": [Problem("a", "b", id="z", metadata={"x": object()})]}, r"row 0 \(id 'z'\): its metadata"),
+    ("other", {"train": [Problem("a", "b", id="z", metadata={"x": object()})]},
+     r"row 0 \(id 'z'\): its metadata"),
 ])
 def test_what_cannot_be_prepared(data_dir, name, splits, message):
   with pytest.raises(ValueError, match=message):
@@ -95,10 +100,13 @@ import sys
 from rl_reason.tasks import prepare
 from rl_reason.tasks.registry import load_task
 prepare.main(["--name=sums", "--data_dir={tmp_path}", '--args={arguments}', '--splits={splits}'])
-task = load_task("tfds", dict(name="sums", data_dir="{tmp_path}"), dict(split="train"), dict(split="test"))
-print(len(task.train), task.heldout[0].prompt, task.heldout[0].reference, "tensorflow" in sys.modules)
+task = load_task(
+    "tfds", dict(name="sums", data_dir="{tmp_path}"), dict(split="train"), dict(split="test"))
+held = task.heldout[0]
+print(len(task.train), held.prompt, held.reference, "tensorflow" in sys.modules)
 """
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+  done = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr[-2000:]
   assert "train 4 rows, test 1 rows" in done.stdout
   assert done.stdout.splitlines()[-1] == "4 4+4? 8 False"

@@ -1,4 +1,4 @@
-"""Damaged files of rows are named; bad rows are dropped where that is asked for, bad files never."""
+"""Damaged files of rows are named; bad rows are dropped where that is asked, bad files never."""
 
 import gzip
 import json
@@ -45,7 +45,8 @@ def test_a_line_that_is_no_row_is_named_and_may_be_dropped(line, cause, tmp_path
 
 def test_a_file_of_bad_lines_says_why_nothing_is_left(tmp_path):
   path = write(tmp_path / "a.jsonl", "{", "}")
-  with pytest.raises(ValueError, match=r"No rows are left of the 2 .* 2 rows cannot be read; the first: .*:1"):
+  with pytest.raises(
+      ValueError, match=r"No rows are left of the 2 .* 2 rows cannot be read; the first: .*:1"):
     read(path, "drop")
 
 
@@ -109,7 +110,8 @@ def test_a_damaged_parquet_file_is_no_bad_row(bad_rows, tmp_path):
   path = tmp_path / "a.parquet"
   pq.write_table(pa.Table.from_pylist(ROWS), path)
   path.write_bytes(path.read_bytes()[:100] + bytes(100) + path.read_bytes()[200:])
-  with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not a Parquet file, or a damaged one.*Fetch"):
+  with pytest.raises(
+      ValueError, match=rf"{re.escape(str(path))} is not a Parquet file, or a damaged one.*Fetch"):
     read(path, bad_rows)
 
 
@@ -117,7 +119,8 @@ def test_a_damaged_parquet_file_is_no_bad_row(bad_rows, tmp_path):
 def test_a_null_within_a_column_is_no_text(value, tmp_path):
   path = write(tmp_path / "a.jsonl", json.dumps({"q": value, "r": "x"}))
   template = "{q[a][b]}" if value["a"] else "{q[a]}"
-  with pytest.raises(ValueError, match=r"a.jsonl:1: the template prompt=.* cannot be filled in: .* is null"):
+  with pytest.raises(
+      ValueError, match=r"a.jsonl:1: the template prompt=.* cannot be filled in: .* is null"):
     files.jsonl(str(path), prompt=template)
 
 

@@ -1,4 +1,4 @@
-"""Rewards, evaluation and what is logged see what the policy wrote, and not what an environment did."""
+"""Rewards, evaluation and what is logged see what the policy wrote, not what an environment did."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Monitors of gamed rewards: what they measure, worked by hand; when they tell; what a checkpoint holds of them."""
+"""Monitors of gamed rewards: what they measure, when they tell, what a checkpoint holds of them.
+
+The measures are worked by hand.
+"""
 
 import json
 
@@ -52,7 +55,8 @@ def test_measures_by_hand():
 
 
 def test_divergence_by_hand():
-  # Rise from 0 to 1 in the middle: halves differ by 1, std 0.5, so 2. The verifier falls by as much.
+  # Rise from 0 to 1 in the middle: halves differ by 1, std 0.5, so 2.
+  # The verifier falls by as much.
   up, down = series([], [0, 0, 1, 1]), series([], [0.7, 0.7, 0.2, 0.2])
   assert divergence(up, down) == pytest.approx(2)
   assert divergence(up, up) == pytest.approx(-2) and divergence(down, down) == pytest.approx(-2)
@@ -61,12 +65,15 @@ def test_divergence_by_hand():
   line = np.arange(20.0)
   assert divergence(series([], line), series([], -line)) == pytest.approx(10 / line.std())
   # Odd windows leave the middle out: −1 against 1, std √(2/3).
-  assert divergence(series([], [-1, 0, 1]), series([], [1, 0, -1])) == pytest.approx(2 / np.sqrt(2 / 3))
+  assert divergence(series([], [-1, 0, 1]), series([], [1, 0, -1])) == pytest.approx(
+      2 / np.sqrt(2 / 3))
 
 
 def test_divergence_of_noise_stays_below_the_threshold():
   random, kind = np.random.RandomState(0), MONITORS["divergence"]
-  values = [divergence(series([], random.randn(kind.window)), series([], random.randn(kind.window))) for _ in range(2000)]
+  values = [
+      divergence(series([], random.randn(kind.window)), series([], random.randn(kind.window)))
+      for _ in range(2000)]
   assert np.mean(np.array(values) > kind.threshold) < 0.002
 
 
@@ -93,8 +100,11 @@ def test_an_alarm_says_which_value_and_what_to_do():
       assert monitors.observe({"reward/rm": x, "reward/answer": 1 - x}) == ({}, [])
     values, (alarm,) = monitors.observe({"reward/rm": 1, "reward/answer": 0})
     assert values == {"monitor/gamed": 2} and alarm.value == 2 and alarm.action == "stop"
-    assert "Monitor gamed: 2, above its threshold 1, of reward/rm, reward/answer over 4 steps." in alarm.message
-    assert "learned reward rises while the verifier falls" in alarm.message and "To do: lower the" in alarm.message
+    assert (
+        "Monitor gamed: 2, above its threshold 1, of reward/rm, reward/answer over 4 steps."
+        in alarm.message)
+    assert "learned reward rises while the verifier falls" in alarm.message
+    assert "To do: lower the" in alarm.message
 
 
 def test_length_drift_compares_with_the_first_window():
@@ -105,13 +115,16 @@ def test_length_drift_compares_with_the_first_window():
 
 
 def gap(**fields):
-  return build_monitors({"heldout_gap": {"window": 2, "args": {"training": "reward/answer"}, **fields}}, rewards=REWARDS)
+  return build_monitors(
+      {"heldout_gap": {"window": 2, "args": {"training": "reward/answer"}, **fields}},
+      rewards=REWARDS)
 
 
 def test_the_heldout_gap_is_looked_at_in_evaluations_only():
   monitors = gap()
-  rows = [{"eval/pass@1": 0.2}, *[{"reward/answer": r} for r in (0.2, 0.4, 0.9, 0.9)], {"eval/pass@1": 0.6},
-          *[{"reward/answer": r} for r in (1.0, 1.0)], {"eval/pass@1": 0.6}]
+  rows = [
+      {"eval/pass@1": 0.2}, *[{"reward/answer": r} for r in (0.2, 0.4, 0.9, 0.9)],
+      {"eval/pass@1": 0.6}, *[{"reward/answer": r} for r in (1.0, 1.0)], {"eval/pass@1": 0.6}]
   observed = [monitors.observe(row)[0] for row in rows]
   # Training rose from 0.3 to 0.9 and to 1.0, held-out by 0.4.
   assert [o["monitor/heldout_gap"] for o in observed if o] == pytest.approx([0.2, 0.3])
@@ -121,22 +134,27 @@ def test_the_heldout_gap_is_looked_at_in_evaluations_only():
 def test_the_heldout_gap_begins_at_the_first_evaluation():
   # A stage whose start was not evaluated: what training gained before says nothing.
   monitors = gap(threshold=0.05)
-  rows = [*[{"reward/answer": r} for r in (0.1, 0.1, 0.8, 0.8)], {"eval/pass@1": 0.7}, {"reward/answer": 0.8},
-          {"reward/answer": 1.0}, {"eval/pass@1": 0.8}]
+  rows = [
+      *[{"reward/answer": r} for r in (0.1, 0.1, 0.8, 0.8)], {"eval/pass@1": 0.7},
+      {"reward/answer": 0.8}, {"reward/answer": 1.0}, {"eval/pass@1": 0.8}]
   assert [monitors.observe(row)[0] for row in rows] == [
-      *[{}] * 4, {"monitor/heldout_gap": 0}, {}, {}, {"monitor/heldout_gap": pytest.approx(0, abs=1e-9)}]
+      *[{}] * 4, {"monitor/heldout_gap": 0}, {}, {},
+      {"monitor/heldout_gap": pytest.approx(0, abs=1e-9)}]
 
 
 def test_rate_collapse_needs_the_whole_window_below():
   monitors = build_monitors(
-      {"rate_collapse": {"window": 3, "args": {"rate": "reward/answer", "base_rate": 0.4}}}, rewards=REWARDS)
+      {"rate_collapse": {"window": 3, "args": {"rate": "reward/answer", "base_rate": 0.4}}},
+      rewards=REWARDS)
   rows = [{"reward/answer": r} for r in (0.4, 0.1, 0.1, 0.3, 0.1, 0.1, 0.1)]
   assert told(monitors, rows) == [[]] * 6 + [["rate_collapse"]]
 
 
 def test_vanishing_needs_the_whole_window_below():
-  monitors = build_monitors({"shares": {"monitor": "vanishing", "args": {"value": "token_reward/positive"}}})
-  rows = [{"loss": 0.0, "token_reward/positive": x} for x in (0, 0, 0, 0.02, 0.01, 0.01, 0, 0.01, 0.01)]
+  monitors = build_monitors({
+      "shares": {"monitor": "vanishing", "args": {"value": "token_reward/positive"}}})
+  rows = [
+      {"loss": 0.0, "token_reward/positive": x} for x in (0, 0, 0, 0.02, 0.01, 0.01, 0, 0.01, 0.01)]
   assert told(monitors, rows) == [[]] * 8 + [["shares"]]  # Five in a row below 0.02, OREAL's alarm.
   with pytest.raises(ValueError, match="vanishing needs a least above 0, got 0"):
     build_monitors({"vanishing": {"args": {"value": "kl", "least": 0}}})
@@ -144,12 +162,16 @@ def test_vanishing_needs_the_whole_window_below():
 
 def test_a_metric_that_nothing_logs_is_found_at_the_first_update_and_evaluation():
   monitors = build_monitors({"length_drift": {"args": {"length": "completion/lenght"}}})
-  assert monitors.observe({"eval/length": 3.0}) == monitors.observe({"tokens": 3.0}) == ({}, [])  # No update yet.
-  with pytest.raises(ValueError, match="reads 'completion/lenght', which is not logged. Did you mean 'completion/length'"):
+  # No update yet.
+  assert monitors.observe({"eval/length": 3.0}) == monitors.observe({"tokens": 3.0}) == ({}, [])
+  with pytest.raises(
+      ValueError,
+      match="reads 'completion/lenght', which is not logged. Did you mean 'completion/length'"):
     monitors.observe({"loss": 0.0, "completion/length": 3.0})
   monitors = gap(args={"training": "reward/answer", "heldout": "eval/pass@4"})
   assert monitors.observe({"loss": 0.0, "reward/answer": 0.5}) == ({}, [])
-  with pytest.raises(ValueError, match="reads 'eval/pass@4', .* Logged here: eval/pass@1, eval/length.$"):
+  with pytest.raises(
+      ValueError, match="reads 'eval/pass@4', .* Logged here: eval/pass@1, eval/length.$"):
     monitors.observe({"eval/pass@1": 0.5, "eval/length": 3.0, "time/evaluation": 2.0})
 
 
@@ -160,7 +182,9 @@ def test_a_metric_that_is_not_a_number_is_an_alarm():
 
 def test_the_gap_between_sampler_and_trainer_is_looked_at_in_every_step():
   monitors = build_monitors({"logprob_gap": {}})
-  rows = [{"loss": 0.0, "logprob_gap": gap} for gap in (1e-5, 2e-3, 2e-3, 1e-5, float("nan"), 5.0, float("inf"))]
+  rows = [
+      {"loss": 0.0, "logprob_gap": gap}
+      for gap in (1e-5, 2e-3, 2e-3, 1e-5, float("nan"), 5.0, float("inf"))]
   # Told once per event; what is no number is the learner's to refuse.
   assert told(monitors, rows) == [[], ["logprob_gap"], [], [], [], ["logprob_gap"], []]
 
@@ -191,10 +215,12 @@ def test_monitors_may_come_go_and_change_between_two_calls():
   saved = saved.state()
   rows = [{"completion/length": 30, "completion/repetition": 0.9}] * 3
   # Gone: repetition. New: another drift. The same: length_drift, whose alarm was told.
-  monitors = build_monitors({"length_drift": {"window": 2}, "other": {"monitor": "length_drift", "window": 2}})
+  monitors = build_monitors({
+      "length_drift": {"window": 2}, "other": {"monitor": "length_drift", "window": 2}})
   monitors.restore(saved)
   assert [monitors.observe(row) for row in rows] == [
-      ({"monitor/length_drift": 3}, []), *[({"monitor/length_drift": 3, "monitor/other": 1}, [])] * 2]
+      ({"monitor/length_drift": 3}, []),
+      *[({"monitor/length_drift": 3, "monitor/other": 1}, [])] * 2]
   # With another window: anew.
   monitors = build_monitors({"length_drift": {"window": 3}})
   monitors.restore(saved)
@@ -209,7 +235,8 @@ def test_monitors_may_come_go_and_change_between_two_calls():
 
 @pytest.mark.parametrize("spec, message", [
     ({"lenght_drift": {}}, "unknown monitor 'lenght_drift'. Did you mean 'length_drift'"),
-    ({"mine": {"monitor": "length"}}, "unknown monitor 'length'"), ({"repetition": 0.5}, "must be a mapping .* got 0.5"),
+    ({"mine": {"monitor": "length"}}, "unknown monitor 'length'"),
+    ({"repetition": 0.5}, "must be a mapping .* got 0.5"),
     ({"repetition": {"treshold": 0.5}}, "unknown field 'treshold'. Did you mean 'threshold'"),
     ({"repetition": {"threshold": "high"}}, "threshold='high'"),
     ({"repetition": {"threshold": float("nan")}}, "threshold=nan"),
@@ -218,10 +245,14 @@ def test_monitors_may_come_go_and_change_between_two_calls():
     ({"repetition": {"action": "halt"}}, "action='halt'.* one of: warn, stop"),
     ({"divergence": {}}, "needs the arguments learned, verifier"),
     ({"divergence": {"args": {"learned": "reward/rm", "verifier": "reward/anser"}}},
-     "reads 'reward/anser', which nothing logs. Did you mean 'answer'.* Reward components: rm, answer"),
-    ({"divergence": {"args": {"learned": "reward/rm", "verifier": "reward/rm"}}}, "reads 'reward/rm' twice"),
-    ({"divergence": {"args": {"learned": "reward/rm", "verifer": "reward/answer"}}}, "no argument 'verifer'. Did"),
-    ({"rate_collapse": {"args": {"rate": "reward/rm", "base_rate": 0}}}, r"base_rate in \(0, 1\], got 0"),
+     "reads 'reward/anser', which nothing logs. Did you mean 'answer'.*"
+     " Reward components: rm, answer"),
+    ({"divergence": {"args": {"learned": "reward/rm", "verifier": "reward/rm"}}},
+     "reads 'reward/rm' twice"),
+    ({"divergence": {"args": {"learned": "reward/rm", "verifer": "reward/answer"}}},
+     "no argument 'verifer'. Did"),
+    ({"rate_collapse": {"args": {"rate": "reward/rm", "base_rate": 0}}},
+     r"base_rate in \(0, 1\], got 0"),
 ])
 def test_monitors_that_cannot_be_are_refused(spec, message):
   with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""What a RewardSet makes of components: transforms, gates, schedules, steps, and the rewards per token."""
+"""What a RewardSet makes of components: transforms, gates, schedules, steps, rewards per token."""
 
 import contextlib
 import json
@@ -50,8 +50,9 @@ class Count:
 
 
 def sample(tokens=4, step=0, group=0, spans=None, **metadata):
-  return Sample(prompt="p", completion="c" * tokens, reference="", completion_tokens=tuple(range(tokens)), step=step,
-                group=group, metadata=metadata, spans={"step": spans} if spans else {})
+  return Sample(
+      prompt="p", completion="c" * tokens, reference="", completion_tokens=tuple(range(tokens)),
+      step=step, group=group, metadata=metadata, spans={"step": spans} if spans else {})
 
 
 def by(name, key, **fields):
@@ -62,26 +63,36 @@ def by(name, key, **fields):
 
 
 def test_a_schedule_follows_the_samples_step():
-  spec = {**by("a", "a", weight={"schedule": "linear", "start": 1.0, "end": 0.0, "steps": 4}), **by("b", "b", weight=10)}
+  spec = {
+      **by("a", "a", weight={"schedule": "linear", "start": 1.0, "end": 0.0, "steps": 4}),
+      **by("b", "b", weight=10)}
   for form in (spec, ml_collections.ConfigDict(spec)):
     scores = build_rewards(form).score([sample(step=s, a=1.0, b=0.5) for s in (0, 1, 4, 9)])
     assert scores.total.tolist() == [6, 5.75, 5, 5]
-    assert scores.components["a"].tolist() == [1] * 4 and scores.shaped["a"].tolist() == [1, 0.75, 0, 0]
+    assert scores.components["a"].tolist() == [1] * 4
+    assert scores.shaped["a"].tolist() == [1, 0.75, 0, 0]
     assert list(scores.shaped) == ["a"] and scores.steps is None
     assert set(scores.logged()) == {"a", "b", "a/shaped"}
-  short = build_rewards({"boxed_format": {"schedule": "constant", "start": 2.0}})  # In place of the weight.
+  # In place of the weight.
+  short = build_rewards({"boxed_format": {"schedule": "constant", "start": 2.0}})
   assert short.components[0].weight(np.array([7])).tolist() == [2.0]
 
 
 def test_a_gate_counts_strictly_between_its_thresholds():
-  spec = {**by("answer", "a", gate={"component": "format", "above": 0.5}), **by("format", "f", weight=0.25),
-          **by("brief", "b", gate={"component": "answer", "above": 0.2, "below": 0.8})}
-  samples = [sample(a=1.0, f=1, b=4), sample(a=1.0, f=0.5, b=4), sample(a=0.5, f=1, b=4), sample(a=0.5, f=0, b=4)]
+  spec = {
+      **by("answer", "a", gate={"component": "format", "above": 0.5}),
+      **by("format", "f", weight=0.25),
+      **by("brief", "b", gate={"component": "answer", "above": 0.2, "below": 0.8})}
+  samples = [
+      sample(a=1.0, f=1, b=4), sample(a=1.0, f=0.5, b=4), sample(a=0.5, f=1, b=4),
+      sample(a=0.5, f=0, b=4)]
   scores = build_rewards(spec).score(samples)
-  # The answer counts where the format is above 0.5: 1, 0, 1, 0. Brief where the answer is in (0.2, 0.8) and counts: 3rd.
+  # The answer counts where the format is above 0.5: 1, 0, 1, 0.
+  # Brief where the answer is in (0.2, 0.8) and counts: 3rd.
   assert scores.total.tolist() == [1.25, 0.125, 0.5 + 0.25 + 4, 0]
   assert scores.components["answer"].tolist() == [1, 1, 0.5, 0.5]  # Raw.
-  assert scores.shaped["answer"].tolist() == [1, 0, 0.5, 0] and scores.shaped["brief"].tolist() == [0, 0, 4, 0]
+  assert scores.shaped["answer"].tolist() == [1, 0, 0.5, 0]
+  assert scores.shaped["brief"].tolist() == [0, 0, 4, 0]
 
 
 def test_a_component_of_weight_zero_may_gate():
@@ -90,13 +101,19 @@ def test_a_component_of_weight_zero_may_gate():
 
 
 @pytest.mark.parametrize("gates, message", [
-    (dict(a=dict(component="fromat", above=0)), "gate of the reward 'a' looks at 'fromat', which is .* Components: a, b, c"),
+    (dict(a=dict(component="fromat", above=0)),
+     "gate of the reward 'a' looks at 'fromat', which is .* Components: a, b, c"),
     (dict(a=dict(component="bb", above=0)), "Did you mean 'b'"),
-    (dict(a=dict(component="b", above=0), b=dict(component="c", above=0), c=dict(component="a", above=0)),
+    (dict(
+        a=dict(component="b", above=0), b=dict(component="c", above=0),
+        c=dict(component="a", above=0)),
      "a circle, a -> b -> c -> a"),
     (dict(a=dict(component="a", above=0)), "a circle, a -> a: .* transform clip"),
     # A way into the circle.
-    (dict(a=dict(component="b", above=0), b=dict(component="c", above=0), c=dict(component="b", below=0)), "a -> b -> c -> b"),
+    (dict(
+        a=dict(component="b", above=0), b=dict(component="c", above=0),
+        c=dict(component="b", below=0)),
+     "a -> b -> c -> b"),
     (dict(a=dict(component="b")), "needs a threshold"),
     (dict(a=dict(component="b", above=1, below=1)), "above=1, below=1"),
     (dict(a=dict(component="b", above=float("nan"))), "needs a threshold"),
@@ -105,7 +122,9 @@ def test_a_component_of_weight_zero_may_gate():
     (dict(a="b"), "must be a mapping, got 'b': e.g. {'component': 'b', 'above': 0.5}"),
 ])
 def test_gates_that_cannot_be_are_refused(gates, message):
-  spec = {k: v for name in "abc" for k, v in by(name, "a", **({"gate": gates[name]} if name in gates else {})).items()}
+  spec = {
+      k: v for name in "abc"
+      for k, v in by(name, "a", **({"gate": gates[name]} if name in gates else {})).items()}
   with pytest.raises(ValueError, match=message):
     build_rewards(spec)
 
@@ -113,12 +132,16 @@ def test_gates_that_cannot_be_are_refused(gates, message):
 def test_transforms_apply_in_order_before_gate_and_weight():
   # (2·r) cut at 3, then times 10 where open; the gate and the logs see r itself.
   clip = {"name": "clip", "high": 3.0}
-  for transforms, expected in (((f"{HERE}:double", clip), [20, 30]), ((clip, f"{HERE}:double"), [20, 60])):
-    spec = {**by("a", "a", transforms=transforms, weight=10.0), **by("b", "b", gate={"component": "a", "above": 4})}
+  for transforms, expected in (
+      ((f"{HERE}:double", clip), [20, 30]), ((clip, f"{HERE}:double"), [20, 60])):
+    spec = {
+        **by("a", "a", transforms=transforms, weight=10.0),
+        **by("b", "b", gate={"component": "a", "above": 4})}
     for form in (spec, ml_collections.ConfigDict(spec)):
       scores = build_rewards(form).score([sample(a=1, b=0.5), sample(a=5, b=0.5)])
       assert scores.shaped["a"].tolist() == expected and scores.components["a"].tolist() == [1, 5]
-      assert scores.shaped["b"].tolist() == [0, 0.5] and scores.total.tolist() == [expected[0], expected[1] + 0.5]
+      assert scores.shaped["b"].tolist() == [0, 0.5]
+      assert scores.total.tolist() == [expected[0], expected[1] + 0.5]
 
 
 def test_transforms_that_see_groups_get_them():
@@ -128,13 +151,17 @@ def test_transforms_that_see_groups_get_them():
 
 
 def test_normalisers_are_saved_and_restored_with_the_set():
-  spec = {**by("a", "a", transforms=("running_mean_std", {"name": f"{HERE}:Count", "start": 3})), **by("b", "b")}
-  batches = [[sample(a=a, b=0) for a in row] for row in np.random.RandomState(0).randn(4, 3).tolist()]
+  spec = {
+      **by("a", "a", transforms=("running_mean_std", {"name": f"{HERE}:Count", "start": 3})),
+      **by("b", "b")}
+  batches = [
+      [sample(a=a, b=0) for a in row] for row in np.random.RandomState(0).randn(4, 3).tolist()]
   whole, first = build_rewards(spec), build_rewards(spec)
   for batch in batches[:2]:
     whole(batch), first(batch)
   saved = json.loads(json.dumps(first.state()))
-  assert set(saved) == {"a:0:running_mean_std", f"a:1:{HERE}:Count"} and saved[f"a:1:{HERE}:Count"] == {"calls": 5}
+  assert set(saved) == {"a:0:running_mean_std", f"a:1:{HERE}:Count"}
+  assert saved[f"a:1:{HERE}:Count"] == {"calls": 5}
   resumed = build_rewards(spec)
   resumed.restore(saved)
   for batch in batches[2:]:
@@ -146,10 +173,12 @@ def test_normalisers_are_saved_and_restored_with_the_set():
 @pytest.mark.parametrize("made, message", [
     (lambda r: r[:1], r"'odd' of the reward component 'a' must return an array per sample"),
     (lambda r: [np.append(x, 0) for x in r], "as long as the one it got"),
-    (lambda r: [x / 0 for x in r], r"'odd' of the reward component 'a' made \[inf\] of \[1.0\] for sample 0: prompt 'p'"),
+    (lambda r: [x / 0 for x in r],
+     r"'odd' of the reward component 'a' made \[inf\] of \[1.0\] for sample 0: prompt 'p'"),
 ])
 def test_what_transforms_return_is_checked(made, message):
-  reward = RewardSet([Component("a", numbers, args={"key": "a"}, transforms=(Transform("odd", made),))])
+  reward = RewardSet([
+      Component("a", numbers, args={"key": "a"}, transforms=(Transform("odd", made),))])
   with np.errstate(divide="ignore"), pytest.raises(ValueError, match=message):
     reward([sample(a=1), sample(a=2)])
 
@@ -176,23 +205,28 @@ def test_steps_are_paid_at_their_ends_and_the_answer_at_the_last_token():
 
 def test_plain_rewards_lie_on_the_last_token():
   scores = build_rewards(by("answer", "a")).score(STEPS)
-  assert token_rewards(scores, [6, 3, 5], 6).tolist() == [[0, 0, 0, 0, 0, 1], [0] * 6, [0, 0, 0, 0, 1, 0]]
+  assert token_rewards(scores, [6, 3, 5], 6).tolist() == [
+      [0, 0, 0, 0, 0, 1], [0] * 6, [0, 0, 0, 0, 1, 0]]
   assert token_rewards(scores, [1, 0, 1], 1).tolist() == [[1], [0], [1]]
   for lengths in ([0, 3, 5], [7, 3, 5]):
-    with pytest.raises(ValueError, match=f"Completion 0 has {lengths[0]} tokens and the reward 1.0"):
+    with pytest.raises(
+        ValueError, match=f"Completion 0 has {lengths[0]} tokens and the reward 1.0"):
       token_rewards(scores, lengths, 6)
 
 
 def test_clip_delta_gate_and_weight_apply_to_steps():
-  # min(r − 0.8, 0) = [0, −0.3, −0.05], [−0.3], [−0.55]; delta: [0.3, −0.3, 0], [0], [0]. The second r is the last but one.
+  # min(r − 0.8, 0) = [0, −0.3, −0.05], [−0.3], [−0.55]; delta: [0.3, −0.3, 0], [0], [0].
+  # The second r is the last but one.
   transforms = ({"name": "clip", "offset": 0.8, "high": 0.0}, "delta")
   spec = {"prm": {"function": f"{HERE}:steps", "weight": -1.0, "transforms": transforms,
                   "gate": {"component": "answer", "above": 0.5}}, **by("answer", "a", weight=0)}
   samples = [*STEPS, sample(6, spans=[(0, 2), (2, 5), (5, 6)], steps=[0.9, 0.5, 0.75], a=0.0, f=1)]
   scores = build_rewards(spec).score(samples)
   np.testing.assert_allclose(
-      token_rewards(scores, [6, 3, 5, 6], 6), [[0, -0.3, 0, 0, 0.3, 0], [0] * 6, [0] * 6, [0] * 6], atol=1e-6)
-  np.testing.assert_allclose(scores.components["prm"], [2.15, 0.5, 0.25, 2.15], rtol=1e-6)  # Raw: not gated.
+      token_rewards(scores, [6, 3, 5, 6], 6), [[0, -0.3, 0, 0, 0.3, 0], [0] * 6, [0] * 6, [0] * 6],
+      atol=1e-6)
+  # Raw: not gated.
+  np.testing.assert_allclose(scores.components["prm"], [2.15, 0.5, 0.25, 2.15], rtol=1e-6)
   np.testing.assert_allclose(scores.shaped["prm"], 0, atol=1e-6)
 
 
@@ -202,34 +236,45 @@ def test_steps_of_several_components_add_up_where_they_meet():
                        [np.arange(len(s.completion_tokens)) for s in samples])
   def none(samples):
     return StepRewards([[] for _ in samples], [np.zeros(0, int) for _ in samples])
-  reward = RewardSet([Component("prm", steps), Component("tokens", every_token), Component("none", none, 5.0)])
+  reward = RewardSet([
+      Component("prm", steps), Component("tokens", every_token), Component("none", none, 5.0)])
   scores = reward.score(STEPS)
   np.testing.assert_allclose(token_rewards(scores, [6, 3, 5], 6), [
-      [0.1, 1.0, 0.1, 0.1, 0.6, 0.85], [0.1, 0.1, 0.6, 0, 0, 0], [0.1, 0.1, 0.35, 0.1, 0.1, 0]], atol=1e-6)
+      [0.1, 1.0, 0.1, 0.1, 0.6, 0.85],
+      [0.1, 0.1, 0.6, 0, 0, 0],
+      [0.1, 0.1, 0.35, 0.1, 0.1, 0]], atol=1e-6)
   assert scores.components["none"].tolist() == [0] * 3
-  assert reward.score([]).total.shape == (0,) and token_rewards(reward.score([]), [], 4).shape == (0, 4)
+  assert reward.score([]).total.shape == (0,)
+  assert token_rewards(reward.score([]), [], 4).shape == (0, 4)
 
 
 def test_a_gate_looks_at_the_sum_of_steps():
-  spec = {"prm": {"function": f"{HERE}:steps", "weight": 0}, **by("answer", "f", gate={"component": "prm", "above": 0.4})}
+  spec = {
+      "prm": {"function": f"{HERE}:steps", "weight": 0},
+      **by("answer", "f", gate={"component": "prm", "above": 0.4})}
   assert build_rewards(spec)(STEPS)[0].tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["delta", "potential", "min_form"])
 def test_transforms_of_steps_refuse_numbers(name):
-  with pytest.raises(ValueError, match=f"'a' is one number per sample, and its transform '{name}' works on steps"):
+  with pytest.raises(
+      ValueError, match=f"'a' is one number per sample, and its transform '{name}' works on steps"):
     build_rewards(by("a", "a", transforms=(name,)))(STEPS)
 
 
 @pytest.mark.parametrize("values, ends, message", [
     ([[1, 2], [3]], [[0, 1], [0]], "steps for each of 3 samples, got 2 rows of values"),
-    ([[1, 2], [3], [1]], [[0], [0], [0]], r"for sample 0 values of shape \(2,\) at the tokens \[0\] of a completion of 6"),
-    ([[1], [3], [1]], [[0], [3], [0]], r"for sample 1 .* at the tokens \[3\] of a completion of 3 tokens: .* in \[0, 3\)"),
+    ([[1, 2], [3], [1]], [[0], [0], [0]],
+     r"for sample 0 values of shape \(2,\) at the tokens \[0\] of a completion of 6"),
+    ([[1], [3], [1]], [[0], [3], [0]],
+     r"for sample 1 .* at the tokens \[3\] of a completion of 3 tokens: .* in \[0, 3\)"),
     ([[1, 1], [3], [1]], [[2, 2], [0], [0]], "for sample 0 .* rising"),
     ([[1], [3], [1]], [[-1], [0], [0]], "for sample 0"),
     ([[1], [3], [1]], [[0.5], [0], [0]], "for sample 0"),
-    ([[1], [3], [np.nan]], [[0], [0], [0]], r"'bad' returned nan for sample 2 \(1 of 3 not finite\)"),
-    ([[1], [1e39], [np.inf]], [[0], [0], [0]], r"'bad' returned inf for sample 1 \(2 of 3 not finite\)"),
+    ([[1], [3], [np.nan]], [[0], [0], [0]],
+     r"'bad' returned nan for sample 2 \(1 of 3 not finite\)"),
+    ([[1], [1e39], [np.inf]], [[0], [0], [0]],
+     r"'bad' returned inf for sample 1 \(2 of 3 not finite\)"),
 ])
 def test_steps_are_checked(values, ends, message):
   made = StepRewards([np.array(v) for v in values], [np.array(e) for e in ends])
@@ -256,7 +301,8 @@ def test_steps_scored_early_are_those_of_the_whole_batch():
   def early(samples):
     return steps(samples)
   early.per_sample = True
-  reward = RewardSet([Component("prm", early, 2.0), Component("answer", numbers, 1.0, {"key": "a"})])
+  reward = RewardSet([
+      Component("prm", early, 2.0), Component("answer", numbers, 1.0, {"key": "a"})])
   expected = token_rewards(reward.score(STEPS), [6, 3, 5], 6)
   for parts in ([[2], [0]], [[1, 0]], []):
     with contextlib.closing(scoring_lib.Scoring(reward)) as scoring:
@@ -268,7 +314,8 @@ def test_steps_scored_early_are_those_of_the_whole_batch():
   fickle.per_sample = True
   with contextlib.closing(scoring_lib.Scoring(RewardSet([Component("prm", fickle)]))) as scoring:
     scoring.add([2], STEPS[2:])
-    with pytest.raises(ValueError, match="'prm' returned StepRewards for some samples and numbers for others"):
+    with pytest.raises(
+        ValueError, match="'prm' returned StepRewards for some samples and numbers for others"):
       scoring.finish(STEPS)
 
 

@@ -1,4 +1,7 @@
-"""Transforms of a component's values, normalisers, group rewards, schedules: worked by hand, and what must not change."""
+"""Transforms of a component's values, normalisers, group rewards, schedules.
+
+They are worked by hand; and what must not change does not.
+"""
 
 import itertools
 import json
@@ -35,7 +38,9 @@ def assert_rows(got, expected):
 
 def test_clip_by_hand():
   # min(r - 0.7, 0): Gao et al.'s Clip with η = 0.7.
-  assert_rows(rewards.clip(ragged([0.9, 0.5, 0.7], [], [0.0]), offset=0.7, high=0.0), [[0, -0.2, 0], [], [-0.7]])
+  assert_rows(
+      rewards.clip(ragged([0.9, 0.5, 0.7], [], [0.0]), offset=0.7, high=0.0),
+      [[0, -0.2, 0], [], [-0.7]])
   assert_rows(rewards.clip(ragged([-3, 0.5, 3]), low=-1.0, high=2.0), [[-1, 0.5, 2]])
 
 
@@ -52,7 +57,8 @@ def test_the_rewards_from_a_step_on_sum_to_its_own_after_delta():
 
 
 def test_clip_delta_never_pays_for_a_step_more_and_delta_alone_does():
-  # The card of a repetition attack: after two good steps, k harmless ones that score as well, then the answer.
+  # The card of a repetition attack: after two good steps, k harmless ones that score as well, then
+  # the answer.
   def collected(k, *transforms):
     rows = [np.array([0.95, 0.9, *[0.95] * k, 0.2])]
     for transform, args in transforms:
@@ -62,25 +68,34 @@ def test_clip_delta_never_pays_for_a_step_more_and_delta_alone_does():
   naive = [collected(k) for k in range(5)]
   assert np.all(np.diff(naive) > 0.9)
   np.testing.assert_allclose([collected(k, (rewards.delta, {})) for k in range(5)], 0.9)
-  np.testing.assert_allclose([collected(k, clip, (rewards.delta, {})) for k in range(5)], 0, atol=1e-12)
+  np.testing.assert_allclose(
+      [collected(k, clip, (rewards.delta, {})) for k in range(5)], 0, atol=1e-12)
 
 
 def test_bounded_by_hand():
   # sigmoid(0) = 0.5, sigmoid(ln 3) = 0.75; far out it ends at the bounds, without overflow.
-  got = rewards.bounded(ragged([1, 1 + 2 * math.log(3), 1e6, -1e6]), low=-1.0, high=3.0, center=1.0, scale=2.0)
+  got = rewards.bounded(
+      ragged([1, 1 + 2 * math.log(3), 1e6, -1e6]), low=-1.0, high=3.0, center=1.0, scale=2.0)
   assert_rows(got, [[1, 2, 3, -1]])
 
 
 def test_potential_by_hand():
-  # γ = 0.5, φ(s_0) = 1, φ = [2, 4]: F = [0.5·2 − 1, 0.5·4 − 2]; with φ = 0 at the end the last is −2.
-  assert_rows(rewards.potential(ragged([2, 4], []), discount=0.5, initial=1.0, terminal=None), [[0, 0], []])
+  # γ = 0.5, φ(s_0) = 1, φ = [2, 4]: F = [0.5·2 − 1, 0.5·4 − 2];
+  # with φ = 0 at the end the last is −2.
+  assert_rows(
+      rewards.potential(ragged([2, 4], []), discount=0.5, initial=1.0, terminal=None), [[0, 0], []])
   assert_rows(rewards.potential(ragged([2, 4], [7]), discount=0.5, initial=1.0), [[0, -2], [-1]])
 
 
 def test_min_form_by_hand():
-  # At temperature 1 rewards 0 and −ln 3 weigh e^0 and e^ln 3: 1/4 and 3/4. At 0.001 the weakest is all; no steps, nothing.
-  assert_rows(rewards.min_form(ragged([0, -math.log(3)], [1], []), temperature=1.0), [[0, -0.75 * math.log(3)], [1], []])
-  assert_rows(rewards.min_form(ragged([0.7, 0.2, 0.9], [1e4, -1e4]), temperature=1e-3), [[0, 0.2, 0], [0, -1e4]])
+  # At temperature 1 rewards 0 and −ln 3 weigh e^0 and e^ln 3: 1/4 and 3/4.
+  # At 0.001 the weakest is all; no steps, nothing.
+  assert_rows(
+      rewards.min_form(ragged([0, -math.log(3)], [1], []), temperature=1.0),
+      [[0, -0.75 * math.log(3)], [1], []])
+  assert_rows(
+      rewards.min_form(ragged([0.7, 0.2, 0.9], [1e4, -1e4]), temperature=1e-3),
+      [[0, 0.2, 0], [0, -1e4]])
   with pytest.raises(ValueError, match="temperature above 0, got 0"):
     rewards.min_form([], temperature=0)
 
@@ -135,14 +150,18 @@ def test_the_checker_passes_potentials(discount):
     ("once", lambda e: [float(s == 2 and 2 not in e[:i + 1]) for i, s in enumerate(e[1:])]),
 ])
 def test_the_checker_names_two_episodes_that_differ(name, function):
-  with pytest.raises(ValueError, match=r"Not potential-based: \[.*\] collects .* and \[.*\] .* between the same ends"):
+  with pytest.raises(
+      ValueError,
+      match=r"Not potential-based: \[.*\] collects .* and \[.*\] .* between the same ends"):
     rewards.check_potential_based(function, episodes())
 
 
 def test_the_checker_does_not_pass_what_it_could_not_compare():
   with pytest.raises(ValueError, match="nothing was checked"):
     rewards.check_potential_based(shaping(1.0), [(0, 1), (1, 2)])
-  with pytest.raises(ValueError, match=r"gave shape \(2,\) for an episode of 2 states: give one reward per step, \(1,\)"):
+  with pytest.raises(
+      ValueError,
+      match=r"gave shape \(2,\) for an episode of 2 states: give one reward per step, \(1,\)"):
     rewards.check_potential_based(lambda e: [0, 0], [(0, 1)])
 
 
@@ -186,7 +205,8 @@ def per_group(values):
   return normalisers.group_mean_std(values, groups=[0] * len(values))
 
 
-@pytest.mark.parametrize("make", [normalisers.RunningMeanStd, normalisers.SlidingMinMax, lambda: per_group])
+@pytest.mark.parametrize(
+    "make", [normalisers.RunningMeanStd, normalisers.SlidingMinMax, lambda: per_group])
 @pytest.mark.parametrize("constant", [0.1, 1 / 3, -0.7, 1e9 + 0.1])
 def test_equal_values_normalise_to_exactly_zero(make, constant):
   for count in (3, 7, 10):
@@ -195,7 +215,8 @@ def test_equal_values_normalise_to_exactly_zero(make, constant):
       np.testing.assert_array_equal(normaliser(ragged(*[[constant]] * count)), np.zeros((count, 1)))
 
 
-@pytest.mark.parametrize("make", [normalisers.RunningMeanStd, lambda: normalisers.SlidingMinMax(window=5)])
+@pytest.mark.parametrize(
+    "make", [normalisers.RunningMeanStd, lambda: normalisers.SlidingMinMax(window=5)])
 def test_a_restored_normaliser_goes_on_as_if_never_stopped(make):
   batches = np.random.RandomState(0).randn(4, 3)
   whole, first, resumed = make(), make(), make()
@@ -210,15 +231,18 @@ def test_a_restored_normaliser_goes_on_as_if_never_stopped(make):
 
 
 def test_group_mean_std_by_hand():
-  # Group 0: mean 2, std 1. Group 3, over its three steps: mean 2, variance 2/3·4 = 8/3. Group 1: equal.
-  got = normalisers.group_mean_std(ragged([1], [3], [0, 2], [4], [5], []), groups=[0, 0, 3, 3, 1, 1], epsilon=1e-12)
+  # Group 0: mean 2, std 1. Group 3, over its three steps: mean 2, variance 2/3·4 = 8/3.
+  # Group 1: equal.
+  got = normalisers.group_mean_std(
+      ragged([1], [3], [0, 2], [4], [5], []), groups=[0, 0, 3, 3, 1, 1], epsilon=1e-12)
   s = math.sqrt(8 / 3)
   assert_rows(got, [[-1], [1], [-2 / s, 0], [2 / s], [0], []])
 
 
 def test_group_rank_by_hand():
   # Of 5, 1, 5, 9: below 1, 0, 1, 3, and one other ties with each 5: (1 + 0.5) / 3.
-  got = normalisers.group_rank(ragged([5], [1], [5], [9], [1e9], [2], [2]), groups=[0, 0, 0, 0, 1, 2, 2])
+  got = normalisers.group_rank(
+      ragged([5], [1], [5], [9], [1e9], [2], [2]), groups=[0, 0, 0, 0, 1, 2, 2])
   assert_rows(got, [[0.5], [0], [0.5], [1], [0.5], [0.5], [0.5]])
 
 
@@ -235,8 +259,10 @@ def test_relative_length_by_hand():
 
 def test_diversity_by_hand():
   # Bigrams: {12, 23}, {12, 24}, {12, 23}. Jaccard 1/3, 1, 1/3.
-  samples = completions([1, 2, 3], [1, 2, 4], [1, 2, 3], [1], [], [], [7, 7], groups=[0, 0, 0, 1, 1, 2, 3])
-  np.testing.assert_allclose(groups_lib.diversity(samples, n=2), [1 / 3, 2 / 3, 1 / 3, 1, 1, 0, 0], rtol=1e-6)
+  samples = completions(
+      [1, 2, 3], [1, 2, 4], [1, 2, 3], [1], [], [], [7, 7], groups=[0, 0, 0, 1, 1, 2, 3])
+  np.testing.assert_allclose(
+      groups_lib.diversity(samples, n=2), [1 / 3, 2 / 3, 1 / 3, 1, 1, 0, 0], rtol=1e-6)
   assert groups_lib.diversity(completions([], [])).tolist() == [0, 0]
   with pytest.raises(ValueError, match="n must be at least 1, got 0"):
     groups_lib.diversity([], n=0)
@@ -253,23 +279,32 @@ def test_groups_that_are_torn_apart_are_refused():
 
 
 @pytest.mark.parametrize("schedule, expected", [
-    ("constant", [1, 1, 1, 1, 1]), ("linear", [1, 0.8, 0.6, 0.2, 0.2]), ("step", [1, 1, 1, 0.2, 0.2]),
+    ("constant", [1, 1, 1, 1, 1]),
+    ("linear", [1, 0.8, 0.6, 0.2, 0.2]),
+    ("step", [1, 1, 1, 0.2, 0.2]),
     # cos(π/4) = 0.7071: 1 − 0.8·(1 − 0.7071)/2.
     ("cosine", [1, 0.882843, 0.6, 0.2, 0.2]),
-    ("exponential", [1, 0.2 + 0.8 * math.exp(-0.25), 0.2 + 0.8 * math.exp(-0.5), 0.2 + 0.8 * math.exp(-1),
-                     0.2 + 0.8 * math.exp(-10)]),
+    ("exponential",
+     [1, 0.2 + 0.8 * math.exp(-0.25), 0.2 + 0.8 * math.exp(-0.5), 0.2 + 0.8 * math.exp(-1),
+      0.2 + 0.8 * math.exp(-10)]),
 ])
 def test_schedules_by_hand(schedule, expected):
-  np.testing.assert_allclose(Schedule(schedule, 1.0, 0.2, 40)(np.array([0, 10, 20, 40, 400])), expected, rtol=1e-6)
+  np.testing.assert_allclose(
+      Schedule(schedule, 1.0, 0.2, 40)(np.array([0, 10, 20, 40, 400])), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weight, message", [
-    ({"schedule": "linear", "start": 1.0, "end": 0.0, "steps": 0}, "a linear schedule with steps=0: it must be at least"),
+    ({"schedule": "linear", "start": 1.0, "end": 0.0, "steps": 0},
+     "a linear schedule with steps=0: it must be at least"),
     ({"schedule": "linear", "start": 1.0, "end": 0.0}, "a linear schedule with steps=None"),
-    ({"schedule": "cosine", "start": 1.0, "steps": 3}, "a cosine schedule with end=None: give a finite number"),
-    ({"schedule": "step", "start": float("inf"), "end": 0.0, "steps": 3}, "a step schedule with start=inf"),
-    ({"schedule": "liner", "start": 1.0, "end": 0.0, "steps": 3}, "unknown schedule 'liner'. Did you mean 'linear'"),
-    ({"schedule": "linear", "start": 1.0, "end": 0.0, "step": 3}, "unknown field 'step'. Did you mean 'steps'"),
+    ({"schedule": "cosine", "start": 1.0, "steps": 3},
+     "a cosine schedule with end=None: give a finite number"),
+    ({"schedule": "step", "start": float("inf"), "end": 0.0, "steps": 3},
+     "a step schedule with start=inf"),
+    ({"schedule": "liner", "start": 1.0, "end": 0.0, "steps": 3},
+     "unknown schedule 'liner'. Did you mean 'linear'"),
+    ({"schedule": "linear", "start": 1.0, "end": 0.0, "step": 3},
+     "unknown field 'step'. Did you mean 'steps'"),
     ({"start": 1.0, "end": 0.0, "steps": 3}, "lacks schedule"),
 ])
 def test_schedules_that_cannot_be_are_refused(weight, message):
@@ -282,10 +317,13 @@ def test_schedules_that_cannot_be_are_refused(weight, message):
 
 @pytest.mark.parametrize("transforms, message", [
     (("clp",), "Unknown transform 'clp'. Did you mean 'clip'"),
-    (({"name": "clip", "hgih": 1.0},), "transform: clip takes no argument 'hgih'. Did you mean 'high'"),
-    (({"name": "clip", "low": 1.0, "high": 0.0},), "clip needs low <= high .* got low=1.0, high=0.0"),
+    (({"name": "clip", "hgih": 1.0},),
+     "transform: clip takes no argument 'hgih'. Did you mean 'high'"),
+    (({"name": "clip", "low": 1.0, "high": 0.0},),
+     "clip needs low <= high .* got low=1.0, high=0.0"),
     (({"name": "clip", "low": float("nan")},), "clip needs low <= high"),
-    (({"high": 1.0},), "has no name"), ("clip", r"must be a tuple, got 'clip': for one entry write \('clip',\)"),
+    (({"high": 1.0},), "has no name"),
+    ("clip", r"must be a tuple, got 'clip': for one entry write \('clip',\)"),
     (({"name": "bounded", "scale": 0.0},), "bounded needs .* scale=0.0"),
     (({"name": "bounded", "low": 1.0, "high": 0.0},), "finite low < high"),
     (({"name": "potential", "discount": 1.5},), r"discount in \[0, 1\], got 1.5"),
@@ -302,5 +340,6 @@ def test_transforms_that_cannot_be_are_refused(transforms, message):
 def test_every_transform_takes_no_samples():
   for name, transform in TRANSFORMS.items():
     groups = {"groups": []} if getattr(transform, "sees_groups", False) else {}
-    assert list((transform() if isinstance(transform, type) else transform)([], **groups)) == [], name
+    function = transform() if isinstance(transform, type) else transform
+    assert list(function([], **groups)) == [], name
     assert re.search(r"[.:]$", transform.__doc__.split("\n")[0]), name
