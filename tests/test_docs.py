@@ -25,7 +25,8 @@ from tests import environment, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A block is not run only where a comment before it says why: <!-- not run: the reason -->.
-BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,8 @@ def blocks(language: str) -> list[Block]:
 
 def extension(name: str):
   """A module of docs/_ext, which is no package."""
-  spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / "_ext" / f"{name}.py")
+  spec = importlib.util.spec_from_file_location(
+      f"docs_{name}", ROOT / "docs" / "_ext" / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module
   spec.loader.exec_module(module)
@@ -64,7 +66,8 @@ registries = extension("registries")
 MINE = next(b.text for b in blocks("python") if b.page.name == "README.md")
 LIBRARY = next(b.text for b in blocks("python") if "completion_logprobs" in b.text)
 # Path -> the text of a module that the pages show, by the comment in its first line.
-MODULES = {m[1]: b.text for b in blocks("python") if (m := re.match(r"# (my_package/\w+\.py)\n", b.text))}
+MODULES = {m[1]: b.text for b in blocks("python")
+           if (m := re.match(r"# (my_package/\w+\.py)\n", b.text))}
 CONFIGS = [b for b in blocks("python") if re.match(r"c[.\[]", b.text)]
 
 
@@ -115,7 +118,10 @@ def test_library_example_runs():
 
 @pytest.fixture
 def own_package(tmp_path, monkeypatch):
-  """The modules that the documentation's configs name; the one of rewards, a source and a policy."""
+  """The modules that the documentation's configs name.
+
+  They are that of rewards, that of a source and that of a policy.
+  """
   (tmp_path / "my_package").mkdir()
   for path, text in MODULES.items():
     (tmp_path / path).write_text(text)
@@ -126,7 +132,8 @@ def own_package(tmp_path, monkeypatch):
 
 
 def test_a_reward_that_asks_for_the_episode_counts_its_tokens(own_package):
-  rewards = build_rewards({"few": {"function": "my_package.context:small_context", "args": {"tokens": 3}}})
+  rewards = build_rewards({
+      "few": {"function": "my_package.context:small_context", "args": {"tokens": 3}}})
   episode = dict(episode=("a", "bc", "d"), spans={"turn": [(0, 1), (3, 4)]})
   samples = [Sample("", "abcd", "", completion_tokens=(1, 2, 3, 4), **episode)]
   assert rewards(samples)[0].tolist() == [0]
@@ -169,8 +176,9 @@ def test_config_in_the_documentation_is_accepted(block, own_package):
     for name, entry in getattr(section, "rewards", {}).items():
       # Its names and arguments; a trained model is asked for only after these are right.
       try:
-        build_rewards({name: entry} if not hasattr(entry, "get") or "gate" not in entry else dict(section.rewards),
-                      models=AnyModel())
+        build_rewards(
+            {name: entry} if not hasattr(entry, "get") or "gate" not in entry
+            else dict(section.rewards), models=AnyModel())
       except LookupError:
         assert entry["function"] == "learned"
 
@@ -183,7 +191,8 @@ COMMANDS = [(page, " ".join(line.split())) for page, text in TEXT.items()
             if re.search(r"--config=experiments/(?!NAME)", line)]
 
 
-@pytest.mark.parametrize("page, line", COMMANDS, ids=lambda x: x.stem if isinstance(x, Path) else "")
+@pytest.mark.parametrize(
+    "page, line", COMMANDS, ids=lambda x: x.stem if isinstance(x, Path) else "")
 def test_commands_name_configs_and_fields_that_exist(page, line):
   c = config.load(re.search(r"--config=(\S+)", line)[1].strip("`"))
   changes = dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
@@ -251,7 +260,8 @@ def test_functions_and_classes_that_the_text_names_exist():
 
 
 def test_modules_that_commands_run_exist():
-  modules = {m for text in TEXT.values() for m in re.findall(r"python -m (rl_reason[\w.]*\w)", text)}
+  modules = {
+      m for text in TEXT.values() for m in re.findall(r"python -m (rl_reason[\w.]*\w)", text)}
   assert len(modules) >= 6
   assert [m for m in modules if importlib.util.find_spec(m) is None] == []
 
@@ -259,7 +269,8 @@ def test_modules_that_commands_run_exist():
 def test_make_targets_exist():
   makefile = (ROOT / "Makefile").read_text()
   targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-  named = {m for text in TEXT.values() for m in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
+  named = {m for text in TEXT.values()
+           for m in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
   assert {"quickstart", "test", "docs"} <= named
   assert named <= targets
 
@@ -350,7 +361,8 @@ def test_docstrings_become_markup_that_cannot_break():
 def test_signatures_are_short():
   shortened = extension("signatures").shortened
   # Our own modules stay behind "~", which hides them and keeps the link.
-  signature = "(x: ~jaxlib._jax.Array, c: ~rl_reason.b.Credit = Credit(keep=Keep(by='')), y: str = 'a.b')"
+  signature = (
+      "(x: ~jaxlib._jax.Array, c: ~rl_reason.b.Credit = Credit(keep=Keep(by='')), y: str = 'a.b')")
   assert shortened(signature) == "(x: Array, c: ~rl_reason.b.Credit = Credit(), y: str = 'a.b')"
   assert shortened("(f: X = <function A.<lambda>>, g: Y = <factory>)") == "(f: X = ..., g: Y = ...)"
 
@@ -375,11 +387,12 @@ def test_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
   kernel = tmp_path / "kernels" / "python3"
   kernel.mkdir(parents=True)
   (kernel / "kernel.json").write_text(
-      '{"argv": ["%s", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Python 3",'
-      ' "language": "python"}' % sys.executable)
+      '{"argv": ["%s", "-m", "ipykernel_launcher", "-f", "{connection_file}"],'
+      ' "display_name": "Python 3", "language": "python"}' % sys.executable)
   monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
   notebook = nbformat.read(ROOT / "colab/quickstart.ipynb", as_version=4)
-  assert not any(cell.get("outputs") for cell in notebook.cells), "Committed notebooks carry no outputs."
+  committed = [cell.outputs for cell in notebook.cells if cell.get("outputs")]
+  assert not committed, "Committed notebooks carry no outputs."
   NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
   outputs = [o for cell in notebook.cells for o in cell.get("outputs", ())]
   assert any("image/png" in o.get("data", {}) for o in outputs)

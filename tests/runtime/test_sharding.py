@@ -43,7 +43,8 @@ def test_partition_spec_by_hand():
   assert spec((16, 8), ("batch", "length")) == (("data", "fsdp"), "context")
   assert spec((32, 64), ("embed", "mlp")) == ("fsdp", "tensor")
   assert spec((64, 32), ("mlp", None)) == ("tensor", None)
-  # 6 rows: data divides them, data * fsdp = 8 does not. 12 rows: data does, then 8 does not. 4: fsdp, after data, no.
+  # 6 rows: data divides them, data * fsdp = 8 does not. 12 rows: data does, then 8 does not. 4:
+  # fsdp, after data, no.
   assert spec((6,), ("batch",)) == spec((12,), ("batch",)) == spec((4,), ("batch",)) == ("data",)
   # 3 key heads on 2 devices stay whole; 1 row too.
   assert spec((32, 3, 8), ("embed", "kv_heads", "head_dim")) == ("fsdp", None, None)
@@ -57,7 +58,8 @@ def test_partition_spec_by_hand():
 
 
 @pytest.mark.parametrize("sizes, shape", [
-    ((1, -1, 1), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, 4, -1), (2, 4, 1)), ((1, 1, 1), (1, 1, 1)),
+    ((1, -1, 1), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, 4, -1), (2, 4, 1)),
+    ((1, 1, 1), (1, 1, 1)),
     ((1, 3, 2), (1, 3, 2))])
 def test_meshes(sizes, shape):
   mesh = make_mesh(axes(sizes))
@@ -67,7 +69,8 @@ def test_meshes(sizes, shape):
 
 @pytest.mark.parametrize("sizes, message", [
     ((-1, -1, 1), "one of them may be -1"), ((0, -1, 1), "at least 1"), ((1, -2, 1), "at least 1"),
-    ((3, -1, 1), "needs a multiple of 3 devices, JAX has 8"), ((4, 4, 1), "needs 16 devices, JAX has 8"),
+    ((3, -1, 1), "needs a multiple of 3 devices, JAX has 8"),
+    ((4, 4, 1), "needs 16 devices, JAX has 8"),
     ((16, -1, 1), "multiple of 16")])
 def test_meshes_that_do_not_fit_are_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
@@ -102,12 +105,15 @@ def test_half_an_environment_of_several_processes_is_an_error(variables):
 def test_one_process_starts_nothing(monkeypatch):
   started = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda *args: started.append(args))
-  for variables in ({}, {"SLURM_NTASKS": "1"}, {"OMPI_COMM_WORLD_SIZE": "1"}, {"TPU_WORKER_HOSTNAMES": "localhost"}):
+  for variables in ({}, {"SLURM_NTASKS": "1"}, {"OMPI_COMM_WORLD_SIZE": "1"},
+                    {"TPU_WORKER_HOSTNAMES": "localhost"}):
     sharding.start_distributed(variables)
   assert not started
-  for variables in ({"SLURM_NTASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"TPU_WORKER_HOSTNAMES": "a,b"}):
+  for variables in ({"SLURM_NTASKS": "4"}, {"OMPI_COMM_WORLD_SIZE": "2"},
+                    {"TPU_WORKER_HOSTNAMES": "a,b"}):
     sharding.start_distributed(variables)
-  sharding.start_distributed({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"})
+  sharding.start_distributed({
+      "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"})
   assert started == [(), (), (), ("a:1", 3, 2)]
 
 
@@ -136,7 +142,8 @@ def test_parameters_and_moments_are_split_and_others_whole(tiny_config, tiny_par
 def test_places_that_cannot_be_divided_are_listed(tiny_config):
   shapes, axes = abstract_params(tiny_config), parameter_axes(tiny_config)
   assert not Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2))).undivided(shapes, axes)
-  lines = Partitioning(make_mesh(dict(data=1, fsdp=2, tensor=4))).undivided(shapes, axes)  # 2 key heads over 4 devices.
+  # 2 key heads over 4 devices.
+  lines = Partitioning(make_mesh(dict(data=1, fsdp=2, tensor=4))).undivided(shapes, axes)
   assert lines == [f"layers/{name}: kv_heads=2 over 4 devices" for name in "kv"]
 
 
@@ -151,10 +158,12 @@ def make_update(config):
   optimizer = optimizers.make_optimizer(optimizers.Optimizer(1.0, name="sgd", max_grad_norm=0), 1)
 
   def loss_fn(params, batch):
-    out = policy.completion_logprobs(config, params, batch.prompts, batch.completions, batch.completion_lengths)
+    out = policy.completion_logprobs(
+        config, params, batch.prompts, batch.completions, batch.completion_lengths)
     return losses.policy_gradient_loss(
         *out, batch, clip_low=0.2, clip_high=0.2, kl_coef=0.1, kl_estimator="k3", entropy_coef=0.01)
-  return jax.jit(functools.partial(step.train_step, loss_fn=loss_fn, optimizer=optimizer)), optimizer
+  update = functools.partial(step.train_step, loss_fn=loss_fn, optimizer=optimizer)
+  return jax.jit(update), optimizer
 
 
 @pytest.fixture(scope="module")
@@ -162,20 +171,24 @@ def one_device(tiny_config, tiny_params, tiny_batch):
   """(parameters after one update, its metrics, greedy completions), without any mesh."""
   update, optimizer = make_update(tiny_config)
   state, metrics = update(step.init_state(tiny_params, optimizer), microbatched(tiny_batch, 1))
-  completions = generate(tiny_config, tiny_params, tiny_batch.prompts, GREEDY, group_size=2, rng=jax.random.key(0),
-                         stop_ids=())
+  completions = generate(tiny_config, tiny_params, tiny_batch.prompts, GREEDY, group_size=2,
+                         rng=jax.random.key(0), stop_ids=())
   return jax.device_get((state.params, metrics, completions))
 
 
 def assert_equal_to(expected, params, metrics):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), (params, metrics), expected[:2])
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), (params, metrics),
+               expected[:2])
 
 
-# Of 4 prompts with 2 completions each, 4 microbatches leave 1 prompt and 2 rows for data * fsdp = 4 devices: fsdp
-# splits parameters only. (1, 8, 1): 4 prompts, 8 rows, 8 devices. The two processes below: 2 prompts on 4 devices.
-# (2, 1, 2, 2): each row is split over two devices of `context` as well.
-@pytest.mark.parametrize("mesh, num_microbatches", [((2, 2, 2), 4), ((1, 8, 1), 1), ((2, 1, 2, 2), 2)], ids=str)
-def test_an_update_is_the_same_on_every_mesh(mesh, num_microbatches, one_device, tiny_config, tiny_params, tiny_batch):
+# Of 4 prompts with 2 completions each, 4 microbatches leave 1 prompt and 2 rows for
+# data * fsdp = 4 devices: fsdp splits parameters only. (1, 8, 1): 4 prompts, 8 rows, 8 devices. The
+# two processes below: 2 prompts on 4 devices. (2, 1, 2, 2): each row is split over two devices of
+# `context` as well.
+@pytest.mark.parametrize("mesh, num_microbatches", [
+    ((2, 2, 2), 4), ((1, 8, 1), 1), ((2, 1, 2, 2), 2)], ids=str)
+def test_an_update_is_the_same_on_every_mesh(
+    mesh, num_microbatches, one_device, tiny_config, tiny_params, tiny_batch):
   partitioning = Partitioning(make_mesh(axes(mesh)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   update, optimizer = make_update(tiny_config)
@@ -190,12 +203,13 @@ def test_an_update_is_the_same_on_every_mesh(mesh, num_microbatches, one_device,
   marks = re.findall(r"sdy.sharding_constraint.*", text)
   assert len(marks) > 10
   named = {name for name in sharding.MESH_AXES if any(f'"{name}"' in mark for mark in marks)}
-  assert named == {"data", "tensor", "context"} | ({"fsdp"} if num_microbatches < 4 else set()), marks
+  expected = {"data", "tensor", "context"} | ({"fsdp"} if num_microbatches < 4 else set())
+  assert named == expected, marks
 
 
 def test_gradient_of_an_embedding_that_is_looked_up_for_two_rows_on_four_devices():
-  # Also used to predict tokens, as in the model. With linen's with_logical_constraint, which splits 2 rows over 4
-  # devices, the gradient is off by 22 (jax 0.10.2).
+  # Also used to predict tokens, as in the model. With linen's with_logical_constraint, which splits
+  # 2 rows over 4 devices, the gradient is off by 22 (jax 0.10.2).
   rng = np.random.RandomState(0)
   table, tokens = rng.standard_normal((32, 16)).astype(np.float32), rng.randint(0, 32, (2, 6))
 
@@ -220,7 +234,8 @@ def test_mapped_shards_split_a_name_alike_in_all_arguments():
   q, k = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 8), (4, 2)))
   def run(q, k):
     return sharding.map_shards(attend, (q, k), [("batch", "heads")] * 2, ("batch", "heads"))
-  for mesh in ((1, 4, 2), (1, 2, 4)):  # 2 heads on 4 devices stay whole, and so do the 8 that belong to them.
+  # 2 heads on 4 devices stay whole, and so do the 8 that belong to them.
+  for mesh in ((1, 4, 2), (1, 2, 4)):
     with Partitioning(make_mesh(axes(mesh))).use():
       np.testing.assert_allclose(jax.jit(lambda q, k: run(q, k))(q, k), attend(q, k))
   run(q, k)
@@ -229,7 +244,8 @@ def test_mapped_shards_split_a_name_alike_in_all_arguments():
 
 def test_without_a_mesh_nothing_is_constrained(tiny_config, tiny_params, tiny_batch):
   update, optimizer = make_update(tiny_config)
-  text = update.lower(step.init_state(tiny_params, optimizer), microbatched(tiny_batch, 1)).as_text()
+  state = step.init_state(tiny_params, optimizer)
+  text = update.lower(state, microbatched(tiny_batch, 1)).as_text()
   assert "sharding_constraint" not in text
 
 
@@ -238,8 +254,9 @@ def test_generation_is_the_same_on_a_mesh(one_device, tiny_config, tiny_params, 
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   with partitioning.use():
     completions = generate(
-        tiny_config, jax.device_put(tiny_params, shardings), partitioning.place(tiny_batch.prompts, ("batch",)), GREEDY,
-        group_size=2, rng=jax.random.key(0), stop_ids=())
+        tiny_config, jax.device_put(tiny_params, shardings),
+        partitioning.place(tiny_batch.prompts, ("batch",)), GREEDY, group_size=2,
+        rng=jax.random.key(0), stop_ids=())
   np.testing.assert_array_equal(completions.tokens, one_device[2].tokens)
   np.testing.assert_allclose(completions.logprobs, one_device[2].logprobs, atol=1e-5)
 
@@ -248,10 +265,12 @@ def test_generation_with_8_bits_is_the_same_on_a_mesh(tiny_config, tiny_params, 
   partitioning = Partitioning(make_mesh(dict(data=2, fsdp=2, tensor=2)))
   shardings = partitioning.params(abstract_params(tiny_config), parameter_axes(tiny_config))
   def sampled(params, prompts):
-    return generate(tiny_config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0), stop_ids=(), int8=True)
+    return generate(tiny_config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0),
+                    stop_ids=(), int8=True)
   one = sampled(tiny_params, tiny_batch.prompts)
   with partitioning.use():
-    eight = sampled(jax.device_put(tiny_params, shardings), partitioning.place(tiny_batch.prompts, ("batch",)))
+    eight = sampled(jax.device_put(tiny_params, shardings),
+                    partitioning.place(tiny_batch.prompts, ("batch",)))
   np.testing.assert_array_equal(eight.tokens, one.tokens)
   np.testing.assert_allclose(eight.logprobs, one.logprobs, atol=1e-5)
 
@@ -265,7 +284,8 @@ def test_host_arrays_go_to_devices_and_come_back():
   assert placed["x"].sharding.spec == PartitionSpec(("data", "fsdp"), None)
   assert placed["x"].addressable_shards[0].data.shape == (2, 3)
   np.testing.assert_array_equal(sharding.fetch(placed["x"]), x)
-  assert sharding.gather_rows(x) is x and sharding.any_process(True) and not sharding.any_process(False)
+  assert sharding.gather_rows(x) is x
+  assert sharding.any_process(True) and not sharding.any_process(False)
   assert sharding.is_main_process()
 
 
@@ -295,12 +315,14 @@ PROCESS = textwrap.dedent("""
     shardings = partitioning.params(abstract_params(config), axes)
     update, optimizer = make_update(config)
     with partitioning.use():
-      params = jax.tree.map(lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), params, shardings)
+      params = jax.tree.map(
+          lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i]), params, shardings)
       placed = partitioning.place(microbatched(batch, 2), (None, "batch"))
       assert not placed.completions.is_fully_addressable
       state, metrics = update(init_state(params, optimizer), placed)
       prompts = partitioning.place(batch.prompts, ("batch",))
-      completions = generate(config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0), stop_ids=())
+      completions = generate(
+          config, params, prompts, GREEDY, group_size=2, rng=jax.random.key(0), stop_ids=())
     rows = sharding.gather_rows(np.full((2, 2), me))
     np.testing.assert_array_equal(rows, [[0, 0], [0, 0], [1, 1], [1, 1]])
     assert sharding.any_process(me == 1) and not sharding.any_process(False)
