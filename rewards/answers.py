@@ -23,6 +23,7 @@ from jaxtyping import Float
 import numpy as np
 
 from rl_reason.judges.verdicts import parse_verdict
+from rl_reason.rewards.composition import abstention
 from rl_reason.sandbox import pool as workers
 from rl_reason.sandbox.answer_text import last_tagged, math_text, THIN_SPACE
 from rl_reason.types import Sample
@@ -303,7 +304,9 @@ def math_answer(
   Args:
     samples: completions with their references.
     timeout_seconds: wall-clock limit of one check; a later one scores 0 and is counted
-      (`sandbox.pool.failure_counts`). On a machine so loaded that ordinary checks come near the
+      (`sandbox.pool.failure_counts`). A check whose worker was killed or stopped, by whatever is
+      not the answer, is made again, and the second time the reward abstains from the sample
+      (composition.abstention). On a machine so loaded that ordinary checks come near the
       limit the reward is not reproducible: raise the limit. Ordinary checks take milliseconds.
     num_workers: processes; None takes one per usable core, at most 8.
     memory_bytes: address space of one worker; a check that needs more scores 0 and is counted.
@@ -316,14 +319,11 @@ def math_answer(
   # Each pair is checked once: completions of a group often agree.
   unique = list(dict.fromkeys(pair for pair in pairs if pair[0] is not None))
   verdicts = dict(zip(unique, pool.map(unique, on_failure=False), strict=True))
-  scores = np.zeros(len(samples), np.float32)
-  for i, pair in enumerate(pairs):
-    verdict = verdicts.get(pair, False)
+  judged = [verdicts.get(pair, False) for pair in pairs]
+  for sample, verdict in zip(samples, judged):
     if isinstance(verdict, str):
-      raise ValueError(_bad_reference(
-          "math_answer", samples[i].reference, verdict, samples[i].prompt))
-    scores[i] = verdict
-  return scores
+      raise ValueError(_bad_reference("math_answer", sample.reference, verdict, sample.prompt))
+  return abstention.scores(judged)
 
 
 def math_references(
@@ -348,7 +348,7 @@ def math_references(
 def _math_pool(timeout_seconds, num_workers, memory_bytes) -> workers.WorkerPool:
   return workers.shared_pool(
       "rl_reason.sandbox.math_answers:check_math", timeout_seconds=timeout_seconds,
-      num_workers=num_workers, memory_bytes=memory_bytes)
+      num_workers=num_workers, memory_bytes=memory_bytes, on_stopped=None)
 
 
 # --- References

@@ -8,6 +8,7 @@ import re
 from jaxtyping import Float
 import numpy as np
 
+from rl_reason.rewards.composition import abstention
 from rl_reason.sandbox import pool as workers
 from rl_reason.sandbox.answer_text import last_boxed
 from rl_reason.types import Sample
@@ -68,7 +69,8 @@ def pattern_format(
     pattern: a regular expression of Python's.
     max_characters: of a completion; a longer one scores 0.
     timeout_seconds: wall-clock limit of one match; a later one scores 0 and is counted
-      (`sandbox.pool.failure_counts`).
+      (`sandbox.pool.failure_counts`). It abstains (composition.abstention) where the worker was
+      killed or stopped twice.
 
   Raises: ValueError for a pattern that does not compile.
   """
@@ -81,10 +83,11 @@ def pattern_format(
   # Completions of a group often agree.
   short = [s.own_text for s in samples if len(s.own_text) <= max_characters]
   texts = list(dict.fromkeys(short))
-  pool = workers.shared_pool("rl_reason.sandbox.patterns:matches", timeout_seconds=timeout_seconds)
+  pool = workers.shared_pool(
+      "rl_reason.sandbox.patterns:matches", timeout_seconds=timeout_seconds, on_stopped=None)
   found = pool.map([(pattern, text) for text in texts], on_failure=False)
   matched = dict(zip(texts, found, strict=True))
-  return np.array([matched.get(s.own_text, False) for s in samples], np.float32)
+  return abstention.scores([matched.get(s.own_text, False) for s in samples])
 
 
 def overlong_penalty(

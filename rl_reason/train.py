@@ -21,6 +21,7 @@ from typing import Any
 from etils import epath
 import ml_collections
 
+from rl_reason.config import user_code
 from rl_reason.evaluation.accuracy import check_verifier, evaluate
 from rl_reason.evaluation.accuracy import memory as evaluation_memory
 from rl_reason.reporting import plots, summary, whole_files
@@ -284,6 +285,8 @@ class Loop:
     except CheckpointMismatch as error:
       raise self.claim.explain(name, error) from error
     if restored is None:
+      # A part whose state no checkpoint can hold is found here, and not at the first save.
+      user_code.plain(self._host(stage), f"stage {name!r}")
       return 0, stage.init(), None
     step, state, host = restored
     # A rollout that was sampled ahead is part of the checkpoint. With another staleness there

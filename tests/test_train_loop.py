@@ -236,3 +236,11 @@ def test_a_run_whose_folder_was_taken_ends_before_it_writes(run):
     with pytest.raises(ValueError, match="Another process trains in"):
       run.go(owner=owner, during=taken)
   assert [line["step"] for line in run.lines] == [0, 1, 2, 2]
+
+
+def test_a_state_that_no_checkpoint_can_hold_is_found_before_the_first_step(run, monkeypatch):
+  monkeypatch.setattr(Data, "get_state", lambda self: {"seen": {1, 2}})
+  steps = []
+  with pytest.raises(ValueError, match="state of stage 'count' is not JSON .*seen"):
+    run.go(during=steps.append)
+  assert steps == []

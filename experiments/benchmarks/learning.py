@@ -28,7 +28,6 @@ from pathlib import Path
 import subprocess
 import sys
 
-from matplotlib import figure
 import ml_collections
 import numpy as np
 
@@ -150,7 +149,7 @@ def summary(
 
 def draw(seeds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], png: Path) -> None:
   """Draws the reward over steps: each seed pale (a mean of five steps), the mean of all strong."""
-  sheet = figure.Figure(figsize=(9, 5), dpi=110, layout="constrained")
+  sheet = plots.sheet(9, 5, dpi=110)
   ax = sheet.subplots()
   for system, color in zip(SYSTEMS, plots.COLORS):
     curves = np.array([plots.running_mean(np.array(seed[system]["reward"]), 5) for seed in seeds])

@@ -5,6 +5,7 @@
     reward_set.py        samples -> each component's values -> their weighted sum
     scoring.py           the same, while further samples are still being drawn
     outputs.py           checks what rewards and transforms return
+    abstention.py        what counts where a reward could not judge
     steps.py             rewards of a completion's steps
     episodes.py          what a reward sees of an episode: the policy's own words, or all
     shaping.py           transforms that keep nothing

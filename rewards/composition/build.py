@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import inspect
 from typing import Any
 
-from rl_reason.config import naming
+from rl_reason.config import naming, user_code
 from rl_reason.rewards.composition.builder import Builder
 from rl_reason.rewards.composition.component import Component, Gate, Transform, Trust
 from rl_reason.rewards.composition.reward_set import RewardSet
@@ -156,7 +156,8 @@ def _made(
       # A call without samples makes a wrong argument an error before the run.
       function([], **args, **given)  # Ours check their arguments before they look at anything else.
     return function, args
-  function = function(**args)
+  with user_code.named(what):
+    function = function(**args)
   if not callable(function):
     raise ValueError(
         f"{what}: {path} is a class whose objects cannot be called: give it __call__(self,"

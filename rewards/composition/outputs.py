@@ -8,6 +8,8 @@ from typing import Any
 from jaxtyping import Float
 import numpy as np
 
+from rl_reason.config import user_code
+from rl_reason.rewards.composition import abstention
 from rl_reason.rewards.composition.component import Component, Transform
 from rl_reason.rewards.composition.shaping import Ragged
 from rl_reason.rewards.composition.steps import StepRewards
@@ -15,7 +17,7 @@ from rl_reason.types import Sample
 
 
 def read(component: Component, output: Any, count: int) -> Float[np.ndarray, "N"] | StepRewards:
-  """Reads a component's output for `count` samples as float64.
+  """Reads a component's output for `count` samples as float64, masked where it abstains.
 
   Raises: ValueError that says what the output is instead.
   """
@@ -26,20 +28,26 @@ def read(component: Component, output: Any, count: int) -> Float[np.ndarray, "N"
           f" got {len(output.values)} rows of values and {len(output.ends)} of ends: an empty row"
           " for a sample without steps.")
     return StepRewards(
-        [np.asarray(v, np.float64) for v in output.values], [np.asarray(e) for e in output.ends])
-  try:
-    values = np.asarray(output, np.float64)
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-        f"The reward component {component.name!r} must return one number per sample, got"
-        f" {str(output)[:200]} ({error}): return np.ndarray [N], or StepRewards; a sample it cannot"
-        " judge needs a number too, e.g. 0.") from error
+        [_floats(component, v) for v in output.values], [np.asarray(e) for e in output.ends])
+  values = _floats(component, output)
   if values.shape != (count,):
     raise ValueError(
         f"The reward component {component.name!r} must return one number per sample, shape"
         f" ({count},), got shape {values.shape}: score every sample, in the order given, also the"
         " malformed ones.")
   return values
+
+
+def _floats(component: Component, output: Any) -> np.ndarray:
+  """Returns numbers as float64. An abstention stays one (composition.abstention)."""
+  as_array = np.ma.asarray if isinstance(output, np.ma.MaskedArray) else np.asarray
+  try:
+    return as_array(output, np.float64)
+  except (TypeError, ValueError, OverflowError) as error:
+    raise ValueError(
+        f"The reward component {component.name!r} must return one number per sample, got"
+        f" {str(output)[:200]} ({error}): return np.ndarray [N], or StepRewards; a sample it cannot"
+        " judge needs a number too, e.g. 0.") from error
 
 
 def gather(
@@ -53,7 +61,8 @@ def gather(
         f"The reward component {component.name!r} returned StepRewards for some samples and numbers"
         " for others: return the same for all.")
   if kinds != {True}:
-    values = np.zeros(count)
+    masked = any(isinstance(output, np.ma.MaskedArray) for _, output in parts)
+    values = (np.ma.zeros if masked else np.zeros)(count)
     for positions, output in parts:
       values[positions] = output
     return values
@@ -71,8 +80,10 @@ def transformed(
   """
   groups = ({"groups": [s.group for s in samples]}
             if getattr(transform.function, "sees_groups", False) else {})
-  changed = [
-      np.asarray(v, np.float64) for v in transform.function(values, **transform.args, **groups)]
+  with user_code.named(
+      f"the transform {transform.name!r} of the reward component {component.name!r}"):
+    changed = [
+        np.asarray(v, np.float64) for v in transform.function(values, **transform.args, **groups)]
   shapes = [v.shape for v in values]
   if [v.shape for v in changed] != shapes:
     raise ValueError(
@@ -102,7 +113,8 @@ def checked(
     owners = np.repeat(np.arange(len(samples)), [len(v) for v in output.values])
     values = np.concatenate([np.zeros(0), *output.values])
   else:
-    owners, values = np.arange(len(samples)), output
+    owners, values = np.arange(len(samples)), abstention.filled(
+        output, [s.group for s in samples])
   # What overflows float32 becomes infinite, and is reported below.
   with np.errstate(over="ignore"):
     values = values.astype(np.float32)
@@ -149,8 +161,10 @@ def culprit(component: Component, samples: Sequence[Sample]) -> str:
   for i, sample in enumerate(samples):
     try:
       component.function([sample], **component.args)
-    except Exception:
-      return f" Alone it is sample {i} that raises: {describe(sample)}"
+    except KeyboardInterrupt:
+      raise
+    except BaseException:
+      return f". Alone it is sample {i} that raises: {describe(sample)}"
   return ""
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
-from rl_reason.config import naming
+from rl_reason.config import naming, user_code
 from rl_reason.rewards.composition.component import Component, Trust
 from rl_reason.rewards.composition.episodes import in_episodes, seen_by
 from rl_reason.rewards.composition.outputs import (
@@ -185,17 +185,16 @@ class RewardSet:
     """Calls a component's function with what it sees of the samples.
 
     Returns: its result, mostly unchecked; rewards of steps stand at places of the whole completion.
-    Raises: whatever the function raises, with a note.
+    Raises: whatever the function raises, with a note; ValueError in place of SystemExit.
     """
     seen = seen_by(component.function, samples)
-    try:
+
+    def what():
+      first = f". Its first sample: {describe(seen[0])}" if seen else ""
+      return (f"the reward component {component.name!r} on a batch of {len(samples)}"
+              f" samples{first}{culprit(component, seen)}")
+    with user_code.named(what):
       output = component.function(seen, **component.args)
-    except Exception as error:
-      first = f" Its first sample: {describe(seen[0])}" if seen else ""
-      error.add_note(
-          f"Raised by the reward component {component.name!r} on a batch of {len(samples)}"
-          f" samples.{first}{culprit(component, seen)}")
-      raise
     if not isinstance(output, StepRewards) or all(a is b for a, b in zip(seen, samples)):
       return output
     # Its places are among the policy's own tokens, which only this function knows.
@@ -218,7 +217,9 @@ class RewardSet:
       check = getattr(c.function, "check_references", None)
       if check is None:
         continue
-      bad = [(i, complaint) for i, complaint in enumerate(check(references, **c.args)) if complaint]
+      with user_code.named(f"check_references of the reward {c.name!r}"):
+        complaints = check(references, **c.args)
+      bad = [(i, complaint) for i, complaint in enumerate(complaints) if complaint]
       if bad:
         i, complaint = bad[0]
         where = f"number {i}" + (f" (id {ids[i]!r})" if ids is not None else "")
@@ -240,8 +241,15 @@ class RewardSet:
     return {name: owner for name, owner in owners.items() if hasattr(owner, "state")}
 
   def state(self) -> dict[str, Any]:
-    """Returns the states of stateful components and transforms by name; {} if there are none."""
-    return {name: owner.state() for name, owner in self._stateful().items()}
+    """Returns the states of stateful components and transforms by name; {} if there are none.
+
+    Raises: ValueError for a state that is not JSON; whatever a `state()` raises, with a note.
+    """
+    states = {}
+    for name, owner in self._stateful().items():
+      with user_code.named(f"state() of the reward {name!r}"):
+        states[name] = user_code.plain(owner.state(), f"the reward {name!r}")
+    return states
 
   def restore(self, state: Mapping[str, Any]) -> None:
     """Gives every stateful component and transform its saved state back.
@@ -255,15 +263,20 @@ class RewardSet:
           f" {sorted(stateful)}: resume with the config of the run that saved it, or start a new"
           " run.")
     for name, owner in stateful.items():
-      owner.restore(state[name])
+      with user_code.named(f"restore() of the reward {name!r}"):
+        owner.restore(state[name])
 
   def metrics(self) -> dict[str, float]:
     """Collects what components report of themselves (a method `metrics() -> dict`).
 
     Returns: numbers as "<component>/<name>".
     """
-    return {f"{c.name}/{k}": v for c in self.components if hasattr(c.function, "metrics")
-            for k, v in c.function.metrics().items()}
+    found = {}
+    for c in self.components:
+      if hasattr(c.function, "metrics"):
+        with user_code.named(f"metrics() of the reward {c.name!r}"):
+          found |= {f"{c.name}/{k}": v for k, v in c.function.metrics().items()}
+    return found
 
   def close(self) -> None:
     """Frees what components hold, and ends the shared worker processes.

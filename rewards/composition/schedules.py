@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import math
+import sys
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -111,4 +111,7 @@ class Schedule:
 
 
 def is_number(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+  """Says whether a value is a number that a float can hold, and no NaN or infinity."""
+  largest = sys.float_info.max  # Compared and not converted: 10**400 is no float.
+  return (isinstance(value, (int, float)) and not isinstance(value, bool)
+          and -largest <= value <= largest)

@@ -16,7 +16,7 @@ from pathlib import Path
 import sys
 import tempfile
 
-from rl_reason.claims import canary, declaration, judgement, plan, results, runs
+from rl_reason.claims import canary, declaration, figures, judgement, plan, results, runs
 from rl_reason.claims.declaration import Experiment
 from rl_reason.config.checks import one_of
 from rl_reason.config.command_line import number, Parser
@@ -50,8 +50,6 @@ def measure(
     if changes := results.stale(experiment, name):
       progress.note(f"{experiment.name}/{name}: {results.shorten(changes)}.")
   runs.run_all([r for name in names for r in planned[name]], jobs, progress)
-  # Imported here, because matplotlib takes a second to load.
-  from rl_reason.claims import figures
 
   # The record, the figure and the table of each claim.
   root = experiment.file.resolve().parent.parent

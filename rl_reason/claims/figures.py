@@ -3,18 +3,22 @@
 The learning curves are left out where the claim's metric reads no curve.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 import os
 from pathlib import Path
 import textwrap
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-from matplotlib import axes
 import numpy as np
 
 from rl_reason.claims import folder, measures, plan
 from rl_reason.claims.declaration import Claim
 from rl_reason.reporting import plots
+
+if TYPE_CHECKING:
+  from matplotlib import axes
 
 Curves = Mapping[str, Sequence[measures.Curve]]
 Style = Mapping[str, Any]
@@ -47,8 +51,7 @@ def draw(record: Mapping[str, Any], claim: Claim, planned: Sequence[plan.Run], p
   panels = [bool(curves), True, record["effect"] is not None]
 
   # The sheet, higher and with a wider middle panel for many arms.
-  sheet = plots.figure.Figure(
-      figsize=(12, 4.4 if len(arms) <= _MANY else 6), dpi=100, layout="constrained")
+  sheet = plots.sheet(12, 4.4 if len(arms) <= _MANY else 6)
   sheet.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
   widths = (2.2, 1 if len(arms) <= _MANY else 1.4, 1)
   grid = sheet.add_gridspec(

@@ -1,19 +1,21 @@
-"""Draws the learning curves of a run, as a PNG.
+"""Draws the learning curves of a run, as a PNG."""
 
-Import this module where a plot is drawn: matplotlib takes a second to load.
-"""
+from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import io
 import os
-from typing import Any
+import re
+from typing import Any, TYPE_CHECKING
 
-from matplotlib import axes, figure, ticker
 import numpy as np
 
 from rl_reason.reporting import metrics
 from rl_reason.reporting.whole_files import write_whole
+
+if TYPE_CHECKING:
+  from matplotlib import axes, figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,8 +27,11 @@ class Panel:
 
   title: title of the chart.
   y_label: what is drawn, with its unit.
-  keys: metrics, a curve each; "prefix/*" stands for every metric of that prefix not named before.
+  keys: metrics, a curve each. A "*" stands for any name without "/": "reward/*" is every metric of
+    this form that no panel names in full.
   stage: draw only this stage's lines; None for all stages.
+  each_stage: draw a chart for each stage that has the metrics, since they mean another thing in
+    each.
   band: (low, high) metrics around the first curve.
   band_label: what the band is.
   y_limits: fixed limits, e.g. (0, 1) for a proportion; None fits them to the data.
@@ -36,6 +41,7 @@ class Panel:
   y_label: str
   keys: tuple[str, ...]
   stage: str | None = None
+  each_stage: bool = False
   band: tuple[str, str] | None = None
   band_label: str = "95% interval"
   y_limits: tuple[float, float] | None = None
@@ -47,11 +53,13 @@ PANELS = (
           band=("eval/pass@1_low", "eval/pass@1_high"), y_limits=(0, 1), joined=True),
     Panel("Held-out comparisons", "accuracy (proportion)", ("eval/accuracy",),
           band=("eval/accuracy_low", "eval/accuracy_high"), y_limits=(0, 1)),
-    Panel("Reward", "reward (1 = correct)", ("reward/mean", "reward/*")),
+    Panel("Reward", "reward (1 = correct)", ("reward/mean", "reward/*", "reward/*/shaped")),
+    Panel("Spread of the rewards", "standard deviation", ("reward/std",)),
+    Panel("Groups of equal rewards", "share of groups", ("reward/equal_groups",), y_limits=(0, 1)),
     Panel("KL to the reference policy", "KL (nats per token)", ("kl",)),
     Panel("Completion length", "tokens per completion", ("completion/length",)),
     Panel("Entropy of the policy", "entropy (nats per token)", ("entropy",)),
-    Panel("Supervised fine-tuning", "loss (nats per token)", ("loss",), stage="sft"),
+    Panel("Loss", "loss", ("loss",), each_stage=True),
 )
 
 # What the training loop logs of every step: how it ran, not what it learnt.
@@ -80,7 +88,7 @@ def learning_curves(
   """
   records = metrics.read_metrics(metrics_path)
   starts = _stage_starts(records)
-  drawn = [panel for panel in panels or PANELS if _keys_of(panel, records)]
+  drawn = _with_data(panels or PANELS, records, starts)
   if not drawn and panels is None:
     drawn = _panel_of_each(records)
   if not drawn:
@@ -90,15 +98,37 @@ def learning_curves(
         " Give panels that do, e.g. panels=[Panel('Loss', 'loss', ('loss',))].")
   columns = min(len(drawn), 3 if len(drawn) > 4 else 2)
   rows = -(-len(drawn) // columns)
-  # A Figure of its own, not pyplot's: a notebook's current figure and backend stay as they are.
-  sheet = figure.Figure(figsize=(12, 0.3 + 3.4 * rows), dpi=100, layout="constrained")
-  sheet.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+  page = sheet(12, 0.3 + 3.4 * rows)
+  page.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
   for index, panel in enumerate(drawn):
-    _draw(sheet.add_subplot(rows, columns, index + 1), panel, records, starts)
+    _draw(page.add_subplot(rows, columns, index + 1), panel, records, starts)
   drawing = io.BytesIO()
-  sheet.savefig(drawing, format="png")
+  page.savefig(drawing, format="png")
   write_whole(png_path, drawing.getvalue())
   return [panel.title for panel in drawn]
+
+
+def sheet(width: float, height: float, dpi: int = 100) -> figure.Figure:
+  """Returns an empty figure of `width` times `height` inches."""
+  # Imported here: matplotlib is a fifth of the time that `import rl_reason.train` takes, and is
+  # needed once a run has ended. All that draws comes through this function.
+  from matplotlib import figure
+
+  # A Figure of its own, not pyplot's: a notebook's current figure and backend stay as they are.
+  return figure.Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def _with_data(
+    panels: Sequence[Panel], records: Sequence[Mapping[str, Any]], stages: Iterable[str],
+) -> list[Panel]:
+  """Returns the charts that have something to show, with their metrics in full."""
+  charts = []
+  for panel in panels:
+    charts += [dataclasses.replace(panel, title=f"{panel.title} of {stage}", stage=stage)
+               for stage in stages] if panel.each_stage else [panel]
+  named = {key for panel in panels for key in panel.keys if "*" not in key}
+  found = [dataclasses.replace(c, keys=tuple(_keys_of(c, records, named))) for c in charts]
+  return [chart for chart in found if chart.keys]
 
 
 def _panel_of_each(records: Sequence[Mapping[str, Any]], limit: int = 9) -> list[Panel]:
@@ -119,17 +149,24 @@ def _stage_starts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
   return dict(zip(lengths, np.cumsum([0, *lengths.values()]).tolist()))
 
 
-def _keys_of(panel: Panel, records: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Lists the panel's metrics that exist, with wildcards expanded, by first appearance."""
+def _keys_of(
+    panel: Panel, records: Sequence[Mapping[str, Any]], named: Collection[str] = (),
+) -> list[str]:
+  """Lists the panel's metrics that exist, with wildcards expanded, by first appearance.
+
+  Args:
+    panel: the panel.
+    records: the lines of the metrics file.
+    named: metrics for which no wildcard stands.
+  """
   present = {
       key: None for record in records if panel.stage in (None, record["stage"]) for key in record}
-  band = panel.band or ()
   keys: dict[str, None] = {}
   for key in panel.keys:
-    is_prefix = key.endswith("/*")
+    pattern = re.compile(re.escape(key).replace(r"\*", "[^/]+"))
     keys.update((name, None) for name in present
                 if name == key
-                or is_prefix and name.startswith(key[:-1]) and name not in band)
+                or pattern.fullmatch(name) and name not in (*named, *(panel.band or ())))
   return list(keys)
 
 
@@ -148,7 +185,7 @@ def _draw(
     ax: axes.Axes, panel: Panel, records: Sequence[Mapping[str, Any]], starts: Mapping[str, int],
 ) -> None:
   """Draws one chart: its curves, its band, then its axes and legend."""
-  keys = _keys_of(panel, records)
+  keys = _keys_of(panel, records)  # A chart may be drawn alone.
   widest = 1
   # Stages are drawn one by one, because a curve must not join the losses of two stages.
   shown = list(starts) if panel.stage is None else [panel.stage]
@@ -176,7 +213,7 @@ def _draw(
             steps, low, high, color=COLORS[0], alpha=0.18, linewidth=0, label=panel.band_label)
   dress(ax, panel.title, panel.y_label,
         "training step" + (f"  (curve: mean of {widest})" if widest > 1 else ""))
-  ax.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=True))
+  ax.locator_params(axis="x", nbins=6, integer=True)
   if panel.y_limits:
     ax.set_ylim(*panel.y_limits)
   elif len(keys) > 1:

@@ -12,6 +12,7 @@ import jax
 from jaxtyping import PRNGKeyArray
 import numpy as np
 
+from rl_reason.config import user_code
 from rl_reason.rollout.environment import Environment, Paid, State, Turn
 from rl_reason.runtime import sharding
 from rl_reason.runtime.randomness import fold
@@ -80,8 +81,8 @@ class RunningEpisodes:
     replies = {}
     for (i, turn), result in zip(turns.items(), results, strict=True):
       if isinstance(result, BaseException):
-        self._note(result, i, f"the turn {turn.text[:80]!r}")
-        raise result
+        with user_code.named(self._where(i, f"the turn {turn.text[:80]!r}")):
+          raise result
       replies[i] = self._read(i, turn, result)
     # The other processes' episodes: everyone must know which episodes go on.
     if not self._apart:
@@ -101,20 +102,20 @@ class RunningEpisodes:
 
   async def _step(self, state: State, turn: Turn) -> Any:
     """Steps one episode. Raises: ValueError for a step that is no coroutine."""
-    found = self._environment.step(state, turn)
-    if not inspect.isawaitable(found):
-      raise ValueError(f"The environment {self._name!r} has a step that is no coroutine: write"
-                       " `async def step(self, state, turn)`.")
-    return await found
+    # A SystemExit in a task would end the loop's thread, and this process would wait for ever. The
+    # caller adds the problem to other errors.
+    with user_code.ending(f"the environment {self._name!r}"):
+      found = self._environment.step(state, turn)
+      if not inspect.isawaitable(found):
+        raise ValueError(f"The environment {self._name!r} has a step that is no coroutine: write"
+                         " `async def step(self, state, turn)`.")
+      return await found
 
   def _reset(self, row: int, seed: int) -> State:
     """Returns an episode's first state, as JSON holds it."""
     problem = self._problems[row]
-    try:
+    with user_code.named(self._where(row, "its reset")):
       state = self._environment.reset(problem, seed)
-    except Exception as error:
-      self._note(error, row, "its reset")
-      raise
     return self._plain(row, state)
 
   def _read(self, row: int, turn: Turn, result: Any) -> Reply:
@@ -180,10 +181,9 @@ class RunningEpisodes:
   def _which(self, row: int) -> str:
     return f"problem {self._problems[row].id!r}"
 
-  def _note(self, error: BaseException, row: int, what: str) -> None:
-    """Adds to an error where it was raised: the environment, what it did, and the problem."""
-    error.add_note(
-        f"Raised by the environment {self._name!r} at {what} of {self._which(row)}.")
+  def _where(self, row: int, what: str) -> str:
+    """Says where an error was raised: the environment, what it did, and the problem."""
+    return f"the environment {self._name!r} at {what} of {self._which(row)}"
 
 
 class _EventLoop:

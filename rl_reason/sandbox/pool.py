@@ -17,6 +17,7 @@ It works on Linux and macOS only: it needs process groups, `poll` on pipes and r
 import atexit
 import collections
 from collections.abc import Sequence
+import dataclasses
 import json
 import os
 import select
@@ -31,7 +32,13 @@ from typing import Any
 GIB = 1024**3
 # A longer reply is the worker's failure, and must not become the trainer's memory.
 MAX_REPLY_BYTES = 64 * 1024**2
+# A pool gives up after so many starts in a row, for each worker, that none survived.
+_MAX_STARTS = 3
+# An item that was late is at fault if it computed for this share of its time. Otherwise its worker
+# was stopped. The share is small because other processes may take most of the processor.
+_BUSY = 0.1
 _HEADER = struct.Struct(">Q")
+_AS_FAILURE: Any = object()
 _BOOT = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
          " from rl_reason.sandbox import pool; pool._serve()")
 
@@ -46,15 +53,18 @@ class WorkerPool:
   timeout_seconds: wall-clock time for one item, from the moment a worker that is ready gets it.
   memory_bytes: address space of one worker, or None for no limit.
   start_timeout_seconds: wall-clock time for a worker to start and import the function.
+  on_stopped: the result of an item of which nothing is known, since its worker was killed or
+    stopped from outside in both tries; default: that of a failure.
 
-  `failures` counts the items that got `on_failure`, by reason: "timeout", "crash", "memory",
-  "recursion". Workers start at the first `map`, all at once, and live until `close()` or the end of
-  this process; a later `map` starts new ones.
+  `failures` counts the items that got no result, by reason: "timeout", "crash", "memory",
+  "recursion"; `retried` counts those that got a second try. Workers start at the first `map`, all
+  at once, and live until `close()` or the end of this process; a later `map` starts new ones.
   """
 
   def __init__(
       self, function_path: str, *, num_workers: int | None = None, timeout_seconds: float = 5.0,
-      memory_bytes: int | None = 2 * GIB, start_timeout_seconds: float = 120.0):
+      memory_bytes: int | None = 2 * GIB, start_timeout_seconds: float = 120.0,
+      on_stopped: Any = _AS_FAILURE):
     if os.name != "posix":
       raise NotImplementedError(
           f"WorkerPool needs Linux or macOS, this is {os.name!r}: use WSL on Windows.")
@@ -80,7 +90,10 @@ class WorkerPool:
     self.timeout_seconds = timeout_seconds
     self.memory_bytes = memory_bytes
     self.start_timeout_seconds = start_timeout_seconds
+    self.on_stopped = on_stopped
     self.failures: collections.Counter[str] = collections.Counter()
+    self.retried = 0
+    self._lost_starts = 0  # Since a worker was last ready.
     self._workers: list[_Worker] = []
     self._lock = threading.Lock()
     self._owner = os.getpid()
@@ -89,13 +102,19 @@ class WorkerPool:
   def map(self, items: Sequence[Any], on_failure: Any = None) -> list[Any]:
     """Applies the function to items; the results are in the order of `items`.
 
-    An item that timed out or killed its worker gets `on_failure`.
+    An item whose worker died, or was late without having computed, gets a second try in another
+    worker: something else than the item may have killed or stopped the first.
+
+    Args:
+      items: JSON-able arguments of the function.
+      on_failure: the result of an item that took its time, its memory or its worker. One of which
+        nothing is known gets the pool's `on_stopped`.
 
     Raises: RuntimeError if workers cannot start or the function raises; TypeError if an item is not
       JSON-able.
     """
-    results = [on_failure] * len(items)
-    pending = collections.deque(range(len(items)))
+    work = _Work([on_failure] * len(items), collections.deque(range(len(items))))
+    pending = work.pending
     with self._lock:
       # In a forked copy of this process the workers are the parent's.
       if os.getpid() != self._owner:
@@ -112,14 +131,14 @@ class WorkerPool:
             if pending and worker.ready and worker.index is None:
               index = pending.popleft()
               worker.send(index, items[index], time.monotonic() + self.timeout_seconds)
-          self._wait(results)
+          self._wait(work)
       # Also KeyboardInterrupt: a late answer must not be taken for one of the next call's.
       except BaseException:
         self._workers = [w for w in self._workers if w.idle() or w.kill()]
         raise
-    return results
+    return work.results
 
-  def _wait(self, results: list[Any]) -> None:
+  def _wait(self, work: "_Work") -> None:
     """Sleeps until a worker can read, has written or is late, and deals with it."""
     # What to wait for: answers, and room in the pipes of items that are not sent completely.
     poll, by_fd = select.poll(), {}
@@ -142,31 +161,32 @@ class WorkerPool:
       if fd == worker.to_child:
         worker.write()
       elif worker.read():
-        self._take_reply(worker, results)
+        self._take_reply(worker, work)
       elif worker.closed:
-        self._lose(worker, "crash")
+        self._lose(worker, "crash", work)
     # Late workers.
     now = time.monotonic()
     for worker in [w for w in self._workers if not w.idle() and now >= w.deadline]:
-      self._lose(worker, "timeout")
+      self._lose(worker, "timeout", work)
 
-  def _take_reply(self, worker: "_Worker", results: list[Any]) -> None:
+  def _take_reply(self, worker: "_Worker", work: "_Work") -> None:
     """Reads one whole message: {"ready"}, {"result"}, {"failure"} or {"error"}."""
     try:
       reply = json.loads(worker.take())
       kind, value = next(iter(reply.items()))
     except (ValueError, AttributeError, StopIteration):
-      return self._lose(worker, "crash")  # Something else wrote into the pipe.
+      return self._lose(worker, "crash", work)  # Something else wrote into the pipe.
     if kind == "ready":
-      worker.ready = True
+      worker.ready, worker.cpu_seconds = True, float(value)
+      self._lost_starts = 0
     elif kind == "result" and worker.ready and worker.index is not None:
-      results[worker.index] = value
+      work.results[worker.index], worker.cpu_seconds = value
       worker.index = None
     elif kind == "failure":
       # Out of memory: what is left of this process is not to be trusted.
-      self._lose(worker, str(value))
+      self._lose(worker, str(value), work)
     elif kind == "error":
-      self._lose(worker, None)
+      self._remove(worker)
       if worker.index is None:
         raise RuntimeError(
             f"A worker could not import {self.function_path!r}: install what is missing or correct"
@@ -176,23 +196,42 @@ class WorkerPool:
           " catches what is wrong with the item and returns a result for it; anything else is a bug"
           f" in it. The worker said:\n{value}")
     else:
-      self._lose(worker, "crash")
+      self._lose(worker, "crash", work)
 
-  def _lose(self, worker: "_Worker", reason: str | None) -> None:
-    """Kills a worker; its item, if it had one, keeps `on_failure`.
-
-    `map` starts another worker while items are left.
-    """
+  def _remove(self, worker: "_Worker") -> float:
+    """Kills a worker. Returns: the seconds that it has computed since it got its item."""
     self._workers.remove(worker)
+    before = worker.cpu_seconds
     worker.kill()
-    if reason is None:
-      return
+    return worker.cpu_seconds - before
+
+  def _lose(self, worker: "_Worker", reason: str, work: "_Work") -> None:
+    """Kills a worker; its item gets a second try, or has failed. `map` starts other workers.
+
+    Raises: RuntimeError if this was one of many workers that could not start.
+    """
+    computed = self._remove(worker)
     if not worker.ready:
+      self._lost_starts += 1
+      if self._lost_starts < _MAX_STARTS * self.num_workers:
+        return  # Another may start: something killed this one, or the machine was busy.
+      count, self._lost_starts = self._lost_starts, 0
       how = (f"did not start in {self.start_timeout_seconds} s" if reason == "timeout" else
              f"died while starting (exit status {worker.process.returncode})")
       raise RuntimeError(
-          f"A worker for {self.function_path!r} {how}: see its message on stderr, if any; the"
-          " machine may be overloaded (fewer num_workers) or out of memory.")
+          f"A worker for {self.function_path!r} {how}, and so did all of {count} in a row: see the"
+          " message on stderr, if any; the machine may be overloaded (fewer num_workers) or out of"
+          " memory.")
+    # Whether something else than the item may be the cause.
+    stopped = (worker.killed if reason == "crash" else
+               reason == "timeout" and computed < _BUSY * self.timeout_seconds)
+    if (stopped or reason == "crash") and worker.index not in work.retried:
+      work.retried.add(worker.index)
+      work.pending.appendleft(worker.index)
+      self.retried += 1
+      return
+    if stopped and self.on_stopped is not _AS_FAILURE:
+      work.results[worker.index] = self.on_stopped
     self.failures[reason] += 1
 
   def close(self) -> None:
@@ -202,6 +241,19 @@ class WorkerPool:
       if os.getpid() == self._owner:
         for worker in workers:
           worker.kill()
+
+
+@dataclasses.dataclass
+class _Work:
+  """Holds what one call of `map` has done and has to do.
+
+  results: of each item.
+  pending: indices of the items that no worker has.
+  retried: indices of the items that had a second try.
+  """
+  results: list[Any]
+  pending: collections.deque[int]
+  retried: set[int] = dataclasses.field(default_factory=set)
 
 
 class _Worker:
@@ -235,6 +287,16 @@ class _Worker:
     self.deadline = time.monotonic() + pool.start_timeout_seconds
     self.ready = False
     self.closed = False
+    self.ended = False  # It closed its pipe, as a process does that dies.
+    self.cpu_seconds = 0.0  # That it has computed up to its last reply.
+
+  @property
+  def killed(self) -> bool:
+    """Says of a worker that died whether a signal from outside ended it.
+
+    SIGKILL comes from an operator, or from the kernel when the machine is out of memory.
+    """
+    return self.ended and -self.process.returncode in (signal.SIGKILL, signal.SIGTERM)
 
   def idle(self) -> bool:
     return self.ready and self.index is None
@@ -278,7 +340,7 @@ class _Worker:
       data = os.read(self.from_child, 1 << 16)
     except BlockingIOError:
       return False
-    self.closed = not data
+    self.closed = self.ended = not data
     self.incoming += data
     if len(self.incoming) < _HEADER.size:
       return False
@@ -301,7 +363,11 @@ class _Worker:
       os.killpg(self.process.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # macOS refuses to signal a group of zombies.
       pass
-    self.process.wait()
+    if self.process.returncode is None:
+      # In place of Popen.wait, which does not say how long the process computed.
+      _, status, used = os.wait4(self.process.pid, 0)
+      self.process.returncode = os.waitstatus_to_exitcode(status)
+      self.cpu_seconds = used.ru_utime + used.ru_stime
     self.process.stdin.close()
     self.process.stdout.close()
 
@@ -390,7 +456,7 @@ def _serve() -> None:
   # Start-up is over: from here on only hostile items would print.
   os.dup2(null, 1)
   os.dup2(null, 2)
-  reply(ready=True)
+  reply(ready=time.process_time())
 
   # Answer items.
   _, hard_cpu = resource.getrlimit(resource.RLIMIT_CPU)
@@ -403,7 +469,7 @@ def _serve() -> None:
     if hard_cpu == resource.RLIM_INFINITY or cpu_seconds < hard_cpu:
       resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, hard_cpu))
     try:
-      reply(result=function(item))
+      reply(result=(function(item), time.process_time()))
     except MemoryError:
       reply(failure="memory")
     except RecursionError:

@@ -190,23 +190,23 @@ def assert_close(got, expected):
 
 
 @pytest.fixture(scope="module")
-def reference(draw_params):
+def by_reference(draw_params):
   """config -> what `model` gives with the reference kernel, on no mesh; computed once."""
   return functools.cache(lambda config: model(config, "reference")(draw_params(config)))
 
 
 @pytest.mark.parametrize("config, kernel, remat", [
     (MIXED, "xla", "none"), (CONFIG, "xla", "full"), (SOFTCAP, "splash_interpreted", "dots")])
-def test_the_model_is_the_same_with_every_kernel(config, kernel, remat, draw_params, reference):
-  assert_close(model(config, kernel, remat)(draw_params(config)), reference(config))
+def test_the_model_is_the_same_with_every_kernel(config, kernel, remat, draw_params, by_reference):
+  assert_close(model(config, kernel, remat)(draw_params(config)), by_reference(config))
 
 
 # 4 prompts, 8 completions and 2 key heads: all split; whole heads on 4 tensor devices; whole
 # prompts on 8 data devices.
 @pytest.mark.parametrize("kernel, mesh", [
     ("splash_interpreted", (2, 2, 2)), ("xla", (1, 2, 4)), ("xla", (8, 1, 1))])
-def test_the_model_is_the_same_on_a_mesh(kernel, mesh, draw_params, reference):
-  expected = reference(MIXED)
+def test_the_model_is_the_same_on_a_mesh(kernel, mesh, draw_params, by_reference):
+  expected = by_reference(MIXED)
   with Partitioning(make_mesh(axes(mesh))).use():
     assert_close(model(MIXED, kernel)(draw_params(MIXED)), expected)
 

@@ -31,7 +31,7 @@ def test_panels_with_data_are_drawn_and_the_others_left_out(tmp_path):
           "rl", step, {"eval/pass@1": 0.5, "eval/pass@1_low": 0.4, "eval/pass@1_high": 0.6})
   drawn = learning_curves(tmp_path, tmp_path / "plots/curves.png")
   assert drawn == [
-      "Held-out accuracy", "Reward", "KL to the reference policy", "Supervised fine-tuning"]
+      "Held-out accuracy", "Reward", "KL to the reference policy", "Loss of sft", "Loss of rl"]
   assert png_size(tmp_path / "plots/curves.png")[0] == 1200
   assert [path.name for path in (tmp_path / "plots").iterdir()] == ["curves.png"]
 
@@ -88,7 +88,7 @@ def test_only_a_joined_curve_runs_on_from_stage_to_stage(joined, curves):
   records = [
       {"stage": "sft", "step": 4, "eval/pass@1": 0.2},
       {"stage": "rl", "step": 2, "eval/pass@1": 0.4}]
-  ax = plots.figure.Figure().add_subplot()
+  ax = plots.sheet(6, 4).add_subplot()
   plots._draw(
       ax, Panel("Accuracy", "pass@1", ("eval/pass@1",), joined=joined), records,
       plots._stage_starts(records))
@@ -96,7 +96,7 @@ def test_only_a_joined_curve_runs_on_from_stage_to_stage(joined, curves):
 
 
 def test_chart_holds_the_curves_the_names_and_the_stage_boundaries():
-  ax = plots.figure.Figure().add_subplot()
+  ax = plots.sheet(6, 4).add_subplot()
   plots._draw(
       ax, Panel("Reward", "reward", ("reward/mean", "reward/*")), RECORDS,
       plots._stage_starts(RECORDS))
@@ -112,10 +112,36 @@ def test_running_mean_by_hand():
       plots.running_mean(np.array([1.0, 2.0, np.nan, 6.0]), 3), [1.5, 1.5, 4.0, 6.0])
 
 
-def test_pyplot_is_not_touched():
-  code = "import sys, rl_reason.reporting.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
-  assert subprocess.run(
-      [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+@pytest.mark.parametrize("names, titles", [
+    (["reward/mean", "reward/format", "reward/format/shaped"], ["Reward"]),
+    (["reward/std"], ["Spread of the rewards"]),
+    (["reward/equal_groups"], ["Groups of equal rewards"]),
+    # Of another unit than rewards, such as the seconds of a judge.
+    (["reward/judge/seconds", "reward/mean"], ["Reward"])])
+def test_what_is_no_reward_is_not_among_the_rewards(names, titles):
+  records = [{"stage": "rl", "step": 1, **dict.fromkeys(names, 0.5)}]
+  charts = plots._with_data(plots.PANELS, records, ["rl"])
+  assert [chart.title for chart in charts] == titles
+
+
+def test_a_wildcard_does_not_stand_for_what_another_panel_names():
+  records = [{"stage": "rl", "step": 1, "reward/mean": 0.5, "reward/std": 1.0, "reward/own": 1.0}]
+  charts = plots._with_data(plots.PANELS, records, ["rl"])
+  assert [chart.keys for chart in charts] == [("reward/mean", "reward/own"), ("reward/std",)]
+
+
+def test_each_stage_has_a_chart_of_its_own_loss():
+  charts = plots._with_data(plots.PANELS, RECORDS, ["sft", "rl", "last"])
+  assert [(c.title, c.stage) for c in charts if c.keys == ("loss",)] == [
+      ("Loss of sft", "sft"), ("Loss of rl", "rl"), ("Loss of last", "last")]
+
+
+def test_matplotlib_is_loaded_where_a_figure_is_made():
+  code = ("import sys, rl_reason.reporting.plots as p, rl_reason.claims.figures;"
+          "early = 'matplotlib' in sys.modules; p.sheet(1, 1);"
+          "sys.exit(early or 'matplotlib.pyplot' in sys.modules)")
+  environment = {"PYTHONPATH": ":".join(sys.path)}
+  assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def test_curves_may_lie_in_an_object_store(store):

@@ -194,6 +194,18 @@ def test_math_that_never_ends_scores_zero_and_is_counted():
   assert workers.failure_counts()["timeout"] == before + 2  # Two of the three are the same pair.
 
 
+def test_an_answer_whose_worker_was_stopped_is_neither_right_nor_wrong(monkeypatch):
+  class Pool:
+    def map(self, items, on_failure):
+      return [None if "8" in (text or reference) else True for text, reference in items]
+  monkeypatch.setattr(answers, "_math_pool", lambda *_: Pool())
+  cases = [(r"\boxed{7}", "7"), (r"\boxed{8}", "7")]
+  assert scores(answers.math_answer, cases) == [1, None]
+  samples = [sample(*case) for case in cases]
+  assert build_rewards({"math_answer": 1.0})(samples)[0].tolist() == [1, 1]
+  assert answers.math_references(["8"]) == [None]
+
+
 def test_equal_pairs_are_checked_once(monkeypatch):
   seen = []
   class Pool:

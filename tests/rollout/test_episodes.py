@@ -313,6 +313,29 @@ def test_an_error_of_a_reset_names_the_problem(monkeypatch):
       "Raised by the environment 'Counter' at its reset of problem 'three'."]
 
 
+@pytest.mark.parametrize("ends", [SystemExit(0), SystemExit("bye")])
+def test_a_step_that_ends_the_process_is_an_error(monkeypatch, ends):
+  scripted(monkeypatch, ["a."] * 4)
+  before = threading.active_count()
+
+  async def step(state, turn):
+    raise ends
+  with pytest.raises(ValueError, match="SystemExit.* was raised by the environment 'Stepping'"):
+    played(bounded(Stepping(step)))
+  assert threading.active_count() == before
+
+
+def test_a_reset_that_ends_the_process_is_an_error():
+  class Ending(Stepping):
+    def reset(self, problem, seed):
+      raise SystemExit(0)
+
+  async def step(state, turn):
+    return None, None, state
+  with pytest.raises(ValueError, match="SystemExit.0. was raised by .*Ending' at its reset"):
+    played(bounded(Ending(step)))
+
+
 def test_a_command_tells_whose_problem_it_was(monkeypatch):
   scripted(monkeypatch, ["a."] * 4)
 

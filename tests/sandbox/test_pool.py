@@ -34,6 +34,14 @@ def act(item):
   if kind == "sleep":
     time.sleep(value)
     return "slept"
+  if kind == "kill once":  # Or whatever signal; `value` is (file, signal).
+    if not os.path.exists(value[0]):
+      open(value[0], "w").close()
+      os.kill(os.getpid(), value[1])
+    return "right"
+  if kind == "kill":
+    os.kill(os.getpid(), value)
+    time.sleep(60)
   if kind == "exit":
     os._exit(3)
   if kind == "segfault":
@@ -140,6 +148,67 @@ def test_a_hanging_item_is_killed_and_the_others_go_on(make_pool):
   assert time.monotonic() - start < 10
   assert pool.failures == {"timeout": 2}
   assert wait_until_gone([pid])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGSTOP])
+def test_a_worker_that_is_killed_or_stopped_costs_no_answer(make_pool, tmp_path, number):
+  pool = make_pool(num_workers=1, timeout_seconds=0.5)
+  assert pool.map([("kill once", [str(tmp_path / "file"), number]), ("square", 3)]) == ["right", 9]
+  assert not pool.failures
+  assert pool.retried == 1
+
+
+@pytest.mark.parametrize("number, reason, result", [
+    (signal.SIGKILL, "crash", "unknown"), (signal.SIGSTOP, "timeout", "unknown"),
+    (signal.SIGSEGV, "crash", "wrong")])
+def test_a_second_stop_leaves_an_item_unknown_and_a_crash_of_its_own_is_wrong(
+    make_pool, number, reason, result):
+  pool = make_pool(num_workers=1, timeout_seconds=0.3, on_stopped="unknown")
+  items = [("kill", number), ("square", 3)]
+  assert pool.map(items, on_failure="wrong") == [result, 9]
+  assert pool.failures == {reason: 1}
+
+
+def test_an_item_that_computes_too_long_is_not_tried_again(make_pool):
+  pool = make_pool(num_workers=1, timeout_seconds=0.5, on_stopped="unknown")
+  assert pool.map([("power", 9)], on_failure="wrong") == ["wrong"]
+  assert pool.retried == 0
+
+
+STARTS = """
+import os, signal
+
+starts = os.environ["STARTS"]
+with open(starts, "a") as f:
+  f.write(".")
+if os.path.getsize(starts) <= int(os.environ["BAD_STARTS"]):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+def double(item):
+  return 2 * item
+"""
+
+
+def killed_at_start(tmp_path, monkeypatch, times):
+  """A pool whose first workers are killed while they start."""
+  (tmp_path / "worker_starts.py").write_text(STARTS)
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+  monkeypatch.setenv("BAD_STARTS", str(times))
+  return workers.WorkerPool("worker_starts:double", num_workers=1)
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(tmp_path, monkeypatch):
+  pool = killed_at_start(tmp_path, monkeypatch, times=2)
+  assert pool.map([1, 2]) == [2, 4]
+  assert not pool.failures
+  pool.close()
+
+
+def test_workers_that_never_start_are_an_error(tmp_path, monkeypatch):
+  pool = killed_at_start(tmp_path, monkeypatch, times=100)
+  with pytest.raises(RuntimeError, match="died while starting .exit status -9., and so did all of 3"):
+    pool.map([1])
 
 
 def test_a_crashing_item_costs_itself_only(make_pool):

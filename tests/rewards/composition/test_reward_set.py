@@ -7,6 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from rl_reason.rewards.composition import abstention
 from rl_reason.rewards.composition import scoring as scoring_lib
 from rl_reason.rewards.composition import steps as steps_lib
 from rl_reason.rewards.composition.build import build_rewards
@@ -325,3 +326,125 @@ def test_a_set_may_be_made_directly():
   assert reward(STEPS)[0].tolist() == [0, 0, 2]
   with pytest.raises(ValueError, match="the weight nan"):
     Component("a", numbers, float("nan"))
+
+
+# --- What users write
+
+
+class Ends:
+  """A reward that ends the process where it is asked to."""
+
+  def __init__(self, *, at="call"):
+    self.end(at, "init")
+    self.at = at
+
+  def end(self, at, where):
+    if at == where:
+      raise SystemExit(0)
+
+  def __call__(self, samples):
+    self.end(self.at, "call")
+    return [1.0] * len(samples)
+
+  def check_references(self, references):
+    self.end(self.at, "check_references")
+    return [None] * len(references)
+
+  def state(self):
+    self.end(self.at, "state")
+    return {}
+
+  def restore(self, state):
+    self.end(self.at, "restore")
+
+  def metrics(self):
+    self.end(self.at, "metrics")
+    return {}
+
+
+@pytest.mark.parametrize("at, use", [
+    ("init", lambda rewards: None),
+    ("call", lambda rewards: rewards([sample()])),
+    ("check_references", lambda rewards: rewards.check_references(["1"])),
+    ("state", lambda rewards: rewards.state()),
+    ("restore", lambda rewards: rewards.restore({"mine": {}})),
+    ("metrics", lambda rewards: rewards.metrics())])
+def test_a_reward_that_ends_the_process_is_an_error_that_names_it(at, use):
+  spec = {"mine": {"function": f"{HERE}:Ends", "args": {"at": at}}}
+  with pytest.raises(ValueError, match=r"SystemExit\(0\) was raised by .*'mine'.*test_reward_set.py:"):
+    use(build_rewards(spec))
+
+
+def leaves(samples):
+  raise SystemExit(0)
+
+
+def test_an_early_reward_that_ends_the_process_is_an_error(monkeypatch):
+  monkeypatch.setattr(leaves, "per_sample", True, raising=False)
+  rewards = RewardSet([Component("mine", leaves)])
+  with contextlib.closing(scoring_lib.Scoring(rewards)) as scoring:
+    scoring.add([0], [sample()])
+    with pytest.raises(ValueError, match="SystemExit.0. was raised by the reward component 'mine'"):
+      scoring.finish([sample()])
+
+
+def test_ctrl_c_in_a_reward_stays_what_it_is():
+  def interrupted(samples):
+    raise KeyboardInterrupt
+  with pytest.raises(KeyboardInterrupt):
+    RewardSet([Component("mine", interrupted)])([sample()])
+
+
+def test_a_transform_that_raises_is_named():
+  def bad(rewards):
+    return [[10 ** 400] for _ in rewards]
+  rewards = RewardSet([Component("mine", numbers, args={"key": "a"}, transforms=(Transform("bad", bad),))])
+  with pytest.raises(OverflowError) as caught:
+    rewards([sample(a=1.0)])
+  assert caught.value.__notes__ == ["Raised by the transform 'bad' of the reward component 'mine'."]
+
+
+@pytest.mark.parametrize("output", [[10 ** 400], StepRewards([[10 ** 400]], [[0]])])
+def test_a_number_that_no_float_can_hold_names_the_component(output):
+  rewards = RewardSet([Component("mine", lambda samples: output)])
+  with pytest.raises(ValueError, match="The reward component 'mine' must return one number per sample"):
+    rewards([sample()])
+
+
+def test_a_weight_that_no_float_can_hold_is_refused():
+  with pytest.raises(ValueError, match="Reward 'boxed_format' has the weight 1000.*give a finite number"):
+    build_rewards({"boxed_format": 10 ** 400})
+
+
+class Keeps(Count):
+  """A transform whose state is not JSON."""
+
+  def state(self):
+    return {"seen": {1, 2}}
+
+
+def test_a_state_that_no_checkpoint_can_hold_names_its_owner():
+  spec = by("mine", "a", transforms=(f"{HERE}:Keeps",))
+  with pytest.raises(ValueError, match="state of the reward 'mine:0:.*Keeps' is not JSON .*set"):
+    build_rewards(spec).state()
+
+
+# --- Abstentions
+
+
+def test_an_abstention_counts_as_the_mean_of_the_rest_of_its_group():
+  def judge(samples):
+    return abstention.scores([s.metadata["score"] for s in samples])
+  samples = [sample(group=0, score=s) for s in (1.0, None, 0.0)] + [
+      sample(group=1, score=s) for s in (1.0, None)] + [sample(group=2, score=None)]
+  for early in (False, True):
+    judge.per_sample = early
+    with contextlib.closing(scoring_lib.Scoring(RewardSet([Component("mine", judge)]))) as scoring:
+      scoring.add([0, 2], [samples[0], samples[2]])
+      assert scoring.finish(samples).total.tolist() == [1, 0.5, 0, 1, 1, 0]
+
+
+def test_a_number_that_is_not_finite_is_no_abstention():
+  rewards = RewardSet([Component("mine", lambda samples: np.ma.masked_array([np.nan, 0.0], [False, True]))])
+  with pytest.raises(ValueError, match="'mine' returned nan for sample 0"):
+    rewards([sample(), sample()])
