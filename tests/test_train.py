@@ -203,31 +203,36 @@ def stop_at(process, workdir, stage, step, signal_number):
   return process.returncode, output
 
 
-def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(command, uninterrupted, tmp_path):
+# (stage, step, signal, what the stages' checkpoints then are); one is due every 2 steps. Tests of
+# random kills (tests/test_kills.py) interrupt every kind of stage at any moment.
+TWICE = [
+    ("sft", 3, signal.SIGKILL, {"sft": [2]}),
+    ("rl", 1, signal.SIGTERM, {"sft": [4, 5]})]
+OFTEN = [
+    ("sft", 1, signal.SIGKILL, {"sft": []}),  # Before the first checkpoint.
+    *TWICE,
+    ("rl", 5, signal.SIGKILL, {"sft": [4, 5]})]
+
+
+@pytest.mark.parametrize("interruptions", [TWICE, pytest.param(OFTEN, marks=pytest.mark.slow)],
+                         ids=["twice", "often"])
+def test_a_run_killed_again_and_again_equals_an_uninterrupted_one(
+    command, uninterrupted, tmp_path, interruptions):
   workdir = tmp_path / "killed"
   checkpoints = lambda stage: sorted(
       int(p.name) for p in (workdir / "checkpoints" / stage).iterdir() if p.name.isdigit())
-
-  # Before the first checkpoint (one is due every 2 steps), in the first stage after it, in the
-  # second stage.
-  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "sft", 1, signal.SIGKILL)
-  assert status == -signal.SIGKILL, output
-  assert checkpoints("sft") == []
-  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "sft", 3, signal.SIGKILL)
-  assert status == -signal.SIGKILL, output
-  assert checkpoints("sft") == [2]
-
-  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "rl", 1, signal.SIGTERM)
-  assert status == 143, output
-  assert "Stopped and saved: the same command continues." in output
-  stopped_at = checkpoints("rl")[-1]
-  assert stopped_at in (1, 2)  # The step that the signal found running was finished.
-
-  status, output = stop_at(command(workdir, step_seconds=0.4), workdir, "rl", 5, signal.SIGKILL)
-  assert status == -signal.SIGKILL, output
-  assert checkpoints("rl")[-1] == 4
   done = deterministic(uninterrupted)
-  assert deterministic(workdir) == done[:len(deterministic(workdir))]
+  for stage, step, number, kept in interruptions:
+    status, output = stop_at(command(workdir, step_seconds=0.4), workdir, stage, step, number)
+    assert {name: checkpoints(name) for name in kept} == kept
+    if number == signal.SIGKILL:
+      assert status == -signal.SIGKILL, output
+      continue
+    assert status == 143, output
+    assert "Stopped and saved: the same command continues." in output
+    # The step that the signal found running was finished.
+    assert checkpoints(stage)[-1] in (step, step + 1)
+    assert deterministic(workdir) == done[:len(deterministic(workdir))]
 
   process = command(workdir)
   output, _ = process.communicate(timeout=300)

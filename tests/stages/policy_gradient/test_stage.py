@@ -219,7 +219,8 @@ def test_importance_weights_of_another_sampler_by_hand(one, completions, monkeyp
 
 
 @pytest.mark.parametrize("minibatches, microbatches, rows, objective", [
-    (1, 1, (8, 8), "clipped"), (1, 2, (8, 16), "gspo"), (1, 2, (8, 16), "gmpo")])
+    (1, 1, (8, 8), "clipped"), (1, 2, (8, 16), "gspo"),
+    pytest.param(1, 2, (8, 16), "gmpo", marks=pytest.mark.slow)])
 def test_eight_devices_and_one_pack_and_update_alike(
     minibatches, microbatches, rows, objective, one, completions, monkeypatch):
   # On one device two rows a group. Eight devices share 8 rows of the four groups, or 8 of each two:

@@ -105,16 +105,21 @@ def test_pairs_are_learnt(context):
   assert std[0] > 0.3
 
 
+def slow(*case):
+  """A case that others come close to: each compiles an update and takes 10 s."""
+  return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("kind, fields, metric, target", [
     ("lists", dict(loss="listwise"), "accuracy", 0.85),
-    ("ratings", dict(loss="regression"), "error", 0.4),
+    slow("ratings", dict(loss="regression"), "error", 0.4),
     ("ratings", dict(loss="ordinal", levels=3), "accuracy", 0.8),
     ("attributes",
      dict(loss="regression", labels="attributes", attributes=("sevens", "length")), "error", 0.8),
     ("steps", dict(loss="binary", labels="steps", read="steps", separator=";"), "accuracy", 0.9),
-    ("steps", dict(loss="step_ranking", read="steps", separator=";"), "accuracy", 0.85),
-    ("steps", dict(loss="binary", labels="steps", read="tokens"), "accuracy", 0.7),
-    ("pairs", dict(read="tokens", aggregate="mean"), "accuracy", 0.9),
+    slow("steps", dict(loss="step_ranking", read="steps", separator=";"), "accuracy", 0.85),
+    slow("steps", dict(loss="binary", labels="steps", read="tokens"), "accuracy", 0.7),
+    slow("pairs", dict(read="tokens", aggregate="mean"), "accuracy", 0.9),
 ], ids=lambda x: "" if isinstance(x, (str, float)) else "-".join(map(str, x.values())))
 def test_every_kind_of_label_is_learnt(context, kind, fields, metric, target):
   before, after, _, _ = trained(context, section(kind, **fields))
