@@ -36,7 +36,7 @@ def make_environment(section: EnvironmentSection) -> BoundedEnvironment:
   naming.check_arguments(f"The environment {section.source!r}", make, section.args)
   return BoundedEnvironment(
       make(**section.args), section.max_turns, section.turn_tokens, section.answer_tokens,
-      name=section.source)
+      name=naming.path_of(section.source))
 
 
 def make_context(

@@ -12,6 +12,7 @@ from rl_reason.arrays import LearnerState
 from rl_reason.batches import demonstrations, packing
 from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.packing import split_microbatches
+from rl_reason.config import naming
 from rl_reason.config.checks import at_least, check_microbatches, one_of
 from rl_reason.learner import memory as learner_memory
 from rl_reason.learner.step import Learner, make_learner, make_update, run_update, Update
@@ -44,7 +45,7 @@ class Config:
     be among them.
   start: the stage whose policy it starts from (run.earlier).
   """
-  kind: str
+  kind: naming.Name
   num_steps: int
   batch_size: int
   max_completion_tokens: int

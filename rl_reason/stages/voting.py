@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 import numpy as np
 
+from rl_reason.config import naming
 from rl_reason.config.checks import at_least
 from rl_reason.evaluation import ranking
 from rl_reason.runtime import memory as memory_lib
@@ -40,7 +41,7 @@ class Config:
     of the votes; "": there is none.
   start: has no effect, for nothing is trained.
   """
-  kind: str
+  kind: naming.Name
   num_steps: int
   data: TaskSection
   members: tuple[str, ...]

@@ -37,7 +37,7 @@ class Rows:
 
 
 def jsonl(
-    path: str | Sequence[str], *, prompt: str = "", messages: str = "", reference: str = "",
+    path: row_files.Path, *, prompt: str = "", messages: str = "", reference: str = "",
     system: str = "", chat: bool = False, reference_pattern: str = "", solution: str = "",
     id: str = "", where: Mapping[str, Any] | None = None, drop_null: bool = False,
     unique: bool = False, rows: str = "", max_rows: int | None = None,
@@ -49,7 +49,8 @@ def jsonl(
   metadata.
 
   Args:
-    path: a file, a glob, or a list of these. Files of a glob come in sorted order.
+    path: a file, a glob, or a list of these. Files of a glob come in sorted order. From Python also
+      the rows themselves: a list, or a data set with indices, of mappings from columns to values.
     prompt: template of the prompt.
     messages: the column that holds a chat, a list of {"role": ..., "content": ...}; in place of
       prompt, system, examples and solution. The chat is the prompt up to where the assistant first
@@ -82,7 +83,7 @@ def jsonl(
 
 
 def parquet(
-    path: str | Sequence[str], *, prompt: str = "", messages: str = "", reference: str = "",
+    path: row_files.Path, *, prompt: str = "", messages: str = "", reference: str = "",
     system: str = "", chat: bool = False, reference_pattern: str = "", solution: str = "",
     id: str = "", where: Mapping[str, Any] | None = None, drop_null: bool = False,
     unique: bool = False, rows: str = "", max_rows: int | None = None,

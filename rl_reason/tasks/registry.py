@@ -32,7 +32,7 @@ class TaskSection:
   train: arguments of the training half; they win over `args`.
   heldout: arguments of the held-out half; they win over `args`.
   """
-  source: str
+  source: naming.Name
   args: Mapping[str, Any]
   train: Mapping[str, Any]
   heldout: Mapping[str, Any]
@@ -90,12 +90,12 @@ SOURCES: dict[str, Callable[..., Source]] = {
 
 
 def load_task(
-    source: str, arguments: Mapping[str, Any], train: Mapping[str, Any],
+    source: naming.Name, arguments: Mapping[str, Any], train: Mapping[str, Any],
     heldout: Mapping[str, Any]) -> Task:
   """Builds the two halves of a task from one source function.
 
   Args:
-    source: a name in SOURCES, or a dotted path "package.module:function".
+    source: a name in SOURCES, a dotted path "package.module:function", or the function itself.
     arguments: keyword arguments of both halves.
     train: further arguments of the training half; they win over `arguments`.
     heldout: further arguments of the held-out half, e.g. another path, `rows="90%:"` or
@@ -110,13 +110,13 @@ def load_task(
 
 
 def load_splits(
-    source: str, arguments: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]],
+    source: naming.Name, arguments: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Source]:
   """Builds one source per split, called with {**arguments, **splits[name]}.
 
   Raises: as `load_task`, but for shared prompts.
   """
-  function = naming.find("source", source, SOURCES)
+  function, source = naming.find("source", source, SOURCES), naming.path_of(source)
   calls = {split: {**arguments, **further} for split, further in splits.items()}
   for split, keywords in calls.items():
     # Check all of them before any reads a file.
