@@ -217,6 +217,7 @@ class Loop:
             self._halt(name, step, saved, halting)
 
       # ---- The loop ------------------------------------------------------------------------------
+      self.progress.compiling()
       while step < stage.num_steps:
         if self.owner is not None:
           self.owner.check()
