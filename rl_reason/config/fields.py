@@ -107,9 +107,9 @@ def paths(cls: type) -> list[str]:
   """Lists the fields of a dataclass and, by dotted names, those of the dataclasses in it."""
   out = []
   for name, hint in typing.get_type_hints(cls).items():
-    out += [
-        name,
-        *(f"{name}.{path}" for path in (paths(hint) if dataclasses.is_dataclass(hint) else ()))]
+    # The annotation of an optional section, `Section | None`, stands for the section.
+    section = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
+    out += [name, *(f"{name}.{path}" for path in (paths(section) if section else ()))]
   return out
 
 
