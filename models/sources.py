@@ -13,6 +13,7 @@ from absl import logging
 import jax
 from jaxtyping import PRNGKeyArray
 
+from rl_reason.config import naming
 from rl_reason.models import config as config_lib
 from rl_reason.models import pretrained, transformer
 from rl_reason.models import tokenizer as tokenizers
@@ -109,6 +110,6 @@ class Policy:
   dtype: of the computation; parameters, optimizer and softmax stay float32. bfloat16 pays on
     accelerators only.
   """
-  source: str
+  source: naming.Name
   args: Mapping[str, Any]
   dtype: Literal["float32", "bfloat16"] = "float32"

@@ -26,7 +26,7 @@ from rl_reason.evaluation.accuracy import check_verifier, evaluate
 from rl_reason.evaluation.accuracy import memory as evaluation_memory
 from rl_reason.reporting import plots, summary, whole_files
 from rl_reason.reporting.exits import CLOSED, StopRequest
-from rl_reason.reporting.metrics import MetricWriter, read_metrics
+from rl_reason.reporting.metrics import import_trackers, MetricWriter, read_metrics
 from rl_reason.reporting.progress import Progress
 from rl_reason.rewards.composition.monitors import Alarm, StoppedByMonitor
 from rl_reason.run import config as config_lib
@@ -68,6 +68,8 @@ def train(
   # All fields are checked here. A mistake in a late stage must not be found after hours of an early
   # one.
   run_config, sections = config_lib.check(config)
+  logged = run_config.logging
+  import_trackers(tensorboard=logged.tensorboard, wandb=bool(logged.wandb))
   folder = Workdir(whole_files.folder(workdir, "--workdir"))
   with (Progress(plain, enabled=sharding.is_main_process()) as progress,
         contextlib.ExitStack() as exits):
@@ -108,8 +110,8 @@ def train(
     # Only the main process writes: of several processes all compute the same metrics.
     exits.enter_context(context.partitioning.use())
     writer = exits.enter_context(MetricWriter(
-        folder.path, tensorboard=run_config.logging.tensorboard,
-        wandb=run_config.logging.wandb or None, enabled=sharding.is_main_process()))
+        folder.path, tensorboard=logged.tensorboard, wandb=logged.wandb or None,
+        enabled=sharding.is_main_process()))
     trace = exits.enter_context(Trace(run_config.logging.profile, folder.path, progress.note))
     stop = exits.enter_context(stop or StopRequest())
     loop = Loop(run_config, stages, claim, owner, writer, progress, trace, stop)
@@ -217,6 +219,7 @@ class Loop:
             self._halt(name, step, saved, halting)
 
       # ---- The loop ------------------------------------------------------------------------------
+      self.progress.compiling()
       while step < stage.num_steps:
         if self.owner is not None:
           self.owner.check()

@@ -31,13 +31,13 @@ def build_rewards(
 
   The fields of an entry:
 
-      function      a name in REWARDS or "package.module:function"; default: the key. A dotted path
-                    may name a class: it is made with `args`, and the object is called with the
-                    samples.
+      function      a name in REWARDS or "package.module:function", or the function itself; default:
+                    the key. It may be a class: it is made with `args`, and the object is called
+                    with the samples.
       args          arguments; default: none.
       weight        a number or the fields of a Schedule; default: 1.0.
-      transforms    names in TRANSFORMS or dotted paths, alone or as {"name": ...} beside their
-                    arguments, applied in this order.
+      transforms    names in TRANSFORMS, dotted paths or functions, alone or as {"name": ...} beside
+                    their arguments, applied in this order.
       gate          the fields of a Gate.
       trust         the fields of a Trust.
 
@@ -60,8 +60,12 @@ def build_rewards(
         f"rewards must map at least one name to a weight or a mapping, got {spec!r}: e.g."
         " {'math_answer': 1.0}.")
   components = []
-    # A number or a schedule is short for an entry that has only a weight.
   for name, entry in spec.items():
+    # A function is short for an entry that has only a function, and a number or a schedule for one
+    # that has only a weight.
+    naming.check_from_python(f"reward {name!r}", entry)
+    if callable(entry):
+      entry = {"function": entry}
     if not hasattr(entry, "items") or "schedule" in entry:
       entry = {"weight": entry}
     for field in entry:
@@ -113,12 +117,12 @@ def _transforms(name: str, entries: Any) -> tuple[Transform, ...]:
           f" 0.0}}, with its arguments beside the name.")
     path = args.pop("name")
     function, args = _made(f"Reward {name!r}: transform", "transform", path, args, TRANSFORMS)
-    made.append(Transform(path, function, args))
+    made.append(Transform(naming.path_of(path), function, args))
   return tuple(made)
 
 
 def _made(
-    what: str, kind: str, path: str, args: Mapping[str, Any], registry: Mapping[str, Any],
+    what: str, kind: str, path: naming.Name, args: Mapping[str, Any], registry: Mapping[str, Any],
     handed: Mapping[str, Any] = {},
 ) -> tuple[Any, Mapping[str, Any]]:
   """Makes a function and the arguments of its calls; of a class, an object and no arguments.
@@ -126,13 +130,13 @@ def _made(
   Args:
     what: names the reward or transform in errors.
     kind: "reward", "transform" or the like, for errors.
-    path: a key of the registry, or a dotted path.
+    path: a key of the registry, a dotted path, or the function or class itself.
     args: from the config.
     registry: known functions and classes.
     handed: name -> what a parameter of this name gets, which no config can give; None: it is not
       available here.
   """
-  function = naming.find(kind, path, registry)
+  function, path = naming.find(kind, path, registry), naming.path_of(path)
   is_class = inspect.isclass(function)  # Then the samples, or values, come later, to its objects.
   given = {"groups": []} if getattr(function, "sees_groups", False) and not is_class else {}
 

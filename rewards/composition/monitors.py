@@ -8,6 +8,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
+import inspect
 from typing import Any
 
 import numpy as np
@@ -320,7 +321,8 @@ def build_monitors(
        "gamed": {"monitor": "divergence", "action": "stop", "window": 50,
                  "args": {"learned": "reward/helpful", "verifier": "reward/math_answer"}}}
 
-  "monitor" (default: the key) is a name in MONITORS. "threshold" and "window", in steps, default to
+  "monitor" (default: the key) is a name in MONITORS, or a dotted path to a Kind or to a function from
+  Series to a number, or the thing itself; a function needs a "threshold". "threshold" and "window", in steps, default to
   the kind's. "action" is "warn" (default) or "stop". "args" are the metrics to read, by role, and
   arguments of the measure.
 
@@ -331,6 +333,35 @@ def build_monitors(
   Raises: ValueError for unknown names, fields, metrics of rewards, and values out of range.
   """
   return Monitors([_monitor(name, entry, rewards) for name, entry in spec.items()])
+
+
+def _kind(what: str, name: naming.Name, entry: Mapping[str, Any]) -> Kind:
+  """Finds a kind of monitor, or makes one of a measure that is the user's own.
+
+  Raises: ValueError for an unknown name, and for a measure whose entry has no threshold.
+  """
+  own = not isinstance(name, str) or ":" in name
+  if not own and name not in MONITORS:
+    naming.check_from_python("monitor", name)
+    raise ValueError(
+        f"{what}: unknown monitor {name!r}.{naming.did_you_mean(name, MONITORS)} Known:"
+        f" {', '.join(MONITORS)}; your own is named by a dotted path, package.module:function.")
+  if isinstance(name, Kind):
+    return name
+  found = naming.find("monitor", name, MONITORS, of=object)
+  if isinstance(found, Kind):
+    return found
+  if not callable(found):
+    raise ValueError(f"{what}: {name!r} is no function of Series, and no Kind.")
+  if "threshold" not in entry:
+    raise ValueError(
+        f"{what} measures with the function {naming.path_of(name)}, which brings no threshold: set"
+        " the monitor's field threshold.")
+  # What has no default is a metric's Series, whose metric the config says.
+  metrics = {p.name: "" for p in inspect.signature(found).parameters.values()
+             if p.default is p.empty}
+  cause = (inspect.getdoc(found) or "Your own measure.").split("\n")[0]
+  return Kind(found, metrics, 0.0, 10, cause, "look at samples/")
 
 
 def _monitor(name: str, entry: Any, rewards: Collection[str]) -> Monitor:
@@ -345,11 +376,7 @@ def _monitor(name: str, entry: Any, rewards: Collection[str]) -> Monitor:
           f"{what} has an unknown field {field!r}.{naming.did_you_mean(field, FIELDS)} Its fields:"
           f" {', '.join(FIELDS)}; metrics go into \"args\".")
   kind_name = entry.get("monitor", name)
-  if kind_name not in MONITORS:
-    raise ValueError(
-        f"{what}: unknown monitor {kind_name!r}.{naming.did_you_mean(kind_name, MONITORS)} Known:"
-        f" {', '.join(MONITORS)}.")
-  kind = MONITORS[kind_name]
+  kind = _kind(what, kind_name, entry)
   threshold, window = entry.get("threshold", kind.threshold), entry.get("window", kind.window)
   if not is_number(threshold):
     raise ValueError(f"{what} has threshold={threshold!r}: give a finite number.")

@@ -98,6 +98,15 @@ def number(kind: type, at_least: float) -> Callable[[str], Any]:
   return parse
 
 
+def says_what_to_install(error: ImportError) -> bool:
+  """Tells whether an error is about an optional package, and the user can cure it by its words.
+
+  Such are ours, and those of libraries that import lazily ("Please install gcsfs ..."). Any other
+  ImportError is a fault of the code or of an installation.
+  """
+  return "install" in str(error)
+
+
 @contextlib.contextmanager
 def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
   """Ends the command with one line for an error that the user can cure, with the status 1.
@@ -109,8 +118,9 @@ def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
   """
   try:
     yield
-  except (ValueError, OSError, *kinds) as error:
-    if os.environ.get("RL_REASON_TRACEBACK"):
+  except (ValueError, OSError, ImportError, *kinds) as error:
+    if os.environ.get("RL_REASON_TRACEBACK") or (
+        isinstance(error, ImportError) and not says_what_to_install(error)):
       raise
     # An error's notes name the part that it comes from.
     raise SystemExit(" ".join([f"Error: {error}", *getattr(error, "__notes__", ())])) from error

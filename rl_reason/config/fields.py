@@ -73,9 +73,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
       raise ValueError(f"{path} must be one of {', '.join(map(repr, arguments))}, got {value!r}."
                        f"{naming.did_you_mean(value, arguments)}")
     return value
+  # A name, or from Python the thing itself. Which kind of thing it must be, its finder knows.
+  if hint == naming.Name and (callable(value) or dataclasses.is_dataclass(value)):
+    return value
   # X | None: the fields here never unite more than one type with None.
   if origin in (typing.Union, types.UnionType):
-    return None if value is None else _convert(
+    return None if value is None and hint != naming.Name else _convert(
         next(a for a in arguments if a is not type(None)), value, path)
   # A tuple comes as a list where the config was read from JSON. A string is a Sequence too, and
   # ("rl") in place of ("rl",) is the usual mistake.
@@ -104,9 +107,9 @@ def paths(cls: type) -> list[str]:
   """Lists the fields of a dataclass and, by dotted names, those of the dataclasses in it."""
   out = []
   for name, hint in typing.get_type_hints(cls).items():
-    out += [
-        name,
-        *(f"{name}.{path}" for path in (paths(hint) if dataclasses.is_dataclass(hint) else ()))]
+    # The annotation of an optional section, `Section | None`, stands for the section.
+    section = next((t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)), None)
+    out += [name, *(f"{name}.{path}" for path in (paths(section) if section else ()))]
   return out
 
 

@@ -5,12 +5,22 @@ The errors suggest the closest known name.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 import difflib
+import functools
 import importlib
+import importlib.util
 import inspect
+import sys
 from typing import Any
 
 from rl_reason.config import annotations
 from rl_reason.config.moved import moved_module
+
+# What a field holds that chooses something: a name of a registry or a dotted path; or, where the
+# library is called from Python, the thing itself.
+Name = str | Callable[..., Any]
+
+# How the description ends of what has no dotted path (config.recorded).
+FROM_PYTHON = ", given from Python>"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -58,16 +68,59 @@ def arm_and_size(
   return known[argument]
 
 
-def find(what: str, name: str, registry: Mapping[str, Any], *, of: type | None = None) -> Any:
+def path_of(thing: Any) -> str:
+  """Names a thing that a config holds in place of its name, for records and errors.
+
+  Returns: a dotted path at which `find` finds it, if there is one; else a description that is the
+    same in every process.
+  """
+  if isinstance(thing, str):
+    return thing
+  inner = thing.func if isinstance(thing, functools.partial) else thing
+  named = inner if hasattr(inner, "__qualname__") else type(inner)
+  module, name = getattr(named, "__module__", None) or "builtins", named.__qualname__
+  found = getattr(sys.modules.get(module), name, None)
+  # What a script or a notebook defines is in no module that another process could import.
+  if found is thing and module != "__main__" and importable(module):
+    return f"{module}:{name}"
+  what = "partial of " * (inner is not thing) + "object of " * (named is not inner)
+  return f"<{what}{module}.{name}{FROM_PYTHON}"
+
+
+def importable(module: str) -> bool:
+  """Tells whether another process can import a module that this one has loaded."""
+  try:
+    return importlib.util.find_spec(module) is not None
+  except (ImportError, ValueError, AttributeError):  # As for a module that is no file's.
+    return False
+
+
+def check_from_python(what: str, text: Any) -> None:
+  """Checks that a text is not what a record holds in place of a Python object.
+
+  Raises: ValueError that says so.
+  """
+  if isinstance(text, str) and text.endswith(FROM_PYTHON):
+    raise ValueError(
+        f"The {what} of this run is {text}: no other process can find it. Go on with the run from"
+        " Python, with the same object in its config; or name it by a dotted path from the first"
+        " call on.")
+
+
+def find(what: str, name: Name, registry: Mapping[str, Any], *, of: type | None = None) -> Any:
   """Finds the registry's entry, or the object at "package.module:attribute".
 
   Args:
     what: the kind of thing, for errors, e.g. "policy source".
-    name: a name in the registry, or a dotted path.
+    name: a name in the registry, or a dotted path. The object itself is returned as it is.
     registry: name -> object.
     of: the class that the object must have; None: it must be callable.
   Raises: ValueError that lists the known names, or says which part of the path is missing.
   """
+  # The thing itself.
+  if callable(name) if of is None else isinstance(name, of) and not isinstance(name, str):
+    return name
+  check_from_python(what, name)
   # A name of the registry.
   if isinstance(name, str) and name in registry:
     return registry[name]

@@ -77,8 +77,8 @@ class MetricWriter:
     if not enabled:
       return
     # Packages are imported before the folder is made: an error leaves nothing behind.
-    tensorboard_module = _import_extra("tensorboardX", "tensorboard") if tensorboard else None
-    wandb_module = _import_extra("wandb", "wandb") if wandb is not None else None
+    tensorboard_module, wandb_module = import_trackers(
+        tensorboard=tensorboard, wandb=wandb is not None)
     # A plain Path, where the folder is on a disk, tells users more than epath's does.
     self._workdir = epath.Path(workdir) if is_url(workdir) else Path(workdir)
     self._workdir.mkdir(parents=True, exist_ok=True)
@@ -378,6 +378,18 @@ def _number(key: str, value: Any) -> int | float:
         f"metric {key!r} must be one real number, got {value!r} of shape {array.shape} and type"
         f" {array.dtype}. Reduce it, e.g. to its mean, before writing.")
   return int(array) if array.dtype.kind in "iub" else float(array)
+
+
+def import_trackers(
+    *, tensorboard: bool, wandb: bool) -> tuple[ModuleType | None, ModuleType | None]:
+  """Imports the packages of the trackers that are asked for, None for the others.
+
+  A run does so before its devices work: a package that is not there is no reason to wait.
+
+  Raises: ModuleNotFoundError, which says how to install a package that is not there.
+  """
+  return (_import_extra("tensorboardX", "tensorboard") if tensorboard else None,
+          _import_extra("wandb", "wandb") if wandb else None)
 
 
 def _import_extra(package: str, extra: str) -> ModuleType:

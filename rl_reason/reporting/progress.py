@@ -9,6 +9,7 @@ interpret.
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import math
 import sys
@@ -17,6 +18,8 @@ from typing import Any, Self, TextIO
 import unicodedata
 
 from rich import cells, console, live, panel, progress_bar, spinner, table, text
+
+from rl_reason.reporting.terminal import without_echoed_keys
 
 # Metric -> label; a label with {} is a template around the number. Metrics that a stage does not
 # report are skipped.
@@ -78,12 +81,14 @@ class Progress:
         tuple(headline), seconds_between_lines, clock)
     self._stage: _Stage | None = None
     self._live: live.Live | None = None
+    self._exits = contextlib.ExitStack()
     # Whether nobody reads the lines any more, as after `| head`.
     self.closed = False
     self._spinner = spinner.Spinner("line")
 
   def __enter__(self) -> Self:
     if self._enabled and not self._plain:
+      self._exits.enter_context(without_echoed_keys(self._stream))
       self._live = live.Live(
           console=self._console, get_renderable=self._panel, refresh_per_second=4, transient=True)
       self._live.start()
@@ -94,6 +99,7 @@ class Progress:
     if self._live is not None:
       self._live.stop()  # Gives the cursor back, also when training failed.
       self._live = None
+    self._exits.close()
 
   def stage(self, name: str, num_steps: int, start_step: int = 0) -> None:
     """Begins a stage of `num_steps` updates.
@@ -112,7 +118,20 @@ class Progress:
           f" {name!r}. Raise the stage's number of steps, or resume from an earlier checkpoint.")
     self._finish_stage()
     self._stage = _Stage(
-        name=self._clean(name), num_steps=num_steps, step=start_step, started=self._clock())
+        name=self._clean(name), num_steps=num_steps, step=start_step, started=self._clock(),
+        start_step=start_step)
+
+  def compiling(self) -> None:
+    """Says that the step which begins compiles its programs first, until it is done.
+
+    Minutes may pass without a word else, and nothing is known of the time that steps take.
+    """
+    stage = self._stage
+    if self._enabled and stage is not None and not stage.marks:
+      stage.compiling = True
+      if self._plain:
+        self._print(self._clean(
+            f"{stage.name} {stage.step}/{stage.num_steps}  compiling: the first step takes longer"))
 
   def update(self, step: int, values: Mapping[str, float], sample: str | None = None) -> None:
     """Shows a step's metrics; several calls for one step add up.
@@ -133,8 +152,11 @@ class Progress:
           " num_steps) first.")
     now = self._clock()
     stage.step = step
-    if not stage.marks or stage.marks[-1][0] != step:
+    # What comes before the first step, as an evaluation, is no step: the time from there to the
+    # first step's end is mostly compilation.
+    if step > stage.start_step and (not stage.marks or stage.marks[-1][0] != step):
       stage.marks.append((step, now))
+      stage.compiling = False
     shown = {key: values[key] for key, _ in self._headline if key in values}
     # A new dict, because the panel's thread may be reading the old one.
     stage.values = {**stage.values, **shown}
@@ -247,6 +269,7 @@ class Progress:
             _format(stage.values[key]), style="bold")
         metrics.append(self._clean(after), style="dim").append("   ")
     seconds_left = stage.seconds_left()
+    left = "--:--" if seconds_left is None else _duration(seconds_left)
     bar = table.Table.grid(padding=(0, 1), expand=True)
     bar.add_column()
     bar.add_column(ratio=1)
@@ -256,7 +279,7 @@ class Progress:
         progress_bar.ProgressBar(
             total=max(stage.num_steps, 1), completed=min(stage.step, stage.num_steps)),
         text.Text(f"{stage.step}/{stage.num_steps}  {_duration(self._clock() - stage.started)}"
-                  f"  eta {'--:--' if seconds_left is None else _duration(seconds_left)}"))
+                  f"  {'compiling' if stage.compiling else f'eta {left}'}"))
     body = [metrics, bar] if stage.values else [bar]
     if stage.sample is not None:
       body += [text.Text("latest sample", style="dim"), text.Text(stage.sample, overflow="fold")]
@@ -272,7 +295,9 @@ class _Stage:
   num_steps: updates of the whole stage.
   step: updates completed.
   started: time at which the stage began, seconds of the clock.
-  marks: (step, seconds) at the first update of each recent step.
+  start_step: updates completed when it began.
+  compiling: whether the first step compiles its programs.
+  marks: (step, seconds) at the first update of each recent step that was made since it began.
   values: the last value of each headline metric.
   unprinted: headline values that no plain line has shown yet; None where no update came since the
     last line.
@@ -283,6 +308,8 @@ class _Stage:
   num_steps: int
   step: int
   started: float
+  start_step: int = 0
+  compiling: bool = False
   marks: collections.deque[tuple[int, float]] = dataclasses.field(
       default_factory=lambda: collections.deque(maxlen=_RATE_STEPS + 1))
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)

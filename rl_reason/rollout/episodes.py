@@ -15,6 +15,7 @@ import numpy as np
 
 from rl_reason.arrays import Inputs
 from rl_reason.batches.prompts import pad_rows
+from rl_reason.config import naming
 from rl_reason.config.checks import at_least
 from rl_reason.models.config import ModelConfig
 from rl_reason.models.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ class EnvironmentSection:
   answer_tokens: most tokens of each answer; further tokens are dropped.
   args: arguments of the source.
   """
-  source: str
+  source: naming.Name
   max_turns: int
   turn_tokens: int
   answer_tokens: int

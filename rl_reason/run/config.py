@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import inspect
-import json
 import os
 from pathlib import Path
 import traceback
@@ -19,6 +18,7 @@ from ml_collections import config_flags
 import rl_reason
 from rl_reason.config import checks, naming
 from rl_reason.config import fields as config_lib
+from rl_reason.config import recorded as recorded_lib
 from rl_reason.config.checks import at_least
 from rl_reason.evaluation.accuracy import Evaluation
 from rl_reason.models.sources import Policy
@@ -217,7 +217,7 @@ def _stage_names(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns a run's config with all its optional fields, as plain data."""
-  return json.loads(filled(config.copy_and_resolve_references()).to_json_best_effort())
+  return recorded_lib.plain(filled(config.copy_and_resolve_references()))
 
 
 def recorded(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ def make_environment(section: EnvironmentSection) -> BoundedEnvironment:
   naming.check_arguments(f"The environment {section.source!r}", make, section.args)
   return BoundedEnvironment(
       make(**section.args), section.max_turns, section.turn_tokens, section.answer_tokens,
-      name=section.source)
+      name=naming.path_of(section.source))
 
 
 def make_context(
@@ -73,7 +73,8 @@ def make_context(
   # encoding them here finds one that is too long before any training. Training prompts are checked
   # when they are drawn: there may be too many to read first.
   section, sampling = config.task, config.evaluation.sampling
-  task = load_task(section.source, section.args, section.train, section.heldout)
+  task = load_task(
+      section.source, section.args, section.train, section.heldout, section.shared_prompts)
   context.sampler.check(sampling, "config.evaluation")
   count = min(config.evaluation.num_problems, len(task.heldout))
   context.sampler.encode([task.heldout[i] for i in range(count)], bucket=1)

@@ -9,7 +9,7 @@ from typing import NoReturn
 from absl import flags, logging
 import jax
 
-from rl_reason.config.command_line import Parser
+from rl_reason.config.command_line import Parser, says_what_to_install
 from rl_reason.reporting import exits, whole_files
 from rl_reason.rewards.composition.monitors import StoppedByMonitor
 from rl_reason.run import config as config_lib
@@ -38,15 +38,17 @@ def start() -> None:
 def errors_in_one_line():
   """Ends the command with one line for an error that the user can cure.
 
-  These are ValueError, OSError, FloatingPointError, StoppedByMonitor, and a device's memory that
-  ran out. Other errors are faults of the code and keep their traceback. RL_REASON_TRACEBACK=1 in
+  These are ValueError, OSError, FloatingPointError, StoppedByMonitor, a device's memory that ran
+  out, and an optional package that is not installed. Other errors are faults of the code and keep their traceback. RL_REASON_TRACEBACK=1 in
   the environment shows the traceback of every error.
   """
   try:
     yield
     if peers.watched():
       peers.watched().end()
-  except (ValueError, OSError, FloatingPointError, StoppedByMonitor) as error:
+  except (ValueError, OSError, FloatingPointError, StoppedByMonitor, ImportError) as error:
+    if isinstance(error, ImportError) and not says_what_to_install(error):
+      raise
     if isinstance(error, BrokenPipeError) and exits.stdout_is_closed():
       raise  # No error: nobody reads on, and the command ends quietly (reporting.exits).
     if os.environ.get("RL_REASON_TRACEBACK"):

@@ -19,6 +19,7 @@ from etils import epath
 import ml_collections
 
 from rl_reason.config import fields as config_lib
+from rl_reason.config.recorded import plain
 from rl_reason.reporting.metrics import FILE_NAME
 from rl_reason.reporting.whole_files import write_whole
 from rl_reason.run.layout import check_layout
@@ -157,13 +158,14 @@ def set_values(section: ml_collections.ConfigDict, values: Mapping[str, Any]) ->
         with section.ignore_type():
           section[name] = ml_collections.ConfigDict()
       set_values(section[name], value)
-    elif name not in section or _plain(section[name]) != value:
+    elif name not in section or value not in (
+        plain({name: section[name]})[name], _as_before(section[name])):
       with section.ignore_type():
         section[name] = _with_tuples(value)
 
 
-def _plain(value: Any) -> Any:
-  """Returns a config's value as JSON holds it."""
+def _as_before(value: Any) -> Any:
+  """Returns what records of before functions had dotted paths in them hold."""
   return json.loads(ml_collections.ConfigDict({"value": value}).to_json_best_effort())["value"]
 
 

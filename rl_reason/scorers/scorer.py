@@ -8,7 +8,7 @@ import dataclasses
 import datetime
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,11 @@ class Scorer:
 
     Raises: ValueError where the model is not read there.
     """
+    for prompt, given in rows:
+      if isinstance(given, str):  # Its characters would be taken for responses.
+        raise ValueError(
+            f"responses must be a list of texts, got {given[:120]!r} to the prompt"
+            f" {str(prompt)[:80]!r}: for one response write [text].")
     read = read or self.reads[0]
     if read not in self.reads:
       raise ValueError(
@@ -147,7 +152,17 @@ class Scorer:
 
   def totals(
       self, texts: Sequence[tuple[str | Sequence[Message], str]]) -> Float[np.ndarray, "N A"]:
-    """Computes one score of each response to its prompt."""
+    """Computes one score of each response to its prompt.
+
+    Args:
+      texts: (prompt, response) pairs; a prompt is a text or chat messages.
+
+    Raises: ValueError for an entry that is no such pair.
+    """
+    if not texts:
+      return np.zeros((0, len(self.outputs)), np.float32)
+    for i, pair in enumerate(texts):
+      _check_pair(pair, i)
     return np.stack([
         row.totals[0]
         for row in self(self.encode_rows([(prompt, [text]) for prompt, text in texts]))])
@@ -202,6 +217,16 @@ class Scorer:
     return dataclasses.replace(
         self.layout, max_prompt_tokens=room(self.layout.max_prompt_tokens, prompt),
         max_response_tokens=room(self.layout.max_response_tokens, response))
+
+
+def _check_pair(pair: Any, index: int) -> None:
+  """Raises: ValueError for what is no pair of a prompt and a response."""
+  # A text of two characters can be unpacked too, and is no pair.
+  if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(
+      isinstance(part, (str, list, tuple)) for part in pair):
+    raise ValueError(
+        f"texts[{index}] must be a pair (prompt, response), got {str(pair)[:120]!r}: a response is"
+        ' scored as the answer to its prompt. Write totals([("2+2=", "4")]).')
 
 
 @functools.partial(jax.jit, static_argnames="how")

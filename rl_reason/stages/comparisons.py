@@ -1,7 +1,6 @@
 """Reads and batches comparisons, and estimates memory, for the stages that learn from them."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 from typing import Protocol
 
 from absl import logging
@@ -19,7 +18,7 @@ from rl_reason.learner.step import Update
 from rl_reason.runtime import memory as memory_lib
 from rl_reason.stages.base import first_rows
 from rl_reason.stages.context import Context
-from rl_reason.tasks.registry import load_task, TaskSection
+from rl_reason.tasks.registry import load_task, Selected, TaskSection
 from rl_reason.types import Comparison, Source, Task
 
 
@@ -153,7 +152,7 @@ class Reader:
 
   def _load(self) -> Task:
     data = self._section.data
-    return load_task(data.source, data.args, data.train, data.heldout)
+    return load_task(data.source, data.args, data.train, data.heldout, data.shared_prompts)
 
   def _good_rows(self, source: Source, *, tell: bool = False) -> Source:
     good, complaints = [], []
@@ -168,7 +167,7 @@ class Reader:
     if complaints and tell:
       logging.warning("%d of %d comparisons are left out. The first: %s",
                       len(complaints), len(source), complaints[0])
-    return Selected(source, tuple(good))
+    return Selected(source, np.array(good))
 
   def memory(self, state_shape: LearnerState) -> list[memory_lib.Part]:
     """Estimates what a device needs for the update. Rows are taken for pairs; lists need more."""
@@ -179,20 +178,3 @@ class Reader:
         state_shape, microbatches=self.microbatches) + learner_memory.update_parts(
             self._context.policy.config, self._context.partitioning, batch,
             dtype=self._context.dtype, remat=self._section.learner.remat)
-
-
-@dataclasses.dataclass(frozen=True)
-class Selected:
-  """Picks some rows of a source.
-
-  source: all rows.
-  indices: of the rows that are picked, in order.
-  """
-  source: Source
-  indices: tuple[int, ...]
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, index: int) -> Comparison:
-    return self.source[self.indices[index]]

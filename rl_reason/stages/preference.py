@@ -84,7 +84,7 @@ class Config:
   heldout_rows: as in stages.reward_model.
   start: the stage whose policy it starts from (run.earlier).
   """
-  kind: str
+  kind: naming.Name
   num_steps: int
   batch_size: int
   max_response_tokens: int

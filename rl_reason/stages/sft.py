@@ -12,6 +12,7 @@ from rl_reason.arrays import LearnerState
 from rl_reason.batches import demonstrations, packing
 from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.packing import split_microbatches
+from rl_reason.config import naming
 from rl_reason.config.checks import at_least, check_microbatches, one_of
 from rl_reason.learner import memory as learner_memory
 from rl_reason.learner.step import Learner, make_learner, make_update, run_update, Update
@@ -24,8 +25,14 @@ from rl_reason.stages.adapters import merging_memory, trained_policy, with_adapt
 from rl_reason.stages.base import first_rows, Kind, Stage, StepResult, Trained
 from rl_reason.stages.context import Context
 from rl_reason.tasks import pipeline
-from rl_reason.tasks.registry import check_disjoint, load_splits, load_task, TaskSection
-from rl_reason.types import Params, Source
+from rl_reason.tasks.registry import (
+    check_disjoint,
+    load_splits,
+    load_task,
+    TaskSection,
+    without_heldout,
+)
+from rl_reason.types import Params, Source, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Config:
     be among them.
   start: the stage whose policy it starts from (run.earlier).
   """
-  kind: str
+  kind: naming.Name
   num_steps: int
   batch_size: int
   max_completion_tokens: int
@@ -74,8 +81,8 @@ def check(config: Config, context: Context, name: str) -> None:
     long. For data of its own also as load_task, and for problems that the run holds out.
   """
   if config.data is not None:
-    own = load_task(config.data.source, config.data.args, config.data.train, config.data.heldout)
-    if context.task is not None:
+    own = _load(config.data)
+    if context.task is not None and config.data.shared_prompts == "error":
       check_disjoint(own.train, context.task.heldout)
   rows = first_rows(solutions(config, context))
   size = context.max_prompt_tokens + config.max_completion_tokens
@@ -92,9 +99,17 @@ def check(config: Config, context: Context, name: str) -> None:
 
 def solutions(config: Config, context: Context) -> Source:
   """Loads the problems to learn from, which `check` has compared with those held out."""
-  if config.data is None:
+  data = config.data
+  if data is None:
     return context.task.train
-  return load_splits(config.data.source, config.data.args, {"train": config.data.train})["train"]
+  if data.shared_prompts == "error":
+    return load_splits(data.source, data.args, {"train": data.train})["train"]
+  train = _load(data).train
+  return train if context.task is None else without_heldout(train, context.task.heldout)
+
+
+def _load(data: TaskSection) -> Task:
+  return load_task(data.source, data.args, data.train, data.heldout, data.shared_prompts)
 
 
 def trained(config: Config, context: Context, name: str) -> Trained:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Float
 import numpy as np
 
+from rl_reason.config import naming, recorded
 from rl_reason.config.checks import at_least
 from rl_reason.evaluation import ranking
 from rl_reason.runtime import memory as memory_lib
@@ -40,7 +41,7 @@ class Config:
     of the votes; "": there is none.
   start: has no effect, for nothing is trained.
   """
-  kind: str
+  kind: naming.Name
   num_steps: int
   data: TaskSection
   members: tuple[str, ...]
@@ -194,14 +195,26 @@ class InOrder:
 
 
 def _pairs(config: Config) -> Source:
-  return _read(json.dumps(dataclasses.asdict(config.data), sort_keys=True))
+  return _read(_Data(json.dumps(recorded.plain(vars(config.data)), sort_keys=True), config.data))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+  """Names data so that it can be looked up: two of equal names are equal.
+
+  name: the section as its record holds it.
+  section: the section itself, which may hold functions and rows.
+  """
+  name: str
+  section: TaskSection = dataclasses.field(compare=False)
 
 
 # A stage's shapes, which depend on the number of pairs, are asked for many times.
 @functools.lru_cache(maxsize=2)
-def _read(data: str) -> Source:
+def _read(data: _Data) -> Source:
+  section = data.section
   return load_task(
-      *(json.loads(data)[field] for field in ("source", "args", "train", "heldout"))).train
+      section.source, section.args, section.train, section.heldout, section.shared_prompts).train
 
 
 def _check_pair(row: Comparison, config: Config) -> None:

@@ -37,7 +37,7 @@ class Rows:
 
 
 def jsonl(
-    path: str | Sequence[str], *, prompt: str = "", messages: str = "", reference: str = "",
+    path: row_files.Path, *, prompt: str = "", messages: str = "", reference: str = "",
     system: str = "", chat: bool = False, reference_pattern: str = "", solution: str = "",
     id: str = "", where: Mapping[str, Any] | None = None, drop_null: bool = False,
     unique: bool = False, rows: str = "", max_rows: int | None = None,
@@ -49,7 +49,8 @@ def jsonl(
   metadata.
 
   Args:
-    path: a file, a glob, or a list of these. Files of a glob come in sorted order.
+    path: a file, a glob, or a list of these. Files of a glob come in sorted order. From Python also
+      the rows themselves: a list, or a data set with indices, of mappings from columns to values.
     prompt: template of the prompt.
     messages: the column that holds a chat, a list of {"role": ..., "content": ...}; in place of
       prompt, system, examples and solution. The chat is the prompt up to where the assistant first
@@ -82,7 +83,7 @@ def jsonl(
 
 
 def parquet(
-    path: str | Sequence[str], *, prompt: str = "", messages: str = "", reference: str = "",
+    path: row_files.Path, *, prompt: str = "", messages: str = "", reference: str = "",
     system: str = "", chat: bool = False, reference_pattern: str = "", solution: str = "",
     id: str = "", where: Mapping[str, Any] | None = None, drop_null: bool = False,
     unique: bool = False, rows: str = "", max_rows: int | None = None,
@@ -133,7 +134,7 @@ class RowMapping:
           " prompt='{question}', or the column of a chat with messages='messages'.")
     columns = {}
     for name in ("prompt", "reference", "solution", "id"):
-      columns[name] = _template_columns(name, getattr(self, name))
+      columns[name] = template_columns(name, getattr(self, name))
     columns["messages"] = (self.messages,) if self.messages else ()
     if not columns["prompt"] and not self.messages:
       raise ValueError(
@@ -173,12 +174,7 @@ class RowMapping:
     Raises: ValueError.
     """
     for argument, named in self._columns.items():
-      for column in named:
-        if column not in columns:
-          raise ValueError(
-              f"{where} has no column {column!r}, which {argument}={getattr(self, argument)!r}"
-              f" names.{naming.did_you_mean(column, columns)} Its columns:"
-              f" {', '.join(map(str, columns))}.")
+      check_columns(argument, getattr(self, argument), named, columns, where)
 
   def problem(self, row: Mapping[str, Any], index: int, where: str) -> Problem:
     """Makes a Problem of a row.
@@ -228,15 +224,44 @@ class RowMapping:
 
   def _fill(self, argument, row, where):
     """Fills in the template of an argument. Raises: ValueError where the row does not allow it."""
-    template = getattr(self, argument)
-    try:
-      return _FORMATTER.vformat(template, (), row)
-    except (KeyError, IndexError, AttributeError, ValueError, TypeError, OverflowError) as error:
+    return fill(argument, getattr(self, argument), row, where)
+
+
+def check_columns(
+    argument: str, template: str, named: Sequence[str], columns: Sequence[str], where: str,
+) -> None:
+  """Checks that the columns which a template names are there.
+
+  Args:
+    argument: the template's name, for the error.
+    template: the template.
+    named: the columns that it names (template_columns).
+    columns: those that there are.
+    where: names their place in the error.
+
+  Raises: ValueError.
+  """
+  for column in named:
+    if column not in columns:
       raise ValueError(
-          f"{where}: the template {argument}={template!r} cannot be filled in:"
-          f" {type(error).__name__}: {error}. The"
-          f" values: {str({c: row[c] for c in self._columns[argument]})[:300]}. Correct the row or"
-          " the template.") from error
+          f"{where} has no column {column!r}, which {argument}={template!r}"
+          f" names.{naming.did_you_mean(column, columns)} Its columns:"
+          f" {', '.join(map(str, columns))}.")
+
+
+def fill(argument: str, template: str, row: Mapping[str, Any], where: str) -> str:
+  """Fills a template in with a row's columns.
+
+  Raises: ValueError, naming the template's argument, where the row does not allow it.
+  """
+  try:
+    return _FORMATTER.vformat(template, (), row)
+  except (KeyError, IndexError, AttributeError, ValueError, TypeError, OverflowError) as error:
+    values = {c: row.get(c) for c in template_columns(argument, template)}
+    raise ValueError(
+        f"{where}: the template {argument}={template!r} cannot be filled in:"
+        f" {type(error).__name__}: {error}. The values: {str(values)[:300]}. Correct the row or the"
+        " template.") from error
 
 
 class _Formatter(string.Formatter):
@@ -327,7 +352,7 @@ def check_ids(problems, places, argument: str) -> None:
     seen[problem.id] = place
 
 
-def _template_columns(argument, template) -> tuple[str, ...]:
+def template_columns(argument, template) -> tuple[str, ...]:
   """Lists the columns that a template names. Raises: ValueError for what is no template."""
   try:
     fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]

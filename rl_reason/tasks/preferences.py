@@ -10,14 +10,14 @@ They train reward models and judge them.
 The formats are in rl_reason.tasks.comparison_formats.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 from absl import logging
 
 from rl_reason.config import naming
-from rl_reason.tasks import files
+from rl_reason.tasks import files, row_files
 from rl_reason.tasks.comparison_formats import FORMATS
 from rl_reason.types import Comparison
 
@@ -42,7 +42,7 @@ class Comparisons:
 
 
 def comparisons(
-    path: str | Sequence[str], *, format: str, args: Mapping[str, Any] | None = None,
+    path: row_files.Path, *, format: str, args: Mapping[str, Any] | None = None,
     where: Mapping[str, Any] | None = None, rows: str = "", max_rows: int | None = None,
     bad_rows: str = "error",
 ) -> Comparisons:

@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, Literal
+
+from absl import logging
+from jaxtyping import Int
+import numpy as np
 
 from rl_reason.config import naming
 from rl_reason.tasks import files, gsm_symbolic, preferences, prepared
@@ -20,7 +24,7 @@ from rl_reason.tasks.worlds import (
   running_sums,
   topology,
 )
-from rl_reason.types import Comparison, Source, Task
+from rl_reason.types import Comparison, Problem, Source, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +35,15 @@ class TaskSection:
   args: arguments of both halves.
   train: arguments of the training half; they win over `args`.
   heldout: arguments of the held-out half; they win over `args`.
+  shared_prompts: what happens to training rows with a prompt that is held out: "error", or "drop":
+    they are left out, counted in a warning. The held-out half stays whole, so that scores of runs
+    compare.
   """
-  source: str
+  source: naming.Name
   args: Mapping[str, Any]
   train: Mapping[str, Any]
   heldout: Mapping[str, Any]
+  shared_prompts: Literal["error", "drop"] = "error"
 
 
 # What a config may name. Sources of comparisons hold Comparisons, all others Problems. Each
@@ -90,33 +98,37 @@ SOURCES: dict[str, Callable[..., Source]] = {
 
 
 def load_task(
-    source: str, arguments: Mapping[str, Any], train: Mapping[str, Any],
-    heldout: Mapping[str, Any]) -> Task:
+    source: naming.Name, arguments: Mapping[str, Any], train: Mapping[str, Any],
+    heldout: Mapping[str, Any], shared_prompts: Literal["error", "drop"] = "error") -> Task:
   """Builds the two halves of a task from one source function.
 
   Args:
-    source: a name in SOURCES, or a dotted path "package.module:function".
+    source: a name in SOURCES, a dotted path "package.module:function", or the function itself.
     arguments: keyword arguments of both halves.
     train: further arguments of the training half; they win over `arguments`.
     heldout: further arguments of the held-out half, e.g. another path, `rows="90%:"` or
       `part="heldout"`.
+    shared_prompts: as in TaskSection.
 
   Raises: ValueError for an unknown source or argument name, an empty half, or a prompt that is in
     both halves; whatever the source function raises for the values.
   """
   halves = load_splits(source, arguments, {"train": train, "heldout": heldout})
-  check_disjoint(halves["train"], halves["heldout"])
+  if shared_prompts == "drop":
+    halves["train"] = without_heldout(halves["train"], halves["heldout"])
+  else:
+    check_disjoint(halves["train"], halves["heldout"])
   return Task(**halves)
 
 
 def load_splits(
-    source: str, arguments: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]],
+    source: naming.Name, arguments: Mapping[str, Any], splits: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Source]:
   """Builds one source per split, called with {**arguments, **splits[name]}.
 
   Raises: as `load_task`, but for shared prompts.
   """
-  function = naming.find("source", source, SOURCES)
+  function, source = naming.find("source", source, SOURCES), naming.path_of(source)
   calls = {split: {**arguments, **further} for split, further in splits.items()}
   for split, keywords in calls.items():
     # Check all of them before any reads a file.
@@ -140,11 +152,7 @@ def check_disjoint(train: Source, heldout: Source) -> None:
 
   Raises: ValueError that names the first rows with a shared prompt.
   """
-  # Hash -> the held-out row that has it.
-  held, key = {_prompt_hash(heldout[i]): i for i in range(len(heldout))}, _prompt_hash
-  if len(held) == 1 < len(heldout) and isinstance(heldout[0], Comparison):
-    held, key = {_row_hash(heldout[i]): i for i in range(len(heldout))}, _row_hash
-  shared = [(i, j) for i in range(len(train)) if (j := held.get(key(train[i]))) is not None]
+  shared = _shared(train, heldout)
   if shared:
     pairs = "; ".join(
         f"train id {train[i].id!r} = heldout id {heldout[j].id!r}: {_prompt_text(train[i])[:200]!r}"
@@ -153,7 +161,53 @@ def check_disjoint(train: Source, heldout: Source) -> None:
         f"{len(shared)} training rows have a prompt that is also held out, so the held-out score"
         f" would measure memory ({pairs}{'; ...' if len(shared) > 3 else ''}). Give the halves"
         " `rows` that do not overlap (':90%' and '90%:'), other files or another `part`; set"
-        " unique=True if the file itself repeats prompts.")
+        " unique=True if the file itself repeats prompts, or shared_prompts='drop' to leave these"
+        " training rows out.")
+
+
+def without_heldout(train: Source, heldout: Source) -> Source:
+  """Leaves out the rows of `train` that `check_disjoint` refuses, and warns of their number.
+
+  Raises: ValueError if none would be left.
+  """
+  shared = [i for i, _ in _shared(train, heldout)]
+  if not shared:
+    return train
+  first = train[shared[0]]
+  if len(shared) == len(train):
+    raise ValueError(
+        f"All {len(train)} training rows have a prompt that is also held out, as id {first.id!r}:"
+        " none would be left to learn from. Give the halves other rows or files.")
+  logging.warning(
+      "%d of %d training rows are left out, as their prompts are held out; the first: id %r",
+      len(shared), len(train), first.id)
+  return Selected(train, np.setdiff1d(np.arange(len(train)), shared))
+
+
+@dataclasses.dataclass(frozen=True)
+class Selected:
+  """Holds some rows of a source.
+
+  source: the source.
+  indices: of the rows that stay, in order.
+  """
+  source: Source
+  indices: Int[np.ndarray, "N"] = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Problem | Comparison:
+    return self.source[int(self.indices[index])]
+
+
+def _shared(train: Source, heldout: Source) -> list[tuple[int, int]]:
+  """Lists (training row, held-out row) with one prompt, as `check_disjoint` says."""
+  # Hash -> the held-out row that has it.
+  held, key = {_prompt_hash(heldout[i]): i for i in range(len(heldout))}, _prompt_hash
+  if len(held) == 1 < len(heldout) and isinstance(heldout[0], Comparison):
+    held, key = {_row_hash(heldout[i]): i for i in range(len(heldout))}, _row_hash
+  return [(i, j) for i in range(len(train)) if (j := held.get(key(train[i]))) is not None]
 
 
 def _prompt_text(problem):

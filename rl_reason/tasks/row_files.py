@@ -15,8 +15,11 @@ from typing import Any
 import zlib
 
 from rl_reason.config import json_text, naming
+from rl_reason.config.recorded import is_rows, rows_name
 
 Row = Mapping[str, Any]
+# Where rows come from: a file, a glob, a list of these; or the rows themselves.
+Path = str | Sequence[str] | Sequence[Row]
 
 
 class BadRow(ValueError):
@@ -147,7 +150,7 @@ def row_range(rows: str, count: int) -> range:
 
 
 def select_rows(
-    path: str | Sequence[str], *, where: Mapping[str, Any] | None, rows: str, max_rows: int | None,
+    path: Path, *, where: Mapping[str, Any] | None, rows: str, max_rows: int | None,
     read: Callable[[str], Iterator[tuple[str, Row | BadRow]]] = read, filters: str = "",
     wanted: Callable[[str, Row], bool] = lambda place, row: True,
     check_first: Callable[[str, Row], None] = lambda place, row: None,
@@ -171,13 +174,15 @@ def select_rows(
   row_range(rows, 0)  # Raises for a malformed slice before anything is read.
   if max_rows is not None and max_rows < 1:
     raise ValueError(f"max_rows must be at least 1, or None for all rows, got {max_rows}.")
-  paths = expand(path)
+  # Rows in memory are one file, which is read.
+  given = is_rows(path)
+  paths = [rows_name(path)] if given else expand(path)
   # Read all files and keep what passes the filters. Numbers count every row, so that a row's id
   # does not depend on the filters.
   kept, count, unread = [], 0, []
   for file in paths:
     in_file = 0
-    for place, row in read(file):
+    for place, row in _given(path) if given else read(file):
       index, count, in_file = count, count + 1, in_file + 1
       if isinstance(row, BadRow):
         if drop is None:
@@ -202,11 +207,22 @@ def select_rows(
   return files_name(paths), [kept[i] for i in selected]
 
 
+def _given(rows: Sequence[Row]) -> Iterator[tuple[str, Row | BadRow]]:
+  """Yields ("row n", columns) of rows in memory, counted from 0."""
+  for number in range(len(rows)):
+    row, place = rows[number], f"row {number}"
+    yield place, dict(row) if isinstance(row, Mapping) else BadRow(
+        f"{place} is {str(row)[:120]!r}, and must map columns to values, as the rows before do.")
+
+
 def expand(path: str | os.PathLike | Sequence[str | os.PathLike]) -> list[str]:
   """Lists the files of a path, a glob or a list of these. Raises: FileNotFoundError, ValueError."""
+  naming.check_from_python("path", path)
   given = [path] if isinstance(path, (str, os.PathLike)) else path
   if not isinstance(given, Sequence) or not all(isinstance(p, (str, os.PathLike)) for p in given):
-    raise ValueError(f"path must be a file, a glob or a list of these, got {path!r}.")
+    raise ValueError(
+        "path must be a file, a glob or a list of these, or a list of rows that map columns to"
+        f" values, got {str(path)[:200]!r}.")
   if not given:
     raise ValueError("path is an empty list: name at least one file.")
   paths = []

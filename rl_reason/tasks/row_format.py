@@ -19,7 +19,7 @@ class RowFormat:
   chat: make messages of the prompt, as in `files.jsonl`.
   system: a system message before the prompt, as in `files.jsonl`.
   id: template of the id; else the id is the row's number.
-  domain: template of the domain; "": none.
+  domain: template of the domain, or a text without columns that is the domain of all; "": none.
   margin: column of these numbers, or "".
   weight: column of these numbers, or "".
   """
@@ -35,8 +35,7 @@ class RowFormat:
     # A RowMapping checks its templates when it is made.
     if self.prompt:
       files.RowMapping(self.prompt, id=self.id)
-    if self.domain:
-      files.RowMapping(self.domain)
+    files.template_columns("domain", self.domain)
 
   def __call__(self, row: Mapping[str, Any], index: int, place: str) -> Comparison:
     """Makes a Comparison of a row.
@@ -54,8 +53,8 @@ class RowFormat:
       if column := getattr(self, name):
         fields.setdefault(name, value(row, column))
     return Comparison(
-        **fields, domain=fill(self.domain, row, place) if self.domain else "",
-        id=fill(self.id, row, place) if self.id else str(index), metadata=row)
+        **fields, domain=fill("domain", self.domain, row, place),
+        id=fill("id", self.id, row, place) if self.id else str(index), metadata=row)
 
   def read(self, row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns fields of the Comparison: responses and what is known of them.
@@ -70,7 +69,7 @@ class RowFormat:
     if column and isinstance(row.get(column[1]), (list, tuple, Mapping)):
       return messages(row, column[1])
     # Without the blank end that an empty column leaves, "Add them.\n\n" + "".
-    text = fill(self.prompt, row, place).rstrip()
+    text = fill("prompt", self.prompt, row, place).rstrip()
     if not text:
       raise ValueError(
           f"the prompt {self.prompt!r} is blank: there is nothing to respond to. Leave the row"
@@ -83,8 +82,11 @@ class RowFormat:
         {"text": text}, "")
 
 
-def fill(template: str, row: Mapping[str, Any], place: str) -> str:
-  """Fills in a template with the row's columns. Raises: ValueError as `files.RowMapping`."""
-  mapping = files.RowMapping(template)
-  mapping.check_columns(tuple(row), place)
-  return mapping.fill_prompt(row, place)
+def fill(field: str, template: str, row: Mapping[str, Any], place: str) -> str:
+  """Fills in the template of a field with the row's columns.
+
+  Raises: ValueError, naming the field, where the row lacks a column or does not allow it.
+  """
+  named = files.template_columns(field, template)
+  files.check_columns(field, template, named, tuple(row), place)
+  return files.fill(field, template, row, place)

@@ -81,3 +81,18 @@ def test_tracebacks_can_be_asked_for(monkeypatch):
   monkeypatch.setenv("RL_REASON_TRACEBACK", "1")
   with pytest.raises(ValueError, match="x"), command_line.errors_in_one_line():
     raise ValueError("x")
+
+
+@pytest.mark.parametrize("error", [
+    ModuleNotFoundError("this run needs wandb: `pip install 'rl_reason[wandb]'`", name="wandb"),
+    ImportError("Please install gcsfs to access Google Storage")])
+def test_a_missing_optional_package_is_one_line(error):
+  with pytest.raises(SystemExit, match="^Error: .*install"):
+    with command_line.errors_in_one_line():
+      raise error
+
+
+def test_another_import_error_keeps_its_traceback():
+  with pytest.raises(ImportError, match="cannot import name 'x'"):
+    with command_line.errors_in_one_line():
+      raise ImportError("cannot import name 'x' from 'y'")

@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import re
+import termios
 import threading
 import time
 
@@ -80,6 +81,25 @@ def test_plain_lines():
       # 48 steps of 1.5 seconds.
       "rl 12/60  reward 0.533  kl 0.0123  pass@1 0.41  1234 tok/s  eta 1:12",
   ]
+
+
+@pytest.mark.parametrize("start", [0, 10])
+def test_an_evaluation_before_the_first_step_is_no_step(start):
+  stream, clock = io.StringIO(), Clock()
+  with Progress(stream=stream, clock=clock, seconds_between_lines=0) as progress:
+    progress.stage("rl", num_steps=start + 61, start_step=start)
+    clock.now = 40.0
+    progress.update(start, {"eval/pass@1": 0.1})
+    progress.compiling()
+    clock.now = 100.0  # One minute of compilation: 60 more of these would be an hour.
+    progress.update(start + 1, {"kl": 0.0})
+    clock.now = 102.0
+    progress.update(start + 2, {"kl": 0.0})
+    progress.compiling()  # It is done.
+  n = start + 61
+  assert stream.getvalue().splitlines() == [
+      f"rl {start}/{n}  pass@1 0.1", f"rl {start}/{n}  compiling: the first step takes longer",
+      f"rl {start + 1}/{n}  kl 0", f"rl {start + 2}/{n}  kl 0  eta 1:58"]
 
 
 def test_plain_lines_are_few_and_lose_no_metric():
@@ -189,6 +209,47 @@ def test_live_panel_in_a_terminal(terminal):
   # the cursor.
   assert not re.sub(r"\x1b\[(\d+(;\d+)*m|\d*[AK]|2K|\?25[lh])", "", terminal.text).count("\x1b")
   assert terminal.text.count("\x1b[?25l") == terminal.text.count("\x1b[?25h") == 1
+
+
+def test_the_panel_says_that_it_compiles(terminal):
+  with terminal:
+    with Progress(stream=terminal.stream) as progress:
+      progress.stage("rl", 60)
+      progress.compiling()
+      time.sleep(0.6)
+      progress.update(1, {"kl": 0.5})
+      time.sleep(0.6)
+  before, _, after = terminal.text.rpartition("compiling")
+  assert "0/60" in before
+  assert "eta --:--" not in before
+  assert "eta --:--" in after
+
+
+def echoes_keys(stream):
+  return bool(termios.tcgetattr(stream.fileno())[3] & termios.ECHOCTL)
+
+
+def test_the_terminal_does_not_write_ctrl_c_into_the_panel(terminal):
+  with terminal:
+    assert echoes_keys(terminal.stream)
+    with pytest.raises(KeyboardInterrupt):
+      with Progress(stream=terminal.stream) as progress:
+        progress.stage("rl", 3)
+        assert not echoes_keys(terminal.stream)
+        os.write(terminal.screen, b"\x03")
+        raise KeyboardInterrupt
+    assert echoes_keys(terminal.stream)
+  assert "^C" not in terminal.text
+
+
+def test_a_terminal_that_writes_no_keys_stays_so(terminal):
+  with terminal:
+    settings = termios.tcgetattr(terminal.stream.fileno())
+    settings[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(terminal.stream.fileno(), termios.TCSANOW, settings)
+    with Progress(stream=terminal.stream) as progress:
+      progress.stage("rl", 3)
+    assert not echoes_keys(terminal.stream)
 
 
 def test_terminal_is_given_back_when_training_fails(terminal):

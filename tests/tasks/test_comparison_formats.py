@@ -134,3 +134,20 @@ def test_seeded_rows_with_several_faults_end_in_no_traceback(tmp_path):
       read(tmp_path, case, row)
     except ValueError as error:
       assert "rows.jsonl:1" in str(error)
+
+
+@pytest.mark.parametrize("args, message", [
+    ({}, "no column 'subset', which domain='{subset}' names.*Its columns: prompt"),
+    ({"id": "{nr}"}, "no column 'nr', which id='{nr}' names"),
+    ({"prompt": "{question}"}, "no column 'question', which prompt='{question}' names"),
+    ({"domain": "{prompt[x]}"}, "the template domain='{prompt.x.}' cannot be filled in")])
+def test_a_column_that_is_not_there_is_named_with_its_field(tmp_path, args, message):
+  row = {"prompt": "p", "chosen": "a", "rejected": "b", "id": "1", **({"subset": "s"} if args else {})}
+  (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+  with pytest.raises(ValueError, match=message):
+    comparisons(str(tmp_path / "rows.jsonl"), format="reward_bench_2", args=args)
+
+
+def test_a_malformed_template_is_named_with_its_field(tmp_path):
+  with pytest.raises(ValueError, match="domain='{x' is no format string"):
+    comparisons("nowhere.jsonl", format="rm_bench", args={"domain": "{x"})

@@ -128,3 +128,51 @@ def test_a_null_within_a_column_is_no_text(value, tmp_path):
 def test_a_path_of_another_kind_is_named(path):
   with pytest.raises(ValueError, match="path must be a file, a glob or a list"):
     files.jsonl(path, prompt="{q}")
+
+
+# --- Rows in memory
+
+
+IN_MEMORY = [{"q": f"{i}+1", "a": i + 1} for i in range(4)]
+
+
+class Table:
+  """A data set that has a length and takes indices, and is no list."""
+
+  def __len__(self):
+    return len(IN_MEMORY)
+
+  def __getitem__(self, index):
+    return IN_MEMORY[index]
+
+
+@pytest.mark.parametrize("given", [IN_MEMORY, tuple(IN_MEMORY), Table()], ids=["list", "tuple", "table"])
+@pytest.mark.parametrize("read", [files.jsonl, files.parquet])
+def test_rows_stand_where_a_path_does(read, given):
+  source = read(given, prompt="{q}", reference="{a}", rows="1:3")
+  assert [(p.prompt, p.reference, p.id) for p in source.problems] == [("1+1", "2", "1"), ("2+1", "3", "2")]
+
+
+def test_comparisons_in_memory():
+  row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+  assert comparisons([row], format="pairs").rows[0].responses == ("a", "b")
+  bad = comparisons([row, 7], format="pairs", bad_rows="drop")
+  assert bad.dropped == ("row 1 is '7', and must map columns to values, as the rows before do.",)
+
+
+@pytest.mark.parametrize("given, message", [
+    ([{"q": "1"}], "row 0 has no column 'a', which reference='{a}' names"),
+    ([{"q": "1", "a": 1}, "x"], "row 1 is 'x', and must map columns to values"),
+    ([1, 2], "path must be a file, a glob or a list of these, or a list of rows"),
+    ({"q": ["1"]}, "path must be a file"), ([], "path is an empty list"),
+    ("<2 rows 6c, given from Python>", "The path of this run is <2 rows")])
+def test_what_is_wrong_with_rows_in_memory_is_named(given, message):
+  with pytest.raises(ValueError, match=message):
+    files.jsonl(given, prompt="{q}", reference="{a}")
+
+
+def test_a_task_of_rows_in_memory_and_of_a_function():
+  arguments = dict(prompt="{q}", reference="{a}")
+  halves = dict(path=IN_MEMORY[:2]), dict(path=IN_MEMORY[2:])
+  assert len(registry.load_task("jsonl", arguments, *halves).heldout) == 2
+  assert len(registry.load_task(files.jsonl, arguments, *halves).heldout) == 2

@@ -485,3 +485,35 @@ def test_batches_go_on_with_another_number_of_processes():
   for each in both:
     each.set_state(state)
   assert [sorted(next(both[0]) + next(both[1])) for _ in range(3)] == whole[3:]
+
+
+# --- Prompts in both halves
+
+
+def both_halves(shared_prompts, train):
+  rows = [{"q": q, "a": "1"} for q in train]
+  return registry.load_task(
+      "jsonl", dict(prompt="{q}", reference="{a}"), dict(path=rows),
+      dict(path=[{"q": "x", "a": "1"}, {"q": "y", "a": "1"}]), shared_prompts)
+
+
+def test_training_rows_with_a_prompt_that_is_held_out_can_be_dropped(caplog):
+  task = both_halves("drop", ["a", " x ", "b", "y"])
+  assert [task.train[i].prompt for i in range(len(task.train))] == ["a", "b"]
+  assert [task.train[i].id for i in range(len(task.train))] == ["0", "2"]
+  assert len(task.heldout) == 2
+  assert "2 of 4 training rows are left out" in caplog.text
+
+
+def test_shared_prompts_are_an_error_that_names_the_way_out():
+  with pytest.raises(ValueError, match="1 training rows have a prompt.*shared_prompts='drop'"):
+    both_halves("error", ["a", "x"])
+
+
+def test_dropping_may_not_leave_nothing():
+  with pytest.raises(ValueError, match="All 2 training rows have a prompt that is also held out"):
+    both_halves("drop", ["x", "y"])
+
+
+def test_disjoint_halves_are_as_they_were():
+  assert isinstance(both_halves("drop", ["a", "b"]).train, files.Rows)

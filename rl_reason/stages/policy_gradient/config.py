@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from rl_reason.config import naming
 from rl_reason.config.checks import at_least
 from rl_reason.objectives.losses import Objective
 from rl_reason.rewards.composition.monitors import build_monitors
@@ -32,7 +33,7 @@ class Config:
   monitors: signs of a gamed reward (rewards.composition.monitors). One is there without being named,
     `logprob_gap`: how far sampler and trainer may differ (stages.policy_gradient.agreement).
   """
-  kind: str
+  kind: naming.Name
   num_steps: int
   rewards: Mapping[str, Any]
   rollout: RolloutSection

@@ -36,7 +36,7 @@ class Config:
     -> number, logged as "<function's name>/<name>", or array, saved.
   start: the policy that functions are given (run.earlier); "": the last one before this stage.
   """
-  kind: str
+  kind: naming.Name
   functions: Mapping[str, Any]
   start: str = ""
 
@@ -54,7 +54,7 @@ class Config:
   def function(self, name: str) -> tuple[Callable[..., Mapping[str, Any]], dict[str, Any]]:
     """Finds a function and its arguments. Raises: ValueError for what cannot be called."""
     entry = self.functions[name]
-    entry = {"function": entry} if isinstance(entry, str) else dict(entry)
+    entry = {"function": entry} if isinstance(entry, str) or callable(entry) else dict(entry)
     path, args = entry.pop("function", name), dict(entry.pop("args", {}))
     if entry:
       raise ValueError(f"functions[{name!r}] has unknown fields {', '.join(entry)}. Its fields:"

@@ -63,7 +63,7 @@ class Config:
   heldout_rows: rows that are evaluated at most.
   start: the stage whose policy the decoder starts from (run.earlier).
   """
-  kind: str
+  kind: naming.Name
   num_steps: int
   batch_size: int
   max_response_tokens: int
@@ -71,7 +71,7 @@ class Config:
   learner: Update
   max_prompt_tokens: int = 0
   bad_rows: str = "error"
-  loss: str = "bradley_terry"
+  loss: naming.Name = "bradley_terry"
   loss_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   labels: str = ""
   attributes: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ class Critique:
     scores, and goes on learning to write while its head learns. Here they are two models, of which
     the second may start from the first (the stage's `start`).
   """
-  generate: str = ""
+  generate: naming.Name = ""
   generate_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   template: str = TEMPLATE
   marker: str = MARKER
@@ -51,7 +51,7 @@ def check(section: Critique, context: Context) -> None:
     raise ValueError(
         f"critique.generate={section.generate!r}: processes could get different critiques of one"
         " response. Use one process, or generate=''.")
-  if ":" not in section.generate:
+  if isinstance(section.generate, str) and ":" not in section.generate:
     one_of([*context.earlier.policies(), *GENERATORS], **{
         "critique.generate (an earlier stage that trains a policy, or a model)": section.generate})
   make_critiques(section, context)

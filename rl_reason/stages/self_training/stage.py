@@ -30,6 +30,7 @@ from rl_reason.arrays import Inputs, LearnerState
 from rl_reason.batches import demonstrations
 from rl_reason.batches.demonstrations import Examples
 from rl_reason.batches.prompts import encode_prompts
+from rl_reason.config import naming
 from rl_reason.config.checks import at_least, check_microbatches, one_of
 from rl_reason.learner.step import Learner, make_learner, Update
 from rl_reason.models import lora as lora_lib
@@ -79,7 +80,7 @@ class Config:
   mean_over: token, sequence or fixed_length (losses.token_weights).
   start: the stage whose policy it starts from (run.earlier).
   """
-  kind: str
+  kind: naming.Name
   num_rounds: int
   generation_steps: int
   updates: int

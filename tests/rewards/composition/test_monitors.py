@@ -3,6 +3,7 @@
 The measures are worked by hand.
 """
 
+import dataclasses
 import json
 
 import ml_collections
@@ -257,3 +258,29 @@ def test_monitors_may_come_go_and_change_between_two_calls():
 def test_monitors_that_cannot_be_are_refused(spec, message):
   with pytest.raises(ValueError, match=message):
     build_monitors(spec, rewards=REWARDS)
+
+
+def highest(value, *, offset=0.0):
+  """The highest value of the window."""
+  return max(value.last) + offset
+
+
+@pytest.mark.parametrize("named", [highest, f"{__name__}:highest"])
+def test_a_measure_of_ones_own_is_a_monitor(named):
+  spec = {"mine": {"monitor": named, "threshold": 1.0, "window": 2, "args": {"value": "kl", "offset": 0.5}}}
+  monitors = build_monitors(spec)
+  assert monitors.observe({"loss": 0.0, "kl": 0.1}) == ({}, [])
+  values, alarms = monitors.observe({"loss": 0.0, "kl": 0.9})
+  assert values == {"monitor/mine": 1.4}
+  assert "The highest value of the window." in alarms[0].message
+
+
+def test_a_kind_of_ones_own_is_a_monitor():
+  kind = dataclasses.replace(MONITORS["repetition"], metrics={"share": "kl"}, window=1)
+  values, _ = build_monitors({"mine": {"monitor": kind}}).observe({"loss": 0.0, "kl": 0.25})
+  assert values == {"monitor/mine": 0.25}
+
+
+def test_a_measure_of_ones_own_needs_a_threshold():
+  with pytest.raises(ValueError, match="'mine' measures with the function .*:highest, which brings no threshold"):
+    build_monitors({"mine": {"monitor": highest, "args": {"value": "kl"}}})

@@ -448,3 +448,39 @@ def test_a_number_that_is_not_finite_is_no_abstention():
   rewards = RewardSet([Component("mine", lambda samples: np.ma.masked_array([np.nan, 0.0], [False, True]))])
   with pytest.raises(ValueError, match="'mine' returned nan for sample 0"):
     rewards([sample(), sample()])
+
+
+# --- Functions in place of names
+
+
+def twice(rewards, *, by=2):
+  return [by * r for r in rewards]
+
+
+class Always:
+  """Pays the same for all."""
+
+  def __init__(self, *, amount=1.0):
+    self.amount = amount
+
+  def __call__(self, samples):
+    return [self.amount] * len(samples)
+
+
+@pytest.mark.parametrize("entry, total", [
+    (lambda samples: [3.0], 3), ({"function": lambda samples: [3.0], "weight": 0.5}, 1.5),
+    (Always, 1), (Always(amount=4.0), 4), ({"function": Always, "args": {"amount": 2.0}}, 2),
+    ({"function": Always, "transforms": (twice, {"name": twice, "by": 3})}, 6)])
+def test_a_function_stands_where_a_name_does(entry, total):
+  for form in ({"mine": entry}, ml_collections.ConfigDict({"mine": entry})):
+    assert build_rewards(form)([sample()])[0].tolist() == [total]
+
+
+def test_arguments_of_a_function_are_checked_as_those_of_a_name():
+  with pytest.raises(ValueError, match="Reward 'mine': .*Always takes no argument 'amont'. Did you mean 'amount'"):
+    build_rewards({"mine": {"function": Always, "args": {"amont": 1}}})
+
+
+def test_a_recorded_function_that_is_gone_says_so():
+  with pytest.raises(ValueError, match="The reward 'mine' of this run is <.*from Python"):
+    build_rewards({"mine": "<__main__.mine, given from Python>"})
