@@ -100,7 +100,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
   wanted = (int, float) if hint is float else hint
   if not isinstance(value, wanted) or isinstance(value, bool) and hint is not bool:
     raise ValueError(f"{path} must be {hint.__name__}, got {value!r} ({type(value).__name__}).")
-  return float(value) if hint is float else value
+  if hint is not float:
+    return value
+  try:
+    return float(value)
+  except OverflowError as error:
+    raise ValueError(f"{path} must be a float, and this whole number is larger than any.") from error
 
 
 def paths(cls: type) -> list[str]:

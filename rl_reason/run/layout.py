@@ -41,7 +41,7 @@ def moved_fields(config: Mapping[str, Any]) -> dict[str, str]:
   """
   found, stages = {}, config.get("stages", ())
   for stage in stages if isinstance(stages, (list, tuple)) else ():
-    section = config.get(stage) or {}
+    section = (config.get(stage) if isinstance(stage, str) else None) or {}
     kind = section.get("kind") if hasattr(section, "get") else None
     # What is no section, or has no kind, has no old fields; the parser says what is wrong with it.
     table = FIELDS.get(kind, {}) if isinstance(kind, str) else {}

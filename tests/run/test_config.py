@@ -159,6 +159,7 @@ def test_defaults_are_filled_in(config):
      "config.rl.learner.optimizer: learning_rate must be at least 0, got nan"),
     ("rl.learner.optimizer.learning_rate", float("inf"),
      "config.rl.learner.optimizer: learning_rate must be finite, got inf"),
+    ("rl.objective.clip_high", 10 ** 400, "config.rl.objective.clip_high must be a float"),
     ("checkpoint.every", 0, "config.checkpoint: every must be at least 1, got 0"),
     ("evaluation.num_problems", 0, "config.evaluation: num_problems must be at least 1, got 0"),
     ("logging.profile.first", 0, "config.logging.profile: first must be at least 1, got 0"),
@@ -170,6 +171,8 @@ def test_defaults_are_filled_in(config):
     ("seed", -1, "seed must be in [0, 2^31), got -1"),
     ("stages", (), "stages must name at least one section"),
     ("stages", ("rl", "rl"), "each once"),
+    ("stages", [None], "config.stages must be a tuple of names"),
+    ("stages", [["rl"]], "config.stages must be a tuple of names"),
     ("stages", ("sft", "rl", "more"),
      "config.stages names 'more', but the config has no section config.more"),
 ])

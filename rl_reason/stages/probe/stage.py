@@ -54,7 +54,11 @@ class Config:
   def function(self, name: str) -> tuple[Callable[..., Mapping[str, Any]], dict[str, Any]]:
     """Finds a function and its arguments. Raises: ValueError for what cannot be called."""
     entry = self.functions[name]
-    entry = {"function": entry} if isinstance(entry, str) or callable(entry) else dict(entry)
+    entry = {"function": entry} if isinstance(entry, str) or callable(entry) else entry
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("args", {}), Mapping):
+      raise ValueError(f"functions[{name!r}] must be a path 'package.module:function', or a section"
+                       f" with it as `function` and with a section `args`, got {entry!r}.")
+    entry = dict(entry)
     path, args = entry.pop("function", name), dict(entry.pop("args", {}))
     if entry:
       raise ValueError(f"functions[{name!r}] has unknown fields {', '.join(entry)}. Its fields:"

@@ -113,6 +113,8 @@ def test_an_unknown_array_is_named(run):
 
 @pytest.mark.parametrize("functions, message", [
     ({}, "functions names no function"),
+    (dict(mine=b"x"), r"functions\['mine'\] must be a path 'package.module:function'"),
+    (dict(mine=dict(function=f"{HERE}:lengths", args=[1])), "with a section `args`, got"),
     (dict(mine=dict(function=f"{HERE}:lenghts")), "has no function or class 'lenghts'"),
     (dict(mine=dict(function=f"{HERE}:lengths")), "needs the argument policy"),
     (dict(mine=dict(function=f"{HERE}:lengths", arg={})),
