@@ -201,6 +201,7 @@ def test_rouge_l_by_hand():
   assert score("acB", "aBc") == pytest.approx(2 * 2 / 6) and score("a", "aBc") == pytest.approx(0.5)
 
 
+@pytest.mark.slow  # Four stages and more, each with programs of its own: a minute.
 def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/feature_reward.py:features-tiny"), tmp_path)
   steps = [

@@ -168,6 +168,7 @@ def test_models_without_a_head_have_no_states():
     states_of(Scorer(None, None, (), ("end",), None, 0, None))
 
 
+@pytest.mark.slow  # Four stages and more, each with programs of its own: a minute.
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/probing.py:filter-tiny")
   train.train(c, tmp_path)

@@ -511,6 +511,7 @@ class Bonus:
     return answer, 0.5 - state["seed"] / 2**33, state
 
 
+@pytest.mark.slow  # Contexts of many lengths: 45 s of compilation.
 def test_a_run_one_step_ahead_with_an_environment_that_pays_resumes_to_the_same_bits(
     monkeypatch, tmp_path):
   monkeypatch.setitem(registry.ENVIRONMENTS, "bonus", Bonus)
