@@ -159,7 +159,6 @@ def test_defaults_are_filled_in(config):
      "config.rl.learner.optimizer: learning_rate must be at least 0, got nan"),
     ("rl.learner.optimizer.learning_rate", float("inf"),
      "config.rl.learner.optimizer: learning_rate must be finite, got inf"),
-    ("rl.objective.clip_high", 10 ** 400, "config.rl.objective.clip_high must be a float"),
     ("checkpoint.every", 0, "config.checkpoint: every must be at least 1, got 0"),
     ("evaluation.num_problems", 0, "config.evaluation: num_problems must be at least 1, got 0"),
     ("logging.profile.first", 0, "config.logging.profile: first must be at least 1, got 0"),
