@@ -8,7 +8,7 @@ LISTS = setup.py requirements.txt
 # Pinned: a newer one has new rules, which are read before they are followed.
 CHECKERS = ruff==0.17.6 mypy==2.4.1 "setuptools>=77"
 
-.PHONY: help quickstart test fuzz test-oracles test-slow test-newest newest-python lint types benchmark learning-curves docs clean
+.PHONY: help quickstart test fuzz kills test-oracles test-slow test-newest newest-python lint types benchmark learning-curves docs clean
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -22,8 +22,11 @@ test: .venv/installed-dev ## Run the tests, a file at a time on each core.
 test-slow: .venv/installed-dev ## Run the tests that take minutes.
 	@.venv/bin/python -m pytest -m "slow and not oracle"
 
-fuzz: .venv/installed-dev ## Damage files, rows, configs and command lines, by seeds: no traceback may come.
-	@.venv/bin/python -m pytest -k seeded -m "not oracle"
+fuzz: .venv/installed-dev ## Damage files, rows, configs and command lines, by seeds: ARGS="--seed=3 --count=1000".
+	@.venv/bin/python -m pytest -k seeded -m "not oracle and not kills" --count=300 $(ARGS)
+
+kills: .venv/installed-dev ## Kill runs at random moments, 200 times, over an hour; ARGS="--seed=3 --count=5 -k turns".
+	@.venv/bin/python -m pytest -s -m kills tests/test_kills.py $(ARGS)
 
 test-oracles: .venv-oracles/installed ## Compare with transformers, trl and rlax.
 	@.venv-oracles/bin/python -m pytest -m oracle tests/oracles

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from pathlib import Path
+import sys
 from typing import Any
 
 from rl_reason.config import json_text
@@ -100,7 +101,9 @@ def _check_values(values: Mapping[str, Any], file: str | Path) -> None:
   Raises: ValueError that names the value and what it must be.
   """
   def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    # Bounded by the largest float: JSON's whole numbers may be larger.
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)
+            and 0 < value <= sys.float_info.max)
 
   def is_count(value):
     # An axis of an array that JAX indexes with 32 bits.

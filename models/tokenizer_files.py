@@ -178,6 +178,11 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
   return json_text.read_object(file) if file.is_file() else {}
 
 
+def _is_text(value: Any) -> bool:
+  """Tells whether a value is a text of whole characters: JSON may hold half a surrogate pair."""
+  return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 # What values of a tokenizer's files may be: (test, words for the error).
 _Kind = tuple[Callable[[Any], bool], str]
 _TEXT: _Kind = lambda x: isinstance(x, str), "a text"
@@ -188,10 +193,10 @@ _ID: _Kind = lambda x: type(x) is int and 0 <= x < 2 ** 31, "a token's id"
 _IDS: _Kind = lambda x: isinstance(x, list) and all(map(_ID[0], x)) or _ID[0](x), "ids of tokens"
 _NUMBERS: _Kind = lambda x: isinstance(x, list) and all(
     type(y) in (int, float) and y == y for y in x), "a list of numbers"
-_TOKEN: _Kind = lambda x: isinstance(x, str) or isinstance(x, dict) and isinstance(
-    x.get("content"), str), "a token's text"
-_TEMPLATES: _Kind = lambda x: isinstance(x, str) or isinstance(x, list) and all(
-    isinstance(y, dict) and isinstance(y.get("name"), str) and isinstance(y.get("template"), str)
+_TOKEN: _Kind = lambda x: _is_text(x) or isinstance(x, dict) and _is_text(
+    x.get("content")), "a token's text"
+_TEMPLATES: _Kind = lambda x: _is_text(x) or isinstance(x, list) and all(
+    isinstance(y, dict) and _is_text(y.get("name")) and _is_text(y.get("template"))
     for y in x), "a template, or a list of names and templates"
 _OBJECT: _Kind = lambda x: isinstance(x, dict), "an object"
 

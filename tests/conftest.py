@@ -31,9 +31,25 @@ import jax
 import numpy as np
 import pytest
 
+from tests.trials import Trial
+
 # Tracing makes millions of small objects that live on. Collecting them as often as Python does by
 # itself takes an eighth of the tests' time.
 gc.set_threshold(50_000, 50, 100)
+
+
+def pytest_addoption(parser):
+  """Adds the options of seeded tests: --seed=3 --count=300."""
+  parser.addoption("--seed", type=int, default=0, help="seed of tests that draw damage or kills")
+  parser.addoption("--count", type=int, default=0, help="trials of each of them; 0: its own number")
+
+
+@pytest.fixture
+def trials(request):
+  """Returns a function: a test's own number of trials -> its trials, as --seed and --count say."""
+  seed, count = map(request.config.getoption, ("seed", "count"))
+  return lambda number: (
+      Trial(f"{request.node.name}, --seed={seed}, {i}") for i in range(count or number))
 
 
 @pytest.fixture(scope="module", autouse=True)

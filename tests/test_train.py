@@ -186,7 +186,7 @@ def arrays(checkpoint):
   """All that a checkpoint holds: {path: array}."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # That the arrays will lie where they lay.
-    saved = ocp.load_checkpointables(checkpoint, {"params": None, "optimizer": None, "host": None})
+    saved = ocp.load_checkpointables(checkpoint)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(saved)}
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import json
 from pathlib import Path
 import shutil
 from typing import Any, Literal
 
 from rl_reason.claims.plan import Run
+from rl_reason.config import json_text
 from rl_reason.reporting import exits
 from rl_reason.run import record as run_record
 from rl_reason.run.workdir import Workdir
@@ -35,13 +35,21 @@ def outcome(run: Run) -> Outcome:
   spent = seconds(run.folder)
   if (run.folder / FINISHED).exists():
     return Outcome("finished", seconds=spent)
-  failed = read_json(run.folder / FAILED)
-  return Outcome("failed", failed["error"], spent) if failed else Outcome("stopped", seconds=spent)
+  if not (run.folder / FAILED).exists():
+    return Outcome("stopped", seconds=spent)
+  failed = json_text.read_object(run.folder / FAILED)
+  return Outcome("failed", str(failed.get("error", "no reason is recorded")), spent)
 
 
 def seconds(folder: Path) -> float:
   """Sums the seconds of all processes that worked in a run's folder."""
-  return sum(read_json(folder / SECONDS) or [])
+  found = read_json(folder / SECONDS) or []
+  try:
+    return float(sum(found))
+  except (TypeError, OverflowError) as error:
+    raise ValueError(
+        f"{folder / SECONDS} holds no list of seconds ({error}): delete it to count from"
+        " zero.") from error
 
 
 def take_over(begins: Path, record: Workdir, config: Mapping[str, Any]) -> None:
@@ -82,8 +90,13 @@ def lineage(folder: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-  """Reads a JSON file; None if there is none."""
-  return json.loads(path.read_text()) if path.exists() else None
+  """Reads a JSON file; None if there is none. Raises: ValueError naming a file that is no JSON."""
+  if not path.exists():
+    return None
+  try:
+    return json_text.parse(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{path} cannot be read ({error}): restore or delete it.") from error
 
 
 # The exit statuses of a worker whose run a signal stopped; what the run did is saved.

@@ -55,7 +55,9 @@ def read(experiment: Experiment, name: str) -> dict[str, Any] | None:
     of = (
         record["experiment"], record["name"], record["verdict"], record["test"],
         record["configs"], record["code"])
-  except (ValueError, KeyError, TypeError) as error:
+    if not all(isinstance(record[key], dict) for key in ("test", "configs", "code")):
+      raise ValueError("test, configs and code must be objects")
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ValueError(
         f"{path} is no record of a claim ({type(error).__name__}: {error}). Restore or delete"
         " it.") from error

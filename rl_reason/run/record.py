@@ -106,12 +106,28 @@ def read(folder: str | os.PathLike[str]) -> Record | None:
     return Record(config)
   history = _read_json(folder / HISTORY, "changes", "restore it, or delete it to go on without the"
                        " record of earlier changes")
+  if not _is_history(history):
+    raise ValueError(
+        f"{folder / HISTORY} is no history of a run, whose form record.py describes: restore it, or"
+        " delete it to go on without the record of earlier changes. Nothing was touched.")
   # A last change that config.json does not have was never made (`Record.write`).
   changes = list(history["changes"])
   if changes and all(
       look_up(config, field) == value["was"] for field, value in changes[-1]["fields"].items()):
     changes.pop()
   return Record(config, history.get("overridden", []), changes)
+
+
+def _is_history(content: Mapping[str, Any]) -> bool:
+  """Tells whether the values of a history.json are of the kinds that `Record.write` writes."""
+  def is_change(change: Any) -> bool:
+    return (isinstance(change, dict) and isinstance(change.get("stage"), str)
+            and isinstance(change.get("step"), int) and isinstance(change.get("fields"), dict)
+            and all(isinstance(v, dict) and {"was", "is"} <= v.keys()
+                    for v in change["fields"].values()))
+  overridden, changes = content.get("overridden", []), content["changes"]
+  return (isinstance(overridden, list) and all(isinstance(name, str) for name in overridden)
+          and isinstance(changes, list) and all(map(is_change, changes)))
 
 
 def look_up(config: Mapping[str, Any], field: str) -> Any:

@@ -136,7 +136,13 @@ def load_splits(
   sources = {}
   for split, keywords in calls.items():
     sources[split] = function(**keywords)
-    if not len(sources[split]):
+    try:
+      rows = len(sources[split])
+    except OverflowError as error:
+      raise ValueError(
+          f"The {split} rows of source {source!r} are more than Python can count with the arguments"
+          f" {keywords}: lower `size`.") from error
+    if not rows:
       raise ValueError(
           f"The {split} rows of source {source!r} are none at all with the arguments {keywords}:"
           " nothing could be drawn from them. Check path, `rows`, `where` or `size`.")

@@ -1,6 +1,5 @@
 """Damaged GGUF headers are refused by name, and what is read lies where the file says."""
 
-import random
 import re
 import struct
 
@@ -160,16 +159,14 @@ def test_the_undamaged_model_is_read(path):
   assert tokenizer.load(path).encode("ab") == [2]
 
 
-def test_seeded_damage_to_headers_ends_in_no_traceback(path):
+def test_seeded_damage_to_headers_ends_in_no_traceback(path, trials):
   original = model(path).read_bytes()
-  end, draw = len(original) - 8 * 32 * 4, random.Random(0)
-  for _ in range(300):
+  end = len(original) - 8 * 32 * 4
+  for draw in trials(300):
     raw = bytearray(original)
     for _ in range(draw.randint(1, 3)):
       raw[draw.randrange(end)] = draw.randrange(256)
     path.write_bytes(raw[:draw.randrange(len(raw))] if draw.random() < 0.2 else raw)
     for read in (lambda: gguf_files.File(path).config(), lambda: tokenizer.load(path)):
-      try:
+      with draw.refusal(path.read_bytes()[:end], names=str(path)):
         read()
-      except ValueError as error:
-        assert str(path) in str(error)

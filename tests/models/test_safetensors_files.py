@@ -1,7 +1,6 @@
 """Damaged safetensors files and indices are refused by name, and none gives wrong weights."""
 
 import json
-import random
 import re
 
 import numpy as np
@@ -88,12 +87,12 @@ def test_two_tensors_on_the_same_bytes_are_refused(file):
   refused(file)
 
 
-def test_seeded_damage_to_headers_is_refused_or_changes_no_weight(file):
+def test_seeded_damage_to_headers_is_refused_or_changes_no_weight(file, trials):
   original = file.read_bytes()
   end = 8 + int.from_bytes(original[:8], "little")
   values = {name: np.full((2 + i, 3), i, np.float32) for i, name in enumerate(NAMES)}
-  draw, refusals = random.Random(0), 0
-  for _ in range(300):
+  refusals = []
+  for draw in trials(300):
     raw = bytearray(original)
     for _ in range(draw.randint(1, 3)):  # Flipped bits, overwritten and removed bytes.
       place = draw.randrange(min(end, len(raw)))
@@ -101,17 +100,14 @@ def test_seeded_damage_to_headers_is_refused_or_changes_no_weight(file):
       if draw.random() < 0.2:
         del raw[place:place + draw.randint(1, 9)]
     file.write_bytes(raw)
-    try:
+    with draw.refusal(raw, names=str(file)) as refused:
       read = safetensors_files.Directory(file.parent)
-    except ValueError as error:
-      refusals += 1
-      assert str(file) in str(error)
-      continue
-    # What still reads under a right name has the right shape and type, and so the right bytes.
-    for name in values.keys() & read.shapes.keys():
-      if read.shapes[name] == values[name].shape and read._tensors[name].dtype == "F32":
-        np.testing.assert_array_equal(read.read(name, slice(None)), values[name])
-  assert refusals > 200
+      # What still reads under a right name has the right shape and type, and so the right bytes.
+      for name in values.keys() & read.shapes.keys():
+        if read.shapes[name] == values[name].shape and read._tensors[name].dtype == "F32":
+          np.testing.assert_array_equal(read.read(name, slice(None)), values[name])
+    refusals.append(bool(refused))
+  assert sum(refusals) > 2 / 3 * len(refusals)
 
 
 @pytest.mark.parametrize("name", [

@@ -14,6 +14,7 @@ import pytest
 from rl_reason.config import checks, naming
 from rl_reason.config import fields as fields_lib
 from rl_reason.experiments import algorithms
+from rl_reason.rollout.sampling import Sampling
 from rl_reason.run import config as config_lib
 from rl_reason.runtime import sharding
 from rl_reason.stages import registry
@@ -181,6 +182,11 @@ def test_a_mistake_is_named_with_its_path_and_a_cure(config, field, value, messa
   with pytest.raises(ValueError) as error:
     config_lib.check(config)
   assert message in str(error.value)
+
+
+def test_a_whole_number_that_no_float_reaches_is_named():
+  with pytest.raises(ValueError, match="config.temperature must be a float"):
+    fields_lib.parse(Sampling, {"max_tokens": 1, "temperature": 10 ** 400})
 
 
 @pytest.mark.parametrize("section, field", [
