@@ -57,7 +57,7 @@ def self_training():
   c.star = dict(
       kind="self_training", num_rounds=2, generation_steps=2, updates=2, batch_size=4,
       rewards={"moody": {"function": f"{MODULE}:Moody"}},
-      rollout=dict(prompts=4, group_size=4, sampling=dict(max_tokens=24)),
+      rollout=dict(prompts=4, group_size=4, sampling=dict(max_tokens=28)),
       keep=dict(thresholds=(0.2,)), accumulate=True, imitate_solutions=True,
       learner=dict(optimizer=dict(learning_rate=1e-2)))
   return sampled_alike(c, c.star)

@@ -53,14 +53,16 @@ def kill(process, workdir, draw, seconds):
 
 
 def saved(workdir):
-  """All that the newest checkpoints and the probes' files hold, and the names of all checkpoints."""
-  stages = {path.parent.name: [] for path in workdir.glob("checkpoints/*/*")}
-  for stage in stages:
-    stages[stage] = sorted(path.name for path in (workdir / "checkpoints" / stage).iterdir() if path.is_dir())
-  newest = {stage: max((n for n in names if n.isdigit()), key=int) for stage, names in stages.items()}
-  held = {stage: {k: (x.dtype, x.tobytes()) for k, x in arrays(workdir / "checkpoints" / stage / step).items()}
-          for stage, step in newest.items()}
-  return stages, held, {path.name: path.read_bytes() for path in workdir.glob("arrays/**/*") if path.is_file()}
+  """What a finished run leaves: the newest checkpoints' contents, and the probes' files.
+
+  An older checkpoint may be left by a kill between a stage's last save and its removal.
+  """
+  assert not list(workdir.glob("checkpoints/*/corrupt-*"))
+  newest = {path.name: max((p for p in path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+            for path in (workdir / "checkpoints").iterdir()}
+  held = {stage: {k: (x.dtype, x.tobytes()) for k, x in arrays(path).items()} for stage, path in newest.items()}
+  return ({stage: path.name for stage, path in newest.items()}, held,
+          {path.name: path.read_bytes() for path in workdir.glob("arrays/**/*") if path.is_file()})
 
 
 @pytest.mark.kills
