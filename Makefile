@@ -25,7 +25,7 @@ test-slow: .venv/installed-dev ## Run the tests that take minutes.
 fuzz: .venv/installed-dev ## Damage files, rows, configs and command lines, by seeds: ARGS="--seed=3 --count=1000".
 	@.venv/bin/python -m pytest -k seeded -m "not oracle and not kills" --count=300 $(ARGS)
 
-kills: .venv/installed-dev ## Kill runs at random moments, 200 times, over an hour; ARGS="--seed=3 --count=5 -k turns".
+kills: .venv/installed-dev ## Kill runs at random moments, 200 times, for hours; ARGS="--seed=3 --count=5 -k turns".
 	@.venv/bin/python -m pytest -s -m kills tests/test_kills.py $(ARGS)
 
 test-oracles: .venv-oracles/installed ## Compare with transformers, trl and rlax.
