@@ -378,6 +378,7 @@ def test_every_room_has_a_page_of_the_reference():
 # The notebook.
 
 
+@pytest.mark.slow  # Two stages in a kernel of its own: 40 s.
 def test_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
   monkeypatch.setenv("RL_REASON_NOTEBOOK_SIZE", "tiny")
   for name, value in environment().items():

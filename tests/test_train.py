@@ -301,12 +301,16 @@ def steps(workdir, stage="rl"):
     {"credit.baseline": "group_mean", "credit.normalise": "group_std",
      "objective.mean_over": "token", "objective.kl.added_to": "loss",
      "objective.kl.estimator": "k3"},
-    {"credit.baseline": "leave_one_out", "credit.normalise": "none",
-     "objective.mean_over": "sequence", "objective.kl.added_to": "reward",
-     "objective.kl.estimator": "k1"},
-    {"credit.baseline": "none", "credit.normalise": "batch_std",
-     "objective.mean_over": "fixed_length", "objective.kl.added_to": "reward",
-     "objective.kl.estimator": "k1"},
+    pytest.param(
+        {"credit.baseline": "leave_one_out", "credit.normalise": "none",
+         "objective.mean_over": "sequence", "objective.kl.added_to": "reward",
+         "objective.kl.estimator": "k1"},
+        marks=pytest.mark.slow),
+    pytest.param(
+        {"credit.baseline": "none", "credit.normalise": "batch_std",
+         "objective.mean_over": "fixed_length", "objective.kl.added_to": "reward",
+         "objective.kl.estimator": "k1"},
+        marks=pytest.mark.slow),
     {"learner.epochs": 2, "learner.minibatches": 2, "learner.microbatches": 2,
      "objective.kl.estimator": "k2", "objective.clip_low": 0.01, "objective.clip_high": 0.01,
      "objective.entropy_coef": 0.01},
@@ -316,8 +320,10 @@ def steps(workdir, stage="rl"):
     {"objective.kind": "cispo", "credit.returns": "to_go", "credit.baseline": "none",
      "credit.normalise": "token_whiten", "objective.kl.added_to": "reward",
      "objective.kl.estimator": "k1"},
-    {"objective.kind": "gmpo", "objective.mean_over": "sequence",
-     "credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 1},
+    pytest.param(
+        {"objective.kind": "gmpo", "objective.mean_over": "sequence",
+         "credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 1},
+        marks=pytest.mark.slow),
     {"credit.critic": dict(trunk="separate"), "credit.baseline": "none",
      "credit.normalise": "token_whiten", "objective.kl.added_to": "reward",
      "objective.kl.estimator": "k2"},
@@ -479,7 +485,9 @@ def test_one_step_ahead_begins_and_ends_as_a_run_without(config, tmp_path):
 
 
 @pytest.mark.parametrize("choices", [
-    {"credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 6},
+    pytest.param(
+        {"credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 6},
+        marks=pytest.mark.slow),
     {"credit.keep.equal_groups": "resample", "credit.keep.max_resamples": 6, "staleness": 1},
     {"credit.critic": dict(trunk="separate", warmup_steps=1), "credit.baseline": "none",
      "credit.normalise": "token_whiten", "objective.kl.added_to": "reward"}],

@@ -534,6 +534,7 @@ def test_a_threshold_changed_after_the_result_is_told_for_good(bench, monkeypatc
   assert "then changed: threshold was 0.0 and is -100.0." in (folder / results.PAGE).read_text()
 
 
+@pytest.mark.slow  # Three processes, 30 s. tests/reporting/test_exits.py has the statuses.
 def test_ctrl_c_stops_the_runs_saved(experiment, tmp_path):
   experiment({"a": LEARNS}, steps=100_000)
   process = start(tmp_path)

@@ -95,6 +95,7 @@ def test_questions_that_cannot_be(arguments, message):
     lookup.lookup_problems(**{"size": 4, **arguments})
 
 
+@pytest.mark.slow  # Contexts of many lengths: 40 s of compilation.
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/ppr.py:renorm-tiny")
   train.train(c, tmp_path)

@@ -120,6 +120,7 @@ def test_a_cut_summary_is_worth_minus_one():
       Sample(prompt="c4=", completion="", reference="c4")]).tolist() == [0.5, 1, 0]
 
 
+@pytest.mark.slow  # Stages of every kind, each with programs of its own: a minute.
 def test_experiment_end_to_end_small(tmp_path):
   train.train(config_lib.load("experiments/summarize.py:ppo-tiny"), tmp_path)
   steps = [

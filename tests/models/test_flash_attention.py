@@ -196,7 +196,8 @@ def by_reference(draw_params):
 
 
 @pytest.mark.parametrize("config, kernel, remat", [
-    (MIXED, "xla", "none"), (CONFIG, "xla", "full"), (SOFTCAP, "splash_interpreted", "dots")])
+    pytest.param(MIXED, "xla", "none", marks=pytest.mark.slow), (CONFIG, "xla", "full"),
+    (SOFTCAP, "splash_interpreted", "dots")])
 def test_the_model_is_the_same_with_every_kernel(config, kernel, remat, draw_params, by_reference):
   assert_close(model(config, kernel, remat)(draw_params(config)), by_reference(config))
 
@@ -204,7 +205,8 @@ def test_the_model_is_the_same_with_every_kernel(config, kernel, remat, draw_par
 # 4 prompts, 8 completions and 2 key heads: all split; whole heads on 4 tensor devices; whole
 # prompts on 8 data devices.
 @pytest.mark.parametrize("kernel, mesh", [
-    ("splash_interpreted", (2, 2, 2)), ("xla", (1, 2, 4)), ("xla", (8, 1, 1))])
+    ("splash_interpreted", (2, 2, 2)), pytest.param("xla", (1, 2, 4), marks=pytest.mark.slow),
+    ("xla", (8, 1, 1))])
 def test_the_model_is_the_same_on_a_mesh(kernel, mesh, draw_params, by_reference):
   expected = by_reference(MIXED)
   with Partitioning(make_mesh(axes(mesh))).use():

@@ -219,7 +219,7 @@ def test_importance_weights_of_another_sampler_by_hand(one, completions, monkeyp
 
 
 @pytest.mark.parametrize("minibatches, microbatches, rows, objective", [
-    (1, 1, (8, 8), "clipped"), (1, 2, (8, 16), "gspo"),
+    (1, 1, (8, 8), "clipped"), pytest.param(1, 2, (8, 16), "gspo", marks=pytest.mark.slow),
     pytest.param(1, 2, (8, 16), "gmpo", marks=pytest.mark.slow)])
 def test_eight_devices_and_one_pack_and_update_alike(
     minibatches, microbatches, rows, objective, one, completions, monkeypatch):
@@ -277,6 +277,7 @@ def programs_folder(tmp_path):
   jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.slow  # Four first steps: 27 s of compilation.
 def test_what_the_last_run_like_it_needed_is_begun_before_sampling(
     one, completions, monkeypatch, programs_folder):
   context, config, params, problems = one

@@ -113,7 +113,7 @@ def slow(*case):
 @pytest.mark.parametrize("kind, fields, metric, target", [
     ("lists", dict(loss="listwise"), "accuracy", 0.85),
     slow("ratings", dict(loss="regression"), "error", 0.4),
-    ("ratings", dict(loss="ordinal", levels=3), "accuracy", 0.8),
+    slow("ratings", dict(loss="ordinal", levels=3), "accuracy", 0.8),
     ("attributes",
      dict(loss="regression", labels="attributes", attributes=("sevens", "length")), "error", 0.8),
     ("steps", dict(loss="binary", labels="steps", read="steps", separator=";"), "accuracy", 0.9),
