@@ -31,7 +31,7 @@ def filled(values: Float[np.ndarray, "N"], groups: Sequence[int]) -> Float[np.nd
   if not np.ma.is_masked(values):
     return np.asarray(values)
   known, groups = ~np.ma.getmaskarray(values), np.asarray(groups)
-  out = values.filled(0.0)
+  out = np.ma.filled(values, 0.0)
   for i in np.flatnonzero(~known):
     rest = known & (groups == groups[i])
     out[i] = out[rest].mean() if rest.any() else 0.0
