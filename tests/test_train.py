@@ -638,7 +638,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_stop_the_run(config, tmp_
     ({"mesh.platform": "gpu"}, "mesh.platform='gpu' was asked for, but JAX runs on 'cpu'"),
     ({"mesh.platform": "tpu"}, "pip install \"rl_reason[tpu]\""),
     ({"mesh.data": 16}, "data=16"),
-    ({"rl.rollout.prompts": 2**28}, "Stage 'rl' needs about"),
+    ({"rl.rollout.prompts": 2**24}, "Stage 'rl' needs about"),
 ])
 def test_what_cannot_work_is_found_before_any_device_work(
     config, tmp_path, monkeypatch, changes, message):

@@ -223,6 +223,7 @@ def pipeline():
   return c
 
 
+@pytest.mark.slow  # Two whole runs of three stages: 70 s.
 def test_a_policy_learns_from_a_reward_model_and_resumes_bit_for_bit(pipeline, tmp_path):
   params = train(pipeline, tmp_path / "whole", plain=True)
   lines = read_metrics(tmp_path / "whole")

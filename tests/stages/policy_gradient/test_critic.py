@@ -170,7 +170,8 @@ def test_a_critic_learns_a_constant_reward_while_the_policy_waits(
   assert all(m["logprob_gap"] < 1e-5 for m in history[:41])
 
 
-@pytest.mark.parametrize("trunk", critic_lib.TRUNKS)
+@pytest.mark.parametrize(
+    "trunk", ["shared", pytest.param("separate", marks=pytest.mark.slow)])
 def test_eight_devices_and_one_train_a_critic_alike(trunk, one, completions, monkeypatch):
   monkeypatch.setattr(sampler, "generate", lambda *args, **kwargs: completions)
   def trained(context, config, params):

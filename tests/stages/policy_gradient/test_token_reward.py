@@ -306,6 +306,7 @@ def test_numbers_of_the_claim_on_slips_by_hand(tmp_path):
   assert oreal.content_alone(tmp_path) == 0
 
 
+@pytest.mark.slow  # A whole run with two models: 40 s.
 def test_experiment_end_to_end_small(tmp_path):
   c = config_lib.load("experiments/oreal.py:full-tiny")
   train.train(c, tmp_path)

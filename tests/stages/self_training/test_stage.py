@@ -207,6 +207,7 @@ def test_accumulated_rounds_keep_what_was_there():
   assert stage.resumable["pool"].sampled == 32
 
 
+@pytest.mark.slow  # Two whole runs: 45 s. `make kills` interrupts this stage, too.
 def test_a_run_resumes_to_the_same_bits_within_a_round(tmp_path):
   c = make_config(hint=";{reference};{prompt}", **{
       "learner.lora": dict(rank=2), "keep.per_problem": 2, "keep.choose": "random",
