@@ -226,7 +226,12 @@ def recorded(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
   Raises: ValueError as record.read.
   """
   found = record.read(folder)
-  return None if found is None else as_json(ml_collections.ConfigDict(found.config))
+  return None if found is None else up_to_date(found)
+
+
+def up_to_date(found: record.Record) -> dict[str, Any]:
+  """Returns a record's config, with fields that are new since it was written."""
+  return as_json(ml_collections.ConfigDict(found.config))
 
 
 def continued(
@@ -242,9 +247,10 @@ def continued(
   Returns: the locked config; None if the folder holds no run.
   Raises: ValueError if the file is another run's, or as record.read.
   """
-  found, values = record.read(folder), recorded(folder)
+  found = record.read(folder)
   if found is None:
     return None
+  values = up_to_date(found)
   config = asked.copy_and_resolve_references() if asked else ml_collections.ConfigDict()
   if asked:
     # What an earlier call set on the command line differs from the file, as it should.

@@ -20,7 +20,7 @@ from rl_reason.config import fields as config_lib
 from rl_reason.config import json_text
 from rl_reason.reporting.whole_files import write_whole
 from rl_reason.run import record
-from rl_reason.run.config import as_json, recorded
+from rl_reason.run.config import as_json, up_to_date
 from rl_reason.run.owner import Ownership
 from rl_reason.runtime import sharding
 from rl_reason.runtime.checkpoint import CheckpointMismatch, Checkpoints, read_params
@@ -71,7 +71,7 @@ class Workdir:
       raise ValueError(
           f"The workdir {self.path} holds a run without its config.json, so it cannot be continued"
           " safely. Choose another --workdir.")
-    other, changed = record.differences(recorded(self.path), resolved)
+    other, changed = record.differences(up_to_date(found), resolved)
     if other:
       raise ValueError(
           f"The workdir {self.path} belongs to another run: {record.in_words(other)}. Nothing was"
@@ -108,7 +108,7 @@ class Workdir:
       yield
     except CheckpointMismatch as error:
       found, asked = record.read(self.path), as_json(config)
-      changes = config_lib.changes(recorded(self.path), asked) if found else {}
+      changes = config_lib.changes(up_to_date(found), asked) if found else {}
       raise Claim(self, found, asked, changes).explain("", error) from error
 
   def date(self, *, record: bool = False) -> datetime.date:
