@@ -25,22 +25,21 @@ def value(row: Mapping[str, Any], column: str, *, null: bool = False) -> Any:
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
   """Returns the text in a column. Raises: ValueError as `value`, and for what is no text."""
-  given = value(row, column)
-  if not isinstance(given, str):
-    raise ValueError(
-        f"column {column!r} is {shown(given)}, and must be a text: correct it, or name the column"
-        " of the text.")
-  return given
+  return _of_kind(row, column, str, "text")
 
 
 def list_of(row: Mapping[str, Any], column: str) -> list[Any]:
   """Returns the list in a column. Raises: ValueError as `value`, and for what is no list."""
+  return list(_of_kind(row, column, (list, tuple), "list"))
+
+
+def _of_kind(row: Mapping[str, Any], column: str, kind: type | tuple[type, ...], noun: str) -> Any:
   given = value(row, column)
-  if not isinstance(given, (list, tuple)):
+  if not isinstance(given, kind):
     raise ValueError(
-        f"column {column!r} is {shown(given)}, and must be a list: correct it, or name the column"
-        " of the list.")
-  return list(given)
+        f"column {column!r} is {shown(given)}, and must be a {noun}: correct it, or name the column"
+        f" of the {noun}.")
+  return given
 
 
 def texts_of(row: Mapping[str, Any], column: str) -> list[str]:
