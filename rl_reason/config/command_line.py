@@ -107,14 +107,23 @@ def says_what_to_install(error: ImportError) -> bool:
   return "install" in str(error)
 
 
-@contextlib.contextmanager
-def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
-  """Ends the command with one line for an error that the user can cure, with the status 1.
+def end(message: str, error: Exception) -> NoReturn:
+  """Ends the command with a line. Raises: SystemExit, with the status 1."""
+  raise SystemExit(message) from error
 
-  RL_REASON_TRACEBACK=1 in the environment shows the traceback.
+
+@contextlib.contextmanager
+def errors_in_one_line(
+    *kinds: type[Exception], end: Callable[[str, Exception], NoReturn] = end) -> Iterator[None]:
+  """Ends the command with one line for an error that the user can cure.
+
+  These are ValueError, OSError and an optional package that is not installed. Other errors are
+  faults of the code and keep their traceback. RL_REASON_TRACEBACK=1 in the environment shows the
+  traceback of every error.
 
   Args:
-    kinds: of these errors, beside ValueError and OSError.
+    kinds: of these errors, too.
+    end: (the line, the error) -> ends the command.
   """
   try:
     yield
@@ -122,5 +131,5 @@ def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
     if os.environ.get("RL_REASON_TRACEBACK") or (
         isinstance(error, ImportError) and not says_what_to_install(error)):
       raise
-    # An error's notes name the part that it comes from.
-    raise SystemExit(" ".join([f"Error: {error}", *getattr(error, "__notes__", ())])) from error
+    # An error's notes name the part that it comes from, such as a reward or an environment.
+    end(" ".join([f"Error: {error}", *getattr(error, "__notes__", ())]), error)

@@ -9,7 +9,8 @@ from typing import NoReturn
 from absl import flags, logging
 import jax
 
-from rl_reason.config.command_line import Parser, says_what_to_install
+from rl_reason.config import command_line
+from rl_reason.config.command_line import Parser
 from rl_reason.reporting import exits, whole_files
 from rl_reason.rewards.composition.monitors import StoppedByMonitor
 from rl_reason.run import config as config_lib
@@ -38,23 +39,14 @@ def start() -> None:
 def errors_in_one_line():
   """Ends the command with one line for an error that the user can cure.
 
-  These are ValueError, OSError, FloatingPointError, StoppedByMonitor, a device's memory that ran
-  out, and an optional package that is not installed. Other errors are faults of the code and keep their traceback. RL_REASON_TRACEBACK=1 in
-  the environment shows the traceback of every error.
+  Beside those of config.command_line these are FloatingPointError, StoppedByMonitor, and a device's
+  memory that ran out.
   """
   try:
-    yield
-    if peers.watched():
-      peers.watched().end()
-  except (ValueError, OSError, FloatingPointError, StoppedByMonitor, ImportError) as error:
-    if isinstance(error, ImportError) and not says_what_to_install(error):
-      raise
-    if isinstance(error, BrokenPipeError) and exits.stdout_is_closed():
-      raise  # No error: nobody reads on, and the command ends quietly (reporting.exits).
-    if os.environ.get("RL_REASON_TRACEBACK"):
-      raise
-    # An error's notes name the part that it comes from, such as a reward or an environment.
-    _end(" ".join([f"Error: {error}", *getattr(error, "__notes__", ())]), error)
+    with command_line.errors_in_one_line(FloatingPointError, StoppedByMonitor, end=_end):
+      yield
+      if peers.watched():
+        peers.watched().end()
   except jax.errors.JaxRuntimeError as error:
     if peers.caused(error):
       peers.watched().leave_after(error)
@@ -65,12 +57,14 @@ def errors_in_one_line():
 
 def _end(message: str, error: Exception) -> NoReturn:
   """Ends the command with a line. Raises: SystemExit, with status 1, where it runs alone."""
+  if isinstance(error, BrokenPipeError) and exits.stdout_is_closed():
+    raise error  # No error: nobody reads on, and the command ends quietly (reporting.exits).
   # Of several processes perhaps only this one has the error, and the others wait for it.
   if peers.caused(error):
     peers.watched().leave_after(error)
   if peers.watched():
     peers.watched().leave(message)
-  raise SystemExit(message) from error
+  command_line.end(message, error)
 
 
 def command(
@@ -95,16 +89,15 @@ def command(
   add_settings(parser)
   with exits.with_status():
     # All names are checked before the config's file is read: one may be a misspelt --config.
-    _, words = parser.parse_known_args()
+    settings, words = parser.parse_known_args()
     for word in words:
       flag = word.lstrip("-").partition("=")[0]
       if word.startswith("-") and not flag.startswith("config.") and flag not in flags.FLAGS:
         parser.refuse(word)
     # The config's flags depend on the file or the run, which are read before they are parsed.
     with errors_in_one_line():
-      config, argv = config_lib.define_flag(sys.argv)
-      settings, words = parser.parse_known_args(argv[1:])
-      _parse_fields(parser, [argv[0], *words])
+      config, _ = config_lib.define_flag(sys.argv)
+      _parse_fields(parser, [sys.argv[0], *words])
       settings = {k: v for k, v in vars(settings).items() if k != "config"}
       workdir = whole_files.folder(settings.pop("workdir"), "--workdir")
     main(config.value, workdir, **settings)
